@@ -1,0 +1,116 @@
+"""``config_optimized.json`` and the environment -> one frozen, typed object.
+
+Every key can be overridden by an environment variable: ``FLUX_`` and the key in capitals (``FLUX_MODEL=embedded``).
+``docs/configuration.md`` explains each key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from backend.errors import SettingsError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG_FILE = ROOT / "config_optimized.json"
+PREFIX = "FLUX_"
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+}
+MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "tile_size": 32, "prompt_cache_entries": 0}
+
+
+@dataclass(frozen=True)
+class TextEncoderPaths:
+    """What a single-file Flux checkpoint does not hold: folders of the text encoders, tokenizers and autoencoder."""
+
+    text_encoder: str = ""
+    text_encoder_2: str = ""
+    tokenizer: str = ""
+    tokenizer_2: str = ""
+    vae: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the package. Paths are relative to the project's root unless absolute."""
+
+    model: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    cpu_threads: int = 0
+    weights_dir: str = "weights"
+    allow_download: bool = False
+    upscaler: str = "auto"
+    face_detector: str = "auto"
+    tile_size: int = 192
+    prompt_cache_entries: int = 32
+    warm_up: bool = True
+    log_level: str = "INFO"
+
+    @property
+    def weights_path(self) -> Path:
+        return ROOT / self.weights_dir
+
+
+def _checked(name: str, value: Any, kind: type, origin: str) -> Any:
+    where = f"{origin}: {name}"
+    if kind is bool and not isinstance(value, bool) or kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise SettingsError(f"{where} must be {'true or false' if kind is bool else 'a whole number'}, not {value!r}")
+    if kind is str and not isinstance(value, str):
+        raise SettingsError(f"{where} must be text, not {value!r}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise SettingsError(f"{where} must be one of {', '.join(CHOICES[name])}, not {value!r}")
+    if name in MINIMUM and value < MINIMUM[name]:
+        raise SettingsError(f"{where} must be at least {MINIMUM[name]}, not {value}")
+    return value
+
+
+def _from_environment(kind: type, text: str, name: str) -> Any:
+    if kind is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.strip().lower() not in words:
+            raise SettingsError(f"environment variable {name} must be true or false, not {text!r}")
+        return words[text.strip().lower()]
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise SettingsError(f"environment variable {name} must be a whole number, not {text!r}") from None
+    return text
+
+
+def load_settings(path: Path = CONFIG_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the file, then the environment over it.
+
+    Raises :class:`SettingsError` for a file that is not JSON, an unknown key (with the nearest known one), or a value of
+    the wrong type or range.
+    """
+    kinds: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            data = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"{path.name}: not valid JSON in line {error.lineno}: {error.msg}") from None
+        if not isinstance(data, dict):
+            raise SettingsError(f"{path.name}: must hold one JSON object")
+        for key, value in data.items():
+            if key not in kinds:
+                raise SettingsError(f"{path.name}: unknown key '{key}'{nearest(key, kinds)}")
+            values[key] = _checked(key, value, kinds[key], path.name)
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        key = variable.removeprefix(PREFIX).lower()
+        if key not in kinds:
+            raise SettingsError(f"environment variable {variable}: unknown setting{nearest(key, kinds)}")
+        values[key] = _checked(key, _from_environment(kinds[key], text, variable), kinds[key], "environment")
+    return Settings(**values)

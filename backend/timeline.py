@@ -1,0 +1,121 @@
+"""Where the time goes: nested spans, printed as a table, drawn as a chart, sent as metrics.
+
+>>> timeline = Timeline()
+>>> with timeline.span("generate"):
+...     with timeline.span("encode"):
+...         pass
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MemoryProbe = Callable[[], int]
+
+
+@dataclass
+class Span:
+    """One named piece of time. ``start`` and ``seconds`` are relative to the timeline's beginning; memory is in bytes."""
+
+    name: str
+    depth: int
+    start: float
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    path: str = field(default="")
+
+
+class Timeline:
+    """Spans of one set-up or one prediction, in the order in which they began.
+
+    ``peak_memory`` gives the peak memory in bytes since ``reset_peak`` was last called; both are from the device. Spans
+    nest, so an inner span's peak also counts for the outer ones.
+    """
+
+    def __init__(self, peak_memory: MemoryProbe | None = None, reset_peak: Callable[[], None] | None = None) -> None:
+        self._begin = time.perf_counter()
+        self._peak_memory = peak_memory
+        self._reset_peak = reset_peak
+        self._open: list[Span] = []
+        self.spans: list[Span] = []
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[Span]:
+        """Times the block, also when it raises."""
+        path = ".".join([*(outer.name for outer in self._open), name])
+        span = Span(name, len(self._open), time.perf_counter() - self._begin, path=path)
+        self._note_peak()
+        if self._reset_peak:
+            self._reset_peak()
+        self.spans.append(span)
+        self._open.append(span)
+        try:
+            yield span
+        finally:
+            span.seconds = time.perf_counter() - self._begin - span.start
+            self._note_peak()
+            self._open.remove(span)
+
+    def _note_peak(self) -> None:
+        if self._peak_memory and self._open:
+            peak = self._peak_memory()
+            for span in self._open:
+                span.peak_bytes = max(span.peak_bytes, peak)
+
+    @property
+    def seconds(self) -> float:
+        """From the timeline's creation until now."""
+        return time.perf_counter() - self._begin
+
+    def metrics(self) -> dict[str, float]:
+        """``{"generate.seconds": .., "generate.peak_bytes": .., "generate.encode.seconds": ..}``; repeated spans add up."""
+        values: dict[str, float] = {}
+        for span in self.spans:
+            seconds = f"{span.path}.seconds"
+            values[seconds] = round(values.get(seconds, 0.0) + span.seconds, 4)
+            if span.peak_bytes:
+                peak = f"{span.path}.peak_bytes"
+                values[peak] = max(values.get(peak, 0), span.peak_bytes)
+        return values
+
+    def table(self) -> str:
+        """One line a span: name indented by depth, seconds, share of the whole, peak memory."""
+        whole = sum(span.seconds for span in self.spans if span.depth == 0) or 1.0
+        width = max([24, *(len(span.name) + 2 * span.depth for span in self.spans)])
+        lines = [f"{'stage':<{width}} {'seconds':>8} {'share':>6} {'peak':>9}"]
+        for span in self.spans:
+            name = "  " * span.depth + span.name
+            peak = f"{span.peak_bytes / 2**20:.0f} MiB" if span.peak_bytes else ""
+            lines.append(f"{name:<{width}} {span.seconds:>8.2f} {span.seconds / whole:>6.0%} {peak:>9}".rstrip())
+        lines.append(f"{'total':<{width}} {whole:>8.2f}")
+        return "\n".join(lines)
+
+    def chart(self, path: Path) -> None:
+        """Writes the spans as a bar chart (PNG), time to the right, one row a span."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        row, left, width = 22, 230, 900
+        whole = max([span.start + span.seconds for span in self.spans], default=1.0) or 1.0
+        image = Image.new("RGB", (left + width + 90, row * (len(self.spans) + 2)), "white")
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+        colours = ("#3b6fb6", "#6fa8dc", "#9fc5e8", "#cfe2f3")
+        for index, span in enumerate(self.spans):
+            y = row * index + 8
+            x1 = left + width * span.start / whole
+            x2 = max(left + width * (span.start + span.seconds) / whole, x1 + 1)
+            draw.text((8 + 12 * span.depth, y), span.name, fill="black", font=font)
+            draw.rectangle((x1, y, x2, y + row - 6), fill=colours[min(span.depth, 3)])
+            draw.text((x2 + 5, y), f"{span.seconds:.2f} s", fill="black", font=font)
+        base = row * len(self.spans) + 12
+        draw.line((left, base, left + width, base), fill="black")
+        for tick in range(6):
+            x = left + width * tick / 5
+            draw.line((x, base, x, base + 4), fill="black")
+            draw.text((x - 10, base + 6), f"{whole * tick / 5:.1f}", fill="black", font=font)
+        temporary = path.with_name(f".{path.name}.part")
+        image.save(temporary, "PNG")
+        temporary.replace(path)

@@ -1,0 +1,146 @@
+"""One typed request for pictures: every input once, with its range. What is wrong is refused here, before any model runs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from PIL import Image
+
+from backend.errors import InputError, nearest
+
+ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "1:1": (1024, 1024),
+        "16:9": (1344, 768),
+        "21:9": (1536, 640),
+        "3:2": (1216, 832),
+        "2:3": (832, 1216),
+        "4:5": (896, 1088),
+        "5:4": (1088, 896),
+        "3:4": (896, 1152),
+        "4:3": (1152, 896),
+        "9:16": (768, 1344),
+        "9:21": (640, 1536),
+    }
+)
+"""Width and height in pixels at one megapixel, as hosted Flux models have them; other native sizes scale them."""
+
+CUSTOM = "custom"
+MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
+OUTPUT_FORMATS = ("webp", "jpg", "png")
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must lie on."""
+
+    native: int
+    multiple: int
+
+    def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
+        """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""
+        scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
+        width, height = (max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in ASPECT_RATIOS[aspect_ratio])
+        return width, height
+
+
+@dataclass(frozen=True)
+class AdetailerUnit:
+    """One detail pass: which detector, what to repaint, how strongly. Defaults are ADetailer 25.3's."""
+
+    model: str = "face_yolov8n.pt"
+    prompt: str = ""
+    negative_prompt: str = ""
+    confidence: float = 0.3
+    mask_filter_method: str = "Area"
+    mask_k: int = 0
+    mask_min_ratio: float = 0.0
+    mask_max_ratio: float = 1.0
+    dilate_erode: int = 4
+    x_offset: int = 0
+    y_offset: int = 0
+    mask_merge_invert: str = "None"
+    mask_blur: int = 4
+    denoising_strength: float = 0.4
+    inpaint_only_masked: bool = True
+    inpaint_only_masked_padding: int = 32
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in pixels."""
+
+    prompt: str
+    width: int
+    height: int
+    seed: int
+    num_outputs: int = 1
+    num_inference_steps: int = 28
+    guidance_scale: float = 3.5
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    prompt_strength: float = 0.8
+    adetailer: tuple[AdetailerUnit, ...] = ()
+    scale: float = 1.0
+    output_format: str = "webp"
+    output_quality: int = 80
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InputError("prompt", "is empty; say in words what the picture should show")
+        for name, low, high in (
+            ("num_outputs", 1, 4),
+            ("num_inference_steps", 1, 50),
+            ("guidance_scale", 0, 10),
+            ("prompt_strength", 0, 1),
+            ("scale", 1, 8),
+            ("output_quality", 0, 100),
+            ("seed", 0, MAX_SEED),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(name, f"must be from {low} to {high}, not {value}")
+        if self.output_format not in OUTPUT_FORMATS:
+            raise InputError("output_format", f"must be one of {', '.join(OUTPUT_FORMATS)}, not '{self.output_format}'")
+        if self.mask is not None and self.image is None:
+            raise InputError("mask", "needs an image to paint into; give the input 'image' too")
+        if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
+            raise InputError("mask", f"must have the size of the image ({_size(self.image)}), not {_size(self.mask)}")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of every picture: the request's own, and the following numbers."""
+        return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_outputs))
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"
+
+
+def choose_size(canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None) -> tuple[int, int]:
+    """The size of the first pass: the image's (fitted to the grid and the native area), the custom one, or the ratio's."""
+    if image is not None:
+        area = canvas.native**2 * MEGAPIXELS[megapixels]
+        scale = (area / (image.width * image.height)) ** 0.5
+        return tuple(max(canvas.multiple, round(side * scale / canvas.multiple) * canvas.multiple) for side in image.size)  # type: ignore[return-value]
+    if aspect_ratio != CUSTOM:
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
+        return canvas.size(aspect_ratio, megapixels)
+    for name, value in (("width", width), ("height", height)):
+        if value is None:
+            raise InputError(name, "is needed when aspect_ratio is 'custom'")
+        if value % canvas.multiple:
+            below = value - value % canvas.multiple
+            raise InputError(name, f"must be a multiple of {canvas.multiple} for this model, not {value}; use {below or canvas.multiple} or {below + canvas.multiple}")
+    assert width is not None and height is not None
+    return width, height
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1)
