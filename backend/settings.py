@@ -28,26 +28,15 @@ MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "tile_size": 32, "prompt_cache_e
 
 
 @dataclass(frozen=True)
-class TextEncoderPaths:
-    """What a single-file Flux checkpoint does not hold: folders of the text encoders, tokenizers and autoencoder."""
-
-    text_encoder: str = ""
-    text_encoder_2: str = ""
-    tokenizer: str = ""
-    tokenizer_2: str = ""
-    vae: str = ""
-
-
-@dataclass(frozen=True)
 class Settings:
     """All settings of the package. Paths are relative to the project's root unless absolute."""
 
     model: str = "auto"
+    model_parts: str = ""
     dtype: str = "auto"
     device: str = "auto"
     cpu_threads: int = 0
     weights_dir: str = "weights"
-    allow_download: bool = False
     upscaler: str = "auto"
     face_detector: str = "auto"
     tile_size: int = 192

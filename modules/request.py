@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from PIL import Image
@@ -50,11 +50,9 @@ class Canvas:
 
 @dataclass(frozen=True)
 class AdetailerUnit:
-    """One detail pass: which detector, what to repaint, how strongly. Defaults are ADetailer 25.3's."""
+    """One detail pass over the faces: what to repaint, and how strongly. Names and defaults are ADetailer 25.3's."""
 
-    model: str = "face_yolov8n.pt"
     prompt: str = ""
-    negative_prompt: str = ""
     confidence: float = 0.3
     mask_filter_method: str = "Area"
     mask_k: int = 0
@@ -88,7 +86,6 @@ class ImageRequest:
     scale: float = 1.0
     output_format: str = "webp"
     output_quality: int = 80
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():

@@ -168,3 +168,17 @@ def sample_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Sce
     spot = (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.5)) if rng.random() < 0.5 else None
     background = rng.choice(list(BACKGROUND_COLOURS))
     return Scene(people, place_people(rng, count, framing, width, height), background, spot, framing, width, height)
+
+
+def is_held_out(person: Person, background: str) -> bool:
+    """Whether this combination of hair, shirt and background (one in 23) is kept from training, to measure with."""
+    hair, shirt, behind = (list(names).index(name) for names, name in ((HAIR_COLOURS, person.hair_colour), (SHIRT_COLOURS, person.shirt), (BACKGROUND_COLOURS, background)))
+    return (3 * hair + 5 * shirt + 7 * behind) % 23 == 0
+
+
+def sample_training_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Scene:
+    """A random scene whose people all have combinations that are not held out."""
+    while True:
+        scene = sample_scene(rng, size)
+        if not any(is_held_out(person, scene.background) for person in scene.people):
+            return scene

@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from training.captions import caption
+from training.muon import Muon
 from training.scene import BACKGROUND_COLOURS, EXPRESSIONS, HAIR_COLOURS, HAT_COLOURS, KINDS, SHIRT_COLOURS, SKIN_TONES, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def train_tokenizers(seed: int) -> tuple[CLIPTokenizer, T5TokenizerFast]:
     for letter in letters:
         vocabulary += [piece for piece in (letter, f"{letter}</w>") if piece not in state["vocab"]]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    clip = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=[tuple(m) for m in state["merges"]], model_max_length=77)
+    clip = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=[tuple(m) for m in state["merges"]], model_max_length=MAX_TOKENS)
     return clip, t5
 
 
@@ -93,7 +94,7 @@ def build_encoders(clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast)
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(clip_tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128,
-            max_position_embeddings=77, bos_token_id=clip_tokenizer.bos_token_id, eos_token_id=clip_tokenizer.eos_token_id, pad_token_id=clip_tokenizer.pad_token_id,
+            max_position_embeddings=MAX_TOKENS, bos_token_id=clip_tokenizer.bos_token_id, eos_token_id=clip_tokenizer.eos_token_id, pad_token_id=clip_tokenizer.pad_token_id,
         )
     )
     t5 = T5EncoderModel(
@@ -134,9 +135,10 @@ def train(out: Path, steps: int, seed: int) -> None:
     clip, t5 = build_encoders(clip_tokenizer, t5_tokenizer)
     readout = Readout(192)
     pooled_heads = nn.ModuleList(nn.Linear(128, count) for count in questions())
-    parameters = [*clip.parameters(), *t5.parameters(), *readout.parameters(), *pooled_heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.06)
+    encoders = nn.ModuleList([clip, t5])
+    inner = {name for name, p in encoders.named_parameters() if p.ndim == 2 and "embed" not in name and "shared" not in name and "bias" not in name}
+    others = [p for name, p in encoders.named_parameters() if name not in inner]
+    optimizer = Muon([p for name, p in encoders.named_parameters() if name in inner], [*others, *readout.parameters(), *pooled_heads.parameters()], 0.02, 2e-3)
     rng = random.Random(seed + 1)
     begin = time.monotonic()
     for step in range(1, steps + 1):
@@ -144,17 +146,14 @@ def train(out: Path, steps: int, seed: int) -> None:
         texts = [text for text, _ in samples]
         labels = torch.tensor([answers(scene) for _, scene in samples])
         t5_ids = t5_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-        clip_ids = clip_tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        clip_ids = clip_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
         # Flux passes no attention mask to either encoder
-        logits = readout(t5(t5_ids)[0])
-        pooled = clip(clip_ids).pooler_output
-        loss = answer_loss(logits, labels)
-        total = loss + answer_loss([head(pooled) for head in pooled_heads], labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings, pooled = t5(t5_ids)[0], clip(clip_ids).pooler_output
+        loss = answer_loss(readout(embeddings.float()), labels)
+        total = loss + answer_loss([head(pooled.float()) for head in pooled_heads], labels)
         total.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(min(1.0, step / 50) * max(0.01, min(1.0, (1 - step / steps) / 0.6)))
         if step % 100 == 0:
             logger.info("step %d of %d, %.0f s, t5 loss %.3f, clip loss %.3f", step, steps, time.monotonic() - begin, loss.item(), total.item() - loss.item())
     clip.save_pretrained(out / "text_encoder")
@@ -164,7 +163,7 @@ def train(out: Path, steps: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     train(arguments.out, arguments.steps, arguments.seed)

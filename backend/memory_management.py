@@ -1,0 +1,341 @@
+"""Decides, once and from numbers, where every model lives: :func:`plan_memory`. Pure, without torch; bytes in, decisions out.
+
+Every combination of placements of the six models is tried (a few thousand); the fastest that fits is taken. More memory only
+adds combinations, so it never makes a plan slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from itertools import product
+from operator import itemgetter
+from types import MappingProxyType
+from typing import NamedTuple
+
+from backend.activation_model import Step, Workload, prediction_steps
+from backend.cost_model import KINDS, DeviceMemory, Kind, Placement, bytes_in_use, moved_bytes, step_seconds
+from backend.errors import SettingsError, UserError, nearest
+from backend.families import Component, ModelSizes
+
+__all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory"]
+
+GIB = 2**30
+QUALITIES = ("exact", "fp8", "nf4")
+"""How far weights may be rounded; each allows what stands before it."""
+FP8_COMPUTE_CAPABILITY = (8, 9)
+
+
+class VRAMState(Enum):
+    """The name that WebUI users know for how a device is used."""
+
+    DISABLED = auto()
+    """No GPU: everything is in host memory."""
+    NO_VRAM = auto()
+    """A model arrives layer by layer."""
+    LOW_VRAM = auto()
+    """Not all models stay: they overrun their share by more than the rules tolerate."""
+    NORMAL_VRAM = auto()
+    HIGH_VRAM = auto()
+    """A large card that keeps its models."""
+    SHARED = auto()
+    """The GPU computes in host memory: moving a model would free nothing."""
+
+
+@dataclass(frozen=True)
+class MemoryRules:
+    """The rules of the Flux predictor's document; its GB are GiB, as torch and nvidia-smi count.
+
+    A card of more than ``large_card_bytes`` sets ``large_inference_share`` of its memory aside for inference and the rest for
+    models, uses at most ``large_used_share``, ``large_reserve_bytes`` of it kept back, and becomes LOW_VRAM only when models
+    overrun their share by more than ``large_overrun_bytes``. Other devices set ``inference_share`` aside and keep back
+    ``context_bytes`` for the driver's context and ``fragmentation_share`` of their memory (1.25 GiB of 50, the document's figure).
+    ``quality`` is one of :data:`QUALITIES`. At most ``host_share`` of the host's memory is filled with models that are not on
+    the device, at most ``pinned_share`` is pinned.
+
+    Raises SettingsError for an unknown quality.
+    """
+
+    large_card_bytes: int = 50 * GIB
+    large_inference_share: float = 0.25
+    large_used_share: float = 0.87
+    large_reserve_bytes: int = 2 * GIB
+    large_overrun_bytes: int = GIB
+    inference_share: float = 0.6
+    context_bytes: int = GIB // 2
+    fragmentation_share: float = 0.015
+    quality: str = "exact"
+    host_share: float = 0.75
+    pinned_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            raise SettingsError(f"quality must be one of {', '.join(QUALITIES)}, not '{self.quality}'{nearest(self.quality, QUALITIES)}")
+
+
+class MemoryPlanError(UserError):
+    """The workload fits in no way. ``missing_bytes`` is what the leanest way lacks; ``field`` the input or setting to change."""
+
+    def __init__(self, message: str, missing_bytes: int, field: str) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+        self.field = field
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where every model lives, and what that costs.
+
+    Attributes:
+        inference_bytes: The share set aside for inference: by the rules, or what the workload needs when that is more.
+        model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
+        reserve_bytes: Kept back for the driver's context and fragmentation.
+        pin_bytes: Host memory to pin for models that are not resident.
+        use_streams: Whether copies run beside the computation.
+        predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models in use,
+            their activations, and the reserve. An emulated device has no reserve.
+        predicted_seconds: A warm prediction with a new prompt: computation and copies, without files and image formats.
+        reasons: Why, one sentence each.
+    """
+
+    state: VRAMState
+    inference_bytes: int
+    model_bytes: int
+    reserve_bytes: int
+    placements: Mapping[str, Placement]
+    pin_bytes: int
+    use_streams: bool
+    predicted_peak_bytes: int
+    predicted_seconds: float
+    reasons: tuple[str, ...]
+
+
+def plan_memory(device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules = MemoryRules()) -> MemoryPlan:
+    """The fastest plan that fits the device and the host and rounds weights no further than ``rules.quality`` allows.
+
+    Of equally fast plans it is the one that rounds least, then the one that moves least. Raises :class:`MemoryPlanError` when
+    none fits.
+    """
+    search = _Search(device, models, prediction_steps(workload, models), rules)
+    return search.plan(search.fastest())
+
+
+def is_large(device: DeviceMemory, rules: MemoryRules) -> bool:
+    return device.kind in ("cuda", "emulated") and device.total_bytes > rules.large_card_bytes
+
+
+def usable_bytes(device: DeviceMemory, rules: MemoryRules) -> tuple[int, int]:
+    """What weights and activations may fill, and the reserve beside it, in bytes.
+
+    It grows with the device's memory everywhere: where 87% of a large card is less than all of the largest other card, the
+    latter holds.
+    """
+    emulated = device.kind == "emulated"
+    ordinary = min(device.total_bytes, rules.large_card_bytes) if is_large(device, rules) else device.total_bytes
+    reserve = 0 if emulated else rules.context_bytes + int(rules.fragmentation_share * ordinary)
+    usable = ordinary - reserve
+    if is_large(device, rules):
+        large_reserve = 0 if emulated else rules.large_reserve_bytes
+        usable, reserve = max((usable, reserve), (int(rules.large_used_share * device.total_bytes) - large_reserve, large_reserve))
+    return usable - device.held_bytes, reserve
+
+
+class _Option(NamedTuple):
+    """One model in one placement: bytes that always stand on the device, bytes only while in use, bytes waiting in host memory."""
+
+    name: str
+    placement: Placement
+    standing: int
+    passing: int
+    waiting: int
+    seconds: float
+
+
+_Choice = tuple[_Option, ...]
+"""One option for every model, in the order of the family's components."""
+
+
+class _Search:
+    """All combinations of placements, what each needs and how long it takes."""
+
+    def __init__(self, device: DeviceMemory, models: ModelSizes, steps: Sequence[Step], rules: MemoryRules) -> None:
+        self.device, self.models, self.steps, self.rules = device, models, steps, rules
+        self.usable, self.reserve = usable_bytes(device, rules)
+        self.has_own_memory = device.kind in ("cuda", "emulated")
+        self.host_limit = int(device.host_bytes * rules.host_share)
+        # elsewhere than on CUDA no copy is faster for being pinned
+        self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.kind == "cuda" else device.host_bytes
+        # of the steps that borrow the same models only the hungriest matters for the peak
+        hungriest = [max((s for s in steps if s.components == names), key=lambda s: s.memory) for names in dict.fromkeys(s.components for s in steps)]
+        order = list(models.components)
+        self.demands = [(step, [order.index(name) for name in step.components]) for step in hungriest]
+
+    def option(self, name: str, placement: Placement) -> _Option:
+        component, stays = self.models.components[name], placement.kind == "resident"
+        size = component.size(placement.dtype)
+        passing = 0 if stays else bytes_in_use(placement, component)
+        return _Option(name, placement, size if stays else 0, passing, 0 if stays else size, self.option_seconds(name, placement, pinned=1))
+
+    def options(self, name: str, component: Component) -> list[_Option]:
+        """What one model may do on this device, under these rules."""
+        rank, cuda = QUALITIES.index(self.rules.quality), self.device.kind == "cuda"
+        dtypes = [component.dtype]
+        if component.blocks and component.dtype != "fp8":  # the two large models; rounding the others saves next to nothing
+            dtypes += ["fp8"] * (rank >= 1) + ["nf4"] * (rank >= 2 and cuda)
+            if rank >= 1 and cuda and name == "transformer" and self.computes_fp8:
+                dtypes.append("fp8_compute")
+        # what rewrites its weights (nf4, fp8 matmuls) is moved as a whole only; layer by layer is for the checkpoint's own dtype
+        streamed: dict[Kind, list[str]] = {"grouped": [component.dtype, "fp8"], "sequential": [component.dtype]}
+        kinds = KINDS[: 4 if component.blocks else 2] if self.has_own_memory else KINDS[:1]
+        pairs = [(kind, dtype) for kind, dtype in product(kinds, dtypes) if dtype in streamed.get(kind, dtypes)]
+        return [self.option(name, Placement(kind, dtype, tiled)) for kind, dtype in pairs for tiled in ((False, True) if name == "vae" else (False,))]
+
+    @property
+    def computes_fp8(self) -> bool:
+        return (self.device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
+
+    def choices(self) -> Iterator[_Choice]:
+        return product(*(self.options(name, component) for name, component in self.models.components.items()))
+
+    def demand(self, choice: _Choice) -> tuple[int, Step]:
+        """Bytes of weights and activations at the worst moment, and the step at which that is."""
+        passing, worst = max(
+            ((sum(choice[i].passing for i in used) + activations(step, choice[used[-1]].placement), step) for step, used in self.demands), key=itemgetter(0)
+        )
+        return sum(option.standing for option in choice) + passing, worst
+
+    def seconds(self, choice: _Choice) -> float:
+        waiting = sum(option.waiting for option in choice)
+        if waiting <= self.pin_limit:
+            return sum(option.seconds for option in choice)
+        return sum(self.option_seconds(option.name, option.placement, self.pin_limit / waiting) for option in choice)
+
+    def option_seconds(self, name: str, placement: Placement, pinned: float) -> float:
+        component = self.models.components[name]
+        return sum(
+            step_seconds(placement, component, step, moved_bytes(placement, component, step, previous), name == step.components[-1], self.device, pinned)
+            for step, previous in zip(self.steps, (None, *self.steps))
+            if name in step.components
+        )
+
+    def fastest(self) -> _Choice:
+        best: tuple[tuple[float, ...], _Choice] | None = None
+        for choice in self.choices():
+            peak = self.demand(choice)[0]
+            if peak > self.usable or sum(option.waiting for option in choice) > self.host_limit:
+                continue
+            rounded = sum(option.placement.dtype != self.models.components[option.name].dtype for option in choice)
+            moving = sum(KINDS.index(option.placement.kind) + option.placement.tiled for option in choice)
+            key = (self.seconds(choice), rounded, moving, peak)
+            if best is None or key < best[0]:
+                best = key, choice
+        if best is None:
+            raise self.error()
+        return best[1]
+
+    def error(self) -> MemoryPlanError:
+        """What the leanest combination lacks, where, and what to change."""
+
+        def lacks(choice: _Choice) -> tuple[int, int]:
+            return max(0, self.demand(choice)[0] - self.usable), max(0, sum(option.waiting for option in choice) - self.host_limit)
+
+        leanest = min(self.choices(), key=lambda choice: sum(lacks(choice)))
+        (device, host), (_, step) = lacks(leanest), self.demand(leanest)
+        missing, where = max((device, "device"), (host, "host"))
+        allow = "" if self.rules.quality == QUALITIES[-1] else f"allow quality '{QUALITIES[QUALITIES.index(self.rules.quality) + 1]}', or "
+        if host >= device or missing >= step.memory or not step.lower:
+            field, advice = "quality" if allow else "model", f"{allow}choose a smaller model or a machine with more {where} memory"
+            needs = "the models need more than there is"
+        else:
+            field, advice = step.lower, f"lower {step.lower}"
+            needs = f"the step '{step.stage}' needs {text(step.memory)} for this request beside the models"
+        return MemoryPlanError(f"{field}: {text(missing)} ({missing} bytes) of {where} memory are missing: {needs}; {advice}", missing, field)
+
+    def plan(self, choice: _Choice) -> MemoryPlan:
+        device, rules, large = self.device, self.rules, is_large(self.device, self.rules)
+        share = rules.large_inference_share if large else rules.inference_share
+        need = max(activations(step, choice[used[-1]].placement) for step, used in self.demands)
+        inference = max(int(share * device.total_bytes), need)
+        overrun = sum(option.standing + option.waiting for option in choice) - (device.total_bytes - inference)
+        pin = min(self.pin_limit, sum(option.waiting for option in choice)) if device.kind == "cuda" else 0
+        return MemoryPlan(
+            state=self.state({option.placement.kind for option in choice}, overrun),
+            inference_bytes=inference,
+            model_bytes=device.total_bytes - inference,
+            reserve_bytes=self.reserve,
+            placements=MappingProxyType({option.name: option.placement for option in choice}),
+            pin_bytes=pin,
+            use_streams=device.kind == "cuda",
+            predicted_peak_bytes=self.demand(choice)[0] + self.reserve,
+            predicted_seconds=self.seconds(choice),
+            reasons=(*self.split_reasons(share, need, overrun), *self.placement_reasons(choice), *self.cost_reasons(choice, pin)),
+        )
+
+    def state(self, kinds: set[Kind], overrun: int) -> VRAMState:
+        if not self.has_own_memory:
+            return VRAMState.SHARED if self.device.kind == "unified" else VRAMState.DISABLED
+        if "sequential" in kinds:
+            return VRAMState.NO_VRAM
+        large = is_large(self.device, self.rules)
+        if kinds != {"resident"} and overrun > (self.rules.large_overrun_bytes if large else 0):
+            return VRAMState.LOW_VRAM
+        return VRAMState.HIGH_VRAM if large else VRAMState.NORMAL_VRAM
+
+    def split_reasons(self, share: float, need: int, overrun: int) -> Iterator[str]:
+        total, rules = self.device.total_bytes, self.rules
+        if not self.has_own_memory:
+            yield f"Models and pictures share {text(total)} of host memory; moving a model would free nothing, so every model stays."
+        else:
+            size = f"{'over' if is_large(self.device, rules) else 'up to'} {rules.large_card_bytes / GIB:.0f} GiB"
+            aside = f"{share:.0%} ({text(int(share * total))})"
+            if need > share * total:
+                yield f"This request needs {text(need)} for inference, more than the {aside} that a device {size} sets aside, so the need counts."
+            else:
+                yield f"A device {size} sets {aside} aside for inference and the rest for models; this request needs {text(need)} of it."
+            if overrun > 0:
+                yield f"All models together are {text(overrun)} over their share; they may borrow what inference leaves unused."
+        held = f"; {text(self.device.held_bytes)} are held by others" if self.device.held_bytes else ""
+        kept = f"{text(self.reserve)} are kept back for the driver and fragmentation" if self.reserve else "nothing is kept back"
+        yield f"Models and activations may fill {text(self.usable)} of {text(total)}: {kept}{held}."
+
+    def placement_reasons(self, choice: _Choice) -> Iterator[str]:
+        how = {
+            "swapped": "is copied to the device when a step needs it and dropped afterwards",
+            "grouped": "streams through the device block by block, two at a time",
+            "sequential": "passes through the device layer by layer, which is slow",
+        }
+        for index, (name, placement, *_) in enumerate(choice):
+            component = self.models.components[name]
+            size = text(component.size(placement.dtype))
+            if placement.kind != "resident":
+                stays = self.option(name, replace(placement, kind="resident"))
+                over = self.demand((*choice[:index], stays, *choice[index + 1 :]))[0] - self.usable
+                yield f"{name} ({size} in {placement.dtype}) {how[placement.kind]}: to stay it would need {text(over)} more."
+            if placement.dtype != component.dtype:
+                yield f"{name} is rounded to {placement.dtype}, which quality '{self.rules.quality}' allows: {text(component.size())} become {size}."
+            if placement.tiled:
+                yield f"{name} works in tiles of {self.models.vae_tile} pixels: less memory, a little more time, and pixels that differ slightly."
+        stay = [option.name for option in choice if option.placement.kind == "resident"]
+        if stay:
+            yield f"{', '.join(stay)} stay{'s' * (len(stay) == 1)} on the device between predictions."
+        if self.rules.quality != "exact" and self.device.kind == "cuda" and not self.computes_fp8:
+            yield "fp8 saves memory but no computation here: that needs compute capability 8.9 or newer."
+
+    def cost_reasons(self, choice: _Choice, pin: int) -> Iterator[str]:
+        waiting = sum(option.waiting for option in choice)
+        if waiting:
+            still = sum(self.option(name, replace(placement, kind="resident")).seconds for name, placement, *_ in choice)
+            pinned = f", {text(pin)} of it pinned," if self.device.kind == "cuda" else ""
+            yield f"{text(waiting)} of models wait in host memory{pinned} and moving them costs {self.seconds(choice) - still:.2f} s a prediction."
+        yield f"The memory for activations is {self.models.costs_source}."
+
+
+def activations(step: Step, placement: Placement) -> int:
+    """Bytes of activations of a step, whose working model is placed so."""
+    return step.tiled_memory if placement.tiled else step.memory
+
+
+def text(count: int) -> str:
+    """Bytes as people read them, in powers of ten."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""The detail pass: finds faces and the like, and repaints each in a crop of its own."""

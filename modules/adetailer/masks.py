@@ -1,0 +1,183 @@
+"""The mask mathematics of the detail pass, as small pure functions on plain arrays.
+
+A mask is a uint8 array H x W that holds 0 or 255. A box is x1, y1, x2, y2 in pixels, x to the right, y down. An image size
+is (width, height), as PIL has it.
+
+The results equal those of ADetailer 25.3 (Bing-su/adetailer, ``adetailer/mask.py``), but for its defects: nothing wraps
+around the edge, no mask is blank, and a box, its mask and its confidence are one thing through every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from backend.errors import InputError, nearest
+
+Mask = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+Choice = TypeVar("Choice")
+
+MERGE_INVERT = ("None", "Merge", "Merge and Invert")
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image: N boxes with their masks and confidences.
+
+    Whatever chooses or reorders goes through :meth:`take`, so the three cannot come apart.
+
+    Attributes:
+        boxes: N x 4, x1, y1, x2, y2 in pixels.
+        masks: N x H x W, 0 or 255, each of the image's size.
+        confidences: N, from 0 to 1.
+    """
+
+    boxes: Floats
+    masks: Mask
+    confidences: Floats
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        if self.boxes.shape != (count, 4) or self.masks.ndim != 3 or len(self.masks) != count or self.confidences.shape != (count,):
+            raise ValueError(f"boxes {self.boxes.shape}, masks {self.masks.shape} and confidences {self.confidences.shape} do not belong together")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.intp]) -> Detections:
+        """The detections with these indices, in this order."""
+        chosen = np.asarray(indices, dtype=np.intp)
+        return Detections(self.boxes[chosen], self.masks[chosen], self.confidences[chosen])
+
+
+def rectangle_masks(boxes: Floats, image_size: tuple[int, int]) -> Mask:
+    """A filled rectangle for every box, N x H x W. Both corners are included, their fractions dropped."""
+    width, height = image_size
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.clip(min=0).astype(int)):
+        mask[y1 : y2 + 1, x1 : x2 + 1] = 255
+    return masks
+
+
+def bounding_box(mask: Mask) -> tuple[int, int, int, int] | None:
+    """The box around all pixels that are not 0, right and bottom edge exclusive; None for a blank mask."""
+    return Image.fromarray(mask).getbbox()
+
+
+def offset_mask(mask: Mask, x: int, y: int) -> Mask:
+    """Moves the mask ``x`` pixels to the right and ``y`` pixels **up**. What leaves the image is gone; what enters it is 0."""
+    height, width = mask.shape
+    return np.asarray(Image.fromarray(mask).crop((-x, y, width - x, height + y)))  # PIL fills with 0 outside of the image
+
+
+def dilate_erode_mask(mask: Mask, size: int) -> Mask:
+    """Dilates by a ``size`` x ``size`` square, or erodes for a negative size, as OpenCV does it.
+
+    An even kernel has no middle: OpenCV's anchor is then one pixel behind it, so size 4 grows a mask by 1 pixel to the left
+    and top and by 2 to the right and bottom. That is kept: users know these regions. The image's edge does not erode.
+    """
+    import cv2
+
+    if size == 0:
+        return mask
+    kernel = np.ones((abs(size), abs(size)), np.uint8)
+    return np.asarray(cv2.dilate(mask, kernel) if size > 0 else cv2.erode(mask, kernel), np.uint8)
+
+
+def preprocess_masks(masks: Iterable[Mask], dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None") -> list[Mask]:
+    """Offset (y points up), dilate or erode, merge and invert, in ADetailer's order. None of the returned masks is blank.
+
+    Raises:
+        InputError: ``merge_invert`` is not one of ``MERGE_INVERT``.
+    """
+    _chosen("mask_merge_invert", merge_invert, {name: name for name in MERGE_INVERT})
+    shaped = [dilate_erode_mask(offset_mask(mask, x_offset, y_offset), dilate_erode) for mask in masks]
+    kept = [mask for mask in shaped if mask.any()]
+    if merge_invert != "None" and kept:
+        merged = np.bitwise_or.reduce(kept)
+        kept = [merged if merge_invert == "Merge" else ~merged]
+    return [mask for mask in kept if mask.any()]
+
+
+def preprocess_detections(detections: Detections, dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None") -> Detections:
+    """:func:`preprocess_masks` for whole detections: a mask that became blank takes its box and confidence with it.
+
+    A box stays where the detector saw it. A merged mask is one detection: the box around its pixels, the highest confidence.
+    """
+    single = [preprocess_masks([mask], dilate_erode, x_offset, y_offset) for mask in detections.masks]
+    kept = detections.take([index for index, masks in enumerate(single) if masks])
+    kept = replace(kept, masks=_stack([masks[0] for masks in single if masks], like=detections.masks))
+    if merge_invert == "None":
+        return kept
+    merged = preprocess_masks(kept.masks, merge_invert=merge_invert)
+    boxes = np.array([bounding_box(mask) for mask in merged], np.float64).reshape(-1, 4)
+    return Detections(boxes, _stack(merged, like=detections.masks), np.full(len(merged), kept.confidences.max(initial=0.0)))
+
+
+def filter_by_ratio(detections: Detections, min_ratio: float, max_ratio: float, image_size: tuple[int, int]) -> Detections:
+    """Those whose box covers at least ``min_ratio`` and at most ``max_ratio`` of the image."""
+    ratios = _areas(detections) / (image_size[0] * image_size[1])
+    return detections.take(np.flatnonzero((min_ratio <= ratios) & (ratios <= max_ratio)))
+
+
+def keep_largest(detections: Detections, k: int, method: str = "Area") -> Detections:
+    """The ``k`` with the largest box or the highest confidence, that one first; all, in their order, when ``k`` is 0.
+
+    Equals keep their order (ADetailer leaves theirs to chance).
+
+    Raises:
+        InputError: ``method`` is neither ``Area`` nor ``Confidence``.
+    """
+    measure = _chosen("mask_filter_method", method, _MEASURES)
+    if k == 0:
+        return detections
+    return detections.take(np.argsort(-measure(detections), kind="stable")[:k])
+
+
+def sort_detections(detections: Detections, order: str, image_size: tuple[int, int]) -> Detections:
+    """Sorts the detections. Equals keep their order.
+
+    Args:
+        order: ``None`` (as found), ``Left to right`` (by the box's left edge), ``Center to edge`` (by the distance of its
+            centre from the image's) or ``Area`` (large to small).
+
+    Raises:
+        InputError: ``order`` is none of these.
+    """
+    key = _chosen("sort_order", order, _SORT_KEYS)
+    return detections.take(np.argsort(key(detections, image_size), kind="stable"))
+
+
+def _chosen(field: str, name: str, choices: Mapping[str, Choice]) -> Choice:
+    if name not in choices:
+        raise InputError(field, f"must be one of {', '.join(choices)}, not '{name}'{nearest(name, choices)}")
+    return choices[name]
+
+
+def _stack(masks: list[Mask], like: Mask) -> Mask:
+    return np.array(masks, np.uint8).reshape(-1, *like.shape[1:])
+
+
+def _areas(detections: Detections) -> Floats:
+    x1, y1, x2, y2 = detections.boxes.T
+    return np.asarray((x2 - x1) * (y2 - y1))
+
+
+def _distances(detections: Detections, image_size: tuple[int, int]) -> Floats:
+    x1, y1, x2, y2 = detections.boxes.T
+    return np.asarray(np.hypot((x1 + x2) / 2 - image_size[0] / 2, (y1 + y2) / 2 - image_size[1] / 2))
+
+
+_MEASURES: Mapping[str, Callable[[Detections], Floats]] = {"Area": _areas, "Confidence": lambda detections: detections.confidences}
+_SORT_KEYS: Mapping[str, Callable[[Detections, tuple[int, int]], Floats]] = {
+    "None": lambda detections, _: np.zeros(len(detections)),
+    "Left to right": lambda detections, _: detections.boxes[:, 0],
+    "Center to edge": _distances,
+    "Area": lambda detections, _: -_areas(detections),
+}

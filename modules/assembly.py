@@ -1,0 +1,120 @@
+"""Puts the package together: which files the models are read from, and which stages borrow them, in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
+from backend.devices import Device
+from backend.errors import WeightsError
+from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
+from backend.model_cache_optimizer import ModelCache
+from backend.settings import Settings
+from backend.weights import resolve_file, resolve_model
+from modules.adetailer.detection import load_detector_network
+from modules.adetailer.stage import AdetailerStage
+from modules.family import Family, read_family
+from modules.flux import FluxService
+from modules.generate import GenerateStage
+from modules.outputs import ModelInfo
+from modules.pipeline import ImagePipeline
+from modules.upscale import UpscaleStage
+from modules.upscaler import load_upscaler_network
+
+FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
+UPSCALERS = ("ESRGAN_4x.pth", "upscaler.safetensors")
+"""What "auto" takes, best first: the published models where they lie under ``weights/``, else the embedded ones."""
+
+VERSION = "cog-flux-adetailer 0.1"
+HASHED_BYTES = 2**28
+"""Only files up to this size are hashed at set-up; a model hash is not worth minutes of reading 24 GB twice."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    family: Family
+    pipeline: ImagePipeline
+    model: ModelInfo
+
+
+@dataclass(frozen=True)
+class FluxFiles:
+    """Where the parts of a Flux model are: ``checkpoint`` is a single file in place of ``parts/transformer``."""
+
+    parts: Path
+    checkpoint: Path | None
+
+    @classmethod
+    def find(cls, settings: Settings) -> FluxFiles:
+        found = resolve_model(settings)
+        if found.is_dir():
+            return cls(found, None)
+        if not settings.model_parts:
+            raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
+        return cls(resolve_model(replace(settings, model=settings.model_parts)), found)
+
+    def transformer_files(self) -> list[Path]:
+        return [self.checkpoint] if self.checkpoint else shard_files(self.parts / "transformer")
+
+    def load_transformer(self, dtype: torch.dtype) -> nn.Module:
+        if not self.checkpoint:
+            return load_diffusers_module(FluxTransformer2DModel, self.parts / "transformer", dtype)
+        tensors = read_tensors([self.checkpoint], dtype)
+        if is_original_layout(tensors):
+            tensors = to_diffusers(tensors)
+        with torch.device("meta"):
+            transformer = FluxTransformer2DModel(**transformer_config(tensors))
+        assign_tensors(transformer, tensors, self.checkpoint.name)
+        return transformer
+
+    def family(self) -> Family:
+        family = read_family(self.parts)
+        if not self.checkpoint:
+            return family
+        with safe_open(self.checkpoint, framework="pt") as opened:
+            guided = any("guidance" in name for name in opened.keys())
+        return replace(family, name=self.checkpoint.stem, distilled_guidance=guided)
+
+    def model_info(self, family: Family) -> ModelInfo:
+        files = self.transformer_files()
+        small = len(files) == 1 and files[0].stat().st_size <= HASHED_BYTES
+        return ModelInfo(family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION)
+
+
+def assemble(settings: Settings, device: Device, models: ModelCache) -> Assembled:
+    """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet."""
+    files = FluxFiles.find(settings)
+    family = files.family()
+    upscaler = resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
+    detector = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
+    loaders: dict[str, Callable[[], nn.Module]] = {
+        "text_encoder": partial(load_transformers_module, CLIPTextModel, files.parts / "text_encoder", device.dtype),
+        "text_encoder_2": partial(load_transformers_module, T5EncoderModel, files.parts / "text_encoder_2", device.dtype),
+        "transformer": partial(files.load_transformer, device.dtype),
+        "vae": partial(load_diffusers_module, AutoencoderKL, files.parts / "vae", device.dtype),
+        "face_detector": partial(load_detector_network, detector),
+        "upscaler": partial(load_upscaler_network, upscaler),
+    }
+    for name, loader in loaders.items():
+        models.register(name, loader)
+    flux = FluxService(
+        models,
+        family,
+        FlowMatchEulerDiscreteScheduler.from_pretrained(files.parts / "scheduler", local_files_only=True),
+        CLIPTokenizer.from_pretrained(files.parts / "tokenizer", local_files_only=True),
+        T5TokenizerFast.from_pretrained(files.parts / "tokenizer_2", local_files_only=True),
+        device.dtype,
+        settings.prompt_cache_entries,
+    )
+    stages = (GenerateStage(flux), AdetailerStage(flux, models, detector.stem), UpscaleStage(models, upscaler.stem, settings.tile_size))
+    return Assembled(family, ImagePipeline(stages), files.model_info(family))

@@ -1,0 +1,127 @@
+"""The command: ``name=value`` texts in, picture files out, through the same service as Cog's server.
+
+Nothing heavy is imported before the inputs are known to be right, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from backend.errors import InputError, UserError
+from backend.input_schema import InputSchema
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 is done, 1 any other failure
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage and one line."""
+        self.exit(BAD_INPUT, f"error: {message}\n")
+
+
+def _parser(schema: InputSchema) -> argparse.ArgumentParser:
+    lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
+    parser = _Parser(
+        prog="scripts/predict",
+        description="Draws pictures from words: Flux, then ADetailer, then ESRGAN.",
+        epilog="inputs:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; a file is given as NAME=@FILE; repeat for more")
+    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder for out-0.webp and on (default: the current one)")
+    parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went")
+    parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
+    return parser
+
+
+def _copy_in(inputs: dict[str, object], folder: Path) -> None:
+    """Replaces the files that the caller named by temporary copies, which is all that the service opens."""
+    for name, value in inputs.items():
+        if isinstance(value, Path):
+            copy = folder / f"{name}{value.suffix}"
+            try:
+                shutil.copyfile(value, copy)
+            except OSError as error:
+                raise InputError(name, f"cannot read '{value}': {error.strerror}") from None
+            inputs[name] = copy
+
+
+def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
+    targets = [folder / file.name for file in files]
+    parts = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
+    try:
+        for file, part in zip(files, parts, strict=True):
+            shutil.copyfile(file, part)
+        for part, target in zip(parts, targets, strict=True):
+            part.replace(target)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return targets
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "not writable")
+    except OSError as error:
+        raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
+
+
+def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> None:
+    inputs = schema.validate(schema.parse(options.input))
+    _copy_in(inputs, temporary)
+    _check_folder("-o", options.output)
+    if options.timeline:
+        _check_folder("--timeline", options.timeline.parent)
+
+    from backend.settings import load_settings
+    from modules.startup import start
+
+    service = start(load_settings())
+    metrics: dict[str, float] = {}
+    timeline = service.device.timeline()
+    files = service.predict(inputs, metrics.__setitem__, timeline=timeline)
+    try:
+        written = _deliver(files, options.output)
+        if options.timeline:
+            timeline.chart(options.timeline)
+    except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
+        sys.exit(f"error: cannot write the files: {error.strerror}")
+    if options.json:
+        print(json.dumps({"files": [str(file) for file in written], "metrics": metrics}))
+    else:
+        print(*written, sep="\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one prediction; returns the exit code. Progress and the table of times come from the service. A bug keeps its stack trace, everything foreseen is one line."""
+    schema = InputSchema()
+    options = _parser(schema).parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
+    try:
+        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
+            tempfile.tempdir = folder  # whatever the service writes goes away with it
+            _predict(options, schema, Path(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; no file was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

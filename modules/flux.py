@@ -1,0 +1,220 @@
+"""The service that draws: encode the prompt, denoise, decode, each with only the models that it needs.
+
+The denoise loop is diffusers' ``FluxPipeline`` with prompt embeddings in and latents out. Image-to-image and inpainting
+are the same loop, begun at a lower noise level and, with a mask, blended after every step; the pictures are those of
+diffusers' ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline``, but the autoencoder need not be on the device meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from backend.timeline import Timeline
+from modules.family import Family
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import PreTrainedTokenizerBase
+
+    from backend.model_cache_optimizer import ModelCache
+
+StepReport = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """T5's embeddings, 1 x tokens x width, and CLIP's pooled one, 1 x width, on the device."""
+
+    sequence: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A batch to draw: one prompt and one seed a picture, all of one size.
+
+    With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
+    only there.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    images: tuple[Image.Image, ...] = ()
+    masks: tuple[Image.Image, ...] = ()
+    strength: float = 1.0
+
+    def steps_run(self) -> int:
+        """Steps that are really run: all, or the share that ``strength`` asks for, at least one."""
+        return self.steps if not self.images else max(1, min(self.steps, int(self.steps * self.strength)))
+
+
+class PromptCache:
+    """The embeddings of the prompts used last, so that a repeated prompt runs no text encoder."""
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._kept: OrderedDict[str, PromptEmbeddings] = OrderedDict()
+
+    def get(self, prompt: str) -> PromptEmbeddings | None:
+        if prompt in self._kept:
+            self._kept.move_to_end(prompt)
+        return self._kept.get(prompt)
+
+    def put(self, prompt: str, embeddings: PromptEmbeddings) -> None:
+        self._kept[prompt] = embeddings
+        while len(self._kept) > self._entries:
+            self._kept.popitem(last=False)
+
+
+class FluxService:
+    """Draws with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them."""
+
+    def __init__(
+        self,
+        models: ModelCache,
+        family: Family,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        tokenizer: PreTrainedTokenizerBase,
+        tokenizer_2: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        prompt_cache_entries: int = 32,
+    ) -> None:
+        self.models = models
+        self.family = family
+        self.dtype = dtype
+        self._tokenizer = tokenizer
+        self._tokenizer_2 = tokenizer_2
+        self._prompts = PromptCache(prompt_cache_entries)
+        self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
+        self._pipeline = FluxPipeline(scheduler, None, None, None, None, None, None)
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    @torch.inference_mode()
+    def draw(self, drawing: Drawing, timeline: Timeline, report: StepReport | None = None) -> list[Image.Image]:
+        """Draws the batch. ``report`` is told the steps done and to do after every step. Raises nothing of its own."""
+        if drawing.images and drawing.strength <= 0:
+            return list(drawing.images)
+        with timeline.span("encode"):
+            embeddings = self.encode(drawing.prompts)
+        start = None
+        if drawing.images:
+            with timeline.span("encode_image"):
+                start = self.encode_images(drawing.images)
+        with timeline.span("denoise"):
+            latents = self.denoise(drawing, embeddings, start, report)
+        with timeline.span("decode"):
+            return self.decode(latents, drawing.width, drawing.height)
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of all prompts, in order. The text encoders are borrowed only for prompts not seen lately."""
+        wanted = dict.fromkeys(prompts)
+        found = {prompt: known for prompt in wanted if (known := self._prompts.get(prompt))}
+        missing = [prompt for prompt in wanted if prompt not in found]
+        if missing:
+            with self.models.on_device("text_encoder", "text_encoder_2") as (clip, t5):
+                for prompt in missing:  # one by one: the same embeddings whatever is in the batch
+                    ids = self._token_ids(self._tokenizer, prompt, self._tokenizer.model_max_length)
+                    pooled = clip(ids, output_hidden_states=False).pooler_output
+                    sequence = t5(self._token_ids(self._tokenizer_2, prompt, self.family.tokens), output_hidden_states=False)[0]
+                    found[prompt] = PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
+                    self._prompts.put(prompt, found[prompt])
+        return PromptEmbeddings(torch.cat([found[p].sequence for p in prompts]), torch.cat([found[p].pooled for p in prompts]))
+
+    def _token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
+        ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        return ids.to(self.models.device)  # type: ignore[no-any-return]
+
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pictures of one size to scaled latents, N x 16 x height/factor x width/factor."""
+        with self.models.on_device("vae") as (vae,):
+            pixels = self._processor.preprocess(list(images)).to(self.models.device, self.dtype)
+            # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
+            latents = vae.encode(pixels).latent_dist.mode()
+            return (latents - vae.config.shift_factor) * vae.config.scaling_factor  # type: ignore[no-any-return]
+
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
+        """Packed latents, N x tokens x 64, to pictures."""
+        with self.models.on_device("vae") as (vae,):
+            unpacked = FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)
+            pixels = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+            return self._processor.postprocess(pixels, output_type="pil")  # type: ignore[no-any-return]
+
+    def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
+        """From noise (or from noised ``start`` latents) to packed latents, N x tokens x 64."""
+        device, factor = self.models.device, self.family.latent_factor
+        rows, columns = drawing.height // factor, drawing.width // factor
+        # drawn on the CPU, so that a seed gives the same noise on every machine
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in drawing.seeds]
+        noise = self._pack(randn_tensor((len(generators), 16, rows, columns), generator=generators, device=device, dtype=self.dtype))
+        total = drawing.steps_run()
+        sigmas = np.linspace(1.0, 1 / drawing.steps, drawing.steps)[drawing.steps - total :]
+        origin = self._pack(start) if start is not None else None
+        latents = noise
+        if origin is not None and total < drawing.steps:
+            latents = torch.lerp(origin, noise, self._noise_levels(sigmas, noise.shape[1])[0])
+        mask = self._latent_mask(drawing.masks, rows, columns) if drawing.masks else None
+
+        def after_step(pipeline: FluxPipeline, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
+            if mask is not None and origin is not None:
+                kept = torch.lerp(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
+                state["latents"] = torch.lerp(kept, state["latents"], mask)
+            if report:
+                report(index + 1, total)
+            return state
+
+        with self.models.on_device("transformer") as (transformer,):
+            self._pipeline.transformer = transformer
+            try:
+                return self._pipeline(  # type: ignore[no-any-return]
+                    prompt_embeds=embeddings.sequence,
+                    pooled_prompt_embeds=embeddings.pooled,
+                    latents=latents,
+                    width=drawing.width,
+                    height=drawing.height,
+                    num_inference_steps=total,
+                    sigmas=sigmas,
+                    guidance_scale=drawing.guidance,
+                    callback_on_step_end=after_step,
+                    output_type="latent",
+                    return_dict=False,
+                )[0]
+            finally:
+                self._pipeline.transformer = None  # the loan ends here
+
+    def _noise_levels(self, sigmas: np.ndarray, tokens: int) -> torch.Tensor:
+        """The noise levels that the scheduler makes of ``sigmas``, on the device."""
+        scheduler = self._pipeline.scheduler
+        config = scheduler.config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+        scheduler.set_timesteps(sigmas=sigmas, mu=config.get("base_shift", 0.5) + slope * (tokens - low), device=self.models.device)
+        return scheduler.sigmas.to(self.dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _pack(latents: torch.Tensor) -> torch.Tensor:
+        return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
+
+    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int) -> torch.Tensor:
+        """Masks as N x tokens x 64 in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge stays."""
+        planes = []
+        for mask in masks:
+            step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
+            array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
+            planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
+        plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, 16, -1, -1)
+        return self._pack(plane.round().contiguous()).to(self.models.device, self.dtype)

@@ -1,0 +1,47 @@
+"""The first stage: pictures from words, from a picture and words, or words painted into a mask."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageFilter
+
+from modules.flux import Drawing, FluxService
+from modules.pipeline import ImageBatch, Picture
+from modules.request import ImageRequest
+
+MASK_FEATHER = 4
+"""Radius in pixels over which an inpainted region passes into the untouched picture."""
+
+
+class GenerateStage:
+    """Draws ``num_outputs`` pictures of the request's size; picture i has the seed of the request plus i."""
+
+    name = "generate"
+
+    def __init__(self, flux: FluxService) -> None:
+        self.flux = flux
+
+    def wanted(self, request: ImageRequest) -> bool:
+        return True
+
+    def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
+        size = (request.width, request.height)
+        count = request.num_outputs
+        image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None
+        mask = request.mask.convert("L").resize(size, Image.Resampling.BILINEAR) if request.mask else None
+        drawing = Drawing(
+            prompts=(request.prompt,) * count,
+            seeds=request.seeds,
+            width=request.width,
+            height=request.height,
+            steps=request.num_inference_steps,
+            guidance=request.guidance_scale,
+            images=(image,) * count if image else (),
+            masks=(mask,) * count if mask else (),
+            strength=request.prompt_strength,
+        )
+        drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
+        if image and mask:
+            # grown first, so that the feather lies outside of what was asked for
+            soft = mask.filter(ImageFilter.MaxFilter(2 * MASK_FEATHER + 1)).filter(ImageFilter.GaussianBlur(MASK_FEATHER / 2))
+            drawn = [Image.composite(new, image, soft) for new in drawn]
+        return batch.with_pictures(Picture(new, seed) for new, seed in zip(drawn, request.seeds, strict=True))

@@ -1,0 +1,102 @@
+"""Set-up and prediction as a whole: from settings to a service that takes inputs and gives files."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend.devices import Device, probe_device, usable_threads
+from backend.model_cache_optimizer import ModelCache
+from backend.settings import Settings
+from backend.timeline import Timeline
+from backend.torchvision_operators import ensure_torchvision_operators
+from modules.family import Family
+from modules.inputs import build_request
+from modules.outputs import ModelInfo, write_pictures
+from modules.pipeline import ImagePipeline, Progress
+from modules.progress import ProgressBars
+from modules.request import ImageRequest
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class Service:
+    """Everything that lives as long as the server: the models, and the stages that borrow them."""
+
+    device: Device
+    family: Family
+    models: ModelCache
+    pipeline: ImagePipeline
+    model: ModelInfo
+    timeline: Timeline
+    outputs: Path
+
+    def predict(self, inputs: Mapping[str, Any], report: Report, progress: Progress | None = None, timeline: Timeline | None = None) -> list[Path]:
+        """Makes the pictures that the inputs ask for and gives their files.
+
+        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it. The files of the prediction before are deleted first. Raises
+        :class:`backend.errors.InputError` for inputs that cannot be honoured, before any model runs.
+        """
+        for old in self.outputs.iterdir():
+            shutil.rmtree(old)
+        directory = Path(tempfile.mkdtemp(dir=self.outputs))
+        timeline = timeline or self.device.timeline()
+        moved = self.models.stats().bytes_moved
+        try:
+            with timeline.span("inputs"):
+                request = build_request(inputs, self.family.canvas)
+            with ProgressBars() as bars:
+                batch = self.pipeline.run(request, progress or bars, timeline)
+            with timeline.span("outputs"):
+                files = write_pictures(batch, request, directory, self.model)
+        except BaseException:
+            shutil.rmtree(directory)
+            raise
+        finally:
+            for name, value in timeline.metrics().items():
+                report(name, value)
+            report("model_bytes_moved", self.models.stats().bytes_moved - moved)
+        logger.info("seed %d\n%s", request.seed, timeline.table())
+        return files
+
+    def warm_up(self) -> None:
+        """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first request."""
+        side = self.family.native
+        self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
+
+
+def start(settings: Settings) -> Service:
+    """Probes the device, loads every model once, and warms up. Raises a :class:`backend.errors.UserError` that says what to mend."""
+    logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
+    timeline = Timeline()
+    with timeline.span("device"):
+        torch.set_num_threads(settings.cpu_threads or usable_threads())
+        device = probe_device(settings.device, settings.dtype)
+    models = ModelCache(device.torch_device)
+    with timeline.span("imports"):
+        ensure_torchvision_operators()
+        from modules.assembly import assemble
+    assembled = assemble(settings, device, models)
+    with timeline.span("models"):
+        for name in models.names():
+            with timeline.span(name):
+                models.load(name)
+    outputs = Path(tempfile.mkdtemp(prefix="flux-outputs-"))
+    atexit.register(shutil.rmtree, outputs, ignore_errors=True)
+    service = Service(device, assembled.family, models, assembled.pipeline, assembled.model, timeline, outputs)
+    if settings.warm_up:
+        with timeline.span("warm_up"):
+            service.warm_up()
+    logger.info("%s on %s (%s)\n%s\n%s", assembled.family.name, device.name, device.dtype, timeline.table(), models.stats().table())
+    return service

@@ -1,0 +1,166 @@
+"""Enlarges a picture with an ESRGAN-type network, tile by tile, so that memory does not grow with the picture.
+
+A tile is given to the network with ``context`` more pixels on every side, as far as the network looks; what comes out of
+that border is thrown away. Neighbouring tiles then agree to rounding, and are blended over a few shared pixels all the same,
+for networks that look farther than ``CONTEXT_LIMIT``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from backend.errors import WeightsError
+from backend.torchvision_operators import ensure_torchvision_operators
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_LIMIT = 32
+"""Pixels of context at most. Deep networks could look much farther, but what lies beyond weighs next to nothing."""
+FEATHER = 8
+"""Pixels that neighbouring tiles share and over which they are blended."""
+
+Span = tuple[int, int]
+TileProgress = Callable[[int, int], None]
+"""Told after every tile: tiles done, tiles to do."""
+
+
+def tile_spans(size: int, tile: int, overlap: int) -> list[Span]:
+    """Cuts ``size`` pixels into as few spans (start, stop) of one length as possible, at most ``tile`` long.
+
+    The first begins at 0, the last ends at ``size``, and neighbours share at least ``overlap`` pixels (fewer than ``tile``).
+    """
+    amount = max(1, math.ceil((size - overlap) / (tile - overlap)))
+    length = min(size, math.ceil((size + (amount - 1) * overlap) / amount))
+    return [(start, start + length) for start in (index * (size - length) // max(1, amount - 1) for index in range(amount))]
+
+
+def blend_weights(spans: list[Span], ramp: int) -> list[torch.Tensor]:
+    """One float32 weight vector a span: it rises over ``ramp`` pixels from both ends, and the weights of every pixel add up to 1."""
+    start, stop = spans[0]
+    rising = torch.arange(stop - start) + 0.5
+    raw = torch.minimum(rising, rising.flip(0)).clamp(max=max(ramp, 0.5))
+    total = torch.zeros(spans[-1][1])
+    for start, stop in spans:
+        total[start:stop] += raw
+    return [raw / total[start:stop] for start, stop in spans]
+
+
+def receptive_reach(network: nn.Module) -> int:
+    """An upper bound of how many input pixels away from its own place a convolutional network looks."""
+    return sum(max(module.kernel_size) // 2 for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
+def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[int, int]]:
+    """Width and height after each run of a network that enlarges by ``factor``; the last is ``size * scale``, rounded.
+
+    Between two runs the picture is reduced to what the next one needs. That costs a quarter of running on everything, bounds
+    the memory by the finished picture, and gives the network the crisp pixels it was trained on.
+    """
+    passes = next(passes for passes in count(1) if factor**passes >= scale)
+    width, height = (max(1, round(side * scale)) for side in size)
+    return [(math.ceil(width / factor**later), math.ceil(height / factor**later)) for later in reversed(range(passes))]
+
+
+class Upscaler:
+    """Enlarges pictures with a network that is lent to it.
+
+    ``network`` takes and gives N x 3 x H x W, RGB from 0 to 1, on the device and in the dtype of its parameters, and enlarges
+    by ``factor``, 2 or more. ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
+    """
+
+    def __init__(self, network: nn.Module, tile_size: int, factor: int) -> None:
+        self.network, self.tile_size, self.factor = network, tile_size, factor
+        self.overlap = min(FEATHER, tile_size // 2)
+        self.context = min(receptive_reach(network), CONTEXT_LIMIT)
+
+    def upscale(self, image: Image.Image, scale: float, progress: TileProgress | None = None) -> Image.Image:
+        """The picture at ``scale`` (1 to 8, fractions too) times its size, rounded; RGB, or RGBA if it has transparency.
+
+        The network runs once, or as often as it takes to reach ``scale``; the rest is a LANCZOS reduction.
+        """
+        sizes = pass_sizes(image.size, scale, self.factor)
+        total = sum(len(self._spans(width)) * len(self._spans(height)) for width, height in [image.size, *sizes[:-1]])
+        tiles = count(1)
+
+        def tick() -> None:
+            if progress:
+                progress(next(tiles), total)
+
+        result = image.convert("RGB")
+        for size in sizes:
+            result = self._enlarge(result, tick).resize(size, Image.Resampling.LANCZOS)
+        if image.has_transparency_data:
+            result.putalpha(image.convert("RGBA").getchannel("A").resize(result.size, Image.Resampling.LANCZOS))
+        return result
+
+    def _spans(self, side: int) -> list[Span]:
+        return tile_spans(side, self.tile_size, self.overlap)
+
+    def _enlarge(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
+        """One run of the network over an RGB picture. Only one row of tiles is held as float32 at a time."""
+        factor, edge = self.factor, self.context
+        rows, columns = self._spans(image.height), self._spans(image.width)
+        row_weights, column_weights = (blend_weights([(factor * a, factor * b) for a, b in spans], factor * self.overlap) for spans in (rows, columns))
+        # numpy, because torch cannot reflect a picture that is smaller than the border
+        padded = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
+        pixels = np.empty((image.height * factor, image.width * factor, 3), np.uint8)
+        shared = torch.zeros(3, 0, image.width * factor)  # the rows that the band above has begun
+        next_tops = [top for top, _ in rows[1:]] + [image.height]
+        for (top, bottom), next_top, row_weight in zip(rows, next_tops, row_weights):
+            band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
+            band[:, : shared.shape[1]] = shared
+            for (left, right), column_weight in zip(columns, column_weights):
+                tile = self._run(padded[top : bottom + 2 * edge, left : right + 2 * edge])
+                band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
+                tick()
+            finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
+            pixels[top * factor : next_top * factor] = finished.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+        return Image.fromarray(pixels)
+
+    def _run(self, pixels: np.ndarray) -> torch.Tensor:
+        """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed."""
+        weight = next(self.network.parameters())
+        with torch.inference_mode():
+            tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
+            enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
+        edge = self.context * self.factor
+        return enlarged[:, edge : enlarged.shape[1] - edge, edge : enlarged.shape[2] - edge]
+
+
+def load_upscaler_network(path: Path) -> tuple[nn.Module, int]:
+    """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`, and the factor it enlarges by.
+
+    ``path`` is a ``.safetensors`` or ``.pth`` file; a ``.pth`` is read by spandrel's restricted unpickler, which runs no code.
+    Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
+    """
+    ensure_torchvision_operators()
+    from safetensors import SafetensorError
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+
+    if path.suffix.lower() not in (".safetensors", ".pth"):  # spandrel would read a .pt as TorchScript, which is a program
+        raise WeightsError(f"{path.name}: an upscaler must be a .safetensors or .pth file; convert it or choose another")
+    try:
+        model = ModelLoader("cpu").load_from_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path.name}: is missing; put it into the weights folder or choose another upscaler") from None
+    except OSError as error:
+        raise WeightsError(f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk") from error
+    except UnsupportedModelError as error:
+        raise WeightsError(f"{path.name}: holds no upscaler that spandrel knows; use an ESRGAN-type network") from error
+    # what the unpickler and the architectures raise on bytes or shapes that they do not understand
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
+        raise WeightsError(f"{path.name}: is damaged, or not what its name says; copy or download it again") from error
+    if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
+        raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
+    logger.info("upscaler %s: %s, factor %d", path.name, model.architecture.name, model.scale)
+    return model.model.float().eval().requires_grad_(False), model.scale

@@ -1,0 +1,75 @@
+"""The package as Cog sees it: the inputs with their ranges, and nothing else.
+
+Every ``Input`` holds literals only, because ``cog build`` and ``backend/input_schema.py`` read this file without running it.
+"""
+
+from typing import Optional
+
+from cog import BasePredictor, Input, Path
+
+
+class Predictor(BasePredictor):
+    """Flux draws the prompt, ADetailer repairs the faces, ESRGAN enlarges the picture."""
+
+    def setup(self) -> None:
+        """Reads the settings, loads the models and warms them up."""
+        from backend.settings import load_settings
+        from modules.startup import start
+
+        self.service = start(load_settings())
+
+    def predict(
+        self,
+        prompt: str = Input(description="What the picture shows, in words.", min_length=1),
+        aspect_ratio: str = Input(
+            default="1:1",
+            choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
+            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has its shape.",
+        ),
+        width: Optional[int] = Input(
+            default=None, ge=256, le=1440, description="Width in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16."
+        ),
+        height: Optional[int] = Input(
+            default=None, ge=256, le=1440, description="Height in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16."
+        ),
+        megapixels: str = Input(default="1", choices=["1", "0.25"], description="Area that is drawn: 1 is the native area of the model, 0.25 a quarter of it."),
+        num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
+        num_inference_steps: int = Input(default=28, ge=1, le=50, description="Denoising steps. More is slower and finer."),
+        guidance_scale: float = Input(default=3.5, ge=0, le=10, description="How strictly the picture follows the words."),
+        seed: Optional[int] = Input(
+            default=None, ge=0, le=4294967295, description="The same seed gives the same picture. Left out: a random one, which is written into the file."
+        ),
+        image: Optional[Path] = Input(
+            default=None, regex="^(data:|https?://)", description="A picture to start from (image to image), or to paint into when a mask is given."
+        ),
+        mask: Optional[Path] = Input(
+            default=None, regex="^(data:|https?://)", description="White where the image is repainted, black where it stays. Same size as the image."
+        ),
+        prompt_strength: float = Input(default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."),
+        adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
+        ad_prompt: str = Input(default="", description="Words for the faces. Empty: the prompt."),
+        scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
+        output_format: str = Input(default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."),
+        output_quality: int = Input(default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."),
+    ) -> list[Path]:
+        """Draws the pictures and gives their files, in the order of their seeds."""
+        inputs = {
+            "prompt": prompt,
+            "aspect_ratio": aspect_ratio,
+            "width": width,
+            "height": height,
+            "megapixels": megapixels,
+            "num_outputs": num_outputs,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "image": image,
+            "mask": mask,
+            "prompt_strength": prompt_strength,
+            "adetailer": adetailer,
+            "ad_prompt": ad_prompt,
+            "scale": scale,
+            "output_format": output_format,
+            "output_quality": output_quality,
+        }
+        return [Path(file) for file in self.service.predict(inputs, self.record_metric)]

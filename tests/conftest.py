@@ -1,0 +1,124 @@
+"""What several test files share: one real server and one real run of the command, each started once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from backend.settings import ROOT
+
+PICTURE: dict[str, Any] = {
+    "prompt": "a portrait of a smiling woman with long red hair, blue shirt, green background",
+    "num_inference_steps": 4,
+    "seed": 7,
+    "output_format": "png",
+}
+"""Inputs of a quick prediction that runs every stage."""
+
+START_SECONDS = 240.0
+PREDICTION_SECONDS = 180.0
+
+
+@dataclass
+class Server:
+    """A running server. ``predict`` waits for its turn, as a client does that has no queue before it."""
+
+    url: str
+    temporary: Path
+    ids: list[str] = field(default_factory=list)
+
+    def health(self) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(f"{self.url}/health-check", timeout=10).json()
+        return answer
+
+    def wait_until_ready(self, seconds: float = PREDICTION_SECONDS) -> float:
+        """Seconds until the server takes the next prediction."""
+        begin = time.monotonic()
+        while (status := self.health()["status"]) != "READY":
+            assert status in ("STARTING", "BUSY"), f"the server is {status}: {self.health()}"
+            assert time.monotonic() - begin < seconds, f"the server is still {status}"
+            time.sleep(0.02)
+        return time.monotonic() - begin
+
+    def new_id(self) -> str:
+        self.ids.append(f"test-{uuid.uuid4().hex}")
+        return self.ids[-1]
+
+    def predict(self, inputs: dict[str, Any], prediction: str = "") -> requests.Response:
+        self.wait_until_ready()
+        return requests.put(f"{self.url}/predictions/{prediction or self.new_id()}", json={"input": inputs}, timeout=PREDICTION_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/health-check", timeout=10).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port, folder = _free_port(), tmp_path_factory.mktemp("server")
+    temporary, log = folder / "tmp", folder / "log"
+    temporary.mkdir()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [ROOT / "scripts" / "serve", "--port", str(port)], cwd=folder, env={**os.environ, "TMPDIR": str(temporary)}, stdout=output, stderr=output
+        )
+    try:
+        running = Server(f"http://127.0.0.1:{port}", temporary)
+        begin = time.monotonic()
+        while not _answers(running.url):
+            assert process.poll() is None, f"the server ended: {log.read_text()}"
+            assert time.monotonic() - begin < START_SECONDS, f"the server does not answer: {log.read_text()}"
+            time.sleep(0.1)
+        running.wait_until_ready(START_SECONDS)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one run of the command left behind."""
+
+    process: subprocess.CompletedProcess[str]
+    folder: Path
+    temporary: Path
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline and JSON, from a folder of its own."""
+    folder, temporary = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("tmp")
+    inputs = [option for name, value in PICTURE.items() for option in ("-i", f"{name}={value}")]
+    begin = time.monotonic()
+    process = subprocess.run(
+        [ROOT / "scripts" / "predict", *inputs, "-o", "pictures", "--timeline", "timeline.png", "--json"],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    return Drawn(process, folder, temporary, time.monotonic() - begin)

@@ -1,0 +1,153 @@
+"""From a request to finished pictures, on the real embedded models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.errors import InputError
+from backend.timeline import Timeline
+from modules.adetailer.crops import blur_mask
+from modules.adetailer.stage import AdetailerStage
+from modules.outputs import read_parameters
+from modules.pipeline import ImageBatch, Picture, no_progress
+from modules.request import AdetailerUnit, ImageRequest
+from modules.startup import Service
+from tests.conftest import PROMPT
+from tests.test_request import INPUTS
+
+REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, adetailer=(AdetailerUnit(),))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.int16)
+
+
+def predicted(service: Service, **changes: Any) -> tuple[list[Image.Image], dict[str, float], list[Path]]:
+    metrics: dict[str, float] = {}
+    files = service.predict({**INPUTS, "prompt": PROMPT, "num_inference_steps": 4, "output_format": "png", **changes}, metrics.__setitem__, no_progress)
+    return [Image.open(file).convert("RGB") for file in files], metrics, files
+
+
+@pytest.fixture(scope="module")
+def drawn(service: Service) -> ImageBatch:
+    """Two pictures with a face each, not yet repaired."""
+    batch = ImageBatch((), Timeline(), no_progress)
+    return service.pipeline.stages[0].run(batch, replace(REQUEST, num_outputs=2, num_inference_steps=20))
+
+
+def test_a_prediction_runs_every_stage_and_times_it(service: Service) -> None:
+    images, metrics, files = predicted(service, seed=3)
+    assert [file.name for file in files] == ["out-0.png"] and images[0].size == (512, 512)
+    for stage in ("inputs", "generate", "generate.denoise", "generate.decode", "adetailer", "adetailer.detect", "upscale", "outputs"):
+        assert metrics[f"{stage}.seconds"] >= 0 and metrics[f"{stage}.peak_bytes"] > 0
+    assert metrics["model_bytes_moved"] == 0
+
+
+def test_stages_that_are_not_wanted_do_not_run(service: Service) -> None:
+    images, metrics, _ = predicted(service, adetailer=False, scale=1)
+    assert images[0].size == (256, 256)
+    assert not any(name.startswith(("adetailer", "upscale")) for name in metrics)
+
+
+def test_the_same_request_gives_the_same_files(service: Service) -> None:
+    first = predicted(service, seed=11)[2][0].read_bytes()
+    predicted(service, seed=12)
+    images = predicted(service, seed=11)[0]
+    again = Image.open(predicted(service, seed=11)[2][0])
+    assert len(first) and np.array_equal(pixels(images[0]), pixels(again))
+
+
+def test_four_outputs_are_the_pictures_of_four_seeds(service: Service) -> None:
+    images, _, files = predicted(service, num_outputs=4, seed=20, scale=1, adetailer=False)
+    assert [file.name for file in files] == [f"out-{index}.png" for index in range(4)]
+    alone = predicted(service, seed=22, scale=1, adetailer=False)[0][0]
+    assert np.abs(pixels(images[2]) - pixels(alone)).max() <= 1
+
+
+def test_the_file_says_how_it_was_made(service: Service) -> None:
+    _, _, files = predicted(service, seed=5)
+    text, record = read_parameters(files[0])
+    assert text.startswith(PROMPT) and "Seed: 5," in text and "Size: 256x256" in text and "ADetailer model: " in text and "Postprocess upscale by: 2" in text
+    assert record
+
+
+def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: Path) -> None:
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+    source.save(tmp_path / "source.png")
+    changes = {"image": tmp_path / "source.png", "scale": 1, "adetailer": False, "seed": 8, "num_inference_steps": 10}
+    little, much = (predicted(service, prompt_strength=strength, **changes)[0][0] for strength in (0.2, 0.9))
+    assert np.abs(pixels(little) - pixels(source)).mean() < np.abs(pixels(much) - pixels(source)).mean()
+
+
+def test_inpainting_leaves_what_the_mask_leaves(service: Service, tmp_path: Path) -> None:
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+    mask = Image.new("L", source.size)
+    mask.paste(255, (0, 128, 256, 256))
+    source.save(tmp_path / "source.png")
+    mask.save(tmp_path / "mask.png")
+    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0][0]
+    changed = np.abs(pixels(result) - pixels(source)).max(axis=2)
+    assert changed[:112].max() == 0 and changed[140:].mean() > 2
+
+
+def test_a_failed_prediction_leaves_no_file_and_the_next_one_is_right(service: Service) -> None:
+    with pytest.raises(InputError, match="prompt: is empty"):
+        predicted(service, prompt=" ")
+    assert list(service.outputs.iterdir()) == []
+    assert len(predicted(service, scale=1, adetailer=False)[0]) == 1
+
+
+def test_files_of_the_prediction_before_are_deleted(service: Service) -> None:
+    before = predicted(service, scale=1, adetailer=False)[2][0]
+    after = predicted(service, scale=1, adetailer=False)[2][0]
+    assert after.exists() and not before.exists()
+
+
+class TestAdetailer:
+    @pytest.fixture
+    def stage(self, service: Service) -> AdetailerStage:
+        stage = service.pipeline.stages[1]
+        assert isinstance(stage, AdetailerStage)
+        return stage
+
+    def test_pixels_outside_the_blurred_mask_keep_their_bytes(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        regions = stage.find(drawn.pictures, REQUEST.adetailer[0])
+        assert [len(of_picture) for of_picture in regions] == [1, 1]
+        result = stage.run(drawn, replace(REQUEST, num_outputs=2))
+        for before, after, of_picture in zip(drawn.pictures, result.pictures, regions, strict=True):
+            changed = (pixels(before.image) != pixels(after.image)).any(axis=2)
+            assert changed.any() and not changed[of_picture[0].mask == 0].any()
+
+    def test_a_picture_of_a_batch_is_repaired_as_it_is_alone(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        together = stage.run(drawn, REQUEST).pictures[1]
+        alone = stage.run(drawn.with_pictures(drawn.pictures[1:]), REQUEST).pictures[0]
+        assert np.abs(pixels(together.image) - pixels(alone.image)).max() <= 1
+
+    def test_no_face_means_the_same_picture(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        empty = drawn.with_pictures([Picture(Image.new("RGB", (256, 256), "teal"), 1)])
+        assert np.array_equal(pixels(stage.run(empty, REQUEST).pictures[0].image), pixels(empty.pictures[0].image))
+
+    def test_a_prompt_of_its_own_is_used_and_noted(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        units = (AdetailerUnit(prompt="a sad bald man", denoising_strength=0.8),)
+        plain = stage.run(drawn, replace(REQUEST, adetailer=(AdetailerUnit(denoising_strength=0.8),))).pictures[0]
+        own = stage.run(drawn, replace(REQUEST, adetailer=units)).pictures[0]
+        assert not np.array_equal(pixels(plain.image), pixels(own.image))
+        assert own.parameters["ADetailer prompt"] == "a sad bald man" and own.parameters["ADetailer denoising strength"] == 0.8
+
+    def test_the_whole_picture_can_be_painted_in_place_of_the_crop(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        unit = AdetailerUnit(inpaint_only_masked=False)
+        region = stage.find(drawn.pictures, unit)[0][0]
+        assert region.box == (0, 0, 256, 256) and region.size == (256, 256)
+
+    def test_blur_and_padding_shape_the_crop(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        narrow = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=0, mask_blur=0))[0][0]
+        wide = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=60, mask_blur=8))[0][0]
+        assert narrow.box[0] > wide.box[0] and narrow.box[3] < wide.box[3]
+        assert set(np.unique(narrow.mask)) == {0, 255} and len(np.unique(wide.mask)) > 2
+        assert np.array_equal(blur_mask(narrow.mask, 0), narrow.mask)

@@ -1,0 +1,259 @@
+"""The upscaler: every size and scale, no seams, bounded tiles, and what it says about files that are not upscalers."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save, save_file
+from torch import nn
+
+from backend.errors import WeightsError
+from backend.model_cache_optimizer import ModelCache
+from backend.timeline import Timeline
+from modules.pipeline import ImageBatch, ImagePipeline, Picture
+from modules.request import ImageRequest
+from modules.upscale import UpscaleStage
+from modules.upscaler import Upscaler, blend_weights, load_upscaler_network, pass_sizes, receptive_reach, tile_spans
+from training.upscaler import build, export
+
+EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded" / "upscaler.safetensors"
+UNTILED = 10_000
+
+
+@cache
+def network() -> nn.Module:
+    """Our trained upscaler, or a random one of its shape whose every layer matters."""
+    if EMBEDDED.exists():
+        return load_upscaler_network(EMBEDDED)[0]
+    torch.manual_seed(0)
+    untrained: nn.Module = build().eval().requires_grad_(False)
+    for name, parameter in untrained.named_parameters():
+        if name.startswith("model.1.") and parameter.ndim == 4:
+            parameter.mul_(2.5)
+    return untrained
+
+
+@cache
+def picture(width: int, height: int) -> Image.Image:
+    """Noise, soft in one half and hard in the other: the worst case for a seam."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    soft = Image.fromarray(noise).reduce(5).resize((width, height), Image.Resampling.BICUBIC)
+    soft.paste(Image.fromarray(noise[:, width // 2 :]), (width // 2, 0))
+    return soft
+
+
+@cache
+def untiled(width: int, height: int, scale: float) -> Image.Image:
+    return Upscaler(network(), UNTILED, 4).upscale(picture(width, height), scale)
+
+
+def largest_difference(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+class Harmful:
+    """A pickle that does something when it is read: it sets ``ran``."""
+
+    ran: ClassVar[bool] = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return setattr, (Harmful, "ran", True)
+
+
+def half_a_file() -> bytes:
+    whole = save(export(network()))
+    return whole[: len(whole) // 2]
+
+
+class TestTiles:
+    @settings(deadline=None)
+    @given(size=st.integers(1, 3000), tile=st.integers(1, 600), overlap=st.integers(0, 40))
+    def test_cover_the_picture_and_share_the_overlap(self, size: int, tile: int, overlap: int) -> None:
+        overlap = min(overlap, tile // 2)
+        spans = tile_spans(size, tile, overlap)
+        assert spans[0][0] == 0 and spans[-1][1] == size
+        assert len({stop - start for start, stop in spans}) == 1 and spans[0][1] <= tile
+        assert all(before[0] < after[0] and before[1] - after[0] >= overlap for before, after in pairwise(spans))
+
+    @settings(deadline=None)
+    @given(size=st.integers(1, 600), tile=st.integers(8, 200), overlap=st.integers(0, 20), factor=st.integers(1, 4))
+    def test_weigh_every_pixel_once(self, size: int, tile: int, overlap: int, factor: int) -> None:
+        spans = [(factor * start, factor * stop) for start, stop in tile_spans(size, tile, min(overlap, tile // 2))]
+        total = torch.zeros(size * factor)
+        for (start, stop), weight in zip(spans, blend_weights(spans, factor * overlap)):
+            assert (weight > 0).all()
+            total[start:stop] += weight
+        torch.testing.assert_close(total, torch.ones(size * factor))
+
+    def test_are_of_equal_size_rather_than_one_large_and_one_small(self) -> None:
+        assert tile_spans(256, 192, 8) == [(0, 132), (124, 256)]
+
+    def test_the_network_looks_no_farther_than_its_convolutions(self) -> None:
+        reach = receptive_reach(network())
+        image = torch.rand(1, 3, 1, 2 * reach + 9)
+        changed = image.clone()
+        changed[..., 0] += 1
+        with torch.inference_mode():
+            same = network()(image) == network()(changed)
+        assert same[..., 4 * (reach + 1) :].all() and not same.all()
+
+
+class TestSeams:
+    @pytest.mark.parametrize("scale", [1.3, 2, 3.7, 4, 8])
+    @pytest.mark.parametrize("tile_size", [64, 128, 192])
+    def test_tiles_give_what_the_whole_picture_gives(self, tile_size: int, scale: float) -> None:
+        tiled = Upscaler(network(), tile_size, 4).upscale(picture(203, 67), scale)
+        assert largest_difference(tiled, untiled(203, 67, scale)) <= 1
+
+    @pytest.mark.parametrize("size", [(1, 1), (5, 3), (63, 9), (64, 64), (65, 33)])
+    def test_also_for_pictures_as_small_as_a_tile_and_its_border(self, size: tuple[int, int]) -> None:
+        tiled = Upscaler(network(), 64, 4).upscale(picture(*size), 3.7)
+        assert largest_difference(tiled, untiled(*size, 3.7)) <= 1
+
+    def test_the_context_is_what_prevents_them(self) -> None:
+        bare = Upscaler(network(), 64, 4)
+        bare.context = 0
+        assert largest_difference(bare.upscale(picture(203, 67), 4), untiled(203, 67, 4)) > 8
+
+    def test_the_network_never_sees_more_than_a_tile_and_its_context(self) -> None:
+        seen = []
+        upscaler = Upscaler(network(), 64, 4)
+        handle = network().register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+        upscaler.upscale(picture(203, 67), 2)
+        handle.remove()
+        assert max(max(sides) for sides in seen) <= 64 + 2 * upscaler.context
+
+
+class TestSizes:
+    @settings(deadline=None)
+    @given(width=st.integers(1, 2000), height=st.integers(1, 2000), scale=st.floats(1, 8), factor=st.sampled_from([2, 3, 4]))
+    def test_every_run_is_followed_by_a_reduction(self, width: int, height: int, scale: float, factor: int) -> None:
+        sizes = pass_sizes((width, height), scale, factor)
+        assert sizes[-1] == (max(1, round(width * scale)), max(1, round(height * scale)))
+        for (before_x, before_y), (after_x, after_y) in zip([(width, height), *sizes], sizes):
+            assert after_x <= before_x * factor and after_y <= before_y * factor
+
+    @pytest.mark.parametrize(("scale", "runs"), [(1, 1), (1.3, 1), (4, 1), (4.1, 2), (8, 2)])
+    def test_the_network_runs_once_and_twice_only_beyond_its_factor(self, scale: float, runs: int) -> None:
+        assert len(pass_sizes((256, 256), scale, 4)) == runs
+
+    @pytest.mark.parametrize("scale", [1, 1.3, 2.5, 8])
+    def test_the_picture_is_exactly_as_large_as_asked(self, scale: float) -> None:
+        assert Upscaler(network(), 64, 4).upscale(picture(17, 11), scale).size == (round(17 * scale), round(11 * scale))
+
+    def test_it_still_shows_the_same(self) -> None:
+        small = picture(203, 67).reduce(3).resize((96, 40), Image.Resampling.BICUBIC)
+        back = Upscaler(build(), 64, 4).upscale(small, 4).resize(small.size, Image.Resampling.BOX)
+        assert np.abs(np.asarray(back, np.int16) - np.asarray(small, np.int16)).mean() < 12
+
+
+class TestModes:
+    def test_transparency_is_kept(self) -> None:
+        image = picture(40, 30).copy()
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        result = Upscaler(network(), 64, 4).upscale(image, 2)
+        assert result.mode == "RGBA"
+        assert largest_difference(result.getchannel("A"), image.getchannel("A").resize((80, 60), Image.Resampling.LANCZOS)) == 0
+
+    @pytest.mark.parametrize("mode", ["L", "P", "CMYK"])
+    def test_every_opaque_picture_becomes_rgb(self, mode: str) -> None:
+        assert Upscaler(network(), 64, 4).upscale(picture(16, 16).convert(mode), 2).mode == "RGB"
+
+    def test_a_network_in_half_precision_gives_nearly_the_same(self) -> None:
+        half = deepcopy(network()).bfloat16()
+        result = Upscaler(half, 64, 4).upscale(picture(40, 30), 4)
+        assert np.abs(np.asarray(result, np.int16) - np.asarray(untiled(40, 30, 4), np.int16)).mean() < 4
+
+
+def test_progress_counts_every_tile_of_every_run() -> None:
+    told: list[tuple[int, int]] = []
+    Upscaler(network(), 32, 4).upscale(picture(40, 30), 8, lambda done, total: told.append((done, total)))
+    total = told[0][1]
+    assert told == [(index + 1, total) for index in range(total)] and total > 4
+
+
+class TestLoading:
+    def test_a_file_gives_back_the_network_in_float32(self, tmp_path: Path) -> None:
+        save_file(export(network()), tmp_path / "a.safetensors")
+        loaded, factor = load_upscaler_network(tmp_path / "a.safetensors")
+        assert factor == 4
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        for name, value in network().state_dict().items():
+            torch.testing.assert_close(loaded.state_dict()[name], value.half().float(), rtol=0, atol=0)
+
+    def test_a_pth_file_too(self, tmp_path: Path) -> None:
+        torch.save({"params_ema": export(network())}, tmp_path / "a.pth")
+        assert load_upscaler_network(tmp_path / "a.pth")[1] == 4
+
+    @pytest.mark.parametrize(
+        ("name", "write", "says"),
+        [
+            ("gone.safetensors", lambda path: None, "is missing"),
+            ("cut.safetensors", lambda path: path.write_bytes(half_a_file()), "is damaged"),
+            ("empty.safetensors", lambda path: path.write_bytes(b""), "is damaged"),
+            ("pickle.safetensors", lambda path: torch.save(export(network()), path), "is damaged"),
+            ("text.pth", lambda path: path.write_text("<html>not found</html>"), "is damaged"),
+            ("empty.pth", lambda path: path.write_bytes(b""), "is damaged"),
+            ("list.pth", lambda path: torch.save([1, 2], path), "is damaged"),
+            ("harmful.pth", lambda path: path.write_bytes(pickle.dumps(Harmful())), "is damaged"),
+            ("other.safetensors", lambda path: save_file({"weight": torch.zeros(2)}, path), "holds no upscaler"),
+            ("shape.safetensors", lambda path: save_file({**export(network()), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
+            ("program.pt", lambda path: torch.save(export(network()), path), "must be a .safetensors or .pth"),
+        ],
+    )
+    def test_other_files_are_refused_in_one_line(self, tmp_path: Path, name: str, write: Callable[[Path], object], says: str) -> None:
+        write(tmp_path / name)
+        with pytest.raises(WeightsError, match=says) as error:
+            load_upscaler_network(tmp_path / name)
+        message = str(error.value)
+        assert message.startswith(f"{name}: ") and "\n" not in message and str(tmp_path) not in message
+        assert not Harmful.ran
+
+
+def stage(tile_size: int = 64) -> UpscaleStage:
+    models = ModelCache(torch.device("cpu"))
+    models.register("upscaler", network)
+    return UpscaleStage(models, "ours", tile_size, 4)
+
+
+class TestStage:
+    def request(self, scale: float) -> ImageRequest:
+        return ImageRequest(prompt="a man", width=40, height=30, seed=1, scale=scale)
+
+    def test_is_wanted_only_to_enlarge(self) -> None:
+        assert stage().wanted(self.request(1.5)) and not stage().wanted(self.request(1))
+
+    def test_enlarges_every_picture_and_says_so(self) -> None:
+        told: list[tuple[str, int, int]] = []
+        pictures = tuple(Picture(picture(40, 30), seed, {"Steps": 4}) for seed in (1, 2))
+        batch = ImageBatch(pictures, Timeline(), lambda *news: told.append(news))
+        result = stage(tile_size=32).run(batch, self.request(2.0)).pictures
+        assert [(p.image.size, p.seed) for p in result] == [((80, 60), 1), ((80, 60), 2)]
+        assert dict(result[1].parameters) == {"Steps": 4, "Postprocess upscale by": 2.0, "Postprocess upscaler": "ours"}
+        assert told == [("upscale", index + 1, len(told)) for index in range(len(told))] and len(told) >= 2
+
+    def test_stands_in_a_pipeline(self) -> None:
+        assert ImagePipeline([stage()]).run(self.request(2.0)).pictures == ()
+
+
+def test_the_embedded_upscaler_beats_bicubic() -> None:
+    if not EMBEDDED.exists():
+        pytest.skip("weights/embedded/upscaler.safetensors is not trained yet")
+    from training.upscaler import draw_pool, psnr
+
+    sharp = draw_pool(20_002, 1)[0].crop((256, 256, 768, 768))
+    small = sharp.resize((128, 128), Image.Resampling.BICUBIC)
+    ours = Upscaler(network(), 192, 4).upscale(small, 4)
+    assert psnr(ours, sharp) > psnr(small.resize(sharp.size, Image.Resampling.BICUBIC), sharp) + 1.5

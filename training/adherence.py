@@ -1,0 +1,145 @@
+"""Measures whether the pictures show what was asked: ``python -m training.adherence [--weights DIR] [--sheet FILE]``.
+
+Forty prompts with combinations of hair, shirt and background that training never saw. The face detector says where the
+face is; the colours above, below and beside it are compared with the palette that the drawings use. The prompts run through
+the package's own generate stage, alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from backend.settings import Settings
+from modules.adetailer.detection import Detector
+from modules.pipeline import ImagePipeline
+from modules.request import ImageRequest
+from modules.startup import Service, start
+from training.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour, Person, is_held_out, sample_person
+
+PROMPTS = 40
+COLOURS: Mapping[str, Mapping[str, Colour]] = {"background": BACKGROUND_COLOURS, "hair": HAIR_COLOURS, "shirt": SHIRT_COLOURS}
+
+
+def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
+    """The prompts, each with the colours that it names."""
+    rng = random.Random(seed)
+    prompts: list[tuple[str, dict[str, str]]] = []
+    while len(prompts) < PROMPTS:
+        person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
+        if not is_held_out(person, background) or person.hair_length == "bald" or person.hat:
+            continue
+        # a colour that the picture's other parts do not share, so that the measure means what it says
+        if len({person.hair_colour, person.shirt, background}) < 3:
+            continue
+        prompts.append((sentence(rng, person, background), {"background": background, "hair": person.hair_colour, "shirt": person.shirt}))
+    return prompts
+
+
+def sentence(rng: random.Random, person: Person, background: str) -> str:
+    extras = [word for word, there in (("glasses", person.glasses), ("a beard", person.beard)) if there]
+    listed = "".join(f", {extra}" for extra in extras)
+    subject = f"{person.expression} {person.kind}"
+    hair = f"{person.hair_length} {person.hair_colour} hair"
+    return rng.choice(
+        (
+            f"a portrait of a {subject} with {hair}{listed}, {person.shirt} shirt, {background} background",
+            f"portrait of a {subject}, {hair}{listed}, wearing a {person.shirt} sweater, {background} backdrop",
+            f"a {subject} with {hair}{listed} in a {person.shirt} t-shirt on a {background} background",
+            f"{subject}, {person.shirt} top, {hair}{listed}, {background} background",
+        )
+    )
+
+
+def nearest_colour(pixels: np.ndarray, palette: Mapping[str, Colour]) -> str:
+    """The palette's colour that is nearest to the median of the pixels (any shape x 3)."""
+    median = np.median(pixels.reshape(-1, 3), axis=0)
+    return min(palette, key=lambda name: float(np.abs(median - palette[name]).sum()))
+
+
+def measure(image: Image.Image, box: np.ndarray) -> dict[str, str]:
+    """The colours seen in a picture whose face is at ``box`` (x1, y1, x2, y2 in pixels)."""
+    array = np.asarray(image.convert("RGB")).astype(np.int16)
+    height, width = array.shape[:2]
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    half_width, half = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+
+    def patch(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+        x1, x2 = (int(np.clip(x + side * half_width, 0, width - 2)) for side in (left, right))
+        y1, y2 = (int(np.clip(y + side * half, 0, height - 2)) for side in (top, bottom))
+        return array[y1 : max(y2, y1 + 2), x1 : max(x2, x1 + 2)]
+
+    edge = max(4, width // 24)
+    corners = np.concatenate([array[: height // 3, :edge].reshape(-1, 3), array[: height // 3, -edge:].reshape(-1, 3)])
+    return {
+        "background": nearest_colour(corners, BACKGROUND_COLOURS),
+        "hair": nearest_colour(patch(-0.45, -1.2, 0.45, -1.0), HAIR_COLOURS),
+        "shirt": nearest_colour(patch(-0.6, 1.9, 0.6, 2.5), SHIRT_COLOURS),
+    }
+
+
+def generate(service: Service, prompts: list[tuple[str, dict[str, str]]], steps: int, guidance: float) -> list[Image.Image]:
+    alone = ImagePipeline(service.pipeline.stages[:1])
+    side = service.family.native
+    pictures = []
+    for index, (prompt, _) in enumerate(prompts):
+        request = ImageRequest(prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, guidance_scale=guidance)
+        pictures.append(alone.run(request).pictures[0].image)
+    return pictures
+
+
+def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int = 8) -> Image.Image:
+    width, height, text = *pictures[0].size, 44
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * (height + text)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        x, y = index % columns * width, index // columns * (height + text)
+        sheet.paste(picture, (x, y))
+        words, line = [""], 0
+        for word in title.split():
+            if draw.textlength(f"{words[line]} {word}", font=font) > width - 8:
+                words.append("")
+                line += 1
+            words[line] = f"{words[line]} {word}".strip()
+        draw.multiline_text((x + 4, y + height + 2), "\n".join(words[:3]), fill="black", font=font, spacing=1)
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="weights")
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance", type=float, default=3.5)
+    arguments = parser.parse_args()
+    service = start(replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING"))
+    prompts = held_out_prompts()
+    pictures = generate(service, prompts, arguments.steps, arguments.guidance)
+    with service.models.on_device("face_detector") as (network,):
+        found = Detector(network).detect(pictures, 0.3)
+    right = {"face": 0, **dict.fromkeys(COLOURS, 0)}
+    for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
+        if not len(detections):
+            print(f"no face: {prompt}")
+            continue
+        right["face"] += 1
+        seen = measure(picture, detections.boxes[int(detections.confidences.argmax())])
+        for name, colour in asked.items():
+            right[name] += seen[name] == colour
+            if seen[name] != colour:
+                print(f"{name} is {seen[name]}: {prompt}")
+    print(json.dumps({"prompts": len(prompts), **right}))
+    if arguments.sheet:
+        contact_sheet(pictures, [prompt for prompt, _ in prompts]).save(arguments.sheet, quality=88)
+
+
+if __name__ == "__main__":
+    main()
