@@ -24,7 +24,11 @@ __all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "Mode
 GIB = 2**30
 QUALITIES = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows what stands before it."""
+ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
 FP8_COMPUTE_CAPABILITY = (8, 9)
+SECONDS_DIGITS = 1
+"""Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and no weight
+shall be rounded for a millisecond."""
 
 
 class VRAMState(Enum):
@@ -95,7 +99,7 @@ class MemoryPlan:
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models in use,
             their activations, and the reserve. An emulated device has no reserve.
-        predicted_seconds: A warm prediction with a new prompt: computation and copies, without files and image formats.
+        predicted_seconds: A warm prediction with a new prompt, to a tenth: computation and copies, without files and image formats.
         reasons: Why, one sentence each.
     """
 
@@ -225,9 +229,9 @@ class _Search:
             peak = self.demand(choice)[0]
             if peak > self.usable or sum(option.waiting for option in choice) > self.host_limit:
                 continue
-            rounded = sum(option.placement.dtype != self.models.components[option.name].dtype for option in choice)
+            rounded = sum(ROUNDING.get(option.placement.dtype, 0) for option in choice)
             moving = sum(KINDS.index(option.placement.kind) + option.placement.tiled for option in choice)
-            key = (self.seconds(choice), rounded, moving, peak)
+            key = (round(self.seconds(choice), SECONDS_DIGITS), rounded, moving, peak)
             if best is None or key < best[0]:
                 best = key, choice
         if best is None:
@@ -268,7 +272,7 @@ class _Search:
             pin_bytes=pin,
             use_streams=device.kind == "cuda",
             predicted_peak_bytes=self.demand(choice)[0] + self.reserve,
-            predicted_seconds=self.seconds(choice),
+            predicted_seconds=round(self.seconds(choice), SECONDS_DIGITS),
             reasons=(*self.split_reasons(share, need, overrun), *self.placement_reasons(choice), *self.cost_reasons(choice, pin)),
         )
 

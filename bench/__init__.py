@@ -1,1 +1,0 @@
-"""Benchmarks: every figure beside the plain alternative in the same run."""

@@ -106,7 +106,10 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one prediction; returns the exit code. Progress and the table of times come from the service. A bug keeps its stack trace, everything foreseen is one line."""
+    """Runs one prediction; returns the exit code. Progress and the table of times come from the service.
+
+    Everything foreseen is one line on standard error; a bug keeps its stack trace.
+    """
     schema = InputSchema()
     options = _parser(schema).parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does

@@ -1,0 +1,65 @@
+"""Rebuilds ``weights/embedded`` from nothing: ``python -m training.all [--work build/training] [--scale 1.0]``.
+
+Every step is a command of its own and leaves its result in the work folder; a step whose result is there is not run again,
+so an interrupted run goes on where it was. ``--scale`` lengthens or shortens the steps whose length is a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from backend.settings import ROOT
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = ROOT / "weights" / "embedded"
+
+
+def run_step(name: str, work: Path, module: str, *arguments: str) -> None:
+    """Runs ``python -m training.<module>`` unless a mark in the work folder says that it was finished before."""
+    mark = work / f".{name}.done"
+    if mark.exists():
+        logger.info("%s: done before", name)
+        return
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-m", f"training.{module}", *arguments], cwd=ROOT, check=True)
+    mark.touch()
+    logger.info("%s: %.0f s", name, time.monotonic() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "training")
+    parser.add_argument("--scale", type=float, default=1.0)
+    arguments = parser.parse_args()
+    work, parts = arguments.work.resolve(), arguments.work.resolve() / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+
+    def minutes(amount: float) -> tuple[str, str]:
+        return "--minutes", str(amount * arguments.scale)
+
+    vae, latents, transformer = parts / "vae", work / "latents.pt", parts / "transformer"
+    def step(name: str, module: str, *options: str | Path) -> None:
+        run_step(name, work, module, *map(str, options))
+
+    step("detector", "detector", "--out", work / "detector")
+    step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(4))
+    step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
+    step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(900 * arguments.scale)))
+    step("latents", "latents", "--autoencoder", vae, "--out", latents)
+    step("transformer", "transformer", "--models", parts, "--latents", latents, "--out", transformer, *minutes(75))
+    step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
+    step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
+    for name in ("detector/face_detector.safetensors", "detector/face_detector.yaml", "upscaler/upscaler.safetensors"):
+        shutil.copy(work / name, EMBEDDED)
+    step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
+
+
+if __name__ == "__main__":
+    main()
