@@ -19,9 +19,9 @@ PAGEABLE_SPEED = 0.5
 """Speed of a copy from memory that is not pinned, as a share of the pinned one. Assumed, and kind: accelerate's component
 offload added 15.1 s for 67.5 GB in diffusers' pull request 11682, a tenth of what the bus can do."""
 
-OVERLAP_LOSS = 0.15
-"""Share of a copy's time that is lost although the copy runs beside the computation (memory traffic, synchronization).
-Assumed; the one published figure, vllm-omni's pull request 1223, is 3.6% of the whole run."""
+OVERLAP_LOSS = 0.25
+"""Share of a copy's time that is lost although the copy runs beside the computation (memory traffic, synchronization). Assumed,
+and strict: 0.1 would fit the one published figure (vllm-omni's pull request 1223, an H100 that hides a third of its time)."""
 
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights arrive layer by layer. Assumed."""
@@ -69,11 +69,13 @@ class DeviceMemory:
         return 0 if self.free_bytes is None else self.total_bytes - self.free_bytes
 
 
-def bytes_in_use(placement: Placement, component: Component) -> int:
-    """Bytes on the device while a step uses the component."""
-    if placement.kind == "grouped":
-        return component.grouped_size(placement.dtype)
-    return component.layer_size() if placement.kind == "sequential" else component.size(placement.dtype)
+def passing_bytes(placement: Placement, component: Component) -> int:
+    """Bytes that are on the device only while a step uses the component."""
+    if placement.kind == "grouped":  # the block that computes, the one that arrives, and what is outside of blocks
+        return component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype) + component.bytes_of(component.outside_blocks)
+    if placement.kind == "sequential":
+        return component.bytes_of(component.largest_layer)
+    return component.size(placement.dtype) if placement.kind == "swapped" else 0
 
 
 def moved_bytes(placement: Placement, component: Component, step: Step, previous: Step | None) -> int:

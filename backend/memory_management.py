@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from backend.activation_model import Step, Workload, prediction_steps
-from backend.cost_model import KINDS, DeviceMemory, Kind, Placement, bytes_in_use, moved_bytes, step_seconds
+from backend.cost_model import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
 from backend.errors import SettingsError, UserError, nearest
 from backend.families import Component, ModelSizes
 
@@ -171,22 +171,25 @@ class _Search:
         # elsewhere than on CUDA no copy is faster for being pinned
         self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.kind == "cuda" else device.host_bytes
         # of the steps that borrow the same models only the hungriest matters for the peak
-        hungriest = [max((s for s in steps if s.components == names), key=lambda s: s.memory) for names in dict.fromkeys(s.components for s in steps)]
         order = list(models.components)
-        self.demands = [(step, [order.index(name) for name in step.components]) for step in hungriest]
+        self.demands: list[tuple[Step, list[int]]] = []
+        for names in dict.fromkeys(step.components for step in steps):
+            alike = [step for step in steps if step.components == names]
+            hungriest = replace(max(alike, key=lambda step: step.memory), tiled_memory=max(step.tiled_memory for step in alike))
+            self.demands.append((hungriest, [order.index(name) for name in names]))
 
     def option(self, name: str, placement: Placement) -> _Option:
-        component, stays = self.models.components[name], placement.kind == "resident"
-        size = component.size(placement.dtype)
-        passing = 0 if stays else bytes_in_use(placement, component)
-        return _Option(name, placement, size if stays else 0, passing, 0 if stays else size, self.option_seconds(name, placement, pinned=1))
+        component = self.models.components[name]
+        size, stays = component.size(placement.dtype), placement.kind == "resident"
+        standing, waiting = (size, 0) if stays else (0, size)
+        return _Option(name, placement, standing, passing_bytes(placement, component), waiting, self.option_seconds(name, placement, pinned=1))
 
     def options(self, name: str, component: Component) -> list[_Option]:
         """What one model may do on this device, under these rules."""
         rank, cuda = QUALITIES.index(self.rules.quality), self.device.kind == "cuda"
         dtypes = [component.dtype]
-        if component.blocks and component.dtype != "fp8":  # the two large models; rounding the others saves next to nothing
-            dtypes += ["fp8"] * (rank >= 1) + ["nf4"] * (rank >= 2 and cuda)
+        if component.blocks:  # the two large models; rounding the others saves next to nothing
+            dtypes += ["fp8"] * (rank >= 1 and component.dtype != "fp8") + ["nf4"] * (rank >= 2 and cuda)
             if rank >= 1 and cuda and name == "transformer" and self.computes_fp8:
                 dtypes.append("fp8_compute")
         # what rewrites its weights (nf4, fp8 matmuls) is moved as a whole only; layer by layer is for the checkpoint's own dtype
@@ -247,14 +250,15 @@ class _Search:
         leanest = min(self.choices(), key=lambda choice: sum(lacks(choice)))
         (device, host), (_, step) = lacks(leanest), self.demand(leanest)
         missing, where = max((device, "device"), (host, "host"))
-        allow = "" if self.rules.quality == QUALITIES[-1] else f"allow quality '{QUALITIES[QUALITIES.index(self.rules.quality) + 1]}', or "
+        coarser = (QUALITIES if self.device.kind == "cuda" else QUALITIES[:2])[QUALITIES.index(self.rules.quality) + 1 :]
+        allow = f"allow quality '{coarser[0]}', or " if coarser else ""
         if host >= device or missing >= step.memory or not step.lower:
             field, advice = "quality" if allow else "model", f"{allow}choose a smaller model or a machine with more {where} memory"
             needs = "the models need more than there is"
         else:
             field, advice = step.lower, f"lower {step.lower}"
-            needs = f"the step '{step.stage}' needs {text(step.memory)} for this request beside the models"
-        return MemoryPlanError(f"{field}: {text(missing)} ({missing} bytes) of {where} memory are missing: {needs}; {advice}", missing, field)
+            needs = f"the step '{step.stage}' needs {readable(step.memory)} for this request beside the models"
+        return MemoryPlanError(f"{field}: {readable(missing)} ({missing} bytes) of {where} memory are missing: {needs}; {advice}", missing, field)
 
     def plan(self, choice: _Choice) -> MemoryPlan:
         device, rules, large = self.device, self.rules, is_large(self.device, self.rules)
@@ -289,19 +293,19 @@ class _Search:
     def split_reasons(self, share: float, need: int, overrun: int) -> Iterator[str]:
         total, rules = self.device.total_bytes, self.rules
         if not self.has_own_memory:
-            yield f"Models and pictures share {text(total)} of host memory; moving a model would free nothing, so every model stays."
+            yield f"Models and pictures share {readable(total)} of host memory; moving a model would free nothing, so every model stays."
         else:
             size = f"{'over' if is_large(self.device, rules) else 'up to'} {rules.large_card_bytes / GIB:.0f} GiB"
-            aside = f"{share:.0%} ({text(int(share * total))})"
+            aside = f"{share:.0%} ({readable(int(share * total))})"
             if need > share * total:
-                yield f"This request needs {text(need)} for inference, more than the {aside} that a device {size} sets aside, so the need counts."
+                yield f"This request needs {readable(need)} for inference, more than the {aside} that a device {size} sets aside, so the need counts."
             else:
-                yield f"A device {size} sets {aside} aside for inference and the rest for models; this request needs {text(need)} of it."
+                yield f"A device {size} sets {aside} aside for inference and the rest for models; this request needs {readable(need)} of it."
             if overrun > 0:
-                yield f"All models together are {text(overrun)} over their share; they may borrow what inference leaves unused."
-        held = f"; {text(self.device.held_bytes)} are held by others" if self.device.held_bytes else ""
-        kept = f"{text(self.reserve)} are kept back for the driver and fragmentation" if self.reserve else "nothing is kept back"
-        yield f"Models and activations may fill {text(self.usable)} of {text(total)}: {kept}{held}."
+                yield f"All models together are {readable(overrun)} over their share; they may borrow what inference leaves unused."
+        held = f"; {readable(self.device.held_bytes)} are held by others" if self.device.held_bytes else ""
+        kept = f"{readable(self.reserve)} are kept back for the driver and fragmentation" if self.reserve else "nothing is kept back"
+        yield f"Models and activations may fill {readable(self.usable)} of {readable(total)}: {kept}{held}."
 
     def placement_reasons(self, choice: _Choice) -> Iterator[str]:
         how = {
@@ -311,13 +315,13 @@ class _Search:
         }
         for index, (name, placement, *_) in enumerate(choice):
             component = self.models.components[name]
-            size = text(component.size(placement.dtype))
+            size = readable(component.size(placement.dtype))
             if placement.kind != "resident":
-                stays = self.option(name, replace(placement, kind="resident"))
+                stays = self.option(name, Placement("resident", placement.dtype, placement.tiled))
                 over = self.demand((*choice[:index], stays, *choice[index + 1 :]))[0] - self.usable
-                yield f"{name} ({size} in {placement.dtype}) {how[placement.kind]}: to stay it would need {text(over)} more."
+                yield f"{name} ({size} in {placement.dtype}) {how[placement.kind]}: to stay it would need {readable(over)} more."
             if placement.dtype != component.dtype:
-                yield f"{name} is rounded to {placement.dtype}, which quality '{self.rules.quality}' allows: {text(component.size())} become {size}."
+                yield f"{name} is rounded to {placement.dtype}, which quality '{self.rules.quality}' allows: {readable(component.size())} become {size}."
             if placement.tiled:
                 yield f"{name} works in tiles of {self.models.vae_tile} pixels: less memory, a little more time, and pixels that differ slightly."
         stay = [option.name for option in choice if option.placement.kind == "resident"]
@@ -329,9 +333,9 @@ class _Search:
     def cost_reasons(self, choice: _Choice, pin: int) -> Iterator[str]:
         waiting = sum(option.waiting for option in choice)
         if waiting:
-            still = sum(self.option(name, replace(placement, kind="resident")).seconds for name, placement, *_ in choice)
-            pinned = f", {text(pin)} of it pinned," if self.device.kind == "cuda" else ""
-            yield f"{text(waiting)} of models wait in host memory{pinned} and moving them costs {self.seconds(choice) - still:.2f} s a prediction."
+            still = sum(self.option(name, Placement("resident", placement.dtype, placement.tiled)).seconds for name, placement, *_ in choice)
+            pinned = f", {readable(pin)} of it pinned," if self.device.kind == "cuda" else ""
+            yield f"{readable(waiting)} of models wait in host memory{pinned} and moving them costs {self.seconds(choice) - still:.2f} s a prediction."
         yield f"The memory for activations is {self.models.costs_source}."
 
 
@@ -340,6 +344,6 @@ def activations(step: Step, placement: Placement) -> int:
     return step.tiled_memory if placement.tiled else step.memory
 
 
-def text(count: int) -> str:
+def readable(count: int) -> str:
     """Bytes as people read them, in powers of ten."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from backend.activation_model import Workload
-from backend.cost_model import DeviceMemory
+from backend.cost_model import DeviceMemory, Placement
 from backend.families import FLUX_DEV, ModelSizes
-from backend.memory_management import QUALITIES, MemoryPlan, MemoryPlanError, MemoryRules, plan_memory, text
+from backend.memory_management import QUALITIES, MemoryPlan, MemoryPlanError, MemoryRules, plan_memory, readable
 
 REPORTED_SHARE = 0.98
 """What of its GiB a card reports as its memory: an RTX 4090 of 24 GiB reports 23.51."""
@@ -65,15 +65,15 @@ def plan_as_data(plan: MemoryPlan) -> dict[str, Any]:
 def plan_as_text(plan: MemoryPlan, models: ModelSizes) -> str:
     """A short table and the reasons."""
     rows = [
-        (name, text(models.components[name].size(p.dtype)), p.dtype, p.kind + (", tiled" if p.tiled else "")) for name, p in plan.placements.items()
+        (name, readable(models.components[name].size(p.dtype)), p.dtype, _kind(p)) for name, p in plan.placements.items()
     ]
     lines = [f"{name:<16} {size:>9}  {dtype:<12} {kind}" for name, size, dtype, kind in [("model", "size", "precision", "placement"), *rows]]
     summary = [
         f"state            {plan.state.name}",
-        f"shares           {text(plan.inference_bytes)} inference, {text(plan.model_bytes)} models, {text(plan.reserve_bytes)} kept back",
-        f"predicted peak   {text(plan.predicted_peak_bytes)}",
+        f"shares           {readable(plan.inference_bytes)} inference, {readable(plan.model_bytes)} models, {readable(plan.reserve_bytes)} kept back",
+        f"predicted peak   {readable(plan.predicted_peak_bytes)}",
         f"predicted time   {plan.predicted_seconds:.1f} s a prediction, models loaded",
-        f"pinned on host   {text(plan.pin_bytes)}{', copies beside the computation' if plan.use_streams else ''}",
+        f"pinned on host   {readable(plan.pin_bytes)}{', copies beside the computation' if plan.use_streams else ''}",
     ]
     return "\n".join([*summary, "", *lines, "", *(f"- {reason}" for reason in plan.reasons)])
 
@@ -86,17 +86,20 @@ def card_table() -> str:
         try:
             plan = plan_memory(card.device(), FLUX_DEV, workload, MemoryRules(quality=quality))
         except MemoryPlanError as error:
-            return f"{text(error.missing_bytes)} missing"
-        return f"{_described(plan.placements)}; {text(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.0f} s"
+            return f"{readable(error.missing_bytes)} missing"
+        return f"{_described(plan.placements)}; {readable(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.0f} s"
 
     head = ["Card", "Memory", *(f"`{quality}`" for quality in QUALITIES)]
-    rows = [[f"{card.name} {card.gib} GB", text(card.reported_bytes), *(cell(card, quality) for quality in QUALITIES)] for card in CARDS]
+    rows = [[f"{card.name} {card.gib} GB", readable(card.reported_bytes), *(cell(card, quality) for quality in QUALITIES)] for card in CARDS]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _described(placements: Mapping[str, Any]) -> str:
+def _described(placements: Mapping[str, Placement]) -> str:
     """Transformer and T5 by name, and what else does not simply stay."""
-    main = [f"{label} {placements[name].dtype} {placements[name].kind}" for label, name in (("transformer", "transformer"), ("T5", "text_encoder_2"))]
-    others = [name for name in placements if name not in ("transformer", "text_encoder_2") and placements[name].kind != "resident"]
-    tiled = ["vae tiled"] * any(placement.tiled for placement in placements.values())
-    return ", ".join([*main, *(f"{name} swapped" for name in others), *tiled])
+    main = [f"{label} {placements[name].dtype} {_kind(placements[name])}" for label, name in (("transformer", "transformer"), ("T5", "text_encoder_2"))]
+    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in ("transformer", "text_encoder_2") and _kind(p) != "resident"]
+    return ", ".join([*main, *others])
+
+
+def _kind(placement: Placement) -> str:
+    return placement.kind + (", tiled" if placement.tiled else "")

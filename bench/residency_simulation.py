@@ -4,19 +4,22 @@
 
 Four traces of 20 predictions (the same prompt or a new one each time; plain, or with Hires fix to 1536 x 1536 and one detail
 repainted at 1024), FLUX.1-dev at 1024 x 1024, 28 steps, on the usual cards (``backend/plan_report.py``), which report 98% of
-the GiB they are sold with. "bf16" and "fp8" are the precision of the checkpoint's transformer and T5; fp8 is cast layer by layer.
+the GiB that they are sold with. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer.
+A figure is the average of its trace, the first upload included, the reading of files not.
 
-- **our plan** is what ``plan_memory`` decides for the trace; a swapped model is copied in and dropped without a copy back.
-  "rounded" may round a bf16 checkpoint down to nf4, and multiply in fp8 where the card can; the other columns compute alike.
+- **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy back, what
+  is resident is uploaded once. "rounded" may round weights down to nf4, and multiply in fp8 where the card can; the other columns
+  compute alike.
 - **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model is used or
-  the pipeline ends. Where a model does not fit beside its activations it cannot run: "no", with the bytes that it would have moved.
-- **WebUI rule** is that of the Forge forks: before a load, models are evicted, the longest unused first and by a copy back, until
+  the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes it would move.
+- **WebUI rule** is that of the Forge forks: before a load models are evicted, the longest unused first and by a copy back, until
   1.3 x the new model's size is free, and what the step needs beside it (1 GiB at least). What still does not fit is streamed from
-  the host at every forward.
+  the host at every forward, nothing else.
 
-Assumed in favour of the others: both have our prompt cache, our tiled autoencoder where the whole one does not fit, only the
-driver's context as reserve (we keep 1.5% more back), and copies from pageable memory at half the bus' speed, both ways.
-Copies of our plan come from pinned memory, as far as half of 64 GB goes. Loading from disk is not counted for anyone.
+Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit; they
+need only the driver's context as a reserve (we keep 1.5% more back); their copies are from pageable memory, at half the speed
+of pinned ones, both ways. Ours are pinned as far as half of the host's 64 GB goes; a copy beside the computation still costs a
+quarter of its time.
 """
 
 from __future__ import annotations
@@ -129,8 +132,11 @@ def our_plan(trace: Trace, models: ModelSizes, device: DeviceMemory, quality: st
         return Outcome(0, 0.0, runs=False)
     waiting = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident")
     pinned = plan.pin_bytes / waiting if waiting else 1.0
-    total, seconds = 0, 0.0
-    for steps in trace.predictions(models):
+    predictions = list(trace.predictions(models))
+    used = {name for steps in predictions for step in steps for name in step.components}
+    total = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind == "resident" and name in used)
+    seconds = total / device.copy_bandwidth
+    for steps in predictions:
         for step, previous in zip(steps, (None, *steps)):
             for name in step.components:
                 placement, component = plan.placements[name], models.components[name]
@@ -161,9 +167,9 @@ def simulate() -> list[Row]:
         alike = replace(device, capability=None)  # without fp8 matmuls, which the others have not either
         for precision, models in MODELS.items():
             for trace in TRACES:
-                others = (strategy(trace, models, alike) for strategy in (component_offload, webui_rule, our_plan))
-                rounded = our_plan(trace, models, device, "nf4")
-                rows.append(Row(card.gib, card.name, precision, trace.name, *others, rounded))
+                offload, webui = component_offload(trace, models, alike), webui_rule(trace, models, alike)
+                ours, rounded = our_plan(trace, models, alike), our_plan(trace, models, device, "nf4")
+                rows.append(Row(card.gib, card.name, precision, trace.name, offload, webui, ours, rounded))
     return rows
 
 
@@ -178,7 +184,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
     head = ["Card", "Checkpoint", "Trace", "component offload", "WebUI rule", "our plan", "our plan, rounded"]
     body = [
-        [f"{r.gigabytes} GB {r.card}", r.precision, r.trace, cell(r.component_offload, True), cell(r.webui_rule), cell(r.our_plan), cell(r.our_plan_rounded)] for r in rows
+        [f"{row.gigabytes} GB {row.card}", row.precision, row.trace, cell(row.component_offload, hypothetical=True)]
+        + [cell(outcome) for outcome in (row.webui_rule, row.our_plan, row.our_plan_rounded)]
+        for row in rows
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
 

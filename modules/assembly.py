@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
 from backend.devices import Device
@@ -21,7 +22,7 @@ from backend.flux_checkpoint import is_original_layout, to_diffusers, transforme
 from backend.model_cache_optimizer import ModelCache
 from backend.settings import Settings
 from backend.weights import resolve_file, resolve_model
-from modules.adetailer.detection import load_detector_network
+from modules.adetailer.detection import load_detector_network, offline_ultralytics
 from modules.adetailer.stage import AdetailerStage
 from modules.family import Family, read_family
 from modules.flux import FluxService
@@ -91,8 +92,13 @@ class FluxFiles:
         return ModelInfo(family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION)
 
 
-def assemble(settings: Settings, device: Device, models: ModelCache) -> Assembled:
-    """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet."""
+def assemble(settings: Settings, device: Device, models: ModelCache, scratch: Path) -> Assembled:
+    """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet.
+
+    ``scratch`` is a writable folder that lives as long as the process.
+    """
+    offline_ultralytics(scratch / "ultralytics")
+    disable_progress_bar()  # a bar for every text encoder would hide our own lines
     files = FluxFiles.find(settings)
     family = files.family()
     upscaler = resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)

@@ -102,6 +102,7 @@ class FluxService:
         self._prompts = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
         self._pipeline = FluxPipeline(scheduler, None, None, None, None, None, None)
+        self._pipeline.vae_scale_factor = family.latent_factor  # it would ask the autoencoder, which it does not have
         self._pipeline.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()

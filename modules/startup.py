@@ -87,13 +87,16 @@ def start(settings: Settings) -> Service:
     with timeline.span("imports"):
         ensure_torchvision_operators()
         from modules.assembly import assemble
-    assembled = assemble(settings, device, models)
+    # one folder for all that is written while the service lives; it goes when the process ends
+    scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    assembled = assemble(settings, device, models, scratch)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
-    outputs = Path(tempfile.mkdtemp(prefix="flux-outputs-"))
-    atexit.register(shutil.rmtree, outputs, ignore_errors=True)
+    outputs = scratch / "outputs"
+    outputs.mkdir()
     service = Service(device, assembled.family, models, assembled.pipeline, assembled.model, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):

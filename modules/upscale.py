@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from backend.model_cache_optimizer import ModelCache
 from modules.pipeline import ImageBatch, Picture
 from modules.request import ImageRequest
-from modules.upscaler import Upscaler
+from modules.upscaler import Upscaler, UpscalerNetwork
 
 
 class UpscaleStage:
     """Enlarges every picture by the request's ``scale``, with the model "upscaler" of the cache.
 
-    ``upscaler_name`` is what the pictures' parameters call it, ``factor`` what it enlarges by in one run, ``tile_size`` the
-    longest side of a tile in pixels.
+    ``upscaler_name`` is what the pictures' parameters call it, ``tile_size`` the longest side of a tile in pixels.
     """
 
     name = "upscale"
 
-    def __init__(self, models: ModelCache, upscaler_name: str, tile_size: int, factor: int) -> None:
-        self.models, self.upscaler_name, self.tile_size, self.factor = models, upscaler_name, tile_size, factor
+    def __init__(self, models: ModelCache, upscaler_name: str, tile_size: int) -> None:
+        self.models, self.upscaler_name, self.tile_size = models, upscaler_name, tile_size
 
     def wanted(self, request: ImageRequest) -> bool:
         return request.scale > 1
@@ -33,5 +34,5 @@ class UpscaleStage:
             return picture.changed(upscaler.upscale(picture.image, request.scale, progress), **parameters)
 
         with self.models.on_device("upscaler") as (network,):
-            upscaler = Upscaler(network, self.tile_size, self.factor)
+            upscaler = Upscaler(cast(UpscalerNetwork, network), self.tile_size)
             return batch.with_pictures([enlarged(index, picture) for index, picture in enumerate(batch.pictures)])

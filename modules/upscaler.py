@@ -71,15 +71,26 @@ def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[i
     return [(math.ceil(width / factor**later), math.ceil(height / factor**later)) for later in reversed(range(passes))]
 
 
-class Upscaler:
-    """Enlarges pictures with a network that is lent to it.
+class UpscalerNetwork(nn.Module):
+    """A network with the factor, 2 or more, that it enlarges by. N x 3 x H x W in and out, RGB from 0 to 1."""
 
-    ``network`` takes and gives N x 3 x H x W, RGB from 0 to 1, on the device and in the dtype of its parameters, and enlarges
-    by ``factor``, 2 or more. ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
+    def __init__(self, network: nn.Module, factor: int) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        enlarged: torch.Tensor = self.network(pixels)
+        return enlarged
+
+
+class Upscaler:
+    """Enlarges pictures with a network that is lent to it, on the device and in the dtype of its parameters.
+
+    ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
     """
 
-    def __init__(self, network: nn.Module, tile_size: int, factor: int) -> None:
-        self.network, self.tile_size, self.factor = network, tile_size, factor
+    def __init__(self, network: UpscalerNetwork, tile_size: int) -> None:
+        self.network, self.tile_size, self.factor = network, tile_size, network.factor
         self.overlap = min(FEATHER, tile_size // 2)
         self.context = min(receptive_reach(network), CONTEXT_LIMIT)
 
@@ -137,8 +148,8 @@ class Upscaler:
         return enlarged[:, edge : enlarged.shape[1] - edge, edge : enlarged.shape[2] - edge]
 
 
-def load_upscaler_network(path: Path) -> tuple[nn.Module, int]:
-    """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`, and the factor it enlarges by.
+def load_upscaler_network(path: Path) -> UpscalerNetwork:
+    """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`.
 
     ``path`` is a ``.safetensors`` or ``.pth`` file; a ``.pth`` is read by spandrel's restricted unpickler, which runs no code.
     Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
@@ -163,4 +174,4 @@ def load_upscaler_network(path: Path) -> tuple[nn.Module, int]:
     if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
     logger.info("upscaler %s: %s, factor %d", path.name, model.architecture.name, model.scale)
-    return model.model.float().eval().requires_grad_(False), model.scale
+    return UpscalerNetwork(model.model.float().eval().requires_grad_(False), model.scale)

@@ -15,7 +15,8 @@ from modules.adetailer.masks import Mask, rectangle_masks
 
 def square(left: int, top: int, right: int, bottom: int, width: int = 100, height: int = 80) -> Mask:
     """A mask that is 255 from left and top to before right and bottom."""
-    return rectangle_masks(np.array([[left, top, right - 1, bottom - 1]], np.float64), (width, height))[0]
+    mask: Mask = rectangle_masks(np.array([[left, top, right - 1, bottom - 1]], np.float64), (width, height))[0]
+    return mask
 
 
 @st.composite

@@ -25,7 +25,7 @@ from backend.timeline import Timeline
 from modules.pipeline import ImageBatch, ImagePipeline, Picture
 from modules.request import ImageRequest
 from modules.upscale import UpscaleStage
-from modules.upscaler import Upscaler, blend_weights, load_upscaler_network, pass_sizes, receptive_reach, tile_spans
+from modules.upscaler import Upscaler, UpscalerNetwork, blend_weights, load_upscaler_network, pass_sizes, receptive_reach, tile_spans
 from training.upscaler import build, export
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded" / "upscaler.safetensors"
@@ -33,16 +33,8 @@ UNTILED = 10_000
 
 
 @cache
-def network() -> nn.Module:
-    """Our trained upscaler, or a random one of its shape whose every layer matters."""
-    if EMBEDDED.exists():
-        return load_upscaler_network(EMBEDDED)[0]
-    torch.manual_seed(0)
-    untrained: nn.Module = build().eval().requires_grad_(False)
-    for name, parameter in untrained.named_parameters():
-        if name.startswith("model.1.") and parameter.ndim == 4:
-            parameter.mul_(2.5)
-    return untrained
+def network() -> UpscalerNetwork:
+    return load_upscaler_network(EMBEDDED)
 
 
 @cache
@@ -56,7 +48,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 @cache
 def untiled(width: int, height: int, scale: float) -> Image.Image:
-    return Upscaler(network(), UNTILED, 4).upscale(picture(width, height), scale)
+    return Upscaler(network(), UNTILED).upscale(picture(width, height), scale)
 
 
 def largest_difference(a: Image.Image, b: Image.Image) -> int:
@@ -73,7 +65,7 @@ class Harmful:
 
 
 def half_a_file() -> bytes:
-    whole = save(export(network()))
+    whole = save(export(network().network))
     return whole[: len(whole) // 2]
 
 
@@ -114,22 +106,22 @@ class TestSeams:
     @pytest.mark.parametrize("scale", [1.3, 2, 3.7, 4, 8])
     @pytest.mark.parametrize("tile_size", [64, 128, 192])
     def test_tiles_give_what_the_whole_picture_gives(self, tile_size: int, scale: float) -> None:
-        tiled = Upscaler(network(), tile_size, 4).upscale(picture(203, 67), scale)
+        tiled = Upscaler(network(), tile_size).upscale(picture(203, 67), scale)
         assert largest_difference(tiled, untiled(203, 67, scale)) <= 1
 
     @pytest.mark.parametrize("size", [(1, 1), (5, 3), (63, 9), (64, 64), (65, 33)])
     def test_also_for_pictures_as_small_as_a_tile_and_its_border(self, size: tuple[int, int]) -> None:
-        tiled = Upscaler(network(), 64, 4).upscale(picture(*size), 3.7)
+        tiled = Upscaler(network(), 64).upscale(picture(*size), 3.7)
         assert largest_difference(tiled, untiled(*size, 3.7)) <= 1
 
     def test_the_context_is_what_prevents_them(self) -> None:
-        bare = Upscaler(network(), 64, 4)
+        bare = Upscaler(network(), 64)
         bare.context = 0
         assert largest_difference(bare.upscale(picture(203, 67), 4), untiled(203, 67, 4)) > 8
 
     def test_the_network_never_sees_more_than_a_tile_and_its_context(self) -> None:
         seen = []
-        upscaler = Upscaler(network(), 64, 4)
+        upscaler = Upscaler(network(), 64)
         handle = network().register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
         upscaler.upscale(picture(203, 67), 2)
         handle.remove()
@@ -151,11 +143,11 @@ class TestSizes:
 
     @pytest.mark.parametrize("scale", [1, 1.3, 2.5, 8])
     def test_the_picture_is_exactly_as_large_as_asked(self, scale: float) -> None:
-        assert Upscaler(network(), 64, 4).upscale(picture(17, 11), scale).size == (round(17 * scale), round(11 * scale))
+        assert Upscaler(network(), 64).upscale(picture(17, 11), scale).size == (round(17 * scale), round(11 * scale))
 
     def test_it_still_shows_the_same(self) -> None:
         small = picture(203, 67).reduce(3).resize((96, 40), Image.Resampling.BICUBIC)
-        back = Upscaler(build(), 64, 4).upscale(small, 4).resize(small.size, Image.Resampling.BOX)
+        back = Upscaler(UpscalerNetwork(build(), 4), 64).upscale(small, 4).resize(small.size, Image.Resampling.BOX)
         assert np.abs(np.asarray(back, np.int16) - np.asarray(small, np.int16)).mean() < 12
 
 
@@ -163,39 +155,39 @@ class TestModes:
     def test_transparency_is_kept(self) -> None:
         image = picture(40, 30).copy()
         image.putalpha(Image.linear_gradient("L").resize(image.size))
-        result = Upscaler(network(), 64, 4).upscale(image, 2)
+        result = Upscaler(network(), 64).upscale(image, 2)
         assert result.mode == "RGBA"
         assert largest_difference(result.getchannel("A"), image.getchannel("A").resize((80, 60), Image.Resampling.LANCZOS)) == 0
 
     @pytest.mark.parametrize("mode", ["L", "P", "CMYK"])
     def test_every_opaque_picture_becomes_rgb(self, mode: str) -> None:
-        assert Upscaler(network(), 64, 4).upscale(picture(16, 16).convert(mode), 2).mode == "RGB"
+        assert Upscaler(network(), 64).upscale(picture(16, 16).convert(mode), 2).mode == "RGB"
 
     def test_a_network_in_half_precision_gives_nearly_the_same(self) -> None:
         half = deepcopy(network()).bfloat16()
-        result = Upscaler(half, 64, 4).upscale(picture(40, 30), 4)
+        result = Upscaler(half, 64).upscale(picture(40, 30), 4)
         assert np.abs(np.asarray(result, np.int16) - np.asarray(untiled(40, 30, 4), np.int16)).mean() < 4
 
 
 def test_progress_counts_every_tile_of_every_run() -> None:
     told: list[tuple[int, int]] = []
-    Upscaler(network(), 32, 4).upscale(picture(40, 30), 8, lambda done, total: told.append((done, total)))
+    Upscaler(network(), 32).upscale(picture(40, 30), 8, lambda done, total: told.append((done, total)))
     total = told[0][1]
     assert told == [(index + 1, total) for index in range(total)] and total > 4
 
 
 class TestLoading:
     def test_a_file_gives_back_the_network_in_float32(self, tmp_path: Path) -> None:
-        save_file(export(network()), tmp_path / "a.safetensors")
-        loaded, factor = load_upscaler_network(tmp_path / "a.safetensors")
-        assert factor == 4
+        save_file(export(network().network), tmp_path / "a.safetensors")
+        loaded = load_upscaler_network(tmp_path / "a.safetensors")
+        assert loaded.factor == 4
         assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
         for name, value in network().state_dict().items():
             torch.testing.assert_close(loaded.state_dict()[name], value.half().float(), rtol=0, atol=0)
 
     def test_a_pth_file_too(self, tmp_path: Path) -> None:
-        torch.save({"params_ema": export(network())}, tmp_path / "a.pth")
-        assert load_upscaler_network(tmp_path / "a.pth")[1] == 4
+        torch.save({"params_ema": export(network().network)}, tmp_path / "a.pth")
+        assert load_upscaler_network(tmp_path / "a.pth").factor == 4
 
     @pytest.mark.parametrize(
         ("name", "write", "says"),
@@ -203,14 +195,14 @@ class TestLoading:
             ("gone.safetensors", lambda path: None, "is missing"),
             ("cut.safetensors", lambda path: path.write_bytes(half_a_file()), "is damaged"),
             ("empty.safetensors", lambda path: path.write_bytes(b""), "is damaged"),
-            ("pickle.safetensors", lambda path: torch.save(export(network()), path), "is damaged"),
+            ("pickle.safetensors", lambda path: torch.save(export(network().network), path), "is damaged"),
             ("text.pth", lambda path: path.write_text("<html>not found</html>"), "is damaged"),
             ("empty.pth", lambda path: path.write_bytes(b""), "is damaged"),
             ("list.pth", lambda path: torch.save([1, 2], path), "is damaged"),
             ("harmful.pth", lambda path: path.write_bytes(pickle.dumps(Harmful())), "is damaged"),
             ("other.safetensors", lambda path: save_file({"weight": torch.zeros(2)}, path), "holds no upscaler"),
-            ("shape.safetensors", lambda path: save_file({**export(network()), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
-            ("program.pt", lambda path: torch.save(export(network()), path), "must be a .safetensors or .pth"),
+            ("shape.safetensors", lambda path: save_file({**export(network().network), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
+            ("program.pt", lambda path: torch.save(export(network().network), path), "must be a .safetensors or .pth"),
         ],
     )
     def test_other_files_are_refused_in_one_line(self, tmp_path: Path, name: str, write: Callable[[Path], object], says: str) -> None:
@@ -225,7 +217,7 @@ class TestLoading:
 def stage(tile_size: int = 64) -> UpscaleStage:
     models = ModelCache(torch.device("cpu"))
     models.register("upscaler", network)
-    return UpscaleStage(models, "ours", tile_size, 4)
+    return UpscaleStage(models, "ours", tile_size)
 
 
 class TestStage:
@@ -255,5 +247,5 @@ def test_the_embedded_upscaler_beats_bicubic() -> None:
 
     sharp = draw_pool(20_002, 1)[0].crop((256, 256, 768, 768))
     small = sharp.resize((128, 128), Image.Resampling.BICUBIC)
-    ours = Upscaler(network(), 192, 4).upscale(small, 4)
+    ours = Upscaler(network(), 192).upscale(small, 4)
     assert psnr(ours, sharp) > psnr(small.resize(sharp.size, Image.Resampling.BICUBIC), sharp) + 1.5

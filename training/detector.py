@@ -1,4 +1,4 @@
-"""Trains the face detector: ``python -m training.detector --out DIR --epochs 12``.
+"""Trains the face detector: ``python -m training.detector --out DIR``.
 
 A YOLOv8 of an eighth of the width with two detection levels instead of three, on drawings whose face boxes are known exactly.
 Half of them are softened, because the detector works on the pictures of a small autoencoder and transformer, which are less
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
@@ -102,9 +102,9 @@ def write_dataset(folder: Path, count: int, rng: random.Random) -> Path:
 
 def train(folder: Path, pictures: int, imgsz: int, epochs: int, minutes: float | None, seed: int) -> torch.nn.Module:
     """The trained network: not fused, in evaluation mode, rounded to half precision as it will be stored."""
-    from ultralytics.models.yolo.detect import DetectionTrainer  # type: ignore[attr-defined]
+    from ultralytics.models.yolo.detect import DetectionTrainer
 
-    class Trainer(DetectionTrainer):
+    class Trainer(DetectionTrainer):  # type: ignore[misc]
         """Trains only. The figures that count are those of the exported file, see :func:`evaluate`."""
 
         def validate(self) -> tuple[dict[str, float], float]:
@@ -121,9 +121,9 @@ def train(folder: Path, pictures: int, imgsz: int, epochs: int, minutes: float |
     changes = {"mosaic": 0.25, "scale": 0.4, "hsv_h": 0.0, "erasing": 0.0}  # drawings already vary in their colours
     trainer = Trainer(overrides=files | where | course | rates | changes)
     trainer.train()
-    network = trainer.ema.ema
-    network.task, network.args = "detect", {"imgsz": imgsz}  # as ultralytics' own loader leaves it
-    return network.half().float().eval()
+    network: torch.nn.Module = trainer.ema.ema.half().float().eval()
+    network.args = {"imgsz": imgsz}  # type: ignore[assignment]  # as ultralytics' own loader leaves it
+    return network
 
 
 def export(network: torch.nn.Module, out: Path, architecture: dict[str, object], task: str, names: Sequence[str], imgsz: int) -> None:
@@ -182,10 +182,10 @@ def largest_difference(a: Detector, b: Detector, images: Sequence[Image.Image]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--minutes", type=float, help="end the training after this time at the latest")
     parser.add_argument("--pictures", type=int, default=700)
-    parser.add_argument("--imgsz", type=int, default=256)
+    parser.add_argument("--imgsz", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)

@@ -46,7 +46,7 @@ def build() -> FluxTransformer2DModel:
         num_layers=2,
         num_single_layers=6,
         attention_head_dim=32,
-        num_attention_heads=8,
+        num_attention_heads=6,
         joint_attention_dim=192,
         pooled_projection_dim=128,
         guidance_embeds=True,
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")

@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,17 +73,25 @@ def load_detector_network(path: Path) -> torch.nn.Module:
     for needed in (path, path.with_suffix(".yaml")) if embedded else (path,):
         if not needed.is_file():  # ultralytics would look for it on GitHub
             raise WeightsError(f"{needed.name}: this file of the detector is missing; put it there or choose another detector")
+    _require_safe_loading()
     try:
         network = _read_embedded(path) if embedded else _read_checkpoint(path)
+        _require_detector(network, path.name)
+        # The head would otherwise keep its anchors on the device of the last call, where nobody who moves parameters finds them.
+        network.model[-1].dynamic = True
+        return network.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[no-any-return]
     except _UNREADABLE as error:
         raise WeightsError(f"{path.name}: is damaged or not an ultralytics detector; get the file again or choose another detector") from error
-    if network.task not in ("detect", "segment") or type(network.model[-1]).__name__ == "RTDETRDecoder":
-        raise WeightsError(f"{path.name}: is a {type(network).__name__} for '{network.task}'; choose a YOLO that was trained to detect or to segment")
+
+
+def _require_detector(network: Any, name: str) -> None:
+    from ultralytics.nn.modules import OBB, Detect, Pose
+
+    head = network.model[-1]  # a checkpoint's own word for its task is missing where it was not trained by ultralytics' command
+    if not isinstance(head, Detect) or isinstance(head, (OBB, Pose)):
+        raise WeightsError(f"{name}: is a {type(network).__name__}; choose a YOLO that was trained to detect or to segment")
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-        raise WeightsError(f"{path.name}: holds weights that are not numbers; get the file again")
-    # The head would otherwise keep its anchors on the device of the last call, where nobody who moves parameters finds them.
-    network.model[-1].dynamic = True
-    return network.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[no-any-return]
+        raise WeightsError(f"{name}: holds weights that are not numbers; get the file again")
 
 
 def _require_safe_loading() -> None:
@@ -94,19 +102,17 @@ def _require_safe_loading() -> None:
 
 
 def _read_embedded(path: Path) -> Any:
-    description = yaml.safe_load(path.with_suffix(".yaml").read_text())
-    _require_safe_loading()
     from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
+    description = yaml.safe_load(path.with_suffix(".yaml").read_text())
     build = {"detect": DetectionModel, "segment": SegmentationModel}[description["task"]]
     network = build(description, nc=len(description["names"]), verbose=False)
     network.load_state_dict(load_file(path))
-    network.task, network.names, network.args = description["task"], dict(enumerate(description["names"])), {"imgsz": description["imgsz"]}
+    network.names, network.args = dict(enumerate(description["names"])), {"imgsz": description["imgsz"]}
     return network
 
 
 def _read_checkpoint(path: Path) -> Any:
-    _require_safe_loading()
     from ultralytics.nn.tasks import load_checkpoint
 
     # ultralytics changes some file names before it opens them (quotes, "yolov5s.pt"), and downloads what it then misses.
@@ -124,7 +130,7 @@ class Detector:
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self._network: Any = network
+        self._network = cast(Any, network)  # an ultralytics model has more than a module
         self._stride = max(int(self._network.stride.max()), 32)
         side = self._network.args["imgsz"]  # of its training; a network that is given another size finds little
         height, width = side if isinstance(side, Sequence) else (side, side)
@@ -158,7 +164,7 @@ class Detector:
         fitted = torch.from_numpy(np.stack([np.asarray(fit(image=np.asarray(image.convert("RGB")))) for image in images]))
         pixels = fitted.to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype) / 255  # N x 3 x h x w
         output = self._network(pixels)[0]
-        segments = self._network.task == "segment"
+        segments = isinstance(output, tuple)
         predictions, prototypes = output if segments else (output, [None] * len(images))
         width, height = images[0].size
         results = []
@@ -167,7 +173,7 @@ class Detector:
             scaled: Any = scale_boxes((pixels.shape[2], pixels.shape[3]), rows[:, :4], (height, width))
             boxes = scaled.cpu().numpy().astype(np.float64)
             if segments:  # at the picture's own size, without the letterbox' bars
-                shapes = process_mask_native(prototype, rows[:, 6:], scaled, (height, width))  # type: ignore[no-untyped-call]
+                shapes = process_mask_native(prototype, rows[:, 6:], scaled, (height, width))
                 masks = shapes.cpu().numpy() * np.uint8(255)
             else:
                 masks = rectangle_masks(boxes, images[0].size)
