@@ -21,7 +21,8 @@ offload added 15.1 s for 67.5 GB in diffusers' pull request 11682, a tenth of wh
 
 OVERLAP_LOSS = 0.25
 """Share of a copy's time that is lost although the copy runs beside the computation (memory traffic, synchronization). Assumed,
-and strict: 0.1 would fit the one published figure (vllm-omni's pull request 1223, an H100 that hides a third of its time)."""
+and on the strict side: the one published figure, vllm-omni's pull request 1223, is 3.6% of a whole run. What depends on it is in
+docs/memory.md; to be replaced by a measurement."""
 
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights arrive layer by layer. Assumed."""
