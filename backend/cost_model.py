@@ -100,4 +100,3 @@ def step_seconds(placement: Placement, component: Component, step: Step, moved: 
         return max(compute, copy * pinned) + OVERLAP_LOSS * copy * pinned + pageable
     hooks = LAYER_SECONDS * component.layers * step.forwards if placement.kind == "sequential" else 0
     return compute + copy * pinned + pageable + hooks
-

@@ -32,6 +32,6 @@ class WeightsError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" (did you mean 'x'?)", or nothing when no known name is close."""
+    """ " (did you mean 'x'?)", or nothing when no known name is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""

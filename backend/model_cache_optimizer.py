@@ -1,4 +1,4 @@
-"""Lends models: each is read once, stays where it is, and is counted.
+"""Lends models: each is read once, lives where the memory plan says, is never moved in vain, and is counted.
 
 >>> with models.on_device("transformer") as (transformer,):
 ...     transformer(...)
@@ -9,46 +9,51 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+
+from backend.cost_model import Kind
+from backend.residence import RESIDENCES, Residence
+from backend.stream import HostTransfers, Transfers
 
 logger = logging.getLogger(__name__)
 
 Loader = Callable[[], nn.Module]
 
 
-@dataclass
+@dataclass(frozen=True)
 class CacheStats:
-    """What was lent since the start: borrows that found the model on the device (hits) or not (misses), loads, bytes moved, seconds."""
+    """What happened since the start: borrows that found the model on the device (hits) or had to bring it (misses), evictions,
+    prefetches, weight bytes that went to the device (none ever come back), and by model the seconds of reading and its bytes."""
 
     hits: int = 0
     misses: int = 0
+    evictions: int = 0
+    prefetches: int = 0
     bytes_moved: int = 0
-    load_seconds: dict[str, float] = field(default_factory=dict)
-    model_bytes: dict[str, int] = field(default_factory=dict)
+    load_seconds: Mapping[str, float] = field(default_factory=dict)
+    model_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
         lines = [f"{'model':<18} {'MiB':>9} {'load s':>7}"]
         lines += [f"{name:<18} {self.model_bytes[name] / 2**20:>9.1f} {seconds:>7.2f}" for name, seconds in self.load_seconds.items()]
-        return "\n".join([*lines, f"hits {self.hits}, misses {self.misses}, {self.bytes_moved / 2**20:.1f} MiB moved"])
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+        counts = f"hits {self.hits}, misses {self.misses}, evictions {self.evictions}, prefetches {self.prefetches}"
+        return "\n".join([*lines, f"{counts}, {self.bytes_moved / 2**20:.1f} MiB moved"])
 
 
 class ModelCache:
-    """Models by name. A model is loaded when it is first borrowed (or by :meth:`load`) and then stays on the device."""
+    """Models by name. ``placements`` says how each lives (resident where it says nothing), ``transfers`` how its bytes travel."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, transfers: Transfers | None = None, placements: Mapping[str, Kind] | None = None) -> None:
         self.device = device
+        self._transfers = transfers or HostTransfers()
+        self._placements = dict(placements or {})
         self._loaders: dict[str, Loader] = {}
-        self._resident: dict[str, nn.Module] = {}
+        self._residences: dict[str, Residence] = {}
         self._lock = threading.RLock()
         self._stats = CacheStats()
 
@@ -62,31 +67,75 @@ class ModelCache:
 
     @contextmanager
     def on_device(self, *names: str) -> Iterator[tuple[nn.Module, ...]]:
-        """Lends models, in the order asked for, on the device. May be nested, and used from several threads."""
-        modules = []
+        """Lends models, in the order asked for, ready to compute on the device. May be nested, and used from several threads.
+
+        Models that may leave and that nobody has borrowed make room first. An error inside leaves the loan in order.
+        """
         with self._lock:
-            for name in names:
-                if name in self._resident:
-                    self._stats.hits += 1
-                else:
-                    self._stats.misses += 1
-                    self.load(name)
-                modules.append(self._resident[name])
-        yield tuple(modules)
+            borrowed = [self._residence(name) for name in names]
+            self._make_room(borrowed)
+            for residence in borrowed:
+                residence.borrowers += 1
+        try:
+            with self._lock:
+                for residence in borrowed:
+                    self._count(residence.arrive())
+                self._transfers.settle()
+            yield tuple(residence.module for residence in borrowed)
+        finally:
+            with self._lock:
+                for residence in borrowed:
+                    residence.borrowers -= 1
+
+    def prefetch(self, name: str, headroom: int = 0) -> bool:
+        """Begins to bring a model that will be borrowed soon, if it is read, fits, and leaves ``headroom`` bytes free."""
+        with self._lock:
+            residence = self._residences.get(name)
+            if residence is None or not residence.arriving_bytes or residence.arriving_bytes + headroom > self._transfers.free_bytes():
+                return False
+            residence.arrive()
+            self._stats = replace(self._stats, prefetches=self._stats.prefetches + 1)
+            return True
 
     def load(self, name: str) -> None:
-        """Reads a model and brings it to the device, unless it is there already."""
+        """Reads a model, unless it is read already, and brings it to the device if that is where it lives."""
         with self._lock:
-            if name in self._resident:
-                return
-            begin = time.perf_counter()
-            module = self._loaders[name]().eval().requires_grad_(False).to(self.device)
-            seconds, size = time.perf_counter() - begin, module_bytes(module)
-            self._resident[name] = module
-            self._stats.load_seconds[name] = seconds
-            self._stats.model_bytes[name] = size
-            self._stats.bytes_moved += size
-            logger.info("%s: %.1f MiB loaded in %.2f s", name, size / 2**20, seconds)
+            residence = self._residence(name)
+            if residence.stays:
+                residence.arrive()
+                self._transfers.settle()
+
+    def release(self) -> None:
+        """Drops from the device every model that may leave and that nobody has borrowed."""
+        with self._lock:
+            self._make_room([])
 
     def stats(self) -> CacheStats:
-        return self._stats
+        with self._lock:
+            return replace(self._stats, bytes_moved=self._transfers.bytes_uploaded)
+
+    def _residence(self, name: str) -> Residence:
+        if name not in self._residences:
+            begin = time.perf_counter()
+            with torch.inference_mode(False):  # weights are ordinary tensors, also when a stage is the first to ask for them
+                module = self._loaders[name]().eval().requires_grad_(False)
+            residence = RESIDENCES[self._placements.get(name, "resident")](module, self._transfers)
+            seconds = time.perf_counter() - begin
+            self._residences[name] = residence
+            self._stats = replace(
+                self._stats,
+                load_seconds={**self._stats.load_seconds, name: seconds},
+                model_bytes={**self._stats.model_bytes, name: residence.bytes},
+            )
+            logger.info("%s: %.1f MiB read in %.2f s", name, residence.bytes / 2**20, seconds)
+        return self._residences[name]
+
+    def _make_room(self, wanted: list[Residence]) -> None:
+        for residence in self._residences.values():
+            if not residence.stays and not residence.borrowers and residence not in wanted and residence.here:
+                residence.depart()
+                self._stats = replace(self._stats, evictions=self._stats.evictions + 1)
+
+    def _count(self, moved: bool) -> None:
+        stats = self._stats
+        self._stats = replace(stats, misses=stats.misses + 1) if moved else replace(stats, hits=stats.hits + 1)

@@ -64,9 +64,7 @@ def plan_as_data(plan: MemoryPlan) -> dict[str, Any]:
 
 def plan_as_text(plan: MemoryPlan, models: ModelSizes) -> str:
     """A short table and the reasons."""
-    rows = [
-        (name, readable(models.components[name].size(p.dtype)), p.dtype, _kind(p)) for name, p in plan.placements.items()
-    ]
+    rows = [(name, readable(models.components[name].size(p.dtype)), p.dtype, _kind(p)) for name, p in plan.placements.items()]
     lines = [f"{name:<16} {size:>9}  {dtype:<12} {kind}" for name, size, dtype, kind in [("model", "size", "precision", "placement"), *rows]]
     summary = [
         f"state            {plan.state.name}",

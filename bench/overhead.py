@@ -80,7 +80,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report))
     else:
-        print("generate stage, same picture, warm: ours {ours_seconds} s, diffusers {diffusers_seconds} s, ratio {ratio} (median of {runs} pairs)".format(**report))
+        print(
+            "generate stage, same picture, warm: ours {ours_seconds} s, diffusers {diffusers_seconds} s, ratio {ratio} (median of {runs} pairs)".format(
+                **report
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class FluxFiles:
         if is_original_layout(tensors):
             tensors = to_diffusers(tensors)
         with torch.device("meta"):
-            transformer = FluxTransformer2DModel(**transformer_config(tensors))
+            transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
         assign_tensors(transformer, tensors, self.checkpoint.name)
         return transformer
 

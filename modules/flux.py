@@ -141,19 +141,24 @@ class FluxService:
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x 16 x height/factor x width/factor."""
-        with self.models.on_device("vae") as (vae,):
-            pixels = self._processor.preprocess(list(images)).to(self.models.device, self.dtype)
+        """Pictures of one size to scaled latents, N x 16 x height/factor x width/factor. One at a time, which needs the least memory."""
+        with self.models.on_device("vae") as loan:
+            vae: Any = loan[0]
+            pixels = [self._processor.preprocess(image).to(self.models.device, self.dtype) for image in images]
             # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
-            latents = vae.encode(pixels).latent_dist.mode()
+            latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
             return (latents - vae.config.shift_factor) * vae.config.scaling_factor  # type: ignore[no-any-return]
 
     def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
-        """Packed latents, N x tokens x 64, to pictures."""
-        with self.models.on_device("vae") as (vae,):
+        """Packed latents, N x tokens x 64, to pictures. One at a time, which needs the least memory."""
+        with self.models.on_device("vae") as loan:
+            vae: Any = loan[0]
             unpacked = FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)
-            pixels = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-            return self._processor.postprocess(pixels, output_type="pil")  # type: ignore[no-any-return]
+            scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
+            pictures: list[Image.Image] = []
+            for one in scaled.split(1):
+                pictures += self._processor.postprocess(vae.decode(one, return_dict=False)[0], output_type="pil")
+            return pictures
 
     def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
         """From noise (or from noised ``start`` latents) to packed latents, N x tokens x 64."""

@@ -124,7 +124,8 @@ def choose_size(canvas: Canvas, aspect_ratio: str, megapixels: str, width: int |
     if image is not None:
         area = canvas.native**2 * MEGAPIXELS[megapixels]
         scale = (area / (image.width * image.height)) ** 0.5
-        return tuple(max(canvas.multiple, round(side * scale / canvas.multiple) * canvas.multiple) for side in image.size)  # type: ignore[return-value]
+        fitted = [max(canvas.multiple, round(side * scale / canvas.multiple) * canvas.multiple) for side in image.size]
+        return fitted[0], fitted[1]
     if aspect_ratio != CUSTOM:
         if aspect_ratio not in ASPECT_RATIOS:
             raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
@@ -134,7 +135,9 @@ def choose_size(canvas: Canvas, aspect_ratio: str, megapixels: str, width: int |
             raise InputError(name, "is needed when aspect_ratio is 'custom'")
         if value % canvas.multiple:
             below = value - value % canvas.multiple
-            raise InputError(name, f"must be a multiple of {canvas.multiple} for this model, not {value}; use {below or canvas.multiple} or {below + canvas.multiple}")
+            raise InputError(
+                name, f"must be a multiple of {canvas.multiple} for this model, not {value}; use {below or canvas.multiple} or {below + canvas.multiple}"
+            )
     assert width is not None and height is not None
     return width, height
 

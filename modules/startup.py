@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from backend.devices import Device, probe_device, usable_threads
+from backend.input_schema import InputSchema
 from backend.model_cache_optimizer import ModelCache
 from backend.settings import Settings
 from backend.timeline import Timeline
@@ -55,7 +57,8 @@ class Service:
         moved = self.models.stats().bytes_moved
         try:
             with timeline.span("inputs"):
-                request = build_request(inputs, self.family.canvas)
+                # the server lets 2.0 through for a whole number; here it becomes one
+                request = build_request(InputSchema().validate(inputs), self.family.canvas)
             with ProgressBars() as bars:
                 batch = self.pipeline.run(request, progress or bars, timeline)
             with timeline.span("outputs"):
@@ -79,6 +82,7 @@ class Service:
 def start(settings: Settings) -> Service:
     """Probes the device, loads every model once, and warms up. Raises a :class:`backend.errors.UserError` that says what to mend."""
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported, below: nothing here ever asks a hub
     timeline = Timeline()
     with timeline.span("device"):
         torch.set_num_threads(settings.cpu_threads or usable_threads())

@@ -333,6 +333,23 @@ def test_a_truncated_checkpoint_is_refused(weights: Path, tmp_path: Path, share:
     assert "is damaged" in refusal(tmp_path / "face.pt")
 
 
+@pytest.mark.parametrize("form", ["safetensors", "yaml", "pt"])
+def test_a_file_with_changed_bytes_loads_or_is_refused_by_name(copied: Path, form: str) -> None:
+    """A changed weight cannot be seen here (the manifest's checksum sees it); whatever else is changed has one kind of error."""
+    if form == "pt":
+        torch.save({"model": unfused(copied)}, copied.with_suffix(".pt"))
+    file, rng = copied.with_suffix(f".{form}"), Random(3)
+    content = file.read_bytes()
+    for _ in range(20):
+        changed = bytearray(content)
+        changed[rng.randrange(min(len(content), 60_000))] = rng.randrange(256)  # the structure comes before the weights
+        file.write_bytes(changed)
+        try:
+            load_detector_network(copied if form == "yaml" else file)
+        except WeightsError as error:
+            assert str(error).startswith("face."), error
+
+
 def test_weights_that_are_not_numbers_are_refused(copied: Path) -> None:
     tensors = load_file(copied)
     tensors["model.0.conv.weight"][0, 0, 0, 0] = float("nan")
@@ -349,6 +366,8 @@ def test_weights_that_are_not_numbers_are_refused(copied: Path) -> None:
         ("task", "classify"),
         ("names", ["face", "hand"]),
         ("names", 7),
+        ("imgsz", "large"),
+        ("head", [[[10, 13], 1, "Detect", ["1x"]]]),
         pytest.param("activation", "__import__('pathlib').Path('planted').touch()", id="code is not run"),
     ],
 )

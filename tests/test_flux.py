@@ -50,7 +50,15 @@ def picture() -> Image.Image:
 
 def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline) -> None:
     ours = flux.draw(drawing(), Timeline())[0]
-    theirs = bare(PROMPT, width=256, height=256, num_inference_steps=STEPS, guidance_scale=3.5, max_sequence_length=flux.family.tokens, generator=torch.Generator("cpu").manual_seed(3))
+    theirs = bare(
+        PROMPT,
+        width=256,
+        height=256,
+        num_inference_steps=STEPS,
+        guidance_scale=3.5,
+        max_sequence_length=flux.family.tokens,
+        generator=torch.Generator("cpu").manual_seed(3),
+    )
     assert np.array_equal(pixels(ours), pixels(theirs.images[0]))
 
 

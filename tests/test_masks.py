@@ -293,9 +293,7 @@ def test_sort(order: str, expected: list[tuple[int, ...]]) -> None:
 
 
 @given(any_detections(), st.sampled_from(ORDERS), st.integers(0, 6), st.sampled_from(METHODS), st.floats(0, 1), st.floats(0, 1))
-def test_box_mask_and_confidence_stay_together(
-    case: tuple[Detections, tuple[int, int]], order: str, k: int, method: str, low: float, high: float
-) -> None:
+def test_box_mask_and_confidence_stay_together(case: tuple[Detections, tuple[int, int]], order: str, k: int, method: str, low: float, high: float) -> None:
     """ADetailer sorts boxes and masks and leaves the confidences behind."""
     found, size = case
     result = sort_detections(keep_largest(filter_by_ratio(found, low, high, size), k, method), order, size)

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
-from torch import nn
 
 from backend.errors import WeightsError
 from backend.model_cache_optimizer import ModelCache

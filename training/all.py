@@ -45,6 +45,7 @@ def main() -> None:
         return "--minutes", str(amount * arguments.scale)
 
     vae, latents, transformer = parts / "vae", work / "latents.pt", parts / "transformer"
+
     def step(name: str, module: str, *options: str | Path) -> None:
         run_step(name, work, module, *map(str, options))
 

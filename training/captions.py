@@ -22,7 +22,13 @@ HAIR_WORDS = {
     "gray": ("gray", "grey", "silver"),
     "black": ("black", "black", "dark"),
 }
-COLOUR_WORDS = {"gray": ("gray", "grey"), "teal": ("teal", "teal", "turquoise"), "purple": ("purple", "purple", "violet"), "red": ("red", "red", "red", "crimson"), "blue": ("blue", "blue", "blue", "navy")}
+COLOUR_WORDS = {
+    "gray": ("gray", "grey"),
+    "teal": ("teal", "teal", "turquoise"),
+    "purple": ("purple", "purple", "violet"),
+    "red": ("red", "red", "red", "crimson"),
+    "blue": ("blue", "blue", "blue", "navy"),
+}
 EXPRESSION_WORDS = {
     "smiling": ("smiling", "smiling", "happy", "cheerful"),
     "serious": ("serious", "serious", "neutral"),
@@ -30,7 +36,13 @@ EXPRESSION_WORDS = {
     "sad": ("sad", "unhappy"),
     "surprised": ("surprised", "shocked"),
 }
-SKIN_WORDS = {"pale": ("pale skin",), "light": ("light skin", "fair skin"), "tan": ("tan skin", "tanned skin"), "brown": ("brown skin",), "dark": ("dark skin",)}
+SKIN_WORDS = {
+    "pale": ("pale skin",),
+    "light": ("light skin", "fair skin"),
+    "tan": ("tan skin", "tanned skin"),
+    "brown": ("brown skin",),
+    "dark": ("dark skin",),
+}
 FRAMING_WORDS = {
     "close-up": ("a close-up of", "a close-up portrait of", "the face of", "a closeup of"),
     "portrait": ("a portrait of", "a portrait of", "portrait of", "an illustration of", "a picture of", "a drawing of", ""),

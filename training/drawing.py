@@ -49,8 +49,7 @@ def smooth(points: Sequence[Point], steps: int = 6) -> list[Point]:
             t = s / steps
             curve.append(
                 tuple(  # type: ignore[arg-type]
-                    0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t**3)
-                    for a, b, c, d in zip(p0, p1, p2, p3)
+                    0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t**3) for a, b, c, d in zip(p0, p1, p2, p3)
                 )
             )
     return curve
@@ -89,7 +88,9 @@ def draw_body(paint: Painter, person: Person, skin: Colour) -> None:
     broad = 1.0 if person.kind in ("man", "boy") else 0.88
     torso = mirrored([(0.0, 1.12), (0.42, 1.2), (1.15 * broad, 1.5), (1.72 * broad, 1.95), (1.98 * broad, 3.0), (2.1 * broad, 5.5), (2.1 * broad, 9.0)])
     paint(smooth(torso), shirt)
-    paint(smooth([(1.3 * broad, 2.6), (1.45 * broad, 3.4), (1.5 * broad, 9.0), (2.2 * broad, 9.0), (2.05 * broad, 4.0), (1.9 * broad, 2.8)]), shade(shirt, -0.16))
+    paint(
+        smooth([(1.3 * broad, 2.6), (1.45 * broad, 3.4), (1.5 * broad, 9.0), (2.2 * broad, 9.0), (2.05 * broad, 4.0), (1.9 * broad, 2.8)]), shade(shirt, -0.16)
+    )
     if person.style % 3 == 0:  # a collar
         for side in (-1, 1):
             paint([(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)], shade(shirt, 0.22 if sum(shirt) < 620 else -0.1))
@@ -108,7 +109,18 @@ def draw_hair_back(paint: Painter, person: Person) -> None:
         paint(
             smooth(
                 mirrored(
-                    [(0.0, -1.3), (0.7, -1.16), (1.08, -0.6), (1.1 + wavy, 0.1), (1.12 - wavy, 0.75), (1.2 + wavy, 1.35), (1.02, 1.95), (0.6, 2.0), (0.3, 1.4), (0.0, 1.0)]
+                    [
+                        (0.0, -1.3),
+                        (0.7, -1.16),
+                        (1.08, -0.6),
+                        (1.1 + wavy, 0.1),
+                        (1.12 - wavy, 0.75),
+                        (1.2 + wavy, 1.35),
+                        (1.02, 1.95),
+                        (0.6, 2.0),
+                        (0.3, 1.4),
+                        (0.0, 1.0),
+                    ]
                 )
             ),
             shade(hair, -0.14),
@@ -153,10 +165,16 @@ def draw_eyes(paint: Painter, person: Person, brow: Colour) -> None:
             paint(ellipse(x, -0.095, 0.118, 0.122 * wide), iris)
             paint(ellipse(x, -0.095, 0.07, 0.075), INK)
             paint(ellipse(x + 0.04, -0.14, 0.034, 0.034), WHITE)
-            paint(stroke([(x - 0.2, -0.1), (x - 0.13, -0.21 * wide), (x, -0.25 * wide), (x + 0.13, -0.21 * wide), (x + 0.2, -0.1)], 0.085 if lashes else 0.05), INK)
+            paint(
+                stroke([(x - 0.2, -0.1), (x - 0.13, -0.21 * wide), (x, -0.25 * wide), (x + 0.13, -0.21 * wide), (x + 0.2, -0.1)], 0.085 if lashes else 0.05),
+                INK,
+            )
         lift = {"surprised": -0.16, "sad": 0.02}.get(person.expression, 0.0)
         inner = {"sad": -0.12, "serious": 0.07}.get(person.expression, 0.0)
-        paint(stroke([(side * 0.15, -0.36 + lift + inner), (side * 0.33, -0.44 + lift), (side * 0.54, -0.36 + lift - inner * 0.4)], 0.075 if lashes else 0.11), brow)
+        paint(
+            stroke([(side * 0.15, -0.36 + lift + inner), (side * 0.33, -0.44 + lift), (side * 0.54, -0.36 + lift - inner * 0.4)], 0.075 if lashes else 0.11),
+            brow,
+        )
 
 
 def draw_mouth(paint: Painter, person: Person, skin: Colour) -> None:
@@ -178,11 +196,50 @@ def draw_mouth(paint: Painter, person: Person, skin: Colour) -> None:
 
 FRINGES: tuple[tuple[Point, ...], ...] = (
     # straight fringe
-    ((-0.84, 0.0), (-0.98, -0.55), (-0.62, -1.17), (0.0, -1.32), (0.62, -1.17), (0.98, -0.55), (0.84, 0.0), (0.72, -0.45), (0.4, -0.52), (0.0, -0.5), (-0.4, -0.52), (-0.72, -0.45)),
+    (
+        (-0.84, 0.0),
+        (-0.98, -0.55),
+        (-0.62, -1.17),
+        (0.0, -1.32),
+        (0.62, -1.17),
+        (0.98, -0.55),
+        (0.84, 0.0),
+        (0.72, -0.45),
+        (0.4, -0.52),
+        (0.0, -0.5),
+        (-0.4, -0.52),
+        (-0.72, -0.45),
+    ),
     # side parting
-    ((-0.86, 0.05), (-0.99, -0.55), (-0.6, -1.18), (0.05, -1.34), (0.66, -1.15), (0.98, -0.5), (0.85, 0.0), (0.7, -0.4), (0.3, -0.74), (-0.25, -0.82), (-0.6, -0.5), (-0.72, -0.3)),
+    (
+        (-0.86, 0.05),
+        (-0.99, -0.55),
+        (-0.6, -1.18),
+        (0.05, -1.34),
+        (0.66, -1.15),
+        (0.98, -0.5),
+        (0.85, 0.0),
+        (0.7, -0.4),
+        (0.3, -0.74),
+        (-0.25, -0.82),
+        (-0.6, -0.5),
+        (-0.72, -0.3),
+    ),
     # swept up
-    ((-0.84, -0.05), (-0.98, -0.6), (-0.55, -1.22), (0.12, -1.42), (0.7, -1.2), (0.98, -0.55), (0.84, -0.05), (0.72, -0.5), (0.35, -0.82), (0.0, -0.86), (-0.35, -0.82), (-0.72, -0.5)),
+    (
+        (-0.84, -0.05),
+        (-0.98, -0.6),
+        (-0.55, -1.22),
+        (0.12, -1.42),
+        (0.7, -1.2),
+        (0.98, -0.55),
+        (0.84, -0.05),
+        (0.72, -0.5),
+        (0.35, -0.82),
+        (0.0, -0.86),
+        (-0.35, -0.82),
+        (-0.72, -0.5),
+    ),
 )
 
 
@@ -197,7 +254,20 @@ def draw_hair_front(paint: Painter, person: Person) -> None:
         paint(smooth([(flip * x, y) for x, y in ((-0.66, -0.78), (-0.3, -1.08), (0.2, -1.16), (0.22, -1.06), (-0.24, -0.96), (-0.56, -0.7))]), shade(hair, 0.2))
     if person.hair_length == "long":
         for side in (-1, 1):
-            paint(smooth([(side * 0.8, -0.6), (side * 0.99, -0.5), (side * 1.06, 0.4), (side * 1.0, 1.5), (side * 0.84, 1.5), (side * 0.84, 0.5), (side * 0.74, -0.2)]), hair)
+            paint(
+                smooth(
+                    [
+                        (side * 0.8, -0.6),
+                        (side * 0.99, -0.5),
+                        (side * 1.06, 0.4),
+                        (side * 1.0, 1.5),
+                        (side * 0.84, 1.5),
+                        (side * 0.84, 0.5),
+                        (side * 0.74, -0.2),
+                    ]
+                ),
+                hair,
+            )
 
 
 def draw_hat(paint: Painter, person: Person) -> None:
@@ -208,7 +278,10 @@ def draw_hat(paint: Painter, person: Person) -> None:
     if person.style // 42 % 2:  # a brimmed hat, else a knitted one
         paint(smooth([(-1.5, -0.6), (-1.0, -0.78), (0.0, -0.84), (1.0, -0.78), (1.5, -0.6), (1.0, -0.52), (0.0, -0.56), (-1.0, -0.52)]), shade(colour, -0.22))
     else:
-        paint(smooth(mirrored([(0.0, -0.96), (0.6, -0.92), (1.05, -0.82), (1.04, -0.5), (0.5, -0.58), (0.0, -0.62)])), shade(colour, 0.18 if sum(colour) < 640 else -0.14))
+        paint(
+            smooth(mirrored([(0.0, -0.96), (0.6, -0.92), (1.05, -0.82), (1.04, -0.5), (0.5, -0.58), (0.0, -0.62)])),
+            shade(colour, 0.18 if sum(colour) < 640 else -0.14),
+        )
         paint(ellipse(0, -1.66, 0.2, 0.18), shade(colour, 0.18 if sum(colour) < 640 else -0.14))
 
 
@@ -219,7 +292,13 @@ def draw_glasses(paint: Painter, person: Person) -> None:
     square = person.style // 252 % 2
     for side in (-1, 1):
         x = side * 0.345
-        ring = [(x + 0.3 * math.copysign(abs(math.cos(a)) ** (0.45 if square else 1.0), math.cos(a)), -0.08 + 0.27 * math.copysign(abs(math.sin(a)) ** (0.45 if square else 1.0), math.sin(a))) for a in (2 * math.pi * k / 32 for k in range(33))]
+        ring = [
+            (
+                x + 0.3 * math.copysign(abs(math.cos(a)) ** (0.45 if square else 1.0), math.cos(a)),
+                -0.08 + 0.27 * math.copysign(abs(math.sin(a)) ** (0.45 if square else 1.0), math.sin(a)),
+            )
+            for a in (2 * math.pi * k / 32 for k in range(33))
+        ]
         paint(stroke(ring, 0.085), frame)
         paint(stroke([(side * 0.62, -0.12), (side * 0.8, -0.1)], 0.085), frame)
     paint(stroke([(-0.08, -0.12), (0.0, -0.15), (0.08, -0.12)], 0.085), frame)

@@ -27,7 +27,9 @@ def orthogonalized(gradient: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 class Muon:
     """One optimizer over a model: ``matrices`` by Muon, all other parameters by AdamW. ``step(rate)`` takes a factor of both rates."""
 
-    def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], matrix_rate: float, other_rate: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], matrix_rate: float, other_rate: float, weight_decay: float = 0.0
+    ) -> None:
         self.matrices = list(matrices)
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
         self.matrix_rate, self.other_rate, self.weight_decay = matrix_rate, other_rate, weight_decay

@@ -172,8 +172,9 @@ def sample_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Sce
 
 def is_held_out(person: Person, background: str) -> bool:
     """Whether this combination of hair, shirt and background (one in 23) is kept from training, to measure with."""
-    hair, shirt, behind = (list(names).index(name) for names, name in ((HAIR_COLOURS, person.hair_colour), (SHIRT_COLOURS, person.shirt), (BACKGROUND_COLOURS, background)))
-    return (3 * hair + 5 * shirt + 7 * behind) % 23 == 0
+    hair = list(HAIR_COLOURS).index(person.hair_colour)
+    shirt = list(SHIRT_COLOURS).index(person.shirt)
+    return (3 * hair + 5 * shirt + 7 * list(BACKGROUND_COLOURS).index(background)) % 23 == 0
 
 
 def sample_training_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Scene:

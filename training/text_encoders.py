@@ -93,14 +93,32 @@ def train_tokenizers(seed: int) -> tuple[CLIPTokenizer, T5TokenizerFast]:
 def build_encoders(clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast) -> tuple[CLIPTextModel, T5EncoderModel]:
     clip = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(clip_tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128,
-            max_position_embeddings=MAX_TOKENS, bos_token_id=clip_tokenizer.bos_token_id, eos_token_id=clip_tokenizer.eos_token_id, pad_token_id=clip_tokenizer.pad_token_id,
+            vocab_size=len(clip_tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            projection_dim=128,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=clip_tokenizer.bos_token_id,
+            eos_token_id=clip_tokenizer.eos_token_id,
+            pad_token_id=clip_tokenizer.pad_token_id,
         )
     )
     t5 = T5EncoderModel(
         T5Config(
-            vocab_size=len(t5_tokenizer), d_model=192, d_kv=32, d_ff=512, num_layers=4, num_heads=6, feed_forward_proj="gated-gelu",
-            relative_attention_num_buckets=32, relative_attention_max_distance=64, dropout_rate=0.0, is_encoder_decoder=False, use_cache=False,
+            vocab_size=len(t5_tokenizer),
+            d_model=192,
+            d_kv=32,
+            d_ff=512,
+            num_layers=4,
+            num_heads=6,
+            feed_forward_proj="gated-gelu",
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=64,
+            dropout_rate=0.0,
+            is_encoder_decoder=False,
+            use_cache=False,
         )
     )
     return clip, t5
@@ -122,7 +140,9 @@ class Readout(nn.Module):
 
 
 def answer_loss(logits: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    return torch.stack([functional.cross_entropy(guess, labels[:, i], ignore_index=IGNORED) for i, guess in enumerate(logits) if (labels[:, i] != IGNORED).any()]).mean()
+    return torch.stack(
+        [functional.cross_entropy(guess, labels[:, i], ignore_index=IGNORED) for i, guess in enumerate(logits) if (labels[:, i] != IGNORED).any()]
+    ).mean()
 
 
 def train(out: Path, steps: int, seed: int) -> None:

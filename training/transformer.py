@@ -79,7 +79,9 @@ def position_ids(width: int, height: int, factor: int) -> torch.Tensor:
     return ids.view(-1, 3)
 
 
-def predict(model: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def predict(
+    model: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         output = model(
             hidden_states=noisy,
@@ -196,7 +198,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    train(arguments.models, arguments.latents, arguments.out, arguments.minutes, arguments.distill_share, arguments.batch, arguments.rate, arguments.seed, arguments.compile)
+    train(
+        arguments.models,
+        arguments.latents,
+        arguments.out,
+        arguments.minutes,
+        arguments.distill_share,
+        arguments.batch,
+        arguments.rate,
+        arguments.seed,
+        arguments.compile,
+    )
 
 
 if __name__ == "__main__":

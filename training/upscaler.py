@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
+from torch import nn
 
 from backend.torchvision_operators import ensure_torchvision_operators
 from modules.upscaler import Upscaler, load_upscaler_network
@@ -37,21 +38,27 @@ PLACES = 4
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
+def carry(layer: nn.Conv2d, kernel: torch.Tensor) -> None:
+    """Makes a convolution pass on its first three channels, each through ``kernel``, and nothing else into them."""
+    layer.weight[:3] = torch.eye(3, layer.in_channels)[:, :, None, None] * kernel
+    layer.bias[:3] = 0  # type: ignore[index]
+
+
 def build(features: int = 8, blocks: int = 1) -> Any:
-    """spandrel's RRDBNet, which at first gives its input, enlarged without sharp edges."""
+    """spandrel's RRDBNet, which at first sharpens its input and enlarges it smoothly: about as good as bicubic."""
     ensure_torchvision_operators()
     from spandrel.architectures.ESRGAN import ESRGAN
 
     network = ESRGAN(num_filters=features, num_blocks=blocks, scale=FACTOR)
     layers = network.model
-    smooth = torch.tensor([1.0, 2.0, 1.0]) / 4
-    point = torch.tensor([0.0, 1.0, 0.0])
+    point, smooth, sharp = (torch.tensor(kernel) for kernel in ((0.0, 1.0, 0.0), (0.25, 0.5, 0.25), (-0.25, 1.5, -0.25)))
+    kernels = {index: torch.outer(kernel, kernel) for index, kernel in ((0, point), (3, smooth), (6, smooth), (8, point), (10, point))}
+    body = layers[1].sub[-1]
     with torch.no_grad():
-        layers[1].sub[-1].weight *= 0.1
-        layers[1].sub[-1].bias *= 0
-        for index, kernel in ((0, point), (3, smooth), (6, smooth), (8, point), (10, point)):
-            layers[index].weight[:3] = torch.eye(3, layers[index].weight.shape[1])[:, :, None, None] * torch.outer(kernel, kernel)
-            layers[index].bias[:3] = 0
+        for index, kernel in kernels.items():
+            carry(layers[index], kernel)
+        body.weight *= 0.1
+        carry(body, (torch.outer(sharp, sharp) - kernels[0]) / 1.2)  # an RRDB gives 1.2 times its input at first
     return network
 
 
@@ -128,7 +135,7 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
     rng = random.Random(seed)
     pool, held_out = draw_pool(seed, pool_size), draw_pool(seed + 10_001, 12)
     network = build().to(memory_format=torch.channels_last)
-    trunk = [parameter for name, parameter in network.named_parameters() if name.startswith("model.1.") and parameter.ndim == 4]
+    trunk = [parameter for name, parameter in network.named_parameters() if "RDB" in name and parameter.ndim == 4]
     others = [parameter for parameter in network.parameters() if all(parameter is not inner for inner in trunk)]
     optimizer = Muon(trunk, others, matrix_rate=muon_rate, other_rate=rate)
     begin, step, spent = time.process_time(), 0, 0.0

@@ -31,11 +31,10 @@ from modules.adetailer.masks import Detections, rectangle_masks
 NMS_IOU, MAX_DETECTIONS = 0.7, 300
 """Of two boxes of a class that overlap more than this the less confident one goes; ultralytics' defaults, which ADetailer uses."""
 
-# What a damaged or foreign file makes ultralytics, torch, yaml and safetensors raise (held against by cutting and flipping
-# bytes in the tests). Errors of the machine, such as a full memory on a device, cannot occur here: files are read to the CPU.
+# What a damaged or foreign file makes ultralytics, torch, yaml and safetensors raise, found by cutting files and changing bytes.
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError, ArithmeticError, AssertionError,
-    pickle.UnpicklingError, yaml.YAMLError, SafetensorError,
+    SyntaxError, pickle.UnpicklingError, yaml.YAMLError, SafetensorError,
 )  # fmt: skip
 
 
@@ -108,7 +107,7 @@ def _read_embedded(path: Path) -> Any:
     build = {"detect": DetectionModel, "segment": SegmentationModel}[description["task"]]
     network = build(description, nc=len(description["names"]), verbose=False)
     network.load_state_dict(load_file(path))
-    network.names, network.args = dict(enumerate(description["names"])), {"imgsz": description["imgsz"]}
+    network.names, network.args = dict(enumerate(description["names"])), {"imgsz": int(description["imgsz"])}
     return network
 
 

@@ -59,7 +59,9 @@ class AdetailerStage:
             for index, together in enumerate(zip_longest(*regions)):
                 chosen = [number for number, region in enumerate(together) if region]
                 batch.progress(self.name, done, total)
-                repainted = self.repaint([pictures[i].image for i in chosen], [together[i] for i in chosen], [pictures[i].seed + index for i in chosen], unit, request, batch)
+                repainted = self.repaint(
+                    [pictures[i].image for i in chosen], [together[i] for i in chosen], [pictures[i].seed + index for i in chosen], unit, request, batch
+                )
                 for number, image in zip(chosen, repainted, strict=True):
                     pictures[number] = replace(pictures[number], image=image)
                 done += len(chosen)
@@ -94,7 +96,9 @@ class AdetailerStage:
             return None
         return Region(expand_crop_region(box, canvas.native, canvas.native, *image_size), blurred, (canvas.native, canvas.native))
 
-    def repaint(self, images: Sequence[Image.Image], regions: Sequence[Region], seeds: Sequence[int], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch) -> list[Image.Image]:
+    def repaint(
+        self, images: Sequence[Image.Image], regions: Sequence[Region], seeds: Sequence[int], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch
+    ) -> list[Image.Image]:
         """One region of each image repainted. All regions of one call have one size."""
         drawing = Drawing(
             prompts=(unit.prompt or request.prompt,) * len(images),
