@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from backend.errors import SettingsError
-from backend.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,6 @@ class Device:
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.kind)
-
-    def timeline(self) -> Timeline:
-        """A timeline that measures peak memory: the allocator's on CUDA, the process's own on a CPU."""
-        if self.kind == "cuda":
-            return Timeline(torch.cuda.max_memory_allocated, torch.cuda.reset_peak_memory_stats)
-        return Timeline(process_memory)
 
 
 def host_memory() -> tuple[int, int]:

@@ -51,6 +51,11 @@ CARDS = (
 )
 
 
+def emulated_memory(total_bytes: int, host_bytes: int, bandwidth: float | None = None) -> DeviceMemory:
+    """An emulated device: host memory with a budget, and about the speed that two CPU cores sustain."""
+    return DeviceMemory("emulated", total_bytes, None, host_bytes, bandwidth or 25e9, 1e11)
+
+
 def nearest_card(total_bytes: int) -> Card:
     """The largest usual card that is not larger (by name), else the smallest."""
     return max((card for card in CARDS if card.gib * 10**9 <= total_bytes), key=lambda card: card.gib, default=CARDS[0])

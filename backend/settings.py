@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ class Settings:
     model_parts: str = ""
     dtype: str = "auto"
     device: str = "auto"
+    emulate_vram: str = ""
     cpu_threads: int = 0
     weights_dir: str = "weights"
     upscaler: str = "auto"
@@ -47,6 +49,17 @@ class Settings:
     @property
     def weights_path(self) -> Path:
         return ROOT / self.weights_dir
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "24GB", "23.5 GiB", "48MB" or a plain number; "/s" at the end is allowed. Raises :class:`SettingsError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?(?:/s)?", text.strip().lower())
+    if not found or float(found[1]) == 0:
+        raise SettingsError(f"'{text}' is not an amount such as 24GB or 23.5GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def _checked(name: str, value: Any, kind: type, origin: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -16,12 +17,13 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from transformers.utils.logging import disable_progress_bar
 
 from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
-from backend.devices import Device
 from backend.errors import WeightsError
+from backend.families import FAMILIES, ModelSizes, embedded
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
+from backend.memory_management import MemoryPlan, Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.settings import Settings
-from backend.weights import resolve_file, resolve_model
+from backend.weights import EMBEDDED, resolve_file, resolve_model
 from modules.adetailer.detection import load_detector_network, offline_ultralytics
 from modules.adetailer.stage import AdetailerStage
 from modules.family import Family, read_family
@@ -49,20 +51,28 @@ class Assembled:
 
 
 @dataclass(frozen=True)
-class FluxFiles:
-    """Where the parts of a Flux model are: ``checkpoint`` is a single file in place of ``parts/transformer``."""
+class Files:
+    """Where everything is read from. ``checkpoint`` is a single file in place of ``parts/transformer``."""
 
     parts: Path
     checkpoint: Path | None
+    upscaler: Path
+    face_detector: Path
 
-    @classmethod
-    def find(cls, settings: Settings) -> FluxFiles:
-        found = resolve_model(settings)
-        if found.is_dir():
-            return cls(found, None)
-        if not settings.model_parts:
-            raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
-        return cls(resolve_model(replace(settings, model=settings.model_parts)), found)
+    @property
+    def is_embedded(self) -> bool:
+        return self.parts.parent.name == EMBEDDED and not self.checkpoint
+
+    def sizes(self) -> ModelSizes:
+        """What the memory plan counts with: our own models as they are, any other as FLUX.1."""
+        if self.is_embedded:
+            return embedded(self.parts.parent)
+        return FAMILIES["flux-dev" if self.family().distilled_guidance else "flux-schnell"]
+
+    def workload(self, settings: Settings) -> Workload:
+        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2."""
+        side = self.family().native
+        return Workload(side, side, detail_crop=side, scale=2, upscale_tile=settings.tile_size)
 
     def transformer_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / "transformer")
@@ -92,24 +102,34 @@ class FluxFiles:
         return ModelInfo(family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION)
 
 
-def assemble(settings: Settings, device: Device, models: ModelCache, scratch: Path) -> Assembled:
+def find_files(settings: Settings) -> Files:
+    """What the settings ask for. Raises :class:`WeightsError` for what is not there."""
+    upscaler = resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
+    detector = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
+    found = resolve_model(settings)
+    if found.is_dir():
+        return Files(found, None, upscaler, detector)
+    if not settings.model_parts:
+        raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
+    return Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscaler, detector)
+
+
+def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, scratch: Path) -> Assembled:
     """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet.
 
     ``scratch`` is a writable folder that lives as long as the process.
     """
     offline_ultralytics(scratch / "ultralytics")
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
-    files = FluxFiles.find(settings)
     family = files.family()
-    upscaler = resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
-    detector = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
+    tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
     loaders: dict[str, Callable[[], nn.Module]] = {
-        "text_encoder": partial(load_transformers_module, CLIPTextModel, files.parts / "text_encoder", device.dtype),
-        "text_encoder_2": partial(load_transformers_module, T5EncoderModel, files.parts / "text_encoder_2", device.dtype),
-        "transformer": partial(files.load_transformer, device.dtype),
-        "vae": partial(load_diffusers_module, AutoencoderKL, files.parts / "vae", device.dtype),
-        "face_detector": partial(load_detector_network, detector),
-        "upscaler": partial(load_upscaler_network, upscaler),
+        "text_encoder": partial(load_transformers_module, CLIPTextModel, files.parts / "text_encoder", dtype),
+        "text_encoder_2": partial(load_transformers_module, T5EncoderModel, files.parts / "text_encoder_2", dtype),
+        "transformer": partial(files.load_transformer, dtype),
+        "vae": partial(load_autoencoder, files.parts / "vae", dtype, tile),
+        "face_detector": partial(load_detector_network, files.face_detector),
+        "upscaler": partial(load_upscaler_network, files.upscaler),
     }
     for name, loader in loaders.items():
         models.register(name, loader)
@@ -119,8 +139,19 @@ def assemble(settings: Settings, device: Device, models: ModelCache, scratch: Pa
         FlowMatchEulerDiscreteScheduler.from_pretrained(files.parts / "scheduler", local_files_only=True),
         CLIPTokenizer.from_pretrained(files.parts / "tokenizer", local_files_only=True),
         T5TokenizerFast.from_pretrained(files.parts / "tokenizer_2", local_files_only=True),
-        device.dtype,
+        dtype,
         settings.prompt_cache_entries,
     )
-    stages = (GenerateStage(flux), AdetailerStage(flux, models, detector.stem), UpscaleStage(models, upscaler.stem, settings.tile_size))
+    stages = (GenerateStage(flux), AdetailerStage(flux, models, files.face_detector.stem), UpscaleStage(models, files.upscaler.stem, settings.tile_size))
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype, tile: int) -> nn.Module:
+    """The autoencoder; with ``tile`` it works in tiles of so many pixels a side."""
+    vae: Any = load_diffusers_module(AutoencoderKL, folder, dtype)
+    if tile:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = tile
+        vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)
+    module: nn.Module = vae
+    return module

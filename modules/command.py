@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ def _parser(schema: InputSchema) -> argparse.ArgumentParser:
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; a file is given as NAME=@FILE; repeat for more")
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder for out-0.webp and on (default: the current one)")
     parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went")
+    parser.add_argument("--emulate-vram", metavar="48MB", help="try the memory plan for a card of this size, with host memory in its place")
     parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
     return parser
 
@@ -86,12 +88,16 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     if options.timeline:
         _check_folder("--timeline", options.timeline.parent)
 
-    from backend.settings import load_settings
+    from backend.settings import load_settings, parse_bytes
     from modules.startup import start
 
-    service = start(load_settings())
+    settings = load_settings()
+    if options.emulate_vram:
+        parse_bytes(options.emulate_vram)
+        settings = replace(settings, emulate_vram=options.emulate_vram)
+    service = start(settings)
     metrics: dict[str, float] = {}
-    timeline = service.device.timeline()
+    timeline = service.new_timeline()
     files = service.predict(inputs, metrics.__setitem__, timeline=timeline)
     try:
         written = _deliver(files, options.output)

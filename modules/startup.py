@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from backend.devices import Device, probe_device, usable_threads
+from backend.computer import Computer, plan_device
+from backend.devices import probe_device, usable_threads
 from backend.input_schema import InputSchema
 from backend.model_cache_optimizer import ModelCache
-from backend.settings import Settings
+from backend.plan_report import plan_as_text
+from backend.settings import Settings, parse_bytes
 from backend.timeline import Timeline
 from backend.torchvision_operators import ensure_torchvision_operators
 from modules.family import Family
@@ -36,7 +38,7 @@ Report = Callable[[str, float], None]
 class Service:
     """Everything that lives as long as the server: the models, and the stages that borrow them."""
 
-    device: Device
+    computer: Computer
     family: Family
     models: ModelCache
     pipeline: ImagePipeline
@@ -47,19 +49,20 @@ class Service:
     def predict(self, inputs: Mapping[str, Any], report: Report, progress: Progress | None = None, timeline: Timeline | None = None) -> list[Path]:
         """Makes the pictures that the inputs ask for and gives their files.
 
-        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it. The files of the prediction before are deleted first. Raises
-        :class:`backend.errors.InputError` for inputs that cannot be honoured, before any model runs.
+        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it. The files of the
+        prediction before are deleted first. Raises :class:`backend.errors.InputError` for inputs that cannot be honoured, before
+        any model runs.
         """
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
-        timeline = timeline or self.device.timeline()
+        timeline = timeline or self.new_timeline()
         moved = self.models.stats().bytes_moved
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
                 request = build_request(InputSchema().validate(inputs), self.family.canvas)
-            with ProgressBars() as bars:
+            with ProgressBars() as bars, self.computer.computing():
                 batch = self.pipeline.run(request, progress or bars, timeline)
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
@@ -73,10 +76,15 @@ class Service:
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
 
+    def new_timeline(self) -> Timeline:
+        """For one prediction; it measures the device's memory."""
+        return self.computer.timeline()
+
     def warm_up(self) -> None:
         """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first request."""
         side = self.family.native
-        self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
+        with self.computer.computing():
+            self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
 
 
 def start(settings: Settings) -> Service:
@@ -87,23 +95,27 @@ def start(settings: Settings) -> Service:
     with timeline.span("device"):
         torch.set_num_threads(settings.cpu_threads or usable_threads())
         device = probe_device(settings.device, settings.dtype)
-    models = ModelCache(device.torch_device)
     with timeline.span("imports"):
         ensure_torchvision_operators()
-        from modules.assembly import assemble
+        from modules.assembly import assemble, find_files
     # one folder for all that is written while the service lives; it goes when the process ends
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    assembled = assemble(settings, device, models, scratch)
+    with timeline.span("plan"):
+        files = find_files(settings)
+        computer = plan_device(device, files.sizes(), files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
+    models = ModelCache(device.torch_device, computer.transfers, computer.kinds)
+    assembled = assemble(files, settings, device.dtype, computer.plan, models, scratch)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    service = Service(device, assembled.family, models, assembled.pipeline, assembled.model, timeline, outputs)
+    service = Service(computer, assembled.family, models, assembled.pipeline, assembled.model, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
-    logger.info("%s on %s (%s)\n%s\n%s", assembled.family.name, device.name, device.dtype, timeline.table(), models.stats().table())
+    logger.info("%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(computer.plan, files.sizes()))
+    logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
     return service

@@ -415,10 +415,12 @@ if sys.argv[3] == "unprepared":
     except RuntimeError as error:
         raise SystemExit(0 if "offline_ultralytics" in str(error) else 1)
     raise SystemExit("loaded without the restricted unpickler")
+opens = Image.open
 detection.offline_ultralytics(folder / "settings")
 detector = detection.Detector(detection.load_detector_network(weights))
 detector.detect([Image.new("RGB", (64, 64))], 0.3)
 assert (folder / "settings").is_dir()
+assert Image.open is opens, "ultralytics replaced Pillow's reader of files"
 """
 
 

@@ -18,7 +18,7 @@ from backend.errors import WeightsError
 from backend.model_cache_optimizer import ModelCache
 from backend.settings import ROOT, Settings
 from backend.weights import resolve_file, resolve_model
-from modules.assembly import FluxFiles
+from modules.assembly import find_files
 from modules.family import read_family
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
@@ -69,7 +69,7 @@ def test_a_component_is_the_one_that_diffusers_loads() -> None:
 def test_a_single_file_in_the_original_layout_is_the_same_transformer(tmp_path: Path, transformer_tensors: dict[str, torch.Tensor], prefix: str) -> None:
     save_file({prefix + name: tensor.contiguous() for name, tensor in original_layout(transformer_tensors).items()}, tmp_path / "flux.safetensors")
     settings = replace(Settings(), model=str(tmp_path / "flux.safetensors"), model_parts="embedded")
-    files = FluxFiles.find(settings)
+    files = find_files(settings)
     loaded = files.load_transformer(torch.float16)
     assert isinstance(loaded, FluxTransformer2DModel)
     assert loaded.config.axes_dims_rope == [4, 14, 14] and files.family().distilled_guidance
@@ -78,7 +78,7 @@ def test_a_single_file_in_the_original_layout_is_the_same_transformer(tmp_path: 
 
 def test_a_single_file_in_diffusers_layout_works_too(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
-    files = FluxFiles.find(replace(Settings(), model=str(tmp_path / "mine.safetensors"), model_parts="embedded"))
+    files = find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors"), model_parts="embedded"))
     assert files.load_transformer(torch.float16).config.num_single_layers > 0  # type: ignore[union-attr]
     assert files.family().name == "mine"
 
@@ -86,7 +86,7 @@ def test_a_single_file_in_diffusers_layout_works_too(tmp_path: Path) -> None:
 def test_a_single_file_asks_for_its_other_parts(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
     with pytest.raises(WeightsError, match="model_parts"):
-        FluxFiles.find(replace(Settings(), model=str(tmp_path / "mine.safetensors")))
+        find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors")))
 
 
 def test_a_file_that_is_no_flux_transformer_is_named(tmp_path: Path) -> None:

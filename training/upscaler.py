@@ -32,8 +32,9 @@ from training.scene import sample_scene
 logger = logging.getLogger(__name__)
 
 FACTOR = 4
-CROP = 32
-"""Side of the training crops in pixels of the small picture."""
+CROP, EDGE = 40, 4
+"""Side of the training crops in pixels of the small picture, and the width of their border, which does not count: there the
+network sees the black beyond the crop, which it never sees in use."""
 PLACES = 4
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
@@ -109,6 +110,12 @@ def examples(pool: list[Image.Image], amount: int, rng: random.Random) -> tuple[
     return small, sharp
 
 
+def inner(enlarged: torch.Tensor) -> torch.Tensor:
+    """Without the border that does not count."""
+    edge = EDGE * FACTOR
+    return enlarged[..., edge:-edge, edge:-edge]
+
+
 def psnr(image: Image.Image, reference: Image.Image) -> float:
     error = np.asarray(image, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     return 10 * math.log10(255**2 / float(np.square(error).mean()))
@@ -135,18 +142,21 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
     rng = random.Random(seed)
     pool, held_out = draw_pool(seed, pool_size), draw_pool(seed + 10_001, 12)
     network = build().to(memory_format=torch.channels_last)
-    trunk = [parameter for name, parameter in network.named_parameters() if "RDB" in name and parameter.ndim == 4]
-    others = [parameter for parameter in network.parameters() if all(parameter is not inner for inner in trunk)]
-    optimizer = Muon(trunk, others, matrix_rate=muon_rate, other_rate=rate)
+    matrices = [parameter for name, parameter in network.named_parameters() if "RDB" in name and parameter.ndim == 4]
+    others = [parameter for name, parameter in network.named_parameters() if "RDB" not in name or parameter.ndim != 4]
+    optimizer = Muon(matrices, others, matrix_rate=muon_rate, other_rate=rate)
     begin, step, spent = time.process_time(), 0, 0.0
     while spent < 1:
         spent = min(1.0, (time.process_time() - begin) / (60 * minutes))
         small, sharp = examples(pool, batch, rng)
         small = small.contiguous(memory_format=torch.channels_last)
+        first, trunk, *enlarge = network.model
+        features = first(small)
         with torch.autocast("cpu", torch.bfloat16):
-            features = network.model[:2](small)
-        # the picture's own channels keep float32 from here on: bfloat16 has no more than 8 bits of brightness
-        loss = (network.model[2:](features.float()) - sharp).abs().mean()
+            detail = trunk.sub(features)
+        # the picture's own channels stay float32: bfloat16 has no more than 8 bits of brightness
+        output = nn.Sequential(*enlarge)(features + detail.float())
+        loss = inner(output - sharp).abs().mean()
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * spent)))
         step += 1

@@ -72,7 +72,7 @@ def load_detector_network(path: Path) -> torch.nn.Module:
     for needed in (path, path.with_suffix(".yaml")) if embedded else (path,):
         if not needed.is_file():  # ultralytics would look for it on GitHub
             raise WeightsError(f"{needed.name}: this file of the detector is missing; put it there or choose another detector")
-    _require_safe_loading()
+    _import_ultralytics()
     try:
         network = _read_embedded(path) if embedded else _read_checkpoint(path)
         _require_detector(network, path.name)
@@ -93,8 +93,11 @@ def _require_detector(network: Any, name: str) -> None:
         raise WeightsError(f"{name}: holds weights that are not numbers; get the file again")
 
 
-def _require_safe_loading() -> None:
-    from ultralytics.utils import SAFE_LOAD
+def _import_ultralytics() -> None:
+    """Makes sure that it loads safely, and takes back its ``PIL.Image.open``, which would install packages for files it cannot read."""
+    from ultralytics.utils import SAFE_LOAD, patches
+
+    Image.open = patches._image_open
 
     if not SAFE_LOAD:
         raise RuntimeError("ultralytics was imported before offline_ultralytics() was called")

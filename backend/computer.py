@@ -1,0 +1,67 @@
+"""The device at work: how weights get there, what its memory holds, and the plan for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from backend.cost_model import DeviceMemory, Kind
+from backend.devices import Device, host_memory, process_memory
+from backend.emulated_device import EmulatedDevice
+from backend.families import ModelSizes
+from backend.memory_management import MemoryPlan, Workload, plan_memory
+from backend.plan_report import emulated_memory, nearest_card
+from backend.stream import CudaTransfers, HostTransfers, Transfers
+from backend.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Computer:
+    """A device with the plan for its memory and the transfers to it."""
+
+    device: Device
+    plan: MemoryPlan
+    transfers: Transfers
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """How every model lives, for the model cache."""
+        return {name: placement.kind for name, placement in self.plan.placements.items()}
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside this context the device computes: an emulated one counts what is made."""
+        return self.transfers if isinstance(self.transfers, EmulatedDevice) else nullcontext()
+
+    def timeline(self) -> Timeline:
+        """A timeline that measures peak memory: the device's where it has its own, else the process's."""
+        if isinstance(self.transfers, EmulatedDevice):
+            emulated = self.transfers
+            return Timeline(lambda: emulated.peak_bytes, emulated.reset_peak)
+        if self.device.kind == "cuda":
+            return Timeline(torch.cuda.max_memory_allocated, torch.cuda.reset_peak_memory_stats)
+        return Timeline(process_memory)
+
+
+def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
+    """The device as the plan sees it. Speeds are those of the usual card that is nearest in size."""
+    total, available = host_memory()
+    if emulated_bytes:
+        return emulated_memory(emulated_bytes, available)
+    if device.kind == "cuda":
+        memory = nearest_card(device.total_bytes).device(device.total_bytes, available)
+        return replace(memory, free_bytes=device.free_bytes, capability=device.capability)
+    kind: Literal["cpu"] = "cpu"
+    return DeviceMemory(kind, total, available, total)
+
+
+def plan_device(device: Device, models: ModelSizes, workload: Workload, emulated_bytes: int | None = None) -> Computer:
+    """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError` when nothing fits."""
+    memory = device_memory(device, emulated_bytes)
+    plan = plan_memory(memory, models, workload)
+    if emulated_bytes:
+        return Computer(device, plan, EmulatedDevice(emulated_bytes))
+    return Computer(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes) if device.kind == "cuda" else HostTransfers())
