@@ -22,6 +22,7 @@ from backend.families import FAMILIES, ModelSizes, embedded
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
 from backend.memory_management import MemoryPlan, Workload
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder
 from backend.settings import Settings
 from backend.weights import EMBEDDED, resolve_file, resolve_model
 from modules.adetailer.detection import load_detector_network, offline_ultralytics
@@ -114,7 +115,7 @@ def find_files(settings: Settings) -> Files:
     return Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscaler, detector)
 
 
-def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, scratch: Path) -> Assembled:
+def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path) -> Assembled:
     """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet.
 
     ``scratch`` is a writable folder that lives as long as the process.
@@ -140,9 +141,14 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         CLIPTokenizer.from_pretrained(files.parts / "tokenizer", local_files_only=True),
         T5TokenizerFast.from_pretrained(files.parts / "tokenizer_2", local_files_only=True),
         dtype,
+        ladder,
         settings.prompt_cache_entries,
     )
-    stages = (GenerateStage(flux), AdetailerStage(flux, models, files.face_detector.stem), UpscaleStage(models, files.upscaler.stem, settings.tile_size))
+    stages = (
+        GenerateStage(flux),
+        AdetailerStage(flux, models, files.face_detector.stem),
+        UpscaleStage(models, files.upscaler.stem, settings.tile_size, ladder),
+    )
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
 
 

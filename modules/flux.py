@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
 from modules.family import Family
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
 
 StepReport = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Drawing:
     images: tuple[Image.Image, ...] = ()
     masks: tuple[Image.Image, ...] = ()
     strength: float = 1.0
+
+    def only(self, index: int) -> Drawing:
+        """The batch with one of its pictures."""
+        chosen = slice(index, index + 1)
+        return replace(self, prompts=self.prompts[chosen], seeds=self.seeds[chosen], images=self.images[chosen], masks=self.masks[chosen])
 
     def steps_run(self) -> int:
         """Steps that are really run: all, or the share that ``strength`` asks for, at least one."""
@@ -92,9 +99,11 @@ class FluxService:
         tokenizer: PreTrainedTokenizerBase,
         tokenizer_2: PreTrainedTokenizerBase,
         dtype: torch.dtype,
+        ladder: Ladder,
         prompt_cache_entries: int = 32,
     ) -> None:
         self.models = models
+        self.ladder = ladder
         self.family = family
         self.dtype = dtype
         self._tokenizer = tokenizer
@@ -107,19 +116,57 @@ class FluxService:
 
     @torch.inference_mode()
     def draw(self, drawing: Drawing, timeline: Timeline, report: StepReport | None = None) -> list[Image.Image]:
-        """Draws the batch. ``report`` is told the steps done and to do after every step. Raises nothing of its own."""
+        """Draws the batch. ``report`` is told the steps done and to do after every step.
+
+        Where the device's memory is too small the pictures go one by one and the autoencoder works in tiles; raises
+        :class:`backend.out_of_memory.OutOfMemory` when that is not enough.
+        """
         if drawing.images and drawing.strength <= 0:
             return list(drawing.images)
         with timeline.span("encode"):
-            embeddings = self.encode(drawing.prompts)
-        start = None
+            again = Rung("once more after clearing", lambda: self.encode(drawing.prompts))
+            embeddings = self.ladder.climb("encode", [Rung("both encoders", lambda: self.encode(drawing.prompts)), again], "prompt")
+        start: torch.Tensor | None = None
         if drawing.images:
             with timeline.span("encode_image"):
-                start = self.encode_images(drawing.images)
+                start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(drawing.images))
         with timeline.span("denoise"):
-            latents = self.denoise(drawing, embeddings, start, report)
+            whole = Rung("all pictures together", lambda: self.denoise(drawing, embeddings, start, report))
+            single = Rung("one picture at a time", lambda: self.denoise_one_by_one(drawing, embeddings, start, report))
+            latents = self.ladder.climb("denoise", [whole, single], "width and height")
         with timeline.span("decode"):
-            return self.decode(latents, drawing.width, drawing.height)
+            return self._with_or_without_tiles("decode", lambda: self.decode(latents, drawing.width, drawing.height))
+
+    def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
+        """The autoencoder at work on whole pictures, or in tiles where memory does not hold them."""
+
+        def tiled() -> Result:
+            with self.models.on_device("vae") as loan:
+                vae: Any = loan[0]
+                before = vae.use_tiling
+                vae.tile_sample_min_size, vae.tile_latent_min_size = self.family.native // 2, self.family.native // 2 // self.family.latent_factor
+                vae.enable_tiling()
+                try:
+                    return run()
+                finally:
+                    vae.use_tiling = before
+
+        return self.ladder.climb(step, [Rung("whole pictures", run), Rung("tiles", tiled)], "width and height")
+
+    def denoise_one_by_one(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
+        """:meth:`denoise`, picture by picture. A picture's noise is its seed's, so it is the same picture."""
+        count, steps = len(drawing.seeds), drawing.steps_run()
+        latents = []
+        for index in range(count):
+            one = drawing.only(index)
+            own = PromptEmbeddings(embeddings.sequence[index : index + 1], embeddings.pooled[index : index + 1])
+
+            def told(done: int, total: int, before: int = index * steps) -> None:
+                if report:
+                    report(before + done, count * steps)
+
+            latents.append(self.denoise(one, own, None if start is None else start[index : index + 1], told))
+        return torch.cat(latents)
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of all prompts, in order. The text encoders are borrowed only for prompts not seen lately."""

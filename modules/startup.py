@@ -18,6 +18,7 @@ from backend.computer import Computer, plan_device
 from backend.devices import probe_device, usable_threads
 from backend.input_schema import InputSchema
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder
 from backend.plan_report import plan_as_text
 from backend.settings import Settings, parse_bytes
 from backend.timeline import Timeline
@@ -41,6 +42,7 @@ class Service:
     computer: Computer
     family: Family
     models: ModelCache
+    ladder: Ladder
     pipeline: ImagePipeline
     model: ModelInfo
     timeline: Timeline
@@ -57,7 +59,7 @@ class Service:
             shutil.rmtree(old)
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
         timeline = timeline or self.new_timeline()
-        moved = self.models.stats().bytes_moved
+        moved, retries_before = self.models.stats().bytes_moved, self.ladder.retries.copy()
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
@@ -72,6 +74,8 @@ class Service:
         finally:
             for name, value in timeline.metrics().items():
                 report(name, value)
+            for step, retries in self.ladder.retries.items():
+                report(f"out_of_memory_retries.{step}", retries - retries_before[step])
             report("model_bytes_moved", self.models.stats().bytes_moved - moved)
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
@@ -105,14 +109,15 @@ def start(settings: Settings) -> Service:
         files = find_files(settings)
         computer = plan_device(device, files.sizes(), files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
     models = ModelCache(device.torch_device, computer.transfers, computer.kinds)
-    assembled = assemble(files, settings, device.dtype, computer.plan, models, scratch)
+    ladder = Ladder()
+    assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    service = Service(computer, assembled.family, models, assembled.pipeline, assembled.model, timeline, outputs)
+    service = Service(computer, assembled.family, models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
+from PIL import Image
+
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder, Rung
 from modules.pipeline import ImageBatch, Picture
 from modules.request import ImageRequest
 from modules.upscaler import Upscaler, UpscalerNetwork
+
+SMALLEST_TILE = 32
+"""Pixels. Below that most of the work would be the border around a tile."""
 
 
 class UpscaleStage:
@@ -18,8 +25,8 @@ class UpscaleStage:
 
     name = "upscale"
 
-    def __init__(self, models: ModelCache, upscaler_name: str, tile_size: int) -> None:
-        self.models, self.upscaler_name, self.tile_size = models, upscaler_name, tile_size
+    def __init__(self, models: ModelCache, upscaler_name: str, tile_size: int, ladder: Ladder) -> None:
+        self.models, self.upscaler_name, self.tile_size, self.ladder = models, upscaler_name, tile_size, ladder
 
     def wanted(self, request: ImageRequest) -> bool:
         return request.scale > 1
@@ -31,8 +38,13 @@ class UpscaleStage:
             def progress(done: int, total: int) -> None:  # the pictures of a batch have one size, so the same number of tiles
                 batch.progress(self.name, index * total + done, len(batch.pictures) * total)
 
-            return picture.changed(upscaler.upscale(picture.image, request.scale, progress), **parameters)
+            def tiled(tile_size: int) -> Image.Image:
+                with self.models.on_device("upscaler") as (network,):
+                    return Upscaler(cast(UpscalerNetwork, network), tile_size).upscale(picture.image, request.scale, progress)
 
-        with self.models.on_device("upscaler") as (network,):
-            upscaler = Upscaler(cast(UpscalerNetwork, network), self.tile_size)
+            sizes = [size for size in (self.tile_size, self.tile_size // 2, self.tile_size // 4) if size >= SMALLEST_TILE] or [self.tile_size]
+            rungs = [Rung(f"tiles of {size} pixels", partial(tiled, size)) for size in sizes]
+            return picture.changed(self.ladder.climb("upscale", rungs, "scale"), **parameters)
+
+        with self.models.on_device("upscaler"):  # it stays while all pictures are enlarged
             return batch.with_pictures([enlarged(index, picture) for index, picture in enumerate(batch.pictures)])

@@ -15,6 +15,7 @@ from backend.devices import Device
 from backend.emulated_device import EmulatedDevice
 from backend.memory_management import MemoryPlanError
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder
 from backend.settings import Settings
 from modules.assembly import assemble, find_files
 from modules.request import AdetailerUnit, ImageRequest
@@ -37,7 +38,7 @@ def placed(kind: Kind, folder: Path) -> tuple[np.ndarray, EmulatedDevice, ModelC
     lighter: Kind = "swapped" if kind != "resident" else "resident"
     kinds: dict[str, Kind] = {name: kind if name in STREAMED else lighter for name in files.sizes().components}
     models = ModelCache(torch.device("cpu"), device, kinds)
-    pipeline = assemble(files, settings, torch.float32, computer.plan, models, folder).pipeline
+    pipeline = assemble(files, settings, torch.float32, computer.plan, models, Ladder(), folder).pipeline
     for name in models.names():
         models.load(name)
     with device:

@@ -20,6 +20,7 @@ from safetensors.torch import save, save_file
 
 from backend.errors import WeightsError
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder
 from backend.timeline import Timeline
 from modules.pipeline import ImageBatch, ImagePipeline, Picture
 from modules.request import ImageRequest
@@ -216,7 +217,7 @@ class TestLoading:
 def stage(tile_size: int = 64) -> UpscaleStage:
     models = ModelCache(torch.device("cpu"))
     models.register("upscaler", network)
-    return UpscaleStage(models, "ours", tile_size)
+    return UpscaleStage(models, "ours", tile_size, Ladder())
 
 
 class TestStage:

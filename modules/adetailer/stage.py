@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Rung
 from modules.adetailer.crops import Box, blur_mask, composite, crop_region, expand_crop_region
 from modules.adetailer.detection import Detector
 from modules.adetailer.masks import Detections, Mask, filter_by_ratio, keep_largest, preprocess_detections
@@ -75,7 +76,10 @@ class AdetailerStage:
     def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[list[Region]]:
         """The regions of every picture, in the order in which they are repainted."""
         with self.models.on_device("face_detector") as (network,):
-            found = Detector(network).detect([picture.image for picture in pictures], unit.confidence)
+            detector, images = Detector(network), [picture.image for picture in pictures]
+            together = Rung("all pictures together", lambda: detector.detect(images, unit.confidence))
+            single = Rung("one picture at a time", lambda: [detector.detect([image], unit.confidence)[0] for image in images])
+            found = self.flux.ladder.climb("detect", [together, single], "num_outputs")
         return [self.regions(picture.image.size, detections, unit) for picture, detections in zip(pictures, found, strict=True)]
 
     def regions(self, image_size: tuple[int, int], detections: Detections, unit: AdetailerUnit) -> list[Region]:
