@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPT
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from PIL import Image
 
@@ -13,7 +14,6 @@ from backend.timeline import Timeline
 from modules.flux import Drawing, FluxService, PromptCache, PromptEmbeddings
 from modules.generate import GenerateStage
 from modules.startup import Service
-from tests.conftest import PROMPT
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 STEPS = 4

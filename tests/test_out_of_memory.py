@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPT
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,6 @@ from modules.flux import Drawing, FluxService
 from modules.generate import GenerateStage
 from modules.request import AdetailerUnit, ImageRequest
 from modules.startup import Service
-from tests.conftest import PROMPT
 
 FULL = "CUDA out of memory. Tried to allocate 6.50 GiB."
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import PROMPT
 from PIL import Image
+from test_request import INPUTS
 
 from backend.errors import InputError
 from backend.timeline import Timeline
@@ -18,8 +20,6 @@ from modules.outputs import read_parameters
 from modules.pipeline import ImageBatch, Picture, no_progress
 from modules.request import AdetailerUnit, ImageRequest
 from modules.startup import Service
-from tests.conftest import PROMPT
-from tests.test_request import INPUTS
 
 REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, adetailer=(AdetailerUnit(),))
 

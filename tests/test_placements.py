@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPT
 
 from backend.computer import Computer, plan_device
 from backend.cost_model import KINDS, Kind
@@ -20,7 +21,6 @@ from backend.settings import Settings
 from modules.assembly import assemble, find_files
 from modules.request import AdetailerUnit, ImageRequest
 from modules.startup import Service
-from tests.conftest import PROMPT
 
 STREAMED = ("text_encoder_2", "transformer")
 """The models that have blocks; the others can only be resident or swapped."""

@@ -8,13 +8,16 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
-from conftest import PICTURE, Server
+from conftest import PICTURE, PROMPT, Server
 from PIL import Image
 
 from backend.input_schema import PREDICTOR_FILE, openapi
 from backend.settings import ROOT
+from modules.request import ASPECT_RATIOS, OUTPUT_FORMATS
+from modules.startup import Service
 
 STAGES = ("generate", "adetailer", "upscale", "outputs")
 
@@ -101,6 +104,26 @@ def test_it_paints_into_an_image(server: Server) -> None:
     result = server.predict({**inputs, "adetailer": False, "scale": 1, "output_format": "jpg"}).json()
     assert result["status"] == "succeeded", result["error"]
     assert [picture.format for picture in pictures(result)] == ["JPEG", "JPEG"]
+
+
+@pytest.mark.parametrize("ratio", ASPECT_RATIOS)
+def test_every_shape_and_format_is_the_picture_that_the_package_draws_itself(server: Server, service: Service, ratio: str) -> None:
+    """Over HTTP as in this process; every ratio once, the formats in turn, png to the byte."""
+    kind = OUTPUT_FORMATS[list(ASPECT_RATIOS).index(ratio) % 3]
+    inputs = {"prompt": PROMPT, "aspect_ratio": ratio, "num_inference_steps": 1, "seed": 4, "adetailer": False, "scale": 1.0, "output_format": kind}
+    result = server.predict(inputs).json()
+    assert result["status"] == "succeeded", result["error"]
+    (picture,) = pictures(result)
+    assert (picture.format, picture.size) == ({"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}[kind], service.family.canvas.size(ratio, "1"))
+    (file,) = service.predict(inputs, lambda name, value: None)
+    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
+
+
+def test_four_outputs_are_four_pictures_in_order(server: Server) -> None:
+    inputs = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 4, "adetailer": False, "scale": 1, "output_format": "png"}
+    together = pictures(server.predict({**inputs, "num_outputs": 4}).json())
+    third = pictures(server.predict({**inputs, "seed": 6}).json())[0]
+    assert len(together) == 4 and np.abs(np.asarray(together[2]).astype(int) - np.asarray(third)).max() <= 1
 
 
 def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
