@@ -46,9 +46,14 @@ class CacheStats:
 
 
 class ModelCache:
-    """Models by name. ``placements`` says how each lives (resident where it says nothing), ``transfers`` how its bytes travel."""
+    """Models by name.
 
-    def __init__(self, device: torch.device, transfers: Transfers | None = None, placements: Mapping[str, Kind] | None = None) -> None:
+    ``placements`` says how each lives (resident where it says nothing), ``transfers`` how its bytes travel, and ``headroom`` how
+    many bytes a prefetch must leave free for the computation that goes on meanwhile.
+    """
+
+    def __init__(self, device: torch.device, transfers: Transfers | None = None, placements: Mapping[str, Kind] | None = None, headroom: int = 0) -> None:
+        self._headroom = headroom
         self.device = device
         self._transfers = transfers or HostTransfers()
         self._placements = dict(placements or {})
@@ -87,11 +92,11 @@ class ModelCache:
                 for residence in borrowed:
                     residence.borrowers -= 1
 
-    def prefetch(self, name: str, headroom: int = 0) -> bool:
-        """Begins to bring a model that will be borrowed soon, if it is read, fits, and leaves ``headroom`` bytes free."""
+    def prefetch(self, name: str) -> bool:
+        """Begins to bring a model that will be borrowed next, if it is read and there is room. Call it inside the loan before."""
         with self._lock:
             residence = self._residences.get(name)
-            if residence is None or not residence.arriving_bytes or residence.arriving_bytes + headroom > self._transfers.free_bytes():
+            if residence is None or not residence.arriving_bytes or residence.arriving_bytes + self._headroom > self._transfers.free_bytes():
                 return False
             residence.arrive()
             self._stats = replace(self._stats, prefetches=self._stats.prefetches + 1)

@@ -175,6 +175,7 @@ class FluxService:
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
             with self.models.on_device("text_encoder", "text_encoder_2") as (clip, t5):
+                self.models.prefetch("transformer")
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     ids = self._token_ids(self._tokenizer, prompt, self._tokenizer.model_max_length)
                     pooled = clip(ids, output_hidden_states=False).pooler_output
@@ -226,6 +227,8 @@ class FluxService:
             if mask is not None and origin is not None:
                 kept = torch.lerp(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
                 state["latents"] = torch.lerp(kept, state["latents"], mask)
+            if index + 1 == total:
+                self.models.prefetch("vae")
             if report:
                 report(index + 1, total)
             return state

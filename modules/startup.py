@@ -108,7 +108,7 @@ def start(settings: Settings) -> Service:
     with timeline.span("plan"):
         files = find_files(settings)
         computer = plan_device(device, files.sizes(), files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
-    models = ModelCache(device.torch_device, computer.transfers, computer.kinds)
+    models = ModelCache(device.torch_device, computer.transfers, computer.kinds, computer.plan.inference_bytes)
     ladder = Ladder()
     assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)
     with timeline.span("models"):

@@ -43,8 +43,8 @@ MOVED = {"resident": WHOLE, "swapped": WHOLE, "grouped": WHOLE, "sequential": WH
 PEAK = {"resident": WHOLE, "swapped": WHOLE, "grouped": 5 * LAYER + BUFFER, "sequential": LAYER + BUFFER}
 
 
-def cache_of(kind: Kind, device: EmulatedDevice, *names: str) -> ModelCache:
-    cache = ModelCache(torch.device("cpu"), device, dict.fromkeys(names, kind))
+def cache_of(kind: Kind, device: EmulatedDevice, *names: str, headroom: int = 0) -> ModelCache:
+    cache = ModelCache(torch.device("cpu"), device, dict.fromkeys(names, kind), headroom)
     for name in names:
         cache.register(name, Blocks)
     return cache
@@ -135,12 +135,14 @@ class TestCache:
         assert (stats.misses, stats.hits, stats.bytes_moved) == (1, 2, WHOLE)
 
     def test_prefetch_brings_a_model_only_where_there_is_room(self) -> None:
-        device = EmulatedDevice(2 * WHOLE)
-        cache = cache_of("swapped", device, "a", "b")
+        cramped = cache_of("swapped", EmulatedDevice(2 * WHOLE), "a", "b", headroom=1)
+        cache = cache_of("swapped", EmulatedDevice(2 * WHOLE), "a", "b")
         for name in ("a", "b"):
             cache.load(name)
+            cramped.load(name)
+        with cramped.on_device("a"):
+            assert not cramped.prefetch("b")
         with cache.on_device("a"):
-            assert not cache.prefetch("b", headroom=1)
             assert cache.prefetch("b")
             assert not cache.prefetch("b")
         moved = cache.stats().bytes_moved
