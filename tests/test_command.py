@@ -71,10 +71,9 @@ class FakeService:
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
-        self.device = self
         self.inputs: Mapping[str, Any] = {}
 
-    def timeline(self) -> Timeline:
+    def new_timeline(self) -> Timeline:
         return Timeline()
 
     def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline) -> list[Path]:

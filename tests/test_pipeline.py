@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from modules.outputs import read_parameters
 from modules.pipeline import ImageBatch, Picture, no_progress
 from modules.request import AdetailerUnit, ImageRequest
 from modules.startup import Service
+from training.drawing import draw_scene
+from training.scene import sample_scene
 
 REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, adetailer=(AdetailerUnit(),))
 
@@ -35,10 +38,12 @@ def predicted(service: Service, **changes: Any) -> tuple[list[Image.Image], dict
 
 
 @pytest.fixture(scope="module")
-def drawn(service: Service) -> ImageBatch:
-    """Two pictures with a face each, not yet repaired."""
-    batch = ImageBatch((), Timeline(), no_progress)
-    return service.pipeline.stages[0].run(batch, replace(REQUEST, num_outputs=2, num_inference_steps=20))
+def drawn() -> ImageBatch:
+    """Two drawings with one face each, not yet repaired."""
+    rng = random.Random(3)
+    scenes = (sample_scene(rng, (256, 256)) for _ in range(100))
+    portraits = [draw_scene(scene) for scene in scenes if scene.framing == "portrait" and len(scene.people) == 1][:2]
+    return ImageBatch(tuple(Picture(portrait, seed) for seed, portrait in enumerate(portraits)), Timeline(), no_progress)
 
 
 def test_a_prediction_runs_every_stage_and_times_it(service: Service) -> None:
