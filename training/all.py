@@ -50,7 +50,7 @@ def main() -> None:
         run_step(name, work, module, *map(str, options))
 
     step("detector", "detector", "--out", work / "detector")
-    step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(4))
+    step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
     step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(900 * arguments.scale)))
     step("latents", "latents", "--autoencoder", vae, "--out", latents)
