@@ -1,0 +1,1 @@
+"""Benchmarks: every figure beside the plain alternative in the same run."""
