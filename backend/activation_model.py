@@ -12,8 +12,15 @@ from backend.families import ModelSizes
 
 UPSCALE_CONTEXT, UPSCALE_OVERLAP = 32, 8
 """Pixels that ``modules/upscaler.py`` gives a tile on every side, and that neighbouring tiles share."""
+SMALLEST_UPSCALE_TILE = 32
+"""Side in pixels; smaller ones would be nearly all context."""
 TILING_WORK = 1.6
 """Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of 512 for 1024)."""
+
+
+def halved_tiles(side: int) -> list[int]:
+    """Sides in pixels that the upscaler's tiles may have instead of ``side``, it first: a half and a quarter, while not too small."""
+    return [side, *(tile for tile in (side // 2, side // 4) if tile >= SMALLEST_UPSCALE_TILE)]
 
 
 @dataclass(frozen=True)

@@ -140,29 +140,29 @@ FAMILIES: Mapping[str, ModelSizes] = MappingProxyType({family.name: family for f
 def embedded(folder: Path, dtype: str = "fp32") -> ModelSizes:
     """The family whose files lie in ``folder`` (``flux/`` in diffusers' layout, ``face_detector.`` and ``upscaler.safetensors``).
 
-    ``dtype`` is what the weights are computed in. Only headers and configurations are read. The costs are the estimate that
-    :data:`FLUX_DEV` has, scaled to these widths. Raises WeightsError that names what is missing or damaged.
+    ``dtype`` is what the weights are computed in. Only headers and configurations are read. Memory costs are so many
+    vectors of a model's width, as ``bench/activations.py`` measures them. Raises WeightsError that names what is missing or damaged.
     """
     tensors = {name: _tensors(folder, name) for name in COMPONENTS}
-    transformer, vae = (_json(folder / "flux" / name / "config.json") for name in ("transformer", "vae"))
+    transformer, vae, encoder = (_json(folder / "flux" / name / "config.json") for name in ("transformer", "vae", "text_encoder_2"))
     own = _json(folder / "flux" / "family.json")
     components = {name: _component(shapes, dtype) for name, shapes in tensors.items()}
     width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
-    channels = vae["block_out_channels"]
+    words, channels = int(encoder["d_model"]), vae["block_out_channels"]
     token_pixels, item, per_token = 2 ** len(channels), BYTES_PER_PARAMETER[dtype], 2 * components["transformer"].parameters
     features = next(shape[0] for shape in tensors["upscaler"].values() if len(shape) == 4 and shape[1] == 3)
     vae_work = 2 * components["vae"].parameters / 4  # the convolutions run at four sizes, each a quarter of the one above
     text = components["text_encoder_2"].parameters
     costs = {
-        "encode": Cost(Curve(linear=24 * item * text**0.5), Curve(linear=2 * text)),
-        "denoise": Cost(Curve(linear=18 * width * item), Curve(linear=per_token, square=4 * width * len(components["transformer"].blocks))),
-        "encode_image": Cost(Curve(linear=5 * channels[0] * item), Curve(linear=vae_work / 2)),
-        "decode": Cost(Curve(linear=5 * channels[min(1, len(channels) - 1)] * item), Curve(linear=vae_work)),
-        "detect": Cost(Curve(linear=10e6), Curve(linear=0.3e9)),
-        "upscale": Cost(Curve(linear=3.3 * 16 * features * item), Curve(linear=2 * components["upscaler"].parameters)),
+        "encode": Cost(Curve(linear=16 * words * item), Curve(linear=2 * text)),
+        "denoise": Cost(Curve(linear=16.25 * width * item), Curve(linear=per_token, square=4 * width * len(components["transformer"].blocks))),
+        "encode_image": Cost(Curve(linear=4.2 * channels[0] * item), Curve(linear=vae_work / 2)),
+        "decode": Cost(Curve(linear=3.01 * channels[min(1, len(channels) - 1)] * item), Curve(linear=vae_work)),
+        "detect": Cost(Curve(linear=1.33e6), Curve(linear=0.3e9)),
+        "upscale": Cost(Curve(linear=36.4 * features * item), Curve(linear=2 * components["upscaler"].parameters)),
     }
     native = int(own["native"])
-    source = "an estimate from the layers; not yet measured"
+    source = "measured on the emulated device (python -m bench.activations)"
     return ModelSizes("embedded", native, 28, components, costs, source, token_pixels, int(own["tokens"]), native // 2)
 
 

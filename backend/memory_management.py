@@ -6,7 +6,7 @@ adds combinations, so it never makes a plan slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import product
@@ -14,12 +14,12 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from backend.activation_model import Step, Workload, prediction_steps
+from backend.activation_model import Step, Workload, halved_tiles, prediction_steps
 from backend.cost_model import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
 from backend.errors import SettingsError, UserError, nearest
 from backend.families import Component, ModelSizes
 
-__all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory"]
+__all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory", "predicted_peak"]
 
 GIB = 2**30
 QUALITIES = ("exact", "fp8", "nf4")
@@ -95,6 +95,7 @@ class MemoryPlan:
         inference_bytes: The share set aside for inference: by the rules, or what the workload needs when that is more.
         model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
         reserve_bytes: Kept back for the driver's context and fragmentation.
+        upscale_tile: Side in pixels of the upscaler's tiles: the workload's, or a half or a quarter of it where memory is short.
         pin_bytes: Host memory to pin for models that are not resident.
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models in use,
@@ -108,6 +109,7 @@ class MemoryPlan:
     model_bytes: int
     reserve_bytes: int
     placements: Mapping[str, Placement]
+    upscale_tile: int
     pin_bytes: int
     use_streams: bool
     predicted_peak_bytes: int
@@ -118,11 +120,22 @@ class MemoryPlan:
 def plan_memory(device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules = MemoryRules()) -> MemoryPlan:
     """The fastest plan that fits the device and the host and rounds weights no further than ``rules.quality`` allows.
 
-    Of equally fast plans it is the one that rounds least, then the one that moves least. Raises :class:`MemoryPlanError` when
+    Of equally fast plans it is the one that rounds least, then the one that makes the fewest concessions. Raises :class:`MemoryPlanError` when
     none fits.
     """
-    search = _Search(device, models, prediction_steps(workload, models), rules)
-    return search.plan(search.fastest())
+    tiles = halved_tiles(workload.upscale_tile) if workload.scale > 1 or workload.hires else [workload.upscale_tile]
+    searches = [_Search(device, models, replace(workload, upscale_tile=tile), rules, index) for index, tile in enumerate(tiles)]
+    found = [(best, search) for search in searches if (best := search.fastest())]
+    if not found:
+        raise searches[-1].error()
+    (_, choice), search = min(found, key=lambda one: one[0][0])
+    return search.plan(choice)
+
+
+def predicted_peak(device: DeviceMemory, models: ModelSizes, workload: Workload, placements: Mapping[str, Placement]) -> int:
+    """What the device holds at the worst moment of the workload, in bytes, when every model lives as ``placements`` says."""
+    search = _Search(device, models, workload, MemoryRules())
+    return search.demand(tuple(search.option(name, placements[name]) for name in models.components))[0] + search.reserve
 
 
 def is_large(device: DeviceMemory, rules: MemoryRules) -> bool:
@@ -159,12 +172,16 @@ class _Option(NamedTuple):
 _Choice = tuple[_Option, ...]
 """One option for every model, in the order of the family's components."""
 
+_Rank = tuple[float, ...]
+"""Orders choices: seconds, rounded models, concessions, peak bytes; the least is the best."""
+
 
 class _Search:
-    """All combinations of placements, what each needs and how long it takes."""
+    """All combinations of placements, what each needs and how long it takes. ``halvings`` of the upscaler's tile are a concession."""
 
-    def __init__(self, device: DeviceMemory, models: ModelSizes, steps: Sequence[Step], rules: MemoryRules) -> None:
-        self.device, self.models, self.steps, self.rules = device, models, steps, rules
+    def __init__(self, device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules, halvings: int = 0) -> None:
+        self.device, self.models, self.workload, self.rules, self.halvings = device, models, workload, rules, halvings
+        self.steps = prediction_steps(workload, models)
         self.usable, self.reserve = usable_bytes(device, rules)
         self.has_own_memory = device.kind in ("cuda", "emulated")
         self.host_limit = int(device.host_bytes * rules.host_share)
@@ -173,8 +190,8 @@ class _Search:
         # of the steps that borrow the same models only the hungriest matters for the peak
         order = list(models.components)
         self.demands: list[tuple[Step, list[int]]] = []
-        for names in dict.fromkeys(step.components for step in steps):
-            alike = [step for step in steps if step.components == names]
+        for names in dict.fromkeys(step.components for step in self.steps):
+            alike = [step for step in self.steps if step.components == names]
             hungriest = replace(max(alike, key=lambda step: step.memory), tiled_memory=max(step.tiled_memory for step in alike))
             self.demands.append((hungriest, [order.index(name) for name in names]))
 
@@ -226,20 +243,19 @@ class _Search:
             if name in step.components
         )
 
-    def fastest(self) -> _Choice:
-        best: tuple[tuple[float, ...], _Choice] | None = None
+    def fastest(self) -> tuple[_Rank, _Choice] | None:
+        """The best choice that fits, with its rank."""
+        best: tuple[_Rank, _Choice] | None = None
         for choice in self.choices():
             peak = self.demand(choice)[0]
             if peak > self.usable or sum(option.waiting for option in choice) > self.host_limit:
                 continue
             rounded = sum(ROUNDING.get(option.placement.dtype, 0) for option in choice)
-            moving = sum(KINDS.index(option.placement.kind) + option.placement.tiled for option in choice)
-            key = (round(self.seconds(choice), SECONDS_DIGITS), rounded, moving, peak)
+            concessions = sum(KINDS.index(option.placement.kind) + option.placement.tiled for option in choice) + self.halvings
+            key = (round(self.seconds(choice), SECONDS_DIGITS), rounded, concessions, peak)
             if best is None or key < best[0]:
                 best = key, choice
-        if best is None:
-            raise self.error()
-        return best[1]
+        return best
 
     def error(self) -> MemoryPlanError:
         """What the leanest combination lacks, where, and what to change."""
@@ -273,6 +289,7 @@ class _Search:
             model_bytes=device.total_bytes - inference,
             reserve_bytes=self.reserve,
             placements=MappingProxyType({option.name: option.placement for option in choice}),
+            upscale_tile=self.workload.upscale_tile,
             pin_bytes=pin,
             use_streams=device.kind == "cuda",
             predicted_peak_bytes=self.demand(choice)[0] + self.reserve,
@@ -324,6 +341,8 @@ class _Search:
                 yield f"{name} is rounded to {placement.dtype}, which quality '{self.rules.quality}' allows: {readable(component.size())} become {size}."
             if placement.tiled:
                 yield f"{name} works in tiles of {self.models.vae_tile} pixels: less memory, a little more time, and pixels that differ slightly."
+        if self.halvings:
+            yield f"The upscaler works in tiles of {self.workload.upscale_tile} pixels: less memory, and more time for what neighbouring tiles share."
         stay = [option.name for option in choice if option.placement.kind == "resident"]
         if stay:
             yield f"{', '.join(stay)} stay{'s' * (len(stay) == 1)} on the device between predictions."

@@ -147,7 +147,7 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
     stages = (
         GenerateStage(flux),
         AdetailerStage(flux, models, files.face_detector.stem),
-        UpscaleStage(models, files.upscaler.stem, settings.tile_size, ladder),
+        UpscaleStage(models, files.upscaler.stem, plan.upscale_tile, ladder),
     )
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
 

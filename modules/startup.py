@@ -16,6 +16,7 @@ import torch
 
 from backend.computer import Computer, plan_device
 from backend.devices import probe_device, usable_threads
+from backend.families import ModelSizes
 from backend.input_schema import InputSchema
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
@@ -41,6 +42,7 @@ class Service:
 
     computer: Computer
     family: Family
+    sizes: ModelSizes
     models: ModelCache
     ladder: Ladder
     pipeline: ImagePipeline
@@ -107,7 +109,8 @@ def start(settings: Settings) -> Service:
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     with timeline.span("plan"):
         files = find_files(settings)
-        computer = plan_device(device, files.sizes(), files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
+        sizes = files.sizes()
+        computer = plan_device(device, sizes, files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
     models = ModelCache(device.torch_device, computer.transfers, computer.kinds, computer.plan.inference_bytes)
     ladder = Ladder()
     assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)
@@ -117,10 +120,10 @@ def start(settings: Settings) -> Service:
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    service = Service(computer, assembled.family, models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
+    service = Service(computer, assembled.family, sizes, models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
-    logger.info("%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(computer.plan, files.sizes()))
+    logger.info("%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(computer.plan, sizes))
     logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
     return service

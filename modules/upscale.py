@@ -7,14 +7,12 @@ from typing import cast
 
 from PIL import Image
 
+from backend.activation_model import halved_tiles
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder, Rung
 from modules.pipeline import ImageBatch, Picture
 from modules.request import ImageRequest
 from modules.upscaler import Upscaler, UpscalerNetwork
-
-SMALLEST_TILE = 32
-"""Pixels. Below that most of the work would be the border around a tile."""
 
 
 class UpscaleStage:
@@ -42,8 +40,7 @@ class UpscaleStage:
                 with self.models.on_device("upscaler") as (network,):
                     return Upscaler(cast(UpscalerNetwork, network), tile_size).upscale(picture.image, request.scale, progress)
 
-            sizes = [size for size in (self.tile_size, self.tile_size // 2, self.tile_size // 4) if size >= SMALLEST_TILE] or [self.tile_size]
-            rungs = [Rung(f"tiles of {size} pixels", partial(tiled, size)) for size in sizes]
+            rungs = [Rung(f"tiles of {size} pixels", partial(tiled, size)) for size in halved_tiles(self.tile_size)]
             return picture.changed(self.ladder.climb("upscale", rungs, "scale"), **parameters)
 
         with self.models.on_device("upscaler"):  # it stays while all pictures are enlarged

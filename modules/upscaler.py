@@ -131,14 +131,14 @@ class Upscaler:
             band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
             band[:, : shared.shape[1]] = shared
             for (left, right), column_weight in zip(columns, column_weights):
-                tile = self._run(padded[top : bottom + 2 * edge, left : right + 2 * edge])
+                tile = self.enlarge_tile(padded[top : bottom + 2 * edge, left : right + 2 * edge])
                 band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
                 tick()
             finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
             pixels[top * factor : next_top * factor] = finished.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
         return Image.fromarray(pixels)
 
-    def _run(self, pixels: np.ndarray) -> torch.Tensor:
+    def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
         """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed."""
         weight = next(self.network.parameters())
         with torch.inference_mode():

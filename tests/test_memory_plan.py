@@ -288,6 +288,7 @@ def embedded_folder(tmp_path: Path) -> Path:
     write_safetensors(tmp_path / "upscaler.safetensors", {"conv_first.weight": [8, 3, 3, 3]})
     for name, content in {
         "transformer/config.json": {"num_attention_heads": 8, "attention_head_dim": 32},
+        "text_encoder_2/config.json": {"d_model": 192},
         "vae/config.json": {"block_out_channels": [32, 64, 64, 64]},
         "family.json": {"native": 256, "tokens": 40},
     }.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from conftest import PROMPT
 
 from backend.computer import Computer, plan_device
-from backend.cost_model import KINDS, Kind
+from backend.cost_model import KINDS, Kind, Placement
 from backend.devices import Device
 from backend.emulated_device import EmulatedDevice
-from backend.memory_management import MemoryPlanError
+from backend.families import COMPONENTS
+from backend.memory_management import MemoryPlanError, predicted_peak
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
+from backend.plan_report import emulated_memory
 from backend.settings import Settings
 from modules.assembly import assemble, find_files
 from modules.request import AdetailerUnit, ImageRequest
@@ -24,47 +27,80 @@ from modules.startup import Service
 
 STREAMED = ("text_encoder_2", "transformer")
 """The models that have blocks; the others can only be resident or swapped."""
-REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=3, num_inference_steps=2, adetailer=(AdetailerUnit(),))
+REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=3, num_inference_steps=2, scale=2, adetailer=(AdetailerUnit(),))
 DEVICE = Device("cpu", "emulated", 0, 0, None, torch.float32)
 
 
-def placed(kind: Kind, folder: Path) -> tuple[np.ndarray, EmulatedDevice, ModelCache]:
-    """The picture of the request with every model placed as ``kind`` says, as far as it can be."""
+@dataclass(frozen=True)
+class Run:
+    """One run of the request: its picture, what the device saw, and the peak that the plan foretold for these placements."""
+
+    picture: np.ndarray
+    device: EmulatedDevice
+    models: ModelCache
+    predicted_peak: int
+
+
+def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path) -> Run:
+    """The request with the models placed so, or as the plan for a device of ``budget`` bytes wants it."""
     settings = replace(Settings(), model="embedded")
     files = find_files(settings)
-    computer = plan_device(DEVICE, files.sizes(), files.workload(settings), 10**9)
-    device = computer.transfers
+    workload = replace(files.workload(settings), scale=REQUEST.scale, steps=REQUEST.num_inference_steps)
+    computer = plan_device(DEVICE, files.sizes(), workload, budget)
+    device, placements = computer.transfers, placements or computer.plan.placements
     assert isinstance(device, EmulatedDevice)
-    lighter: Kind = "swapped" if kind != "resident" else "resident"
-    kinds: dict[str, Kind] = {name: kind if name in STREAMED else lighter for name in files.sizes().components}
-    models = ModelCache(torch.device("cpu"), device, kinds)
-    pipeline = assemble(files, settings, torch.float32, computer.plan, models, Ladder(), folder).pipeline
+    predicted = predicted_peak(emulated_memory(budget, 10**10), files.sizes(), replace(workload, upscale_tile=computer.plan.upscale_tile), placements)
+    models = ModelCache(torch.device("cpu"), device, {name: placement.kind for name, placement in placements.items()})
+    plan = replace(computer.plan, placements=placements)
+    pipeline = assemble(files, settings, torch.float32, plan, models, Ladder(), folder).pipeline
     for name in models.names():
         models.load(name)
     with device:
         picture = np.asarray(pipeline.run(REQUEST).pictures[0].image)
     models.release()
-    return picture, device, models
+    return Run(picture, device, models, predicted)
+
+
+def placed(kind: Kind, folder: Path) -> Run:
+    """Every model placed as ``kind`` says, as far as it can be."""
+    lighter: Kind = "swapped" if kind != "resident" else "resident"
+    return run({name: Placement(kind if name in STREAMED else lighter, "fp32") for name in COMPONENTS}, 10**9, folder)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, tuple[np.ndarray, EmulatedDevice, ModelCache]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
     return {kind: placed(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
-def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, tuple[np.ndarray, EmulatedDevice, ModelCache]]) -> None:
+def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, Run]) -> None:
     plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
-    for kind, (picture, _, _) in runs.items():
-        assert np.array_equal(picture, plain), kind
+    for kind, run in runs.items():
+        assert np.array_equal(run.picture, plain), kind
 
 
-def test_a_leaner_placement_has_a_lower_peak(runs: dict[Kind, tuple[np.ndarray, EmulatedDevice, ModelCache]]) -> None:
-    peaks = [runs[kind][1].peak_bytes for kind in ("resident", "swapped", "grouped", "sequential")]
+def test_the_peak_is_foretold_within_a_tenth(runs: dict[Kind, Run]) -> None:
+    for kind, run in runs.items():
+        assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
+
+
+def test_on_a_small_card_the_plan_is_kept(service: Service, tmp_path: Path) -> None:
+    budget = 48_000_000
+    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
+    small = run(None, budget, tmp_path)
+    assert small.device.peak_bytes <= budget
+    assert small.predicted_peak == pytest.approx(small.device.peak_bytes, rel=0.1)
+    # smaller tiles round differently, no more than that
+    assert np.abs(small.picture.astype(int) - plain).max() <= 1
+
+
+def test_a_leaner_placement_has_a_lower_peak(runs: dict[Kind, Run]) -> None:
+    peaks = [runs[kind].device.peak_bytes for kind in ("resident", "swapped", "grouped", "sequential")]
     assert peaks == sorted(peaks, reverse=True) and peaks[1] < 0.8 * peaks[0]
 
 
-def test_resident_models_move_once_and_the_others_leave_nothing(runs: dict[Kind, tuple[np.ndarray, EmulatedDevice, ModelCache]]) -> None:
-    for kind, (_, device, models) in runs.items():
+def test_resident_models_move_once_and_the_others_leave_nothing(runs: dict[Kind, Run]) -> None:
+    for kind, run in runs.items():
+        device, models = run.device, run.models
         whole = sum(models.stats().model_bytes.values())
         if kind == "resident":
             assert device.bytes_uploaded == whole and device.allocated_bytes >= whole

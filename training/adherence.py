@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,40 +21,10 @@ from modules.adetailer.detection import Detector
 from modules.pipeline import ImagePipeline
 from modules.request import ImageRequest
 from modules.startup import Service, start
-from training.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour, Person, is_held_out, sample_person
+from training.held_out import held_out_prompts
+from training.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour
 
-PROMPTS = 40
 COLOURS: Mapping[str, Mapping[str, Colour]] = {"background": BACKGROUND_COLOURS, "hair": HAIR_COLOURS, "shirt": SHIRT_COLOURS}
-
-
-def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
-    """The prompts, each with the colours that it names."""
-    rng = random.Random(seed)
-    prompts: list[tuple[str, dict[str, str]]] = []
-    while len(prompts) < PROMPTS:
-        person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
-        if not is_held_out(person, background) or person.hair_length == "bald" or person.hat:
-            continue
-        # a colour that the picture's other parts do not share, so that the measure means what it says
-        if len({person.hair_colour, person.shirt, background}) < 3:
-            continue
-        prompts.append((sentence(rng, person, background), {"background": background, "hair": person.hair_colour, "shirt": person.shirt}))
-    return prompts
-
-
-def sentence(rng: random.Random, person: Person, background: str) -> str:
-    extras = [word for word, there in (("glasses", person.glasses), ("a beard", person.beard)) if there]
-    listed = "".join(f", {extra}" for extra in extras)
-    subject = f"{person.expression} {person.kind}"
-    hair = f"{person.hair_length} {person.hair_colour} hair"
-    return rng.choice(
-        (
-            f"a portrait of a {subject} with {hair}{listed}, {person.shirt} shirt, {background} background",
-            f"portrait of a {subject}, {hair}{listed}, wearing a {person.shirt} sweater, {background} backdrop",
-            f"a {subject} with {hair}{listed} in a {person.shirt} t-shirt on a {background} background",
-            f"{subject}, {person.shirt} top, {hair}{listed}, {background} background",
-        )
-    )
 
 
 def nearest_colour(pixels: np.ndarray, palette: Mapping[str, Colour]) -> str:

@@ -104,7 +104,7 @@ def make_optimizer(model: AutoencoderKL, decoder_only: bool, rate: float) -> Muo
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (inner if parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name else outer).append(parameter)
-    return Muon(inner, outer, matrix_rate=rate, other_rate=rate / 10)
+    return Muon(inner, [(outer, rate / 10)], matrix_rate=rate)
 
 
 def train(out: Path, channels: tuple[int, ...], minutes: float, batch: int, rate: float, seed: int, decoder_only: bool, pool_size: int) -> None:

@@ -25,15 +25,19 @@ def orthogonalized(gradient: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon:
-    """One optimizer over a model: ``matrices`` by Muon, all other parameters by AdamW. ``step(rate)`` takes a factor of both rates."""
+    """One optimizer over a model: ``matrices`` by Muon, all other parameters by AdamW, in groups that have a rate each.
+
+    ``step(rate)`` takes a factor of all rates.
+    """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], matrix_rate: float, other_rate: float, weight_decay: float = 0.0
+        self, matrices: Iterable[nn.Parameter], others: Iterable[tuple[Iterable[nn.Parameter], float]], matrix_rate: float, weight_decay: float = 0.0
     ) -> None:
         self.matrices = list(matrices)
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
-        self.matrix_rate, self.other_rate, self.weight_decay = matrix_rate, other_rate, weight_decay
-        self.adamw = torch.optim.AdamW(list(others), lr=other_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.matrix_rate, self.weight_decay = matrix_rate, weight_decay
+        groups = [{"params": list(parameters), "rate": other_rate} for parameters, other_rate in others]
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -46,7 +50,8 @@ class Muon:
             parameter.mul_(1 - rate * self.matrix_rate * self.weight_decay)
             parameter.add_(update.view_as(parameter), alpha=-rate * self.matrix_rate)
             parameter.grad = None
-        self.adamw.param_groups[0]["lr"] = rate * self.other_rate
+        for group in self.adamw.param_groups:
+            group["lr"] = rate * group["rate"]
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from training.captions import caption
@@ -67,7 +68,8 @@ class TextEncoders:
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         t5_ids = self.t5_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
         clip_ids = self.clip_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-        return self.t5(t5_ids)[0], self.clip(clip_ids).pooler_output
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.t5(t5_ids)[0].float(), self.clip(clip_ids).pooler_output.float()
 
 
 def position_ids(width: int, height: int, factor: int) -> torch.Tensor:
@@ -82,7 +84,8 @@ def position_ids(width: int, height: int, factor: int) -> torch.Tensor:
 def predict(
     model: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    # at a hundred tokens plain matrix products are faster backwards than the blockwise kernel, by a third of the whole pass
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         output = model(
             hidden_states=noisy,
             timestep=t,
@@ -145,7 +148,8 @@ def training_loss(model: torch.nn.Module, encoders: TextEncoders, batches: Batch
 def make_optimizer(model: FluxTransformer2DModel, rate: float) -> Muon:
     inner = {name for name, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in name}
     matrices = [p for name, p in model.named_parameters() if name in inner]
-    return Muon(matrices, [p for name, p in model.named_parameters() if name not in inner], matrix_rate=rate, other_rate=rate / 8, weight_decay=0.02)
+    others = [p for name, p in model.named_parameters() if name not in inner]
+    return Muon(matrices, [(others, rate / 8)], matrix_rate=rate, weight_decay=0.02)
 
 
 def train(models: Path, latents: Path, out: Path, minutes: float, distill_share: float, batch: int, rate: float, seed: int, compiled: bool) -> None:
@@ -193,10 +197,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler; a quarter faster")
     arguments = parser.parse_args()
     train(
         arguments.models,

@@ -1,7 +1,7 @@
-"""Trains the upscaler: ``python -m training.upscaler --out DIR --minutes 4``.
+"""Trains the upscaler: ``python -m training.upscaler --out DIR``.
 
-A small ESRGAN (RRDBNet) that enlarges four times. It starts as a pass-through: three channels carry the picture unchanged, so
-that its first output is a smooth enlargement and every step goes into the edges. Half of its inputs are exact reductions of a
+A small ESRGAN (RRDBNet) that enlarges four times. It starts as a pass-through: three channels carry the picture itself, so
+that its first output is about as good as a bicubic enlargement and every step goes into the edges. Half of its inputs are exact reductions of a
 drawing, half are soft and slightly noisy, as the decoder of a small autoencoder leaves them.
 """
 
@@ -36,6 +36,7 @@ CROP, EDGE = 40, 4
 """Side of the training crops in pixels of the small picture, and the width of their border, which does not count: there the
 network sees the black beyond the crop, which it never sees in use."""
 PLACES = 4
+"""Random places that are looked at for one crop; the most varied is taken."""
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
@@ -144,7 +145,7 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
     network = build().to(memory_format=torch.channels_last)
     matrices = [parameter for name, parameter in network.named_parameters() if "RDB" in name and parameter.ndim == 4]
     others = [parameter for name, parameter in network.named_parameters() if "RDB" not in name or parameter.ndim != 4]
-    optimizer = Muon(matrices, others, matrix_rate=muon_rate, other_rate=rate)
+    optimizer = Muon(matrices, [(others, rate)], matrix_rate=muon_rate)
     begin, step, spent = time.process_time(), 0, 0.0
     while spent < 1:
         spent = min(1.0, (time.process_time() - begin) / (60 * minutes))
@@ -173,7 +174,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4, help="of one core's time, so that a busy machine gives the same result, only later")
+    parser.add_argument("--minutes", type=float, default=8.5, help="of one core's time, so that a busy machine gives the same result, only later")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.002)
     parser.add_argument("--muon-rate", type=float, default=0.01)

@@ -1,0 +1,39 @@
+"""Prompts with combinations of hair, shirt and background that training never saw, to measure with."""
+
+from __future__ import annotations
+
+import random
+
+from training.scene import BACKGROUND_COLOURS, Person, is_held_out, sample_person
+
+PROMPTS = 40
+
+
+def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
+    """The prompts, each with the colours that it names."""
+    rng = random.Random(seed)
+    prompts: list[tuple[str, dict[str, str]]] = []
+    while len(prompts) < PROMPTS:
+        person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
+        if not is_held_out(person, background) or person.hair_length == "bald" or person.hat:
+            continue
+        # a colour that the picture's other parts do not share, so that the measure means what it says
+        if len({person.hair_colour, person.shirt, background}) < 3:
+            continue
+        prompts.append((sentence(rng, person, background), {"background": background, "hair": person.hair_colour, "shirt": person.shirt}))
+    return prompts
+
+
+def sentence(rng: random.Random, person: Person, background: str) -> str:
+    extras = [word for word, there in (("glasses", person.glasses), ("a beard", person.beard)) if there]
+    listed = "".join(f", {extra}" for extra in extras)
+    subject = f"{person.expression} {person.kind}"
+    hair = f"{person.hair_length} {person.hair_colour} hair"
+    return rng.choice(
+        (
+            f"a portrait of a {subject} with {hair}{listed}, {person.shirt} shirt, {background} background",
+            f"portrait of a {subject}, {hair}{listed}, wearing a {person.shirt} sweater, {background} backdrop",
+            f"a {subject} with {hair}{listed} in a {person.shirt} t-shirt on a {background} background",
+            f"{subject}, {person.shirt} top, {hair}{listed}, {background} background",
+        )
+    )
