@@ -98,7 +98,10 @@ class ModelCache:
             residence = self._residences.get(name)
             if residence is None or not residence.arriving_bytes or residence.arriving_bytes + self._headroom > self._transfers.free_bytes():
                 return False
-            residence.arrive()
+            try:
+                residence.arrive()
+            except torch.OutOfMemoryError:  # fragments: it comes when it is borrowed
+                return False
             self._stats = replace(self._stats, prefetches=self._stats.prefetches + 1)
             return True
 

@@ -43,5 +43,4 @@ class UpscaleStage:
             rungs = [Rung(f"tiles of {size} pixels", partial(tiled, size)) for size in halved_tiles(self.tile_size)]
             return picture.changed(self.ladder.climb("upscale", rungs, "scale"), **parameters)
 
-        with self.models.on_device("upscaler"):  # it stays while all pictures are enlarged
-            return batch.with_pictures([enlarged(index, picture) for index, picture in enumerate(batch.pictures)])
+        return batch.with_pictures([enlarged(index, picture) for index, picture in enumerate(batch.pictures)])

@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 
 from training.drawing import draw_scene
 from training.muon import Muon
+from training.precision import fast_products
 from training.scene import sample_scene
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
 
 def make_optimizer(model: AutoencoderKL, decoder_only: bool, rate: float) -> Muon:
     model.encoder.requires_grad_(not decoder_only)
-    inner, outer = [], []
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (inner if parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name else outer).append(parameter)
@@ -118,7 +120,7 @@ def train(out: Path, channels: tuple[int, ...], minutes: float, batch: int, rate
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
         pictures = crops(pool, batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             latents = model.encoder(pictures)[:, :16]
             decoded = model.decoder(spread_noise(latents))
         loss = reconstruction_loss(decoded.float() - pictures)

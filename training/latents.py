@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 
 from training.autoencoder import to_tensor
 from training.drawing import draw_scene
+from training.precision import fast_products
 from training.scene import ASPECTS, Scene, sample_training_scene
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def encode_bucket(model: AutoencoderKL, rng: random.Random, size: tuple[int, int
     tokens = []
     for start in range(0, count, 16):
         pictures = np.stack([np.asarray(draw_scene(scene)) for scene in scenes[start : start + 16]])
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), fast_products():
             latents = model.encode(to_tensor(pictures)).latent_dist.mode().float()
         tokens.append(pack((latents - model.config.shift_factor) * model.config.scaling_factor).half())
     return Bucket(size[0], size[1], torch.cat(tokens), scenes)

@@ -10,11 +10,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from training.precision import product_type
+
 
 def orthogonalized(gradient: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix to a 2-D gradient, by a quintic Newton-Schulz iteration in bfloat16."""
+    """The nearest semi-orthogonal matrix to a 2-D gradient, by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16()
+    x: torch.Tensor = gradient.to(product_type())
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

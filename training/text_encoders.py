@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from training.captions import caption
 from training.held_out import held_out_prompts
 from training.muon import Muon
+from training.precision import fast_products
 from training.scene import BACKGROUND_COLOURS, EXPRESSIONS, HAIR_COLOURS, HAT_COLOURS, KINDS, SHIRT_COLOURS, SKIN_TONES, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ def train(out: Path, steps: int, seed: int) -> None:
         t5_ids = t5_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
         clip_ids = clip_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
         # Flux passes no attention mask to either encoder
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             embeddings, pooled = t5(t5_ids)[0], clip(clip_ids).pooler_output
         loss = answer_loss(readout(embeddings.float()), labels)
         total = loss + answer_loss([head(pooled.float()) for head in pooled_heads], labels)

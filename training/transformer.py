@@ -14,6 +14,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -24,6 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from training.captions import caption
 from training.latents import Bucket
 from training.muon import Muon
+from training.precision import fast_products
 from training.scene import Scene
 from training.text_encoders import MAX_TOKENS
 
@@ -68,7 +70,7 @@ class TextEncoders:
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         t5_ids = self.t5_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
         clip_ids = self.clip_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             return self.t5(t5_ids)[0].float(), self.clip(clip_ids).pooler_output.float()
 
 
@@ -85,8 +87,8 @@ def predict(
     model: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     # at a hundred tokens plain matrix products are faster backwards than the blockwise kernel, by a third of the whole pass
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        output = model(
+    with fast_products(), sdpa_kernel(SDPBackend.MATH):
+        output: torch.Tensor = model(
             hidden_states=noisy,
             timestep=t,
             guidance=guidance,
@@ -162,7 +164,7 @@ def train(models: Path, latents: Path, out: Path, minutes: float, distill_share:
     optimizer = make_optimizer(model, rate)
     if (out / "optimizer.pt").exists():
         optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
-    runner = torch.compile(model, dynamic=True) if compiled else model
+    runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
     teacher: FluxTransformer2DModel | None = None
     begin, step, spent, shown, saved = time.monotonic(), 0, 0.0, 0.0, 0.0
     while spent < 1:

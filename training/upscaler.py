@@ -27,6 +27,7 @@ from backend.torchvision_operators import ensure_torchvision_operators
 from modules.upscaler import Upscaler, load_upscaler_network
 from training.drawing import draw_scene
 from training.muon import Muon
+from training.precision import fast_products
 from training.scene import sample_scene
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
         small = small.contiguous(memory_format=torch.channels_last)
         first, trunk, *enlarge = network.model
         features = first(small)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             detail = trunk.sub(features)
         # the picture's own channels stay float32: bfloat16 has no more than 8 bits of brightness
         output = nn.Sequential(*enlarge)(features + detail.float())

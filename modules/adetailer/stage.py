@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -75,11 +76,16 @@ class AdetailerStage:
 
     def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[list[Region]]:
         """The regions of every picture, in the order in which they are repainted."""
-        with self.models.on_device("face_detector") as (network,):
-            detector, images = Detector(network), [picture.image for picture in pictures]
-            together = Rung("all pictures together", lambda: detector.detect(images, unit.confidence))
-            single = Rung("one picture at a time", lambda: [detector.detect([image], unit.confidence)[0] for image in images])
-            found = self.flux.ladder.climb("detect", [together, single], "num_outputs")
+        images = [picture.image for picture in pictures]
+
+        def detect(together: int) -> list[Detections]:
+            with self.models.on_device("face_detector") as (network,):
+                detector = Detector(network)
+                batches = [images[start : start + together] for start in range(0, len(images), together)]
+                return [found for batch in batches for found in detector.detect(batch, unit.confidence)]
+
+        rungs = [Rung("all pictures together", partial(detect, len(images))), Rung("one picture at a time", partial(detect, 1))]
+        found = self.flux.ladder.climb("detect", rungs, "num_outputs")
         return [self.regions(picture.image.size, detections, unit) for picture, detections in zip(pictures, found, strict=True)]
 
     def regions(self, image_size: tuple[int, int], detections: Detections, unit: AdetailerUnit) -> list[Region]:
