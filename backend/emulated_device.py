@@ -25,6 +25,8 @@ class EmulatedDevice(TorchDispatchMode):
     ``total_bytes`` is the budget; ``copy_bandwidth`` in bytes a second, or 0 for copies as fast as they go.
     """
 
+    separate = True
+
     def __init__(self, total_bytes: int, copy_bandwidth: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total_bytes = total_bytes
@@ -32,10 +34,13 @@ class EmulatedDevice(TorchDispatchMode):
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self.bytes_uploaded = 0
+        self._counting = True
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not self._counting:
+            return result
         # a view, and what is changed in place, is no new memory
         given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
         for tensor in tree_leaves(result):
@@ -77,6 +82,13 @@ class EmulatedDevice(TorchDispatchMode):
         if self.copy_bandwidth:
             time.sleep(max(0.0, size / self.copy_bandwidth - (time.perf_counter() - begin)))
         return copy
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._counting = False  # what is made here is on the host
+        try:
+            return tensor.clone()
+        finally:
+            self._counting = True
 
     def settle(self) -> None:
         """Copies are done when :meth:`upload` returns."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from backend.cost_model import Kind
-from backend.residence import RESIDENCES, Residence
+from backend.residence import LEANER, RESIDENCES, Residence, block_modules
 from backend.stream import HostTransfers, Transfers
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,21 @@ class ModelCache:
         with self._lock:
             self._make_room([])
 
+    def make_leaner(self) -> str:
+        """Places models one step leaner for good: residents are swapped; when there are none, those that have blocks are streamed.
+
+        Gives what was changed in words, or nothing when no leaner way is left. Models that are lent stay as they are.
+        """
+        with self._lock:
+            for kind, leaner in LEANER.items():
+                changing = [name for name in self._residences if self._transfers.separate and self._may_become(name, kind, leaner)]
+                for name in changing:
+                    self._residences[name] = RESIDENCES[leaner](self._residences[name].end(), self._transfers)
+                    self._placements[name] = leaner
+                if changing:
+                    return f"{', '.join(changing)} {leaner}"
+            return ""
+
     def stats(self) -> CacheStats:
         with self._lock:
             return replace(self._stats, bytes_moved=self._transfers.bytes_uploaded)
@@ -137,6 +152,11 @@ class ModelCache:
             )
             logger.info("%s: %.1f MiB read in %.2f s", name, residence.bytes / 2**20, seconds)
         return self._residences[name]
+
+    def _may_become(self, name: str, kind: Kind, leaner: Kind) -> bool:
+        residence = self._residences[name]
+        has_way = leaner == "swapped" or bool(block_modules(residence.module))
+        return self._placements.get(name, "resident") == kind and has_way and not residence.borrowers
 
     def _make_room(self, wanted: list[Residence]) -> None:
         for residence in self._residences.values():

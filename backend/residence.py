@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from backend.cost_model import Kind
 from backend.stream import Transfers, tensor_bytes
 
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "encoder.block")
@@ -88,6 +90,15 @@ class Residence:
     def depart(self) -> None:
         """Leaves the device. A resident model does not."""
 
+    def end(self) -> nn.Module:
+        """Gives the module back, whole and on the host, to live in another way."""
+        if self.here:
+            with torch.inference_mode(False), torch.no_grad():
+                for tensor in (*self.module.parameters(), *self.module.buffers()):
+                    tensor.data = self.transfers.download(tensor.data)
+            self.here = False
+        return self.module
+
 
 class Swapped(Residence):
     """Uploaded when it is borrowed, dropped when others are."""
@@ -117,6 +128,10 @@ class Swapped(Residence):
         self._standing.depart()
         self.here = False
 
+    def end(self) -> nn.Module:
+        self.depart()
+        return self.module
+
 
 class Streamed(Swapped):
     """Its parts arrive when their forward begins and leave when it ends. ``parts`` are in the order in which they run.
@@ -128,9 +143,10 @@ class Streamed(Swapped):
         self._inside = {id(inner) for modules in parts.values() for inner in modules}
         super().__init__(module, transfers)
         self._groups = [TensorGroup(modules, transfers) for modules in parts.values()]
+        self._hooks: list[RemovableHandle] = []
         for part, group, following in zip(parts, self._groups, [*self._groups[1:], None], strict=True):
-            part.register_forward_pre_hook(self._before(group, following if ahead else None))
-            part.register_forward_hook(self._after(group))
+            self._hooks.append(part.register_forward_pre_hook(self._before(group, following if ahead else None)))
+            self._hooks.append(part.register_forward_hook(self._after(group)))
 
     def standing_modules(self) -> Iterable[nn.Module]:
         return [module for module in self.module.modules() if id(module) not in self._inside]
@@ -156,6 +172,11 @@ class Streamed(Swapped):
         for group in self._groups:  # a forward that was broken off leaves some behind
             group.depart()
 
+    def end(self) -> nn.Module:
+        for hook in self._hooks:
+            hook.remove()
+        return super().end()
+
 
 def grouped(module: nn.Module, transfers: Transfers) -> Residence:
     """Streams its blocks; while one computes the next one arrives."""
@@ -174,6 +195,9 @@ def block_modules(module: nn.Module) -> list[nn.Module]:
     return [block for name in BLOCK_LISTS if isinstance(blocks := named.get(name), nn.ModuleList) for block in blocks]
 
 
-RESIDENCES: Mapping[str, Callable[[nn.Module, Transfers], Residence]] = MappingProxyType(
+RESIDENCES: Mapping[Kind, Callable[[nn.Module, Transfers], Residence]] = MappingProxyType(
     {"resident": Residence, "swapped": Swapped, "grouped": grouped, "sequential": sequential}
 )
+
+LEANER: Mapping[Kind, Kind] = MappingProxyType({"resident": "swapped", "swapped": "grouped", "grouped": "sequential"})
+"""The next way that needs less of the device, and more time."""

@@ -20,15 +20,22 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 
 
 class Transfers(Protocol):
-    """The way to a device. ``bytes_uploaded`` counts every weight byte that went there."""
+    """The way to a device.
+
+    ``bytes_uploaded`` counts every weight byte that went there; ``separate`` says whether the device has memory of its own.
+    """
 
     bytes_uploaded: int
+    separate: bool
 
     def keep(self, tensor: torch.Tensor) -> None:
         """Told once of every host tensor that will be uploaded again and again; it may be pinned here."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the device. It may still be under way until :meth:`settle`. Raises ``torch.OutOfMemoryError``."""
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, of weights that have none there and are to leave the device."""
 
     def settle(self) -> None:
         """From here on everything that was uploaded may be computed with."""
@@ -40,6 +47,8 @@ class Transfers(Protocol):
 class HostTransfers:
     """For a CPU: the host's memory is the device's memory, and nothing is copied."""
 
+    separate = False
+
     def __init__(self) -> None:
         self.bytes_uploaded = 0
 
@@ -48,6 +57,9 @@ class HostTransfers:
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         self.bytes_uploaded += tensor_bytes(tensor)
+        return tensor
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
     def settle(self) -> None:
@@ -59,6 +71,8 @@ class HostTransfers:
 
 class CudaTransfers:
     """Copies on a CUDA stream of their own, beside the computation. ``pin_bytes`` is the most host memory that is pinned."""
+
+    separate = True
 
     def __init__(self, device: torch.device, pin_bytes: int) -> None:
         self.bytes_uploaded = 0
@@ -83,6 +97,9 @@ class CudaTransfers:
         copy.record_stream(torch.cuda.current_stream(self._device))
         self.bytes_uploaded += tensor_bytes(tensor)
         return copy
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.cpu()
 
     def settle(self) -> None:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -112,7 +112,7 @@ def start(settings: Settings) -> Service:
         sizes = files.sizes()
         computer = plan_device(device, sizes, files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
     models = ModelCache(device.torch_device, computer.transfers, computer.kinds, computer.plan.inference_bytes)
-    ladder = Ladder()
+    ladder = Ladder(models.make_leaner)
     assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)
     with timeline.span("models"):
         for name in models.names():

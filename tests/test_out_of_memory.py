@@ -80,6 +80,29 @@ class TestLadder:
         with pytest.raises(OutOfMemory, match=r"width: .* 'decode' \(tried: fast; lean; leanest\); lower width"):
             Ladder().climb("decode", self.rungs([], "none"), "width")
 
+    def test_then_the_models_are_placed_leaner_as_often_as_they_can_be(self) -> None:
+        calls: list[str] = []
+        ways = ["transformer swapped", "transformer grouped"]
+        ladder = Ladder(lambda: ways.pop(0) if ways else "")
+        with pytest.raises(OutOfMemory, match=r"\(tried: fast; lean; leanest; transformer swapped; transformer grouped\)"):
+            ladder.climb("decode", self.rungs(calls, "none"), "width")
+        assert calls == ["fast", "lean", "leanest"] * 3
+
+    @pytest.mark.parametrize(
+        ("message", "missing"),
+        [
+            ("Tried to allocate 6.50 GiB. GPU 0 has a total capacity of 8.00 GiB of which 2.50 GiB is free.", "4.3 GB of the device's memory are missing"),
+            ("Tried to allocate 4000000 bytes. The emulated device has a total capacity of 9 bytes of which 0 bytes are free.", "4.0 MB of .* are missing"),
+            ("CUBLAS_STATUS_ALLOC_FAILED", "memory is too small"),
+        ],
+    )
+    def test_says_how_much_was_missing_where_that_is_known(self, message: str, missing: str) -> None:
+        def full() -> str:
+            raise torch.OutOfMemoryError(message)
+
+        with pytest.raises(OutOfMemory, match=rf"^width: {missing}|^width: the device's {missing}"):
+            Ladder().climb("decode", [Rung("fast", full)], "width")
+
     def test_other_errors_go_up_unchanged(self) -> None:
         def broken() -> str:
             raise RuntimeError("CUDA error: device-side assert triggered")

@@ -44,10 +44,10 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 def encode_bucket(model: AutoencoderKL, rng: random.Random, size: tuple[int, int], count: int) -> Bucket:
     scenes = [sample_training_scene(rng, size) for _ in range(count)]
     tokens = []
-    for start in range(0, count, 16):
-        pictures = np.stack([np.asarray(draw_scene(scene)) for scene in scenes[start : start + 16]])
+    for scene in scenes:  # one at a time: the activations of more fall out of the processor's cache
+        picture = np.asarray(draw_scene(scene))[None]
         with torch.inference_mode(), fast_products():
-            latents = model.encode(to_tensor(pictures)).latent_dist.mode().float()
+            latents = model.encode(to_tensor(picture)).latent_dist.mode().float()
         tokens.append(pack((latents - model.config.shift_factor) * model.config.scaling_factor).half())
     return Bucket(size[0], size[1], torch.cat(tokens), scenes)
 
