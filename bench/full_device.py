@@ -1,8 +1,8 @@
 """Lets the device be full at one call after another: ``python -m bench.full_device [--stride 25] [--vram 48MB]``.
 
 A prediction with every stage is run once to count its device calls (operations and uploads of weights) and then again and again,
-each time with an out-of-memory error at another of them. Every prediction must finish; the table says by stage how near its
-pictures are to the undisturbed ones. ``--stride 1`` takes every call (half an hour on two cores), a larger one every n-th.
+each time with an out-of-memory error at another of them. Every prediction must finish; the table says by step how near the
+pictures are to the undisturbed ones at the end of the stage in which it happened. ``--stride 1`` takes every call, a larger one every n-th.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from backend.settings import Settings
 from backend.timeline import Timeline
+from modules.pipeline import ImageBatch, no_progress
 from modules.request import AdetailerUnit, ImageRequest
 from modules.startup import Service, start
 
@@ -47,9 +48,11 @@ class FullAt(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Outcome:
-    """``step`` is the step of the ladder that was retried, ``difference`` the largest of all pixels, in 255ths."""
+    """``step`` is the step of the ladder that was retried, ``stage`` the one that it belongs to; ``difference`` is the largest of all
+    pixels at that stage's end, in 255ths."""
 
     step: str
+    stage: str
     difference: int
     psnr: float
 
@@ -63,20 +66,39 @@ def prepare(vram: str) -> tuple[Service, ImageRequest]:
     )
 
 
-def pictures(service: Service, request: ImageRequest, index: int) -> tuple[np.ndarray, FullAt]:
-    """The pictures of a prediction as by a new service, with the device full at one call."""
-    service.ladder.learned.clear()
-    service.ladder.retries.clear()
+def run(service: Service, request: ImageRequest, index: int) -> tuple[list[np.ndarray], str, FullAt]:
+    """The pictures after every stage, as by a new service, with the device full at one call; and the stage at which it was."""
+    ladder = service.ladder
+    ladder.learned.clear()
+    ladder.retries.clear()
     service.models.release()
+    after, where = [], ""
     with service.computer.computing(), FullAt(index) as calls:
-        batch = service.pipeline.run(request, timeline=Timeline())
-    return np.stack([np.asarray(picture.image).astype(int) for picture in batch.pictures]), calls
+        batch = ImageBatch((), Timeline(), no_progress)
+        for stage in service.pipeline.stages:
+            batch = stage.run(batch, request)
+            after.append(np.stack([np.asarray(picture.image).astype(int) for picture in batch.pictures]))
+            where = where or (stage.name if ladder.retries else "")
+    return after, where, calls
 
 
-def outcome(plain: np.ndarray, rescued: np.ndarray, retries: Mapping[str, int]) -> Outcome:
+def outcome(plain: np.ndarray, rescued: np.ndarray, step: str, stage: str) -> Outcome:
     error = np.abs(plain - rescued)
     mean = float(np.square(error).mean())
-    return Outcome(", ".join(retries) or "none", int(error.max()), math.inf if mean == 0 else 10 * math.log10(255**2 / mean))
+    return Outcome(step, stage, int(error.max()), math.inf if mean == 0 else 10 * math.log10(255**2 / mean))
+
+
+def sweep(service: Service, request: ImageRequest, stride: int) -> tuple[int, list[Outcome]]:
+    """The number of device calls in a prediction, and what became of an error at every ``stride``-th."""
+    run(service, request, 0)  # the first borrows of a service are its own
+    plain, _, counted = run(service, request, 0)
+    names = [stage.name for stage in service.pipeline.stages]
+    found = []
+    for index in range(1, counted.calls + 1, stride):
+        rescued, stage, _ = run(service, request, index)
+        at = names.index(stage) if stage else -1
+        found.append(outcome(plain[at], rescued[at], ", ".join(service.ladder.retries) or "none", stage or "none"))
+    return counted.calls, found
 
 
 def main() -> None:
@@ -84,18 +106,13 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=25)
     parser.add_argument("--vram", default="", help="on an emulated device of this size, where models are swapped; resident without")
     arguments = parser.parse_args()
-    service, request = prepare(arguments.vram)
-    plain, counted = pictures(service, request, 0)
-    plain, counted = pictures(service, request, 0)
-    found: list[Outcome] = []
-    for index in range(1, counted.calls + 1, arguments.stride):
-        rescued, _ = pictures(service, request, index)
-        found.append(outcome(plain, rescued, service.ladder.retries))
-    print(f"{counted.calls} device calls in a prediction, an error at {len(found)} of them: {len(found)} predictions finished")
-    print(f"{'retried':<14} {'times':>6} {'identical':>9} {'within 1':>9} {'least PSNR':>10}")
-    for step in dict.fromkeys(one.step for one in found):
-        of = [one for one in found if one.step == step]
-        print(f"{step:<14} {len(of):>6} {sum(o.difference == 0 for o in of):>9} {sum(o.difference <= 1 for o in of):>9} {min(o.psnr for o in of):>10.1f}")
+    calls, found = sweep(*prepare(arguments.vram), arguments.stride)
+    print(f"{calls} device calls in a prediction, an error at {len(found)} of them: {len(found)} predictions finished")
+    print(f"{'retried in':<24} {'times':>6} {'identical':>9} {'within 1':>9} {'at most':>8} {'least PSNR':>10}")
+    for step, stage in dict.fromkeys((one.step, one.stage) for one in found):
+        of = [one for one in found if (one.step, one.stage) == (step, stage)]
+        counts = f"{sum(o.difference == 0 for o in of):>9} {sum(o.difference <= 1 for o in of):>9} {max(o.difference for o in of):>8}"
+        print(f"{f'{step} ({stage})':<24} {len(of):>6} {counts} {min(o.psnr for o in of):>10.1f}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.out_of_memory import Ladder, OutOfMemory, Rung, is_out_of_memory
 from backend.timeline import Timeline
+from bench.full_device import prepare, sweep
 from modules.flux import Drawing, FluxService
 from modules.generate import GenerateStage
 from modules.request import AdetailerUnit, ImageRequest
@@ -231,3 +232,15 @@ def test_detection_and_upscaling_survive_and_are_counted(service: Service, flux:
         rescued = [picture.image for picture in service.pipeline.run(request).pictures]
     assert flux.ladder.retries == {"detect": 1, "upscale": 1}
     assert difference(plain, rescued).max() <= 1
+
+
+def test_wherever_the_device_is_full_the_prediction_finishes() -> None:
+    calls, found = sweep(*prepare(""), stride=700)
+    assert calls > 1000 and len(found) == -(-calls // 700)
+    for one in found:
+        if one.step in ("decode", "encode_image"):
+            assert one.psnr > 25, one  # tiles blend over their border
+        elif one.step == "denoise":
+            assert one.difference <= 1, one
+        else:
+            assert one.difference <= (1 if one.step in ("detect", "upscale") else 0), one
