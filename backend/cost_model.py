@@ -72,11 +72,13 @@ class DeviceMemory:
 
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
+    # while a layer computes, its weights are there in the computing precision too
+    widened = component.bytes_of(component.largest_layer) if placement.dtype == "fp8" else 0
     if placement.kind == "grouped":  # the block that computes, the one that arrives, and what is outside of blocks
-        return component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype) + component.bytes_of(component.outside_blocks)
+        return component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype) + component.bytes_of(component.outside_blocks) + widened
     if placement.kind == "sequential":
         return component.bytes_of(component.largest_layer)
-    return component.size(placement.dtype) if placement.kind == "swapped" else 0
+    return widened + (component.size(placement.dtype) if placement.kind == "swapped" else 0)
 
 
 def moved_bytes(placement: Placement, component: Component, step: Step, previous: Step | None) -> int:

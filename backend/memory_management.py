@@ -55,8 +55,8 @@ class MemoryRules:
     models, uses at most ``large_used_share``, ``large_reserve_bytes`` of it kept back, and becomes LOW_VRAM only when models
     overrun their share by more than ``large_overrun_bytes``. Other devices set ``inference_share`` aside and keep back
     ``context_bytes`` for the driver's context and ``fragmentation_share`` of their memory (1.25 GiB of 50, the document's figure).
-    ``quality`` is one of :data:`QUALITIES`. At most ``host_share`` of the host's memory is filled with models that are not on
-    the device, at most ``pinned_share`` is pinned.
+    ``quality`` is one of :data:`QUALITIES`, ``formats`` are the ways of rounding that are at hand. At most ``host_share`` of the
+    host's memory is filled with models that are not on the device, at most ``pinned_share`` is pinned.
 
     Raises SettingsError for an unknown quality.
     """
@@ -70,6 +70,7 @@ class MemoryRules:
     context_bytes: int = GIB // 2
     fragmentation_share: float = 0.015
     quality: str = "exact"
+    formats: frozenset[str] = frozenset(ROUNDING)
     host_share: float = 0.75
     pinned_share: float = 0.5
 
@@ -209,6 +210,7 @@ class _Search:
             dtypes += ["fp8"] * (rank >= 1 and component.dtype != "fp8") + ["nf4"] * (rank >= 2 and cuda)
             if rank >= 1 and cuda and name == "transformer" and self.computes_fp8:
                 dtypes.append("fp8_compute")
+            dtypes = [dtype for dtype in dtypes if dtype == component.dtype or dtype in self.rules.formats]
         # what rewrites its weights (nf4, fp8 matmuls) is moved as a whole only; layer by layer is for the checkpoint's own dtype
         streamed: dict[Kind, list[str]] = {"grouped": [component.dtype, "fp8"], "sequential": [component.dtype]}
         kinds = KINDS[: 4 if component.blocks else 2] if self.has_own_memory else KINDS[:1]
@@ -266,7 +268,8 @@ class _Search:
         leanest = min(self.choices(), key=lambda choice: sum(lacks(choice)))
         (device, host), (_, step) = lacks(leanest), self.demand(leanest)
         missing, where = max((device, "device"), (host, "host"))
-        coarser = (QUALITIES if self.device.kind == "cuda" else QUALITIES[:2])[QUALITIES.index(self.rules.quality) + 1 :]
+        offered = [quality for quality in QUALITIES if quality in self.rules.formats and (quality != "nf4" or self.device.kind == "cuda")]
+        coarser = [quality for quality in offered if QUALITIES.index(quality) > QUALITIES.index(self.rules.quality)]
         allow = f"allow quality '{coarser[0]}', or " if coarser else ""
         if host >= device or missing >= step.memory or not step.lower:
             field, advice = "quality" if allow else "model", f"{allow}choose a smaller model or a machine with more {where} memory"

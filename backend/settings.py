@@ -23,6 +23,7 @@ PREFIX = "FLUX_"
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
+    "quality": ("exact", "fp8"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
 }
 MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "tile_size": 32, "prompt_cache_entries": 0}
@@ -36,6 +37,7 @@ class Settings:
     model_parts: str = ""
     dtype: str = "auto"
     device: str = "auto"
+    quality: str = "exact"
     emulate_vram: str = ""
     cpu_threads: int = 0
     weights_dir: str = "weights"

@@ -20,6 +20,7 @@ from backend.checkpoint_loader import assign_tensors, load_diffusers_module, loa
 from backend.errors import WeightsError
 from backend.families import FAMILIES, ModelSizes, embedded
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
+from backend.fp8_storage import store_in_fp8
 from backend.memory_management import MemoryPlan, Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
@@ -133,7 +134,7 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         "upscaler": partial(load_upscaler_network, files.upscaler),
     }
     for name, loader in loaders.items():
-        models.register(name, loader)
+        models.register(name, partial(load_in_fp8, loader, dtype) if plan.placements[name].dtype == "fp8" else loader)
     flux = FluxService(
         models,
         family,
@@ -150,6 +151,11 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         UpscaleStage(models, files.upscaler.stem, plan.upscale_tile, ladder),
     )
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
+
+
+def load_in_fp8(loader: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """What ``loader`` gives, its blocks rounded to 8 bits."""
+    return store_in_fp8(loader(), dtype)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype, tile: int) -> nn.Module:

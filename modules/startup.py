@@ -110,7 +110,8 @@ def start(settings: Settings) -> Service:
     with timeline.span("plan"):
         files = find_files(settings)
         sizes = files.sizes()
-        computer = plan_device(device, sizes, files.workload(settings), parse_bytes(settings.emulate_vram) if settings.emulate_vram else None)
+        emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
+        computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
     models = ModelCache(device.torch_device, computer.transfers, computer.kinds, computer.plan.inference_bytes)
     ladder = Ladder(models.make_leaner)
     assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)

@@ -63,10 +63,11 @@ def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path) -
     return Run(picture, device, models, ladder, predicted)
 
 
-def placed(kind: Kind, folder: Path, budget: int = 10**9) -> Run:
-    """Every model placed as ``kind`` says, as far as it can be."""
+def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -> Run:
+    """Every model placed as ``kind`` says, as far as it can be; those that have blocks in ``dtype``."""
     lighter: Kind = "swapped" if kind != "resident" else "resident"
-    return run({name: Placement(kind if name in STREAMED else lighter, "fp32") for name in COMPONENTS}, budget, folder)
+    placements = {name: Placement(kind, dtype) if name in STREAMED else Placement(lighter, "fp32") for name in COMPONENTS}
+    return run(placements, budget, folder)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,30 @@ def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, 
     plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     # the plan for a card may take other tiles than the plan for the host, which round differently
     assert np.abs(runs["resident"].picture.astype(int) - plain).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
+    kinds: tuple[Kind, ...] = ("resident", "swapped", "grouped")
+    return {kind: placed(kind, tmp_path_factory.mktemp(f"fp8-{kind}"), dtype="fp8") for kind in kinds}
+
+
+def test_in_eight_bits_every_placement_gives_nearly_the_same_picture(runs: dict[Kind, Run], rounded: dict[Kind, Run]) -> None:
+    exact = runs["resident"].picture.astype(int)
+    for kind, run in rounded.items():
+        assert np.array_equal(run.picture, rounded["resident"].picture), kind
+    error = float(np.square(exact - rounded["resident"].picture).mean())
+    assert error > 0 and 10 * np.log10(255**2 / error) > 25
+
+
+def test_in_eight_bits_the_blocks_need_a_quarter_of_the_memory(runs: dict[Kind, Run], rounded: dict[Kind, Run]) -> None:
+    sizes = find_files(replace(Settings(), model="embedded")).sizes()
+    exact, narrow = (some["resident"].models.stats().model_bytes for some in (runs, rounded))
+    for name in STREAMED:
+        component = sizes.components[name]
+        assert exact[name] - narrow[name] == pytest.approx(component.size() - component.size("fp8"), rel=0.02), name
+    for kind, run in rounded.items():
+        assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
 
 
 def test_the_peak_is_foretold_within_a_tenth(runs: dict[Kind, Run]) -> None:
