@@ -58,14 +58,10 @@ def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
     return DeviceMemory(kind, total, available, total)
 
 
-LOADED_FORMATS = frozenset({"fp8"})
-"""Of the plan's ways of rounding those that set-up can load; the others are for ``scripts/plan`` only, so far."""
-
-
 def plan_device(device: Device, models: ModelSizes, workload: Workload, emulated_bytes: int | None = None, quality: str = "exact") -> Computer:
     """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError` when nothing fits."""
     memory = device_memory(device, emulated_bytes)
-    plan = plan_memory(memory, models, workload, MemoryRules(quality=quality, formats=LOADED_FORMATS))
+    plan = plan_memory(memory, models, workload, MemoryRules(quality=quality))
     if emulated_bytes:
         return Computer(device, plan, EmulatedDevice(emulated_bytes))
     return Computer(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes) if device.kind == "cuda" else HostTransfers())

@@ -24,6 +24,9 @@ OVERLAP_LOSS = 0.25
 and on the strict side: the one published figure, vllm-omni's pull request 1223, is 3.6% of a whole run. What depends on it is in
 docs/memory.md; to be replaced by a measurement."""
 
+NF4_INDEX_BYTES = 2
+"""While a layer's 4 bits are looked up there are 32 for every two of its weights."""
+
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights arrive layer by layer. Assumed."""
 
@@ -73,7 +76,8 @@ class DeviceMemory:
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
     # while a layer computes, its weights are there in the computing precision too
-    widened = component.bytes_of(component.largest_layer) if placement.dtype == "fp8" else 0
+    widened = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4") else 0
+    widened += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
     if placement.kind == "grouped":  # the block that computes, the one that arrives, and what is outside of blocks
         return component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype) + component.bytes_of(component.outside_blocks) + widened
     if placement.kind == "sequential":

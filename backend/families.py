@@ -21,13 +21,14 @@ COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "face_dete
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_compute": 1, "nf4": 0.5625})
 """nf4: half a byte, and one float32 scale for every 64 weights, as bitsandbytes stores it without double quantization.
 
-fp8 counts on every matrix of the blocks being cast. The list of layers that diffusers skips by itself ("norm") would leave Flux'
-modulations in bf16, 3.2 of 11.9 billion parameters: 15.1 GB in place of 12.0; so pass ``skip_modules_pattern``.
+fp8 and nf4 count on every matrix of the blocks being rounded. The list of layers that diffusers' own casting skips ("norm") would
+leave Flux' modulations in bf16, 3.2 of 11.9 billion parameters: 15.1 GB in place of 12.0.
 """
 
-SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.04, "fp8_compute": 0.65})
-"""Time of a forward against bf16. Layerwise fp8 and nf4: FLUX.1-dev on an H100 took 13 and 12 s against 12 (the diffusers
-team's "Exploring Quantization Backends", whole seconds, hence 1.04). fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
+SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "fp8_compute": 0.65})
+"""Time of a forward against bf16. Layerwise fp8: FLUX.1-dev on an H100 took 13 s against 12 (the diffusers team's "Exploring
+Quantization Backends"). nf4: assumed, from 10 bytes of traffic a weight beside the matrix product (bitsandbytes' fused kernels
+took no longer than bf16). fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
 
 REPEATED = re.compile(r"^((?:single_)?transformer_blocks|encoder\.block)\.\d+\.")
 

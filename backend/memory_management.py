@@ -25,6 +25,8 @@ GIB = 2**30
 QUALITIES = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows what stands before it."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
+LOADED_FORMATS = frozenset({"fp8", "nf4"})
+"""What ``backend/narrow_storage.py`` loads. "fp8_compute" (matrix products in fp8) is priced, for the day it is loaded too."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
 SECONDS_DIGITS = 1
 """Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and no weight
@@ -70,7 +72,7 @@ class MemoryRules:
     context_bytes: int = GIB // 2
     fragmentation_share: float = 0.015
     quality: str = "exact"
-    formats: frozenset[str] = frozenset(ROUNDING)
+    formats: frozenset[str] = LOADED_FORMATS
     host_share: float = 0.75
     pinned_share: float = 0.5
 
@@ -207,12 +209,12 @@ class _Search:
         rank, cuda = QUALITIES.index(self.rules.quality), self.device.kind == "cuda"
         dtypes = [component.dtype]
         if component.blocks:  # the two large models; rounding the others saves next to nothing
-            dtypes += ["fp8"] * (rank >= 1 and component.dtype != "fp8") + ["nf4"] * (rank >= 2 and cuda)
+            dtypes += ["fp8"] * (rank >= 1 and component.dtype != "fp8") + ["nf4"] * (rank >= 2)
             if rank >= 1 and cuda and name == "transformer" and self.computes_fp8:
                 dtypes.append("fp8_compute")
             dtypes = [dtype for dtype in dtypes if dtype == component.dtype or dtype in self.rules.formats]
-        # what rewrites its weights (nf4, fp8 matmuls) is moved as a whole only; layer by layer is for the checkpoint's own dtype
-        streamed: dict[Kind, list[str]] = {"grouped": [component.dtype, "fp8"], "sequential": [component.dtype]}
+        # what computes in fp8 is moved as a whole only; layer by layer is for the checkpoint's own dtype
+        streamed: dict[Kind, list[str]] = {"grouped": [component.dtype, "fp8", "nf4"], "sequential": [component.dtype]}
         kinds = KINDS[: 4 if component.blocks else 2] if self.has_own_memory else KINDS[:1]
         pairs = [(kind, dtype) for kind, dtype in product(kinds, dtypes) if dtype in streamed.get(kind, dtypes)]
         return [self.option(name, Placement(kind, dtype, tiled)) for kind, dtype in pairs for tiled in ((False, True) if name == "vae" else (False,))]
@@ -268,7 +270,7 @@ class _Search:
         leanest = min(self.choices(), key=lambda choice: sum(lacks(choice)))
         (device, host), (_, step) = lacks(leanest), self.demand(leanest)
         missing, where = max((device, "device"), (host, "host"))
-        offered = [quality for quality in QUALITIES if quality in self.rules.formats and (quality != "nf4" or self.device.kind == "cuda")]
+        offered = [quality for quality in QUALITIES if quality in self.rules.formats]
         coarser = [quality for quality in offered if QUALITIES.index(quality) > QUALITIES.index(self.rules.quality)]
         allow = f"allow quality '{coarser[0]}', or " if coarser else ""
         if host >= device or missing >= step.memory or not step.lower:
@@ -349,7 +351,7 @@ class _Search:
         stay = [option.name for option in choice if option.placement.kind == "resident"]
         if stay:
             yield f"{', '.join(stay)} stay{'s' * (len(stay) == 1)} on the device between predictions."
-        if self.rules.quality != "exact" and self.device.kind == "cuda" and not self.computes_fp8:
+        if self.rules.quality != "exact" and "fp8_compute" in self.rules.formats and self.device.kind == "cuda" and not self.computes_fp8:
             yield "fp8 saves memory but no computation here: that needs compute capability 8.9 or newer."
 
     def cost_reasons(self, choice: _Choice, pin: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ PREFIX = "FLUX_"
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
-    "quality": ("exact", "fp8"),
+    "quality": ("exact", "fp8", "nf4"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
 }
 MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "tile_size": 32, "prompt_cache_entries": 0}

@@ -8,7 +8,7 @@ the GiB that they are sold with. "bf16" and "fp8" are what the checkpoint holds 
 A figure is the average of its trace, the first upload included, the reading of files not.
 
 - **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy back, what
-  is resident is uploaded once. "rounded" may round weights down to nf4, and multiply in fp8 where the card can; the other columns
+  is resident is uploaded once. "rounded" may round weights down to nf4; the other columns
   compute alike.
 - **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model is used or
   the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes it would move.

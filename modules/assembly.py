@@ -20,9 +20,9 @@ from backend.checkpoint_loader import assign_tensors, load_diffusers_module, loa
 from backend.errors import WeightsError
 from backend.families import FAMILIES, ModelSizes, embedded
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
-from backend.fp8_storage import store_in_fp8
 from backend.memory_management import MemoryPlan, Workload
 from backend.model_cache_optimizer import ModelCache
+from backend.narrow_storage import FORMATS, store_narrow
 from backend.out_of_memory import Ladder
 from backend.settings import Settings
 from backend.weights import EMBEDDED, resolve_file, resolve_model
@@ -134,7 +134,8 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         "upscaler": partial(load_upscaler_network, files.upscaler),
     }
     for name, loader in loaders.items():
-        models.register(name, partial(load_in_fp8, loader, dtype) if plan.placements[name].dtype == "fp8" else loader)
+        stored_as = plan.placements[name].dtype
+        models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
     flux = FluxService(
         models,
         family,
@@ -153,9 +154,9 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
 
 
-def load_in_fp8(loader: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """What ``loader`` gives, its blocks rounded to 8 bits."""
-    return store_in_fp8(loader(), dtype)
+def load_narrow(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
+    """What ``loader`` gives, its blocks rounded."""
+    return store_narrow(loader(), stored_as, dtype)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype, tile: int) -> nn.Module:
