@@ -47,7 +47,14 @@ class Predictor(BasePredictor):
         ),
         prompt_strength: float = Input(default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."),
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
-        ad_prompt: str = Input(default="", description="Words for the faces. Empty: the prompt."),
+        ad_prompt: str = Input(
+            default="",
+            description="Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] skips a face.",
+        ),
+        adetailer_args: str = Input(
+            default="",
+            description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
+        ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
         output_format: str = Input(default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."),
         output_quality: int = Input(default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."),
@@ -68,6 +75,7 @@ class Predictor(BasePredictor):
             "prompt_strength": prompt_strength,
             "adetailer": adetailer,
             "ad_prompt": ad_prompt,
+            "adetailer_args": adetailer_args,
             "scale": scale,
             "output_format": output_format,
             "output_quality": output_quality,

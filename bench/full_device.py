@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from backend.settings import Settings
 from backend.timeline import Timeline
+from modules.adetailer.arguments import AdetailerUnit
 from modules.pipeline import ImageBatch, no_progress
-from modules.request import AdetailerUnit, ImageRequest
+from modules.request import ImageRequest
 from modules.startup import Service, start
 
 PROMPT = "a portrait of a smiling woman with long red hair, blue shirt, green background"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from backend.errors import InputError
-from modules.request import AdetailerUnit, Canvas, ImageRequest, choose_size, random_seed
+from backend.errors import InputError, nearest
+from modules.adetailer.arguments import AdetailerUnit, units_from_json
+from modules.request import Canvas, ImageRequest, choose_size, random_seed
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
@@ -35,8 +37,26 @@ def read_image(path: Path, field: str) -> Image.Image:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def build_request(inputs: Mapping[str, Any], canvas: Canvas) -> ImageRequest:
-    """The request that the inputs ask for, by a family's sizes. Raises :class:`InputError` for what cannot be honoured."""
+def adetailer_units(inputs: Mapping[str, Any], detectors: Collection[str]) -> tuple[AdetailerUnit, ...]:
+    """The detail passes: one over the faces, or those of ``adetailer_args``; ``ad_prompt`` goes over the first one's words."""
+    if not inputs["adetailer"]:
+        return ()
+    units = units_from_json(inputs["adetailer_args"], "adetailer_args") if inputs["adetailer_args"].strip() else (AdetailerUnit(),)
+    for unit in units:
+        if unit.model and unit.model not in detectors:
+            raise InputError(
+                "adetailer_args", f"ad_model '{unit.model}' is not here{nearest(unit.model, detectors)}; leave it out, or use {', '.join(detectors)}"
+            )
+    if units and inputs["ad_prompt"]:
+        units = (replace(units[0], prompt=inputs["ad_prompt"]), *units[1:])
+    return units
+
+
+def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Collection[str]) -> ImageRequest:
+    """The request that the inputs ask for, by a family's sizes and the detectors that are there.
+
+    Raises :class:`InputError` for what cannot be honoured.
+    """
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
     width, height = choose_size(canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
@@ -51,7 +71,7 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas) -> ImageRequest:
         image=image,
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
-        adetailer=(AdetailerUnit(prompt=inputs["ad_prompt"]),) if inputs["adetailer"] else (),
+        adetailer=adetailer_units(inputs, detectors),
         scale=inputs["scale"],
         output_format=inputs["output_format"],
         output_quality=inputs["output_quality"],

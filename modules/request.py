@@ -10,6 +10,7 @@ from types import MappingProxyType
 from PIL import Image
 
 from backend.errors import InputError, nearest
+from modules.adetailer.arguments import AdetailerUnit
 
 ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -41,31 +42,15 @@ class Canvas:
     native: int
     multiple: int
 
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """The size on the grid that is nearest."""
+        return max(1, round(width / self.multiple)) * self.multiple, max(1, round(height / self.multiple)) * self.multiple
+
     def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
         """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""
         scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
         width, height = (max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in ASPECT_RATIOS[aspect_ratio])
         return width, height
-
-
-@dataclass(frozen=True)
-class AdetailerUnit:
-    """One detail pass over the faces: what to repaint, and how strongly. Names and defaults are ADetailer 25.3's."""
-
-    prompt: str = ""
-    confidence: float = 0.3
-    mask_filter_method: str = "Area"
-    mask_k: int = 0
-    mask_min_ratio: float = 0.0
-    mask_max_ratio: float = 1.0
-    dilate_erode: int = 4
-    x_offset: int = 0
-    y_offset: int = 0
-    mask_merge_invert: str = "None"
-    mask_blur: int = 4
-    denoising_strength: float = 0.4
-    inpaint_only_masked: bool = True
-    inpaint_only_masked_padding: int = 32
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Service:
     computer: Computer
     family: Family
     sizes: ModelSizes
+    detectors: tuple[str, ...]
     models: ModelCache
     ladder: Ladder
     pipeline: ImagePipeline
@@ -65,7 +66,7 @@ class Service:
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
-                request = build_request(InputSchema().validate(inputs), self.family.canvas)
+                request = build_request(InputSchema().validate(inputs), self.family.canvas, self.detectors)
             with ProgressBars() as bars, self.computer.computing():
                 batch = self.pipeline.run(request, progress or bars, timeline)
             with timeline.span("outputs"):
@@ -121,7 +122,7 @@ def start(settings: Settings) -> Service:
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    service = Service(computer, assembled.family, sizes, models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
+    service = Service(computer, assembled.family, sizes, (files.face_detector.name,), models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()

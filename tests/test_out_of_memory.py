@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backend.out_of_memory import Ladder, OutOfMemory, Rung, is_out_of_memory
 from backend.timeline import Timeline
 from bench.full_device import prepare, sweep
+from modules.adetailer.arguments import AdetailerUnit
 from modules.flux import Drawing, FluxService
 from modules.generate import GenerateStage
-from modules.request import AdetailerUnit, ImageRequest
+from modules.request import ImageRequest
 from modules.startup import Service
 
 FULL = "CUDA out of memory. Tried to allocate 6.50 GiB."

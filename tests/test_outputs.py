@@ -21,9 +21,10 @@ from sd_parsers.data import PromptInfo
 
 from backend.errors import InputError
 from backend.timeline import Timeline
+from modules.adetailer.arguments import AdetailerUnit
 from modules.outputs import WEBP_MAX_SIDE, ModelInfo, parameters_text, read_parameters, write_pictures
 from modules.pipeline import ImageBatch, Picture, no_progress
-from modules.request import OUTPUT_FORMATS, AdetailerUnit, ImageRequest
+from modules.request import OUTPUT_FORMATS, ImageRequest
 
 MODEL = ModelInfo("flux1-dev", "0123456789", "cog-flux-adetailer 1.0.0")
 EVERY_FORMAT = pytest.mark.parametrize("output_format", OUTPUT_FORMATS)

@@ -15,11 +15,12 @@ from test_request import INPUTS
 
 from backend.errors import InputError
 from backend.timeline import Timeline
+from modules.adetailer.arguments import AdetailerUnit
 from modules.adetailer.crops import blur_mask
 from modules.adetailer.stage import AdetailerStage
 from modules.outputs import read_parameters
 from modules.pipeline import ImageBatch, Picture, no_progress
-from modules.request import AdetailerUnit, ImageRequest
+from modules.request import ImageRequest
 from modules.startup import Service
 from training.drawing import draw_scene
 from training.scene import sample_scene
@@ -156,3 +157,66 @@ class TestAdetailer:
         assert narrow.box[0] > wide.box[0] and narrow.box[3] < wide.box[3]
         assert set(np.unique(narrow.mask)) == {0, 255} and len(np.unique(wide.mask)) > 2
         assert np.array_equal(blur_mask(narrow.mask, 0), narrow.mask)
+
+    def test_a_size_of_its_own_is_painted_at_the_nearest_on_the_grid(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        unit = AdetailerUnit(use_inpaint_width_height=True, inpaint_width=200, inpaint_height=100)
+        region = stage.find(drawn.pictures, unit)[0][0]
+        assert region.size == (192, 96)
+        assert (region.box[2] - region.box[0]) / (region.box[3] - region.box[1]) == pytest.approx(2, rel=0.05)
+
+    def test_steps_and_guidance_of_its_own_are_used_and_noted(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        plain = stage.run(drawn, REQUEST).pictures[0]
+        own = stage.run(drawn, replace(REQUEST, adetailer=(AdetailerUnit(use_steps=True, steps=9, use_cfg_scale=True, cfg_scale=1.0),))).pictures[0]
+        assert not np.array_equal(pixels(plain.image), pixels(own.image))
+        noted = {key: value for key, value in own.parameters.items() if key.startswith("ADetailer") and key != "ADetailer model"}
+        assert noted == {"ADetailer use separate steps": True, "ADetailer steps": 9, "ADetailer use separate CFG scale": True, "ADetailer CFG scale": 1.0}
+
+    def test_units_run_one_after_the_other_each_on_the_result_before(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        first, second = AdetailerUnit(prompt="a sad bald man"), AdetailerUnit(prompt="a woman with blue hair", mask_blur=2)
+        both = stage.run(drawn, replace(REQUEST, adetailer=(first, second))).pictures[0]
+        after_first = stage.run(drawn, replace(REQUEST, adetailer=(first,)))
+        assert np.array_equal(pixels(both.image), pixels(stage.run(after_first, replace(REQUEST, adetailer=(second,))).pictures[0].image))
+        assert both.parameters["ADetailer prompt"] == "a sad bald man" and both.parameters["ADetailer prompt 2nd"] == "a woman with blue hair"
+        assert both.parameters["ADetailer mask blur 2nd"] == 2
+
+
+class TestSeveralFaces:
+    @pytest.fixture(scope="class")
+    def couple(self) -> ImageBatch:
+        """Two people side by side, drawn."""
+        rng = random.Random(3)
+        scene = next(scene for scene in iter(lambda: sample_scene(rng, (384, 256)), None) if len(scene.people) == 2)
+        return ImageBatch((Picture(draw_scene(scene), 11),), Timeline(), no_progress)
+
+    @pytest.fixture
+    def stage(self, service: Service) -> AdetailerStage:
+        stage = service.pipeline.stages[1]
+        assert isinstance(stage, AdetailerStage)
+        return stage
+
+    def changed_columns(self, stage: AdetailerStage, couple: ImageBatch, **arguments: Any) -> set[str]:
+        """Which faces were repainted, the "left" or the "right" one."""
+        unit = AdetailerUnit(bbox_sortby="Position (left to right)", mask_blur=0, denoising_strength=1.0, **arguments)
+        left, right = stage.find(couple.pictures, unit)[0]
+        after = stage.run(couple, replace(REQUEST, adetailer=(unit,))).pictures[0].image
+        changed = (pixels(couple.pictures[0].image) != pixels(after)).any(axis=2)
+        return {name for name, region in (("left", left), ("right", right)) if changed[region.mask > 0].mean() > 0.5}
+
+    def test_each_is_repainted_in_the_order_asked_for(self, stage: AdetailerStage, couple: ImageBatch) -> None:
+        lefts = [region.box[0] for region in stage.find(couple.pictures, AdetailerUnit(bbox_sortby="Position (left to right)"))[0]]
+        assert len(lefts) == 2 and lefts == sorted(lefts)
+        assert self.changed_columns(stage, couple) == {"left", "right"}
+
+    def test_a_face_is_skipped_by_its_prompt(self, stage: AdetailerStage, couple: ImageBatch) -> None:
+        assert self.changed_columns(stage, couple, prompt="[SKIP] [SEP] [PROMPT]") == {"right"}
+        assert self.changed_columns(stage, couple, prompt="[PROMPT] [SEP] [SKIP]") == {"left"}
+
+    def test_the_seed_of_a_face_is_the_pictures_plus_its_number_or_the_same(
+        self, stage: AdetailerStage, couple: ImageBatch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seeds: list[tuple[int, ...]] = []
+        draw = stage.flux.draw
+        monkeypatch.setattr(stage.flux, "draw", lambda drawing, *rest: (seeds.append(drawing.seeds), draw(drawing, *rest))[1])
+        for same in (False, True):
+            stage.run(couple, replace(REQUEST, adetailer=(AdetailerUnit(same_seed_for_each_tab=same),)))
+        assert seeds == [(11,), (12,), (11,), (11,)]

@@ -21,8 +21,9 @@ from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
 from backend.plan_report import emulated_memory
 from backend.settings import Settings
+from modules.adetailer.arguments import AdetailerUnit
 from modules.assembly import assemble, find_files
-from modules.request import AdetailerUnit, ImageRequest
+from modules.request import ImageRequest
 from modules.startup import Service
 
 STREAMED = ("text_encoder_2", "transformer")

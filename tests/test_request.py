@@ -13,6 +13,7 @@ from modules.inputs import MAX_PIXELS, build_request, read_image
 from modules.request import ASPECT_RATIOS, Canvas, ImageRequest, choose_size
 
 FLUX, EMBEDDED = Canvas(1024, 16), Canvas(256, 32)
+DETECTORS = ("face_yolov8n.pt",)
 INPUTS: dict[str, Any] = {
     "prompt": "a fox",
     "aspect_ratio": "1:1",
@@ -28,6 +29,7 @@ INPUTS: dict[str, Any] = {
     "prompt_strength": 0.8,
     "adetailer": True,
     "ad_prompt": "",
+    "adetailer_args": "",
     "scale": 2.0,
     "output_format": "webp",
     "output_quality": 80,
@@ -58,8 +60,8 @@ def test_an_image_gives_its_shape_and_the_native_area() -> None:
 
 
 def test_seed_0_is_a_seed_and_no_seed_is_a_random_one() -> None:
-    assert build_request(INPUTS, EMBEDDED).seed == 0
-    assert len({build_request({**INPUTS, "seed": None}, EMBEDDED).seed for _ in range(4)}) > 1
+    assert build_request(INPUTS, EMBEDDED, DETECTORS).seed == 0
+    assert len({build_request({**INPUTS, "seed": None}, EMBEDDED, DETECTORS).seed for _ in range(4)}) > 1
 
 
 def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
@@ -85,16 +87,16 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
 )
 def test_a_wrong_value_is_named(changes: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        build_request({**INPUTS, **changes}, EMBEDDED)
+        build_request({**INPUTS, **changes}, EMBEDDED, DETECTORS)
     assert caught.value.field == field and message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_mask_needs_an_image_of_its_size(tmp_path: Path) -> None:
     image, other = saved(tmp_path, "image.png"), saved(tmp_path, "mask.png", (64, 47))
     with pytest.raises(InputError, match="mask: needs an image"):
-        build_request({**INPUTS, "mask": image}, EMBEDDED)
+        build_request({**INPUTS, "mask": image}, EMBEDDED, DETECTORS)
     with pytest.raises(InputError, match=r"mask: must have the size of the image \(64x48\), not 64x47"):
-        build_request({**INPUTS, "image": image, "mask": other}, EMBEDDED)
+        build_request({**INPUTS, "image": image, "mask": other}, EMBEDDED, DETECTORS)
 
 
 def test_what_is_not_an_image_is_refused_without_its_path_or_content(tmp_path: Path) -> None:

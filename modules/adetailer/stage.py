@@ -12,12 +12,22 @@ from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Rung
+from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit, region_prompt
 from modules.adetailer.crops import Box, blur_mask, composite, crop_region, expand_crop_region
 from modules.adetailer.detection import Detector
-from modules.adetailer.masks import Detections, Mask, filter_by_ratio, keep_largest, preprocess_detections
+from modules.adetailer.masks import Detections, Mask, filter_by_ratio, keep_largest, preprocess_detections, sort_detections
 from modules.flux import Drawing, FluxService
 from modules.pipeline import ImageBatch, Picture
-from modules.request import AdetailerUnit, ImageRequest
+from modules.request import MAX_SEED, ImageRequest
+
+LABELS = {
+    "inpaint_only_masked_padding": "inpaint padding",
+    "mask_k": "mask only top k",
+    "use_steps": "use separate steps",
+    "use_cfg_scale": "use separate CFG scale",
+    "cfg_scale": "CFG scale",
+}
+"""What ADetailer calls arguments in the parameters of a picture, where it is not their name."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +62,26 @@ class AdetailerStage:
         return bool(request.adetailer)
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
-        for unit in request.adetailer:
+        for number, unit in enumerate(request.adetailer):
             with batch.timeline.span("detect"):
                 regions = self.find(batch.pictures, unit)
             total = sum(len(of_picture) for of_picture in regions)
             pictures, done = list(batch.pictures), 0
             # the j-th mask of every picture in one batch
             for index, together in enumerate(zip_longest(*regions)):
-                chosen = [number for number, region in enumerate(together) if region]
+                chosen = [i for i, region in enumerate(together) if region]
                 batch.progress(self.name, done, total)
-                repainted = self.repaint(
-                    [pictures[i].image for i in chosen], [together[i] for i in chosen], [pictures[i].seed + index for i in chosen], unit, request, batch
-                )
-                for number, image in zip(chosen, repainted, strict=True):
-                    pictures[number] = replace(pictures[number], image=image)
                 done += len(chosen)
+                prompt = region_prompt(unit.prompt, request.prompt, index)
+                if prompt is None:
+                    continue
+                seeds = [(pictures[i].seed + (0 if unit.same_seed_for_each_tab else index)) % (MAX_SEED + 1) for i in chosen]
+                repainted = self.repaint([pictures[i].image for i in chosen], [together[i] for i in chosen], prompt, seeds, unit, request, batch)
+                for i, image in zip(chosen, repainted, strict=True):
+                    pictures[i] = replace(pictures[i], image=image)
             batch.progress(self.name, total, total)
             batch = batch.with_pictures(
-                picture.changed(picture.image, **self.parameters(unit), _adetailer_regions=[region.box for region in of_picture])
+                picture.changed(picture.image, **self.parameters(unit, number), _adetailer_regions=[region.box for region in of_picture])
                 for picture, of_picture in zip(pictures, regions, strict=True)
             )
         return batch
@@ -89,34 +101,44 @@ class AdetailerStage:
         return [self.regions(picture.image.size, detections, unit) for picture, detections in zip(pictures, found, strict=True)]
 
     def regions(self, image_size: tuple[int, int], detections: Detections, unit: AdetailerUnit) -> list[Region]:
-        """Ratio filter, top k, mask shape, then the crops: ADetailer's order."""
+        """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order."""
         kept = filter_by_ratio(detections, unit.mask_min_ratio, unit.mask_max_ratio, image_size)
         kept = keep_largest(kept, unit.mask_k, unit.mask_filter_method)
+        kept = sort_detections(kept, SORT_ORDERS[unit.bbox_sortby], image_size)
         shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset, unit.mask_merge_invert)
         return [region for mask in shaped.masks if (region := self.region(mask, image_size, unit))]
 
     def region(self, mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit) -> Region | None:
         blurred = blur_mask(mask, unit.mask_blur)
         canvas = self.flux.family.canvas
+        wanted = (unit.inpaint_width, unit.inpaint_height) if unit.use_inpaint_width_height else (canvas.native, canvas.native)
+        target = canvas.fitted(*wanted)
         if not unit.inpaint_only_masked:
-            size = tuple(max(1, round(side / canvas.multiple)) * canvas.multiple for side in image_size)
-            return Region((0, 0, *image_size), blurred, size) if np.any(blurred) else None  # type: ignore[arg-type]
+            size = target if unit.use_inpaint_width_height else canvas.fitted(*image_size)
+            return Region((0, 0, *image_size), blurred, size) if np.any(blurred) else None
         box = crop_region(blurred, unit.inpaint_only_masked_padding)
         if box is None:
             return None
-        return Region(expand_crop_region(box, canvas.native, canvas.native, *image_size), blurred, (canvas.native, canvas.native))
+        return Region(expand_crop_region(box, *target, *image_size), blurred, target)
 
     def repaint(
-        self, images: Sequence[Image.Image], regions: Sequence[Region], seeds: Sequence[int], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch
+        self,
+        images: Sequence[Image.Image],
+        regions: Sequence[Region],
+        prompt: str,
+        seeds: Sequence[int],
+        unit: AdetailerUnit,
+        request: ImageRequest,
+        batch: ImageBatch,
     ) -> list[Image.Image]:
         """One region of each image repainted. All regions of one call have one size."""
         drawing = Drawing(
-            prompts=(unit.prompt or request.prompt,) * len(images),
+            prompts=(prompt,) * len(images),
             seeds=tuple(seeds),
             width=regions[0].size[0],
             height=regions[0].size[1],
-            steps=request.num_inference_steps,
-            guidance=request.guidance_scale,
+            steps=unit.steps if unit.use_steps else request.num_inference_steps,
+            guidance=unit.cfg_scale if unit.use_cfg_scale else request.guidance_scale,
             images=tuple(region.crop(image) for region, image in zip(regions, images, strict=True)),
             masks=tuple(region.crop_mask() for region in regions),
             strength=unit.denoising_strength,
@@ -124,12 +146,12 @@ class AdetailerStage:
         painted = self.flux.draw(drawing, batch.timeline)
         return [composite(image, new, region.box, region.mask) for image, new, region in zip(images, painted, regions, strict=True)]
 
-    def parameters(self, unit: AdetailerUnit) -> dict[str, object]:
-        """The unit as WebUI users read it: the model, and what is not the default."""
-        labels = {"prompt": "prompt", "denoising_strength": "denoising strength", "inpaint_only_masked_padding": "inpaint padding", "mask_k": "mask only top k"}
+    def parameters(self, unit: AdetailerUnit, number: int) -> dict[str, object]:
+        """The unit as WebUI users read it: the model, and what is not the default; "2nd" and on after the names of further units."""
+        suffix = ("", " 2nd", " 3rd", " 4th")[number]
         changed = {
-            f"ADetailer {labels.get(field.name, field.name.replace('_', ' '))}": getattr(unit, field.name)
+            LABELS.get(field.name, field.name.replace("_", " ")): getattr(unit, field.name)
             for field in fields(unit)
-            if getattr(unit, field.name) != field.default
+            if field.name != "model" and getattr(unit, field.name) != field.default
         }
-        return {"ADetailer model": self.detector_name, **changed}
+        return {f"ADetailer {label}{suffix}": value for label, value in {"model": self.detector_name, **changed}.items()}

@@ -1,0 +1,181 @@
+"""The arguments of the detail pass: ADetailer 25.3's names, defaults and ranges, from JSON text to typed units.
+
+What ADetailer knows and this package cannot do is refused by name as soon as it is asked for; it is never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from backend.errors import InputError, nearest
+
+MAX_UNITS = 4
+MAX_TEXT = 20_000
+"""Characters of JSON that are read; a real list of units has a few hundred."""
+PREFIX = "ad_"
+OFF = "None"
+
+SORT_ORDERS: Mapping[str, str] = MappingProxyType(
+    {"None": "None", "Position (left to right)": "Left to right", "Position (center to edge)": "Center to edge", "Area (large to small)": "Area"}
+)
+"""ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
+
+
+@dataclass(frozen=True)
+class AdetailerUnit:
+    """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments without ``ad_``.
+
+    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). The three last are global settings of
+    ADetailer, by the same names; here every unit has its own.
+    """
+
+    model: str = ""
+    tab_enable: bool = True
+    prompt: str = ""
+    confidence: float = 0.3
+    mask_filter_method: str = "Area"
+    mask_k: int = 0
+    mask_min_ratio: float = 0.0
+    mask_max_ratio: float = 1.0
+    dilate_erode: int = 4
+    x_offset: int = 0
+    y_offset: int = 0
+    mask_merge_invert: str = "None"
+    mask_blur: int = 4
+    denoising_strength: float = 0.4
+    inpaint_only_masked: bool = True
+    inpaint_only_masked_padding: int = 32
+    use_inpaint_width_height: bool = False
+    inpaint_width: int = 512
+    inpaint_height: int = 512
+    use_steps: bool = False
+    steps: int = 28
+    use_cfg_scale: bool = False
+    cfg_scale: float = 7.0
+    bbox_sortby: str = "None"
+    same_seed_for_each_tab: bool = False
+
+    @property
+    def enabled(self) -> bool:
+        return self.tab_enable and self.model != OFF
+
+
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "confidence": (0, 1),
+        "mask_k": (0, 1000),
+        "mask_min_ratio": (0, 1),
+        "mask_max_ratio": (0, 1),
+        "dilate_erode": (-128, 128),
+        "x_offset": (-200, 200),
+        "y_offset": (-200, 200),
+        "mask_blur": (0, 64),
+        "denoising_strength": (0, 1),
+        "inpaint_only_masked_padding": (0, 256),
+        "inpaint_width": (64, 2048),
+        "inpaint_height": (64, 2048),
+        "steps": (1, 50),
+        "cfg_scale": (0, 10),
+    }
+)
+"""ADetailer's, those of its sliders; steps and guidance as this package's own inputs have them."""
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mask_filter_method": ("Area", "Confidence"), "mask_merge_invert": ("None", "Merge", "Merge and Invert"), "bbox_sortby": tuple(SORT_ORDERS)}
+)
+
+NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "negative_prompt": ("", "Flux has no negative prompt"),
+        "model_classes": ("", "only detectors with fixed classes are supported"),
+        "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
+        "use_vae": (False, "the model's own autoencoder is used"),
+        "use_sampler": (False, "Euler is the only sampler"),
+        "use_noise_multiplier": (False, "the noise has one strength"),
+        "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
+        "restore_face": (False, "there is no face restoration model"),
+        "controlnet_model": ("None", "there is no ControlNet model"),
+    }
+)
+"""What cannot be honoured, the value that asks for nothing, and why."""
+
+WITHOUT_EFFECT = (
+    *("checkpoint", "vae", "sampler", "scheduler", "noise_multiplier", "clip_skip"),
+    *("controlnet_module", "controlnet_weight", "controlnet_guidance_start", "controlnet_guidance_end"),
+)
+"""Arguments that only count beside one of ``NOT_HERE``, so a WebUI sends them always."""
+
+
+def units_from_json(text: str, field: str) -> tuple[AdetailerUnit, ...]:
+    """The enabled units of a JSON text: an object, or a list of up to four.
+
+    A WebUI's ``args`` list is understood as it is; its two leading switches (enable, skip img2img) are passed over, but a first
+    ``false`` means that nothing is to be done. Raises :class:`InputError` that names the unit and the argument.
+    """
+    if len(text) > MAX_TEXT:
+        raise InputError(field, f"is {len(text)} characters long; at most {MAX_TEXT} are read")
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f" in line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(field, f"is not valid JSON{where}") from None
+    entries = given if isinstance(given, list) else [given]
+    if entries and entries[0] is False:
+        return ()
+    units = [entry for entry in entries if not isinstance(entry, bool)]
+    if not all(isinstance(unit, dict) for unit in units):
+        raise InputError(field, 'must be a JSON object such as {"ad_prompt": "a smiling face"}, or a list of them')
+    if len(units) > MAX_UNITS:
+        raise InputError(field, f"has {len(units)} units; at most {MAX_UNITS} are run")
+    made = [_unit(unit, f"unit {number}: " if len(units) > 1 else "", field) for number, unit in enumerate(units, start=1)]
+    return tuple(unit for unit in made if unit.enabled)
+
+
+def _unit(given: Mapping[str, Any], where: str, field: str) -> AdetailerUnit:
+    kinds = {one.name: type(one.default) for one in fields(AdetailerUnit)}
+    known = [PREFIX + name for name in (*kinds, *NOT_HERE, *WITHOUT_EFFECT)]
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.removeprefix(PREFIX)
+        if key not in known:
+            raise InputError(field, f"{where}unknown argument '{key}'{nearest(key, known)}")
+        if name in NOT_HERE and value not in (NOT_HERE[name][0], None):
+            raise InputError(field, f"{where}{key} cannot be honoured: {NOT_HERE[name][1]}; leave it out")
+        if name in kinds:
+            values[name] = _checked(name, value, kinds[name], f"{where}{key}", field)
+    unit = AdetailerUnit(**values)
+    if unit.mask_min_ratio > unit.mask_max_ratio:
+        raise InputError(field, f"{where}ad_mask_min_ratio is {unit.mask_min_ratio}, more than ad_mask_max_ratio, {unit.mask_max_ratio}")
+    return unit
+
+
+def _checked(name: str, value: Any, kind: type, label: str, field: str) -> Any:
+    if kind is float and type(value) is int or kind is int and isinstance(value, float) and value.is_integer():
+        value = kind(value)
+    if type(value).__name__ != kind.__name__:  # True is no number here
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise InputError(field, f"{label} must be {words[kind]}, not {json.dumps(value)[:40]}")
+    if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+        low, high = RANGES[name]
+        raise InputError(field, f"{label} must be from {low} to {high}, not {value}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise InputError(field, f"{label} must be one of {', '.join(CHOICES[name])}, not '{value}'{nearest(value, CHOICES[name])}")
+    return value
+
+
+def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
+    """The words for region ``index`` (from 0) of a picture; None when that region is to be skipped.
+
+    ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main prompt, as an
+    empty part does; a part that is exactly ``[SKIP]`` skips its region.
+    """
+    parts = re.split(r"\s*\[SEP\]\s*", unit_prompt)
+    part = parts[min(index, len(parts) - 1)].strip()
+    if part == "[SKIP]":
+        return None
+    return part.replace("[PROMPT]", main_prompt) or main_prompt

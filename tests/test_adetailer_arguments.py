@@ -1,0 +1,140 @@
+"""ADetailer's arguments: its names, its defaults, its ranges; what cannot be honoured is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from test_request import DETECTORS, EMBEDDED, INPUTS
+
+from backend.errors import InputError
+from modules.adetailer.arguments import CHOICES, NOT_HERE, RANGES, AdetailerUnit, region_prompt, units_from_json
+from modules.inputs import build_request
+
+
+def units(given: object) -> tuple[AdetailerUnit, ...]:
+    return units_from_json(json.dumps(given), "adetailer_args")
+
+
+def refused(given: object) -> str:
+    with pytest.raises(InputError) as error:
+        units(given)
+    assert str(error.value).startswith("adetailer_args: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_range_and_choice_is_that_of_a_field() -> None:
+    names = {field.name for field in fields(AdetailerUnit)}
+    assert set(RANGES) | set(CHOICES) <= names
+    assert not set(NOT_HERE) & names
+
+
+def test_the_defaults_are_adetailers() -> None:
+    assert units({}) == (AdetailerUnit(),)
+    unit = AdetailerUnit()
+    assert (unit.confidence, unit.dilate_erode, unit.mask_blur, unit.denoising_strength, unit.inpaint_only_masked_padding) == (0.3, 4, 4, 0.4, 32)
+
+
+def test_one_unit_or_a_list_of_four() -> None:
+    assert [unit.confidence for unit in units([{"ad_confidence": 0.1 * n} for n in range(1, 5)])] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert "has 5 units; at most 4" in refused([{}] * 5)
+
+
+def test_the_list_of_a_webui_is_understood() -> None:
+    assert units([True, False, {"ad_mask_k": 2}, {"ad_model": "None"}]) == (AdetailerUnit(mask_k=2),)
+    assert units([False, False, {"ad_mask_k": 2}]) == ()
+
+
+def test_a_unit_that_is_off_is_not_run() -> None:
+    assert units([{"ad_tab_enable": False}, {"ad_model": "None"}, {"ad_prompt": "x"}]) == (AdetailerUnit(prompt="x"),)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_every_range_is_held_at_both_ends(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low, high):
+        assert getattr(units({f"ad_{name}": value})[0], name) == value
+    for value in (low - 1, high + 1):
+        assert f"ad_{name} must be from {low} to {high}, not {value}" in refused({f"ad_{name}": value})
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_is_held(name: str) -> None:
+    for value in CHOICES[name]:
+        assert getattr(units({f"ad_{name}": value})[0], name) == value
+    assert "did you mean" in refused({f"ad_{name}": CHOICES[name][1][:-1]})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ad_confidense": 0.5}, "unknown argument 'ad_confidense' (did you mean 'ad_confidence'?)"),
+        ({"confidence": 0.5}, "unknown argument 'confidence' (did you mean 'ad_confidence'?)"),
+        ([{}, {"ad_mask_k": "2"}], 'unit 2: ad_mask_k must be a whole number, not "2"'),
+        ({"ad_mask_k": True}, "ad_mask_k must be a whole number, not true"),
+        ({"ad_mask_k": 1.5}, "ad_mask_k must be a whole number, not 1.5"),
+        ({"ad_confidence": float("nan")}, "ad_confidence must be from 0 to 1, not nan"),
+        ({"ad_dilate_erode": float("inf")}, "ad_dilate_erode must be a whole number, not Infinity"),
+        ({"ad_inpaint_only_masked": 1}, "ad_inpaint_only_masked must be true or false, not 1"),
+        ({"ad_prompt": None}, "ad_prompt must be text, not null"),
+        ({"ad_mask_min_ratio": 0.5, "ad_mask_max_ratio": 0.4}, "ad_mask_min_ratio is 0.5, more than ad_mask_max_ratio, 0.4"),
+        (["x"], "must be a JSON object"),
+        (7, "must be a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_named(given: object, words: str) -> None:
+    assert words in refused(given)
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_what_cannot_be_honoured_is_refused_only_when_it_is_asked_for(name: str) -> None:
+    nothing, reason = NOT_HERE[name]
+    assert units({f"ad_{name}": nothing}) == (AdetailerUnit(),)
+    asked: Any = True if nothing is False else "something"
+    assert f"ad_{name} cannot be honoured: {reason}" in refused({f"ad_{name}": asked})
+
+
+def test_their_companions_alone_change_nothing() -> None:
+    assert units({"ad_sampler": "DPM++ 2M Karras", "ad_checkpoint": None, "ad_controlnet_weight": 1.0, "ad_clip_skip": 1}) == (AdetailerUnit(),)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 5000, '{"ad_prompt": "x"} x', '{"ad_prompt": "' + "x" * 30_000 + '"}'])
+def test_text_that_is_no_json_or_too_much_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"^adetailer_args: is (not valid JSON|30017 characters long; at most 20000)"):
+        units_from_json(text, "adetailer_args")
+
+
+class TestPrompts:
+    def test_an_empty_one_is_the_main_prompt(self) -> None:
+        assert region_prompt("", "a man", 0) == region_prompt("  ", "a man", 5) == "a man"
+
+    def test_sep_gives_each_region_its_words_and_the_last_to_the_rest(self) -> None:
+        assert [region_prompt("a [SEP] b[SEP]c", "main", index) for index in range(5)] == ["a", "b", "c", "c", "c"]
+
+    def test_prompt_stands_for_the_main_prompt(self) -> None:
+        assert region_prompt("[PROMPT], smiling", "a man", 0) == "a man, smiling"
+        assert region_prompt("x [SEP] ", "a man", 1) == "a man"
+
+    def test_skip_skips_exactly_that_region(self) -> None:
+        assert [region_prompt("[SKIP] [SEP] a [SEP] no [SKIP]", "main", index) for index in range(3)] == [None, "a", "no [SKIP]"]
+
+
+class TestInputs:
+    @staticmethod
+    def build(**changes: object) -> tuple[AdetailerUnit, ...]:
+        return build_request({**INPUTS, **changes}, EMBEDDED, DETECTORS).adetailer
+
+    def test_without_arguments_there_is_one_unit_for_faces(self) -> None:
+        assert self.build(ad_prompt="a sad face") == (AdetailerUnit(prompt="a sad face"),)
+
+    def test_the_plain_inputs_go_over_the_arguments(self) -> None:
+        two = json.dumps([{"ad_prompt": "a", "ad_mask_k": 1}, {"ad_prompt": "b"}])
+        assert [unit.prompt for unit in self.build(adetailer_args=two, ad_prompt="c")] == ["c", "b"]
+        assert self.build(adetailer_args=two, adetailer=False) == ()
+
+    def test_a_detector_that_is_not_here_is_named_with_those_that_are(self) -> None:
+        assert self.build(adetailer_args='{"ad_model": "face_yolov8n.pt"}')[0].model == "face_yolov8n.pt"
+        with pytest.raises(InputError, match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not here.*; leave it out, or use face_yolov8n.pt$"):
+            self.build(adetailer_args='{"ad_model": "hand_yolov8n.pt"}')
