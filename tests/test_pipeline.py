@@ -115,13 +115,14 @@ def test_files_of_the_prediction_before_are_deleted(service: Service) -> None:
     assert after.exists() and not before.exists()
 
 
-class TestAdetailer:
-    @pytest.fixture
-    def stage(self, service: Service) -> AdetailerStage:
-        stage = service.pipeline.stages[1]
-        assert isinstance(stage, AdetailerStage)
-        return stage
+@pytest.fixture
+def stage(service: Service) -> AdetailerStage:
+    stage = service.pipeline.stages[1]
+    assert isinstance(stage, AdetailerStage)
+    return stage
 
+
+class TestAdetailer:
     def test_pixels_outside_the_blurred_mask_keep_their_bytes(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         regions = stage.find(drawn.pictures, REQUEST.adetailer[0])
         assert [len(of_picture) for of_picture in regions] == [1, 1]
@@ -159,10 +160,10 @@ class TestAdetailer:
         assert np.array_equal(blur_mask(narrow.mask, 0), narrow.mask)
 
     def test_a_size_of_its_own_is_painted_at_the_nearest_on_the_grid(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
-        unit = AdetailerUnit(use_inpaint_width_height=True, inpaint_width=200, inpaint_height=100)
+        unit = AdetailerUnit(use_inpaint_width_height=True, inpaint_width=300, inpaint_height=200, inpaint_only_masked_padding=0)
         region = stage.find(drawn.pictures, unit)[0][0]
-        assert region.size == (192, 96)
-        assert (region.box[2] - region.box[0]) / (region.box[3] - region.box[1]) == pytest.approx(2, rel=0.05)
+        assert region.size == (288, 192)
+        assert (region.box[2] - region.box[0]) / (region.box[3] - region.box[1]) == pytest.approx(1.5, rel=0.05)
 
     def test_steps_and_guidance_of_its_own_are_used_and_noted(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         plain = stage.run(drawn, REQUEST).pictures[0]
@@ -180,21 +181,16 @@ class TestAdetailer:
         assert both.parameters["ADetailer mask blur 2nd"] == 2
 
 
+@pytest.fixture(scope="module")
+def couple() -> ImageBatch:
+    """Two people side by side, drawn."""
+    rng = random.Random(3)
+    scene = next(scene for scene in iter(lambda: sample_scene(rng, (384, 256)), None) if len(scene.people) == 2)
+    return ImageBatch((Picture(draw_scene(scene), 11),), Timeline(), no_progress)
+
+
 class TestSeveralFaces:
-    @pytest.fixture(scope="class")
-    def couple(self) -> ImageBatch:
-        """Two people side by side, drawn."""
-        rng = random.Random(3)
-        scene = next(scene for scene in iter(lambda: sample_scene(rng, (384, 256)), None) if len(scene.people) == 2)
-        return ImageBatch((Picture(draw_scene(scene), 11),), Timeline(), no_progress)
-
-    @pytest.fixture
-    def stage(self, service: Service) -> AdetailerStage:
-        stage = service.pipeline.stages[1]
-        assert isinstance(stage, AdetailerStage)
-        return stage
-
-    def changed_columns(self, stage: AdetailerStage, couple: ImageBatch, **arguments: Any) -> set[str]:
+    def repainted(self, stage: AdetailerStage, couple: ImageBatch, **arguments: Any) -> set[str]:
         """Which faces were repainted, the "left" or the "right" one."""
         unit = AdetailerUnit(bbox_sortby="Position (left to right)", mask_blur=0, denoising_strength=1.0, **arguments)
         left, right = stage.find(couple.pictures, unit)[0]
@@ -205,11 +201,11 @@ class TestSeveralFaces:
     def test_each_is_repainted_in_the_order_asked_for(self, stage: AdetailerStage, couple: ImageBatch) -> None:
         lefts = [region.box[0] for region in stage.find(couple.pictures, AdetailerUnit(bbox_sortby="Position (left to right)"))[0]]
         assert len(lefts) == 2 and lefts == sorted(lefts)
-        assert self.changed_columns(stage, couple) == {"left", "right"}
+        assert self.repainted(stage, couple) == {"left", "right"}
 
     def test_a_face_is_skipped_by_its_prompt(self, stage: AdetailerStage, couple: ImageBatch) -> None:
-        assert self.changed_columns(stage, couple, prompt="[SKIP] [SEP] [PROMPT]") == {"right"}
-        assert self.changed_columns(stage, couple, prompt="[PROMPT] [SEP] [SKIP]") == {"left"}
+        assert self.repainted(stage, couple, prompt="[SKIP] [SEP] [PROMPT]") == {"right"}
+        assert self.repainted(stage, couple, prompt="[PROMPT] [SEP] [SKIP]") == {"left"}
 
     def test_the_seed_of_a_face_is_the_pictures_plus_its_number_or_the_same(
         self, stage: AdetailerStage, couple: ImageBatch, monkeypatch: pytest.MonkeyPatch

@@ -37,6 +37,9 @@ def package(parts: Path, out: Path) -> None:
     T5EncoderModel.from_pretrained(parts / "text_encoder_2").half().save_pretrained(building / "text_encoder_2")
     FluxTransformer2DModel.from_pretrained(parts / "transformer", torch_dtype=torch.float16).save_pretrained(building / "transformer")
     AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16).save_pretrained(building / "vae")
+    for config in building.glob("*/config.json"):  # where the parts lay says nothing about the model
+        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(building / "scheduler")
     (building / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
     (building / "family.json").write_text(json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS}, indent=2) + "\n")
