@@ -46,6 +46,11 @@ class Predictor(BasePredictor):
             default=None, regex="^(data:|https?://)", description="White where the image is repainted, black where it stays. Same size as the image."
         ),
         prompt_strength: float = Input(default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."),
+        enable_hr: bool = Input(default=False, description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted."),
+        hr_scale: float = Input(default=1.3, ge=1, le=4, description="How much Hires fix enlarges; the nearest size that the model can draw is taken."),
+        hr_steps: int = Input(default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."),
+        hr_upscaler: str = Input(default="ESRGAN", choices=["ESRGAN", "Lanczos"], description="What enlarges the picture for Hires fix."),
+        denoising_strength: float = Input(default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."),
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
             default="",
@@ -73,6 +78,11 @@ class Predictor(BasePredictor):
             "image": image,
             "mask": mask,
             "prompt_strength": prompt_strength,
+            "enable_hr": enable_hr,
+            "hr_scale": hr_scale,
+            "hr_steps": hr_steps,
+            "hr_upscaler": hr_upscaler,
+            "denoising_strength": denoising_strength,
             "adetailer": adetailer,
             "ad_prompt": ad_prompt,
             "adetailer_args": adetailer_args,

@@ -77,6 +77,8 @@ def run(service: Service, request: ImageRequest, index: int) -> tuple[list[np.nd
     with service.computer.computing(), FullAt(index) as calls:
         batch = ImageBatch((), Timeline(), no_progress)
         for stage in service.pipeline.stages:
+            if not stage.wanted(request):
+                continue
             batch = stage.run(batch, request)
             after.append(np.stack([np.asarray(picture.image).astype(int) for picture in batch.pictures]))
             where = where or (stage.name if ladder.retries else "")
@@ -93,7 +95,7 @@ def sweep(service: Service, request: ImageRequest, stride: int) -> tuple[int, li
     """The number of device calls in a prediction, and what became of an error at every ``stride``-th."""
     run(service, request, 0)  # the first borrows of a service are its own
     plain, _, counted = run(service, request, 0)
-    names = [stage.name for stage in service.pipeline.stages]
+    names = [stage.name for stage in service.pipeline.stages if stage.wanted(request)]
     found = []
     for index in range(1, counted.calls + 1, stride):
         rescued, stage, _ = run(service, request, index)

@@ -28,9 +28,11 @@ from backend.settings import Settings
 from backend.weights import EMBEDDED, resolve_file, resolve_model
 from modules.adetailer.detection import load_detector_network, offline_ultralytics
 from modules.adetailer.stage import AdetailerStage
+from modules.enlarger import Enlarger
 from modules.family import Family, read_family
 from modules.flux import FluxService
 from modules.generate import GenerateStage
+from modules.hires import HiresStage
 from modules.outputs import ModelInfo
 from modules.pipeline import ImagePipeline
 from modules.upscale import UpscaleStage
@@ -146,10 +148,12 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         ladder,
         settings.prompt_cache_entries,
     )
+    enlarger = Enlarger(models, files.upscaler.stem, plan.upscale_tile, ladder)
     stages = (
         GenerateStage(flux),
+        HiresStage(flux, enlarger),
         AdetailerStage(flux, models, files.face_detector.stem),
-        UpscaleStage(models, files.upscaler.stem, plan.upscale_tile, ladder),
+        UpscaleStage(enlarger),
     )
     return Assembled(family, ImagePipeline(stages), files.model_info(family))
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.errors import InputError, nearest
 from modules.adetailer.arguments import AdetailerUnit, units_from_json
-from modules.request import Canvas, ImageRequest, choose_size, random_seed
+from modules.request import Canvas, Hires, ImageRequest, choose_size, random_seed
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
@@ -71,6 +71,7 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Collecti
         image=image,
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
+        hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"]) if inputs["enable_hr"] else None,
         adetailer=adetailer_units(inputs, detectors),
         scale=inputs["scale"],
         output_format=inputs["output_format"],

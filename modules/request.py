@@ -31,6 +31,7 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 CUSTOM = "custom"
 MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
+HIRES_UPSCALERS = ("ESRGAN", "Lanczos")
 OUTPUT_FORMATS = ("webp", "jpg", "png")
 MAX_SEED = 2**32 - 1
 
@@ -42,7 +43,7 @@ class Canvas:
     native: int
     multiple: int
 
-    def fitted(self, width: int, height: int) -> tuple[int, int]:
+    def fitted(self, width: float, height: float) -> tuple[int, int]:
         """The size on the grid that is nearest."""
         return max(1, round(width / self.multiple)) * self.multiple, max(1, round(height / self.multiple)) * self.multiple
 
@@ -51,6 +52,21 @@ class Canvas:
         scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
         width, height = (max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in ASPECT_RATIOS[aspect_ratio])
         return width, height
+
+
+@dataclass(frozen=True)
+class Hires:
+    """The second pass of Hires fix. ``steps`` 0 are those of the first pass; ``strength`` is how much of the picture is redrawn."""
+
+    scale: float = 1.3
+    steps: int = 0
+    upscaler: str = "ESRGAN"
+    strength: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_ranges({"hr_scale": (self.scale, 1, 4), "hr_steps": (self.steps, 0, 50), "denoising_strength": (self.strength, 0, 1)})
+        if self.upscaler not in HIRES_UPSCALERS:
+            raise InputError("hr_upscaler", f"must be one of {', '.join(HIRES_UPSCALERS)}, not '{self.upscaler}'{nearest(self.upscaler, HIRES_UPSCALERS)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class ImageRequest:
     image: Image.Image | None = None
     mask: Image.Image | None = None
     prompt_strength: float = 0.8
+    hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()
     scale: float = 1.0
     output_format: str = "webp"
@@ -75,18 +92,17 @@ class ImageRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise InputError("prompt", "is empty; say in words what the picture should show")
-        for name, low, high in (
-            ("num_outputs", 1, 4),
-            ("num_inference_steps", 1, 50),
-            ("guidance_scale", 0, 10),
-            ("prompt_strength", 0, 1),
-            ("scale", 1, 8),
-            ("output_quality", 0, 100),
-            ("seed", 0, MAX_SEED),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(name, f"must be from {low} to {high}, not {value}")
+        _check_ranges(
+            {
+                "num_outputs": (self.num_outputs, 1, 4),
+                "num_inference_steps": (self.num_inference_steps, 1, 50),
+                "guidance_scale": (self.guidance_scale, 0, 10),
+                "prompt_strength": (self.prompt_strength, 0, 1),
+                "scale": (self.scale, 1, 8),
+                "output_quality": (self.output_quality, 0, 100),
+                "seed": (self.seed, 0, MAX_SEED),
+            }
+        )
         if self.output_format not in OUTPUT_FORMATS:
             raise InputError("output_format", f"must be one of {', '.join(OUTPUT_FORMATS)}, not '{self.output_format}'")
         if self.mask is not None and self.image is None:
@@ -98,6 +114,13 @@ class ImageRequest:
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture: the request's own, and the following numbers."""
         return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_outputs))
+
+
+def _check_ranges(inputs: Mapping[str, tuple[float, float, float]]) -> None:
+    """Of every input its value, the least and the greatest that it may have."""
+    for name, (value, low, high) in inputs.items():
+        if not low <= value <= high:
+            raise InputError(name, f"must be from {low} to {high}, not {value}")
 
 
 def _size(image: Image.Image) -> str:

@@ -117,7 +117,7 @@ def test_files_of_the_prediction_before_are_deleted(service: Service) -> None:
 
 @pytest.fixture
 def stage(service: Service) -> AdetailerStage:
-    stage = service.pipeline.stages[1]
+    stage = service.pipeline.stages[2]
     assert isinstance(stage, AdetailerStage)
     return stage
 

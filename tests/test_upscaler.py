@@ -22,6 +22,7 @@ from backend.errors import WeightsError
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
 from backend.timeline import Timeline
+from modules.enlarger import Enlarger
 from modules.pipeline import ImageBatch, ImagePipeline, Picture
 from modules.request import ImageRequest
 from modules.upscale import UpscaleStage
@@ -217,7 +218,7 @@ class TestLoading:
 def stage(tile_size: int = 64) -> UpscaleStage:
     models = ModelCache(torch.device("cpu"))
     models.register("upscaler", network)
-    return UpscaleStage(models, "ours", tile_size, Ladder())
+    return UpscaleStage(Enlarger(models, "ours", tile_size, Ladder()))
 
 
 class TestStage:
