@@ -72,7 +72,7 @@ def test_the_same_request_gives_the_same_files(service: Service) -> None:
 def test_four_outputs_are_the_pictures_of_four_seeds(service: Service) -> None:
     images, _, files = predicted(service, num_outputs=4, seed=20, scale=1, adetailer=False)
     assert [file.name for file in files] == [f"out-{index}.png" for index in range(4)]
-    alone = predicted(service, seed=22, scale=1, adetailer=False)[0][0]
+    alone = predicted(service, seed=22, scale=1, adetailer=False)[0].regions[0]
     assert np.abs(pixels(images[2]) - pixels(alone)).max() <= 1
 
 
@@ -84,7 +84,7 @@ def test_the_file_says_how_it_was_made(service: Service) -> None:
 
 
 def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0].regions[0]
     source.save(tmp_path / "source.png")
     changes = {"image": tmp_path / "source.png", "scale": 1, "adetailer": False, "seed": 8, "num_inference_steps": 10}
     little, much = (predicted(service, prompt_strength=strength, **changes)[0][0] for strength in (0.2, 0.9))
@@ -92,12 +92,12 @@ def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: P
 
 
 def test_inpainting_leaves_what_the_mask_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0].regions[0]
     mask = Image.new("L", source.size)
     mask.paste(255, (0, 128, 256, 256))
     source.save(tmp_path / "source.png")
     mask.save(tmp_path / "mask.png")
-    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0][0]
+    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0].regions[0]
     changed = np.abs(pixels(result) - pixels(source)).max(axis=2)
     assert changed[:112].max() == 0 and changed[140:].mean() > 2
 
@@ -125,11 +125,11 @@ def stage(service: Service) -> AdetailerStage:
 class TestAdetailer:
     def test_pixels_outside_the_blurred_mask_keep_their_bytes(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         regions = stage.find(drawn.pictures, REQUEST.adetailer[0])
-        assert [len(of_picture) for of_picture in regions] == [1, 1]
+        assert [len(found.regions) for found in regions] == [1, 1]
         result = stage.run(drawn, replace(REQUEST, num_outputs=2))
         for before, after, of_picture in zip(drawn.pictures, result.pictures, regions, strict=True):
             changed = (pixels(before.image) != pixels(after.image)).any(axis=2)
-            assert changed.any() and not changed[of_picture[0].mask == 0].any()
+            assert changed.any() and not changed[of_picture.regions[0].mask == 0].any()
 
     def test_a_picture_of_a_batch_is_repaired_as_it_is_alone(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         together = stage.run(drawn, REQUEST).pictures[1]
@@ -149,19 +149,19 @@ class TestAdetailer:
 
     def test_the_whole_picture_can_be_painted_in_place_of_the_crop(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         unit = AdetailerUnit(inpaint_only_masked=False)
-        region = stage.find(drawn.pictures, unit)[0][0]
+        region = stage.find(drawn.pictures, unit)[0].regions[0]
         assert region.box == (0, 0, 256, 256) and region.size == (256, 256)
 
     def test_blur_and_padding_shape_the_crop(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
-        narrow = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=0, mask_blur=0))[0][0]
-        wide = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=60, mask_blur=8))[0][0]
+        narrow = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=0, mask_blur=0))[0].regions[0]
+        wide = stage.find(drawn.pictures, AdetailerUnit(inpaint_only_masked_padding=60, mask_blur=8))[0].regions[0]
         assert narrow.box[0] > wide.box[0] and narrow.box[3] < wide.box[3]
         assert set(np.unique(narrow.mask)) == {0, 255} and len(np.unique(wide.mask)) > 2
         assert np.array_equal(blur_mask(narrow.mask, 0), narrow.mask)
 
     def test_a_size_of_its_own_is_painted_at_the_nearest_on_the_grid(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         unit = AdetailerUnit(use_inpaint_width_height=True, inpaint_width=300, inpaint_height=200, inpaint_only_masked_padding=0)
-        region = stage.find(drawn.pictures, unit)[0][0]
+        region = stage.find(drawn.pictures, unit)[0].regions[0]
         assert region.size == (288, 192)
         assert (region.box[2] - region.box[0]) / (region.box[3] - region.box[1]) == pytest.approx(1.5, rel=0.05)
 
@@ -193,13 +193,13 @@ class TestSeveralFaces:
     def repainted(self, stage: AdetailerStage, couple: ImageBatch, **arguments: Any) -> set[str]:
         """Which faces were repainted, the "left" or the "right" one."""
         unit = AdetailerUnit(bbox_sortby="Position (left to right)", mask_blur=0, denoising_strength=1.0, **arguments)
-        left, right = stage.find(couple.pictures, unit)[0]
+        left, right = stage.find(couple.pictures, unit)[0].regions
         after = stage.run(couple, replace(REQUEST, adetailer=(unit,))).pictures[0].image
         changed = (pixels(couple.pictures[0].image) != pixels(after)).any(axis=2)
         return {name for name, region in (("left", left), ("right", right)) if changed[region.mask > 0].mean() > 0.5}
 
     def test_each_is_repainted_in_the_order_asked_for(self, stage: AdetailerStage, couple: ImageBatch) -> None:
-        lefts = [region.box[0] for region in stage.find(couple.pictures, AdetailerUnit(bbox_sortby="Position (left to right)"))[0]]
+        lefts = [region.box[0] for region in stage.find(couple.pictures, AdetailerUnit(bbox_sortby="Position (left to right)"))[0].regions]
         assert len(lefts) == 2 and lefts == sorted(lefts)
         assert self.repainted(stage, couple) == {"left", "right"}
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import zip_longest
 
-import numpy as np
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Rung
-from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit, region_prompt
-from modules.adetailer.crops import Box, blur_mask, composite, crop_region, expand_crop_region
+from modules.adetailer.arguments import AdetailerUnit, region_prompt
+from modules.adetailer.crops import composite
 from modules.adetailer.detection import Detector
-from modules.adetailer.masks import Detections, Mask, filter_by_ratio, keep_largest, preprocess_detections, sort_detections
+from modules.adetailer.masks import Detections
+from modules.adetailer.regions import Found, Region, choose_regions
 from modules.flux import Drawing, FluxService
 from modules.pipeline import ImageBatch, Picture
 from modules.request import MAX_SEED, ImageRequest
@@ -28,21 +28,6 @@ LABELS = {
     "cfg_scale": "CFG scale",
 }
 """What ADetailer calls arguments in the parameters of a picture, where it is not their name."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """What is cut out of a picture to be repainted: ``mask`` is the whole picture's, blurred; ``size`` what is painted at."""
-
-    box: Box
-    mask: Mask
-    size: tuple[int, int]
-
-    def crop(self, image: Image.Image) -> Image.Image:
-        return image.crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
-
-    def crop_mask(self) -> Image.Image:
-        return Image.fromarray(self.mask).crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
 
 
 class AdetailerStage:
@@ -64,11 +49,11 @@ class AdetailerStage:
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         for number, unit in enumerate(request.adetailer):
             with batch.timeline.span("detect"):
-                regions = self.find(batch.pictures, unit)
-            total = sum(len(of_picture) for of_picture in regions)
+                found = self.find(batch.pictures, unit)
+            total = sum(len(of_picture.regions) for of_picture in found)
             pictures, done = list(batch.pictures), 0
             # the j-th mask of every picture in one batch
-            for index, together in enumerate(zip_longest(*regions)):
+            for index, together in enumerate(zip_longest(*(of_picture.regions for of_picture in found))):
                 chosen = [i for i, region in enumerate(together) if region]
                 batch.progress(self.name, done, total)
                 done += len(chosen)
@@ -81,13 +66,13 @@ class AdetailerStage:
                     pictures[i] = replace(pictures[i], image=image)
             batch.progress(self.name, total, total)
             batch = batch.with_pictures(
-                picture.changed(picture.image, **self.parameters(unit, number), _adetailer_regions=[region.box for region in of_picture])
-                for picture, of_picture in zip(pictures, regions, strict=True)
+                picture.changed(picture.image, **self.parameters(unit, number, of_picture, request.prompt))
+                for picture, of_picture in zip(pictures, found, strict=True)
             )
         return batch
 
-    def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[list[Region]]:
-        """The regions of every picture, in the order in which they are repainted."""
+    def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[Found]:
+        """What is to be repainted in every picture."""
         images = [picture.image for picture in pictures]
 
         def detect(together: int) -> list[Detections]:
@@ -98,28 +83,8 @@ class AdetailerStage:
 
         rungs = [Rung("all pictures together", partial(detect, len(images))), Rung("one picture at a time", partial(detect, 1))]
         found = self.flux.ladder.climb("detect", rungs, "num_outputs")
-        return [self.regions(picture.image.size, detections, unit) for picture, detections in zip(pictures, found, strict=True)]
-
-    def regions(self, image_size: tuple[int, int], detections: Detections, unit: AdetailerUnit) -> list[Region]:
-        """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order."""
-        kept = filter_by_ratio(detections, unit.mask_min_ratio, unit.mask_max_ratio, image_size)
-        kept = keep_largest(kept, unit.mask_k, unit.mask_filter_method)
-        kept = sort_detections(kept, SORT_ORDERS[unit.bbox_sortby], image_size)
-        shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset, unit.mask_merge_invert)
-        return [region for mask in shaped.masks if (region := self.region(mask, image_size, unit))]
-
-    def region(self, mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit) -> Region | None:
-        blurred = blur_mask(mask, unit.mask_blur)
         canvas = self.flux.family.canvas
-        wanted = (unit.inpaint_width, unit.inpaint_height) if unit.use_inpaint_width_height else (canvas.native, canvas.native)
-        target = canvas.fitted(*wanted)
-        if not unit.inpaint_only_masked:
-            size = target if unit.use_inpaint_width_height else canvas.fitted(*image_size)
-            return Region((0, 0, *image_size), blurred, size) if np.any(blurred) else None
-        box = crop_region(blurred, unit.inpaint_only_masked_padding)
-        if box is None:
-            return None
-        return Region(expand_crop_region(box, *target, *image_size), blurred, target)
+        return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
 
     def repaint(
         self,
@@ -146,12 +111,20 @@ class AdetailerStage:
         painted = self.flux.draw(drawing, batch.timeline)
         return [composite(image, new, region.box, region.mask) for image, new, region in zip(images, painted, regions, strict=True)]
 
-    def parameters(self, unit: AdetailerUnit, number: int) -> dict[str, object]:
-        """The unit as WebUI users read it: the model, and what is not the default; "2nd" and on after the names of further units."""
+    def parameters(self, unit: AdetailerUnit, number: int, found: Found, prompt: str) -> dict[str, object]:
+        """The unit as WebUI users read it: the model, and what is not the default; "2nd" and on after the names of further units.
+
+        In our own record also the boxes, and what was found but not repainted, with the reason.
+        """
         suffix = ("", " 2nd", " 3rd", " 4th")[number]
         changed = {
             LABELS.get(field.name, field.name.replace("_", " ")): getattr(unit, field.name)
             for field in fields(unit)
             if field.name != "model" and getattr(unit, field.name) != field.default
         }
-        return {f"ADetailer {label}{suffix}": value for label, value in {"model": self.detector_name, **changed}.items()}
+        by_prompt = [f"region {index + 1}: [SKIP]" for index in range(len(found.regions)) if region_prompt(unit.prompt, prompt, index) is None]
+        return {
+            **{f"ADetailer {label}{suffix}": value for label, value in {"model": self.detector_name, **changed}.items()},
+            f"_adetailer_regions{suffix}": [region.box for region in found.regions],
+            f"_adetailer_skipped{suffix}": [*found.skipped, *by_prompt],
+        }
