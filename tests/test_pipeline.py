@@ -72,7 +72,7 @@ def test_the_same_request_gives_the_same_files(service: Service) -> None:
 def test_four_outputs_are_the_pictures_of_four_seeds(service: Service) -> None:
     images, _, files = predicted(service, num_outputs=4, seed=20, scale=1, adetailer=False)
     assert [file.name for file in files] == [f"out-{index}.png" for index in range(4)]
-    alone = predicted(service, seed=22, scale=1, adetailer=False)[0].regions[0]
+    alone = predicted(service, seed=22, scale=1, adetailer=False)[0][0]
     assert np.abs(pixels(images[2]) - pixels(alone)).max() <= 1
 
 
@@ -84,7 +84,7 @@ def test_the_file_says_how_it_was_made(service: Service) -> None:
 
 
 def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0].regions[0]
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
     source.save(tmp_path / "source.png")
     changes = {"image": tmp_path / "source.png", "scale": 1, "adetailer": False, "seed": 8, "num_inference_steps": 10}
     little, much = (predicted(service, prompt_strength=strength, **changes)[0][0] for strength in (0.2, 0.9))
@@ -92,12 +92,12 @@ def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: P
 
 
 def test_inpainting_leaves_what_the_mask_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0].regions[0]
+    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
     mask = Image.new("L", source.size)
     mask.paste(255, (0, 128, 256, 256))
     source.save(tmp_path / "source.png")
     mask.save(tmp_path / "mask.png")
-    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0].regions[0]
+    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0][0]
     changed = np.abs(pixels(result) - pixels(source)).max(axis=2)
     assert changed[:112].max() == 0 and changed[140:].mean() > 2
 

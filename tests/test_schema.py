@@ -13,12 +13,14 @@ import cog
 import pytest
 import yaml
 from jsonschema import Draft7Validator
+from test_request import DETECTORS, EMBEDDED, INPUTS
 
 import predict
 from backend.errors import InputError
 from backend.input_schema import PREDICTOR_FILE, InputSchema, openapi, read_inputs, write_schema
 from backend.settings import ROOT
-from modules.request import ASPECT_RATIOS, CUSTOM, MAX_SEED, MEGAPIXELS, OUTPUT_FORMATS, ImageRequest
+from modules.inputs import build_request
+from modules.request import ASPECT_RATIOS, CUSTOM, HIRES_UPSCALERS, MAX_SEED, MEGAPIXELS, OUTPUT_FORMATS
 
 SOURCE = PREDICTOR_FILE.read_text()
 FIELDS = {name: parameter.default for name, parameter in inspect.signature(predict.Predictor.predict).parameters.items() if name != "self"}
@@ -59,13 +61,13 @@ def test_the_choices_and_ranges_are_those_of_the_request(schema: InputSchema) ->
     assert schema.properties["megapixels"]["enum"] == list(MEGAPIXELS)
     assert schema.properties["output_format"]["enum"] == list(OUTPUT_FORMATS)
     assert schema.properties["seed"]["maximum"] == MAX_SEED
-    good: dict[str, Any] = {"prompt": "a fox", "width": 256, "height": 256, "seed": 0}
+    assert schema.properties["hr_upscaler"]["enum"] == list(HIRES_UPSCALERS)
     ranges = {name: prop for name, prop in schema.properties.items() if "minimum" in prop and name not in ("width", "height")}
     for name, prop in ranges.items():
         for bound, step in (("minimum", -1), ("maximum", 1)):
-            ImageRequest(**{**good, name: prop[bound]})
-            with pytest.raises(InputError, match=name):
-                ImageRequest(**{**good, name: prop[bound] + step})
+            build_request({**INPUTS, "enable_hr": True, name: prop[bound]}, EMBEDDED, DETECTORS)
+            with pytest.raises(InputError, match=f"^{name}: "):
+                build_request({**INPUTS, "enable_hr": True, name: prop[bound] + step}, EMBEDDED, DETECTORS)
 
 
 def test_the_document_is_whole() -> None:

@@ -154,7 +154,9 @@ def make_optimizer(model: FluxTransformer2DModel, rate: float) -> Muon:
     return Muon(matrices, [(others, rate / 8)], matrix_rate=rate, weight_decay=0.02)
 
 
-def train(models: Path, latents: Path, out: Path, minutes: float, distill_share: float, batch: int, rate: float, seed: int, compiled: bool) -> None:
+def train(
+    models: Path, latents: Path, out: Path, minutes: float, distill_share: float, batch: int, rate: float, seed: int, compiled: bool, undistilled: Path | None
+) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
@@ -165,7 +167,8 @@ def train(models: Path, latents: Path, out: Path, minutes: float, distill_share:
     if (out / "optimizer.pt").exists():
         optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
-    teacher: FluxTransformer2DModel | None = None
+    teacher: FluxTransformer2DModel | None = FluxTransformer2DModel.from_pretrained(undistilled).float().eval() if undistilled else None
+    distill_share = 1.0 if undistilled else distill_share
     begin, step, spent, shown, saved = time.monotonic(), 0, 0.0, 0.0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
@@ -199,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
+    parser.add_argument("--undistilled", type=Path, help="only goes on distilling the guidance of the model in this folder")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
@@ -214,6 +218,7 @@ def main() -> None:
         arguments.rate,
         arguments.seed,
         arguments.compile,
+        arguments.undistilled,
     )
 
 
