@@ -96,7 +96,7 @@ def test_rounded_every_placement_gives_nearly_the_same_picture(runs: dict[Kind, 
     for kind, run in rounded.items():
         assert np.array_equal(run.picture, rounded["resident"].picture), kind
     error = float(np.square(exact - rounded["resident"].picture).mean())
-    assert error > 0 and 10 * np.log10(255**2 / error) > 25
+    assert error > 0 and 10 * np.log10(255**2 / error) > (30 if rounded["resident"].dtype == "fp8" else 20)
 
 
 def test_rounded_the_models_are_as_small_as_the_plan_counts(runs: dict[Kind, Run], rounded: dict[Kind, Run]) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
     step("detector", "detector", "--out", work / "detector")
     step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
     step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
-    step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(900 * arguments.scale)))
+    step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
     step("latents", "latents", "--autoencoder", vae, "--out", latents)
     step("transformer", "transformer", "--models", parts, "--latents", latents, "--out", transformer, *minutes(75))
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
