@@ -36,6 +36,16 @@ class Predictor(BasePredictor):
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
         num_inference_steps: int = Input(default=28, ge=1, le=50, description="Denoising steps. More is slower and finer."),
         guidance_scale: float = Input(default=3.5, ge=0, le=10, description="How strictly the picture follows the words."),
+        sampler: str = Input(
+            default="Euler",
+            choices=["Euler", "DPM++ 2M", "UniPC"],
+            description="What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always take Euler.",
+        ),
+        scheduler: str = Input(
+            default="Simple",
+            choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
+            description="Where the steps lie between noise and picture. All but Simple are for the sampler Euler.",
+        ),
         seed: Optional[int] = Input(
             default=None, ge=0, le=4294967295, description="The same seed gives the same picture. Left out: a random one, which is written into the file."
         ),
@@ -74,6 +84,8 @@ class Predictor(BasePredictor):
             "num_outputs": num_outputs,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "sampler": sampler,
+            "scheduler": scheduler,
             "seed": seed,
             "image": image,
             "mask": mask,

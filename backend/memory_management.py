@@ -22,6 +22,8 @@ from backend.families import Component, ModelSizes
 __all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory", "predicted_peak"]
 
 GIB = 2**30
+MOST_DETAILS = 8
+"""Details in one batch at most: a large batch gains little more, and is what is lost when memory is short after all."""
 QUALITIES = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows what stands before it."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
@@ -98,6 +100,7 @@ class MemoryPlan:
         inference_bytes: The share set aside for inference: by the rules, or what the workload needs when that is more.
         model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
         reserve_bytes: Kept back for the driver's context and fragmentation.
+        details_together: How many details may be repainted in one batch: as many as fit beside the models, at most 8.
         upscale_tile: Side in pixels of the upscaler's tiles: the workload's, or a half or a quarter of it where memory is short.
         pin_bytes: Host memory to pin for models that are not resident.
         use_streams: Whether copies run beside the computation.
@@ -112,6 +115,7 @@ class MemoryPlan:
     model_bytes: int
     reserve_bytes: int
     placements: Mapping[str, Placement]
+    details_together: int
     upscale_tile: int
     pin_bytes: int
     use_streams: bool
@@ -294,6 +298,7 @@ class _Search:
             model_bytes=device.total_bytes - inference,
             reserve_bytes=self.reserve,
             placements=MappingProxyType({option.name: option.placement for option in choice}),
+            details_together=self.details_together(choice),
             upscale_tile=self.workload.upscale_tile,
             pin_bytes=pin,
             use_streams=device.kind == "cuda",
@@ -301,6 +306,14 @@ class _Search:
             predicted_seconds=round(self.seconds(choice), SECONDS_DIGITS),
             reasons=(*self.split_reasons(share, need, overrun), *self.placement_reasons(choice), *self.cost_reasons(choice, pin)),
         )
+
+    def details_together(self, choice: _Choice) -> int:
+        denoising = [step for step in self.steps if step.stage == "detail" and step.components == ("transformer",)]
+        if not denoising:
+            return 1
+        transformer = choice[list(self.models.components).index("transformer")]
+        room = self.usable - sum(option.standing for option in choice) - transformer.passing
+        return min(MOST_DETAILS, max(1, room // denoising[0].memory) * self.workload.outputs)
 
     def state(self, kinds: set[Kind], overrun: int) -> VRAMState:
         if not self.has_own_memory:

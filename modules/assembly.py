@@ -152,7 +152,7 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
     stages = (
         GenerateStage(flux),
         HiresStage(flux, enlarger),
-        AdetailerStage(flux, models, files.face_detector.stem),
+        AdetailerStage(flux, models, files.face_detector.stem, plan.details_together),
         UpscaleStage(enlarger),
     )
     return Assembled(family, ImagePipeline(stages), files.model_info(family))

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
 from modules.family import Family
+from modules.samplers import EULER, SIMPLE, noise_levels, solver, verbatim_scheduler
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -47,7 +49,8 @@ class Drawing:
     """A batch to draw: one prompt and one seed a picture, all of one size.
 
     With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
-    only there.
+    only there. With ``soft`` masks grey is repainted too, in so many of the last steps as it is bright. ``sampler`` and ``schedule``
+    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler.
     """
 
     prompts: tuple[str, ...]
@@ -59,11 +62,19 @@ class Drawing:
     images: tuple[Image.Image, ...] = ()
     masks: tuple[Image.Image, ...] = ()
     strength: float = 1.0
+    soft: bool = False
+    sampler: str = EULER
+    schedule: str = SIMPLE
 
     def only(self, index: int) -> Drawing:
         """The batch with one of its pictures."""
         chosen = slice(index, index + 1)
         return replace(self, prompts=self.prompts[chosen], seeds=self.seeds[chosen], images=self.images[chosen], masks=self.masks[chosen])
+
+    @property
+    def sampler_used(self) -> str:
+        """Samplers other than Euler cannot begin from a noised picture."""
+        return EULER if self.images else self.sampler
 
     def steps_run(self) -> int:
         """Steps that are really run: all, or the share that ``strength`` asks for, at least one."""
@@ -110,6 +121,7 @@ class FluxService:
         self._tokenizer_2 = tokenizer_2
         self._prompts = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
+        self._scheduler = scheduler
         self._pipeline = FluxPipeline(scheduler, None, None, None, None, None, None)
         self._pipeline.vae_scale_factor = family.latent_factor  # it would ask the autoencoder, which it does not have
         self._pipeline.set_progress_bar_config(disable=True)
@@ -216,17 +228,20 @@ class FluxService:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in drawing.seeds]
         noise = self._pack(randn_tensor((len(generators), 16, rows, columns), generator=generators, device=device, dtype=self.dtype))
         total = drawing.steps_run()
-        sigmas = np.linspace(1.0, 1 / drawing.steps, drawing.steps)[drawing.steps - total :]
+        self._pipeline.scheduler, sigmas = self._steps(drawing, noise.shape[1])
+        sigmas = sigmas[drawing.steps - total :]
         origin = self._pack(start) if start is not None else None
         latents = noise
         if origin is not None and total < drawing.steps:
             latents = torch.lerp(origin, noise, self._noise_levels(sigmas, noise.shape[1])[0])
-        mask = self._latent_mask(drawing.masks, rows, columns) if drawing.masks else None
+        mask = self._latent_mask(drawing.masks, rows, columns, drawing.soft) if drawing.masks else None
 
         def after_step(pipeline: FluxPipeline, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             if mask is not None and origin is not None:
                 kept = torch.lerp(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
-                state["latents"] = torch.lerp(kept, state["latents"], mask)
+                # differential diffusion (Levin and Fried, 2023): the darker a place of a soft mask, the later it is let go
+                free = (mask > 1 - (index + 1) / total).to(mask) if drawing.soft else mask
+                state["latents"] = torch.lerp(kept, state["latents"], free)
             if index + 1 == total:
                 self.models.prefetch("vae")
             if report:
@@ -252,25 +267,47 @@ class FluxService:
             finally:
                 self._pipeline.transformer = None  # the loan ends here
 
+    def _steps(self, drawing: Drawing, tokens: int) -> tuple[Any, np.ndarray]:
+        """The scheduler, and the noise levels that it is asked for at the steps' beginnings."""
+        if drawing.sampler_used != EULER:
+            return solver(drawing.sampler, self._strength_of_shift(tokens)), np.empty(0)
+        if drawing.schedule == SIMPLE:  # as the model's own scheduler has it
+            return self._scheduler, np.linspace(1.0, 1 / drawing.steps, drawing.steps)
+        return verbatim_scheduler(), noise_levels(drawing.schedule, drawing.steps, partial(self._shift, tokens))
+
+    def _mu(self, tokens: int) -> float:
+        """How far a picture of so many tokens moves the noise levels, where the model was trained so (as in ``FluxPipeline``)."""
+        config = self._scheduler.config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+        return float(config.get("base_shift", 0.5) + slope * (tokens - low))
+
+    def _strength_of_shift(self, tokens: int) -> float:
+        config = self._scheduler.config
+        return math.exp(self._mu(tokens)) if config.use_dynamic_shifting else float(config.shift)
+
+    def _shift(self, tokens: int, times: np.ndarray) -> np.ndarray:
+        """Times in 0..1 to noise levels, as the model's own scheduler does it."""
+        shift = self._strength_of_shift(tokens)
+        return np.asarray(shift * times / (1 + (shift - 1) * times))
+
     def _noise_levels(self, sigmas: np.ndarray, tokens: int) -> torch.Tensor:
         """The noise levels that the scheduler makes of ``sigmas``, on the device."""
         scheduler = self._pipeline.scheduler
-        config = scheduler.config
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
-        scheduler.set_timesteps(sigmas=sigmas, mu=config.get("base_shift", 0.5) + slope * (tokens - low), device=self.models.device)
+        scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
         return scheduler.sigmas.to(self.dtype)  # type: ignore[no-any-return]
 
     @staticmethod
     def _pack(latents: torch.Tensor) -> torch.Tensor:
         return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
 
-    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int) -> torch.Tensor:
-        """Masks as N x tokens x 64 in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge stays."""
+    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, soft: bool) -> torch.Tensor:
+        """Masks as N x tokens x 64 in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge stays; with
+        ``soft`` it has the brightness of that pixel, else it is 0 or 1."""
         planes = []
         for mask in masks:
             step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
             array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
             planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
         plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, 16, -1, -1)
-        return self._pack(plane.round().contiguous()).to(self.models.device, self.dtype)
+        return self._pack((plane if soft else plane.round()).contiguous()).to(self.models.device, self.dtype)

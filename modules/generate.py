@@ -38,10 +38,16 @@ class GenerateStage:
             images=(image,) * count if image else (),
             masks=(mask,) * count if mask else (),
             strength=request.prompt_strength,
+            sampler=request.sampler,
+            schedule=request.scheduler,
         )
         drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         if image and mask:
             # grown first, so that the feather lies outside of what was asked for
             soft = mask.filter(ImageFilter.MaxFilter(2 * MASK_FEATHER + 1)).filter(ImageFilter.GaussianBlur(MASK_FEATHER / 2))
             drawn = [Image.composite(new, image, soft) for new in drawn]
-        return batch.with_pictures(Picture(new, seed) for new, seed in zip(drawn, request.seeds, strict=True))
+        parameters: dict[str, object] = {}
+        if drawing.sampler_used != request.sampler:
+            parameters["Sampler"] = drawing.sampler_used
+            parameters["_sampler"] = f"{request.sampler} begins from pure noise only, so {drawing.sampler_used} redrew the image"
+        return batch.with_pictures(Picture(new, seed, parameters) for new, seed in zip(drawn, request.seeds, strict=True))

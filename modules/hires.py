@@ -39,9 +39,11 @@ class HiresStage:
             guidance=request.guidance_scale,
             images=tuple(enlarged),
             strength=hires.strength,
+            schedule=request.scheduler,
         )
         drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         parameters = {
+            "Hires sampler": None if request.sampler == drawing.sampler_used else drawing.sampler_used,
             "Denoising strength": hires.strength,
             "Hires upscale": hires.scale,
             "Hires steps": hires.steps or None,

@@ -68,6 +68,8 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Collecti
         num_outputs=inputs["num_outputs"],
         num_inference_steps=inputs["num_inference_steps"],
         guidance_scale=inputs["guidance_scale"],
+        sampler=inputs["sampler"],
+        scheduler=inputs["scheduler"],
         image=image,
         mask=mask,
         prompt_strength=inputs["prompt_strength"],

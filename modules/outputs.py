@@ -57,14 +57,14 @@ def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -
     """The generation parameters in WebUI's format: the prompt, the negative one if any, and one line of fields.
 
     What the stages remember in ``picture.parameters`` under a WebUI key follows our own fields. A key that is one of ours
-    takes its place there (a stage that samples with Heun says ``"Sampler": "Heun"``); None leaves a field out.
+    takes its place there (a stage that had to take another sampler says ``"Sampler": "Euler"``); None leaves a field out.
     """
     extras = {key: value for key, value in picture.parameters.items() if _is_text_field(key, value)}
     negative = extras.pop(_NEGATIVE, None)
     values: dict[str, object] = {
         "Steps": request.num_inference_steps,
-        "Sampler": "Euler",
-        "Schedule type": "Simple",
+        "Sampler": request.sampler,
+        "Schedule type": request.scheduler,
         "CFG scale": 1,
         "Distilled CFG Scale": request.guidance_scale,
         "Seed": picture.seed,

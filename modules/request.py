@@ -32,6 +32,9 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 CUSTOM = "custom"
 MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
 HIRES_UPSCALERS = ("ESRGAN", "Lanczos")
+SAMPLERS = ("Euler", "DPM++ 2M", "UniPC")
+SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
+"""The names of ``modules/samplers.py``; the first of each is the default. Schedules other than it are for Euler."""
 OUTPUT_FORMATS = ("webp", "jpg", "png")
 MAX_SEED = 2**32 - 1
 
@@ -65,8 +68,7 @@ class Hires:
 
     def __post_init__(self) -> None:
         _check_ranges({"hr_scale": (self.scale, 1, 4), "hr_steps": (self.steps, 0, 50), "denoising_strength": (self.strength, 0, 1)})
-        if self.upscaler not in HIRES_UPSCALERS:
-            raise InputError("hr_upscaler", f"must be one of {', '.join(HIRES_UPSCALERS)}, not '{self.upscaler}'{nearest(self.upscaler, HIRES_UPSCALERS)}")
+        _check_choice("hr_upscaler", self.upscaler, HIRES_UPSCALERS)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class ImageRequest:
     num_outputs: int = 1
     num_inference_steps: int = 28
     guidance_scale: float = 3.5
+    sampler: str = SAMPLERS[0]
+    scheduler: str = SCHEDULES[0]
     image: Image.Image | None = None
     mask: Image.Image | None = None
     prompt_strength: float = 0.8
@@ -103,8 +107,11 @@ class ImageRequest:
                 "seed": (self.seed, 0, MAX_SEED),
             }
         )
-        if self.output_format not in OUTPUT_FORMATS:
-            raise InputError("output_format", f"must be one of {', '.join(OUTPUT_FORMATS)}, not '{self.output_format}'")
+        _check_choice("sampler", self.sampler, SAMPLERS)
+        _check_choice("scheduler", self.scheduler, SCHEDULES)
+        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
+        if self.sampler != SAMPLERS[0] and self.scheduler != SCHEDULES[0]:
+            raise InputError("scheduler", f"'{self.scheduler}' goes with the sampler {SAMPLERS[0]}; {self.sampler} takes {SCHEDULES[0]}")
         if self.mask is not None and self.image is None:
             raise InputError("mask", "needs an image to paint into; give the input 'image' too")
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
@@ -121,6 +128,11 @@ def _check_ranges(inputs: Mapping[str, tuple[float, float, float]]) -> None:
     for name, (value, low, high) in inputs.items():
         if not low <= value <= high:
             raise InputError(name, f"must be from {low} to {high}, not {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(name, f"must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
 
 
 def _size(image: Image.Image) -> str:

@@ -25,13 +25,16 @@ SORT_ORDERS: Mapping[str, str] = MappingProxyType(
 )
 """ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
 
+PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
+"""What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area, rising or falling."""
+
 
 @dataclass(frozen=True)
 class AdetailerUnit:
     """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments without ``ad_``.
 
-    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). The three last are global settings of
-    ADetailer, by the same names; here every unit has its own.
+    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). From ``bbox_sortby`` on they are global
+    settings of ADetailer, by its names; here every unit has its own. The three last are this package's.
     """
 
     model: str = ""
@@ -59,10 +62,24 @@ class AdetailerUnit:
     cfg_scale: float = 7.0
     bbox_sortby: str = "None"
     same_seed_for_each_tab: bool = False
+    dynamic_denoise_power: float = 0.0
+    match_inpaint_bbox_size: str = "Off"
+    mask_select: str = ""
+    soft_mask: bool = False
+    color_correction: bool = False
 
     @property
     def enabled(self) -> bool:
         return self.tab_enable and self.model != OFF
+
+    @property
+    def selected(self) -> frozenset[int]:
+        """The numbers of the regions that ``mask_select`` names, from 1; none when all are repainted."""
+        return frozenset(int(number) for number in self.mask_select.split(",") if number.strip())
+
+    def strength(self, area_ratio: float) -> float:
+        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a power above 0."""
+        return min(1.0, max(0.0, self.denoising_strength * (1 - area_ratio) ** self.dynamic_denoise_power))
 
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -81,12 +98,18 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "inpaint_height": (64, 2048),
         "steps": (1, 50),
         "cfg_scale": (0, 10),
+        "dynamic_denoise_power": (0, 10),
     }
 )
 """ADetailer's, those of its sliders; steps and guidance as this package's own inputs have them."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"mask_filter_method": ("Area", "Confidence"), "mask_merge_invert": ("None", "Merge", "Merge and Invert"), "bbox_sortby": tuple(SORT_ORDERS)}
+    {
+        "mask_filter_method": ("Area", "Confidence"),
+        "mask_merge_invert": ("None", "Merge", "Merge and Invert"),
+        "bbox_sortby": tuple(SORT_ORDERS),
+        "match_inpaint_bbox_size": ("Off", "Strict", "Free"),
+    }
 )
 
 NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
@@ -95,7 +118,7 @@ NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "model_classes": ("", "only detectors with fixed classes are supported"),
         "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
         "use_vae": (False, "the model's own autoencoder is used"),
-        "use_sampler": (False, "Euler is the only sampler"),
+        "use_sampler": (False, "the detail pass takes Euler steps, placed as the input scheduler says"),
         "use_noise_multiplier": (False, "the noise has one strength"),
         "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
         "restore_face": (False, "there is no face restoration model"),
@@ -165,7 +188,16 @@ def _checked(name: str, value: Any, kind: type, label: str, field: str) -> Any:
         raise InputError(field, f"{label} must be from {low} to {high}, not {value}")
     if name in CHOICES and value not in CHOICES[name]:
         raise InputError(field, f"{label} must be one of {', '.join(CHOICES[name])}, not '{value}'{nearest(value, CHOICES[name])}")
+    if name == "mask_select" and not re.fullmatch(r"(\s*[1-9]\d{0,3}\s*(,(?=.)|$))*", value):
+        raise InputError(field, f"{label} must be numbers of regions in their order, such as 2 or 1, 3, not '{value[:40]}'")
     return value
+
+
+def prompt_order(unit_prompt: str) -> tuple[str, str]:
+    """An order that the prompt begins with (one of ``PROMPT_ORDERS``, or ""), and the prompt without it."""
+    words = unit_prompt.lstrip()
+    order = next((order for order in PROMPT_ORDERS if words.startswith(order)), "")
+    return order, words.removeprefix(order)
 
 
 def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
@@ -174,7 +206,7 @@ def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
     ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main prompt, as an
     empty part does; a part that is exactly ``[SKIP]`` skips its region.
     """
-    parts = re.split(r"\s*\[SEP\]\s*", unit_prompt)
+    parts = re.split(r"\s*\[SEP\]\s*", prompt_order(unit_prompt)[1])
     part = parts[min(index, len(parts) - 1)].strip()
     if part == "[SKIP]":
         return None

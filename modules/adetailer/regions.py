@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
-from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit
+from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit, prompt_order
 from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_region
-from modules.adetailer.masks import Detections, Mask, filter_by_ratio, keep_largest, preprocess_detections, sort_detections
-from modules.request import Canvas
+from modules.adetailer.masks import Detections, Floats, Mask, bounding_box, filter_by_ratio, keep_largest, preprocess_detections, sort_detections
+from modules.request import ASPECT_RATIOS, Canvas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
-    """What is cut out of a picture to be repainted: ``mask`` is the whole picture's, blurred; ``size`` what is painted at."""
+    """What is cut out of a picture to be repainted: ``mask`` is the whole picture's, blurred; ``size`` what is painted at.
+
+    ``number`` counts the regions of a picture from 1, in their order; ``area_ratio`` is the share of the picture that its box covers.
+    """
 
     box: Box
     mask: Mask
     size: tuple[int, int]
+    number: int = 1
+    area_ratio: float = 0.0
+
+    @cached_property
+    def painted(self) -> Box:
+        """The box around the pixels that repainting can change."""
+        box = bounding_box(self.mask)
+        assert box is not None  # a region has a mask that is not blank
+        return box
+
+    def disturbs(self, other: Region) -> bool:
+        """Whether one of the two sees what the other changes, so that it matters which comes first."""
+        return _overlap(self.painted, other.box) or _overlap(other.painted, self.box)
 
     def crop(self, image: Image.Image) -> Image.Image:
         return image.crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
@@ -51,23 +70,64 @@ def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tupl
     explain(small, fitting, f"covers more of the picture than ad_mask_max_ratio, {unit.mask_max_ratio:g}")
     kept = keep_largest(fitting, unit.mask_k, unit.mask_filter_method)
     explain(fitting, kept, f"not among the first {unit.mask_k} by {unit.mask_filter_method} (ad_mask_k)")
-    kept = sort_detections(kept, SORT_ORDERS[unit.bbox_sortby], image_size)
+    kept = _sorted(kept, unit, image_size)
     shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset)
     explain(kept, shaped, "nothing is left of its mask after offset and erosion")
     merged = preprocess_detections(shaped, merge_invert=unit.mask_merge_invert)
-    cut = [_region(mask, image_size, unit, canvas) for mask in merged.masks]
-    for box, region in zip(merged.boxes, cut, strict=True):
-        if region is None:
-            skipped.append(f"detection {numbers.get(tuple(box), 'of all, merged')}: nothing is left of its mask after the blur")
-    return Found(tuple(region for region in cut if region), tuple(skipped))
+    regions: list[Region] = []
+    for number, (box, mask) in enumerate(zip(merged.boxes, merged.masks, strict=True), start=1):
+        name = f"detection {numbers.get(tuple(box), 'of all, merged')}"
+        if unit.selected and number not in unit.selected:
+            skipped.append(f"{name}: not among the regions of ad_mask_select, it is number {number}")
+        elif region := _region(number, box, mask, image_size, unit, canvas):
+            regions.append(region)
+        else:
+            skipped.append(f"{name}: nothing is left of its mask after the blur")
+    return Found(tuple(regions), tuple(skipped))
 
 
-def _region(mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit, canvas: Canvas) -> Region | None:
+def rounds(regions: Sequence[Region]) -> list[list[Region]]:
+    """The regions of one picture in as few rounds as give what one after the other gives: no two of a round see each other's change."""
+    levels: list[int] = []
+    for index, region in enumerate(regions):
+        levels.append(max((levels[before] + 1 for before in range(index) if regions[before].disturbs(region)), default=0))
+    return [[region for region, own in zip(regions, levels, strict=True) if own == level] for level in range(max(levels, default=-1) + 1)]
+
+
+def _sorted(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> Detections:
+    """In the order that the unit's prompt begins with, else in the unit's."""
+    order, _ = prompt_order(unit.prompt)
+    if not order:
+        return sort_detections(detections, SORT_ORDERS[unit.bbox_sortby], image_size)
+    x1, y1, x2, y2 = detections.boxes.T
+    rising = np.argsort((x2 - x1) * (y2 - y1), kind="stable") if "SIZE" in order else np.lexsort((y1, x1))
+    return detections.take(rising[::-1] if order.startswith("[DSC") else rising)
+
+
+def _region(number: int, box: Floats, mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit, canvas: Canvas) -> Region | None:
     blurred = blur_mask(mask, unit.mask_blur)
-    wanted = (unit.inpaint_width, unit.inpaint_height) if unit.use_inpaint_width_height else (canvas.native, canvas.native)
-    target = canvas.fitted(*wanted)
+    x1, y1, x2, y2 = (float(side) for side in box)
+    ratio = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
+    target = _painting_size((x2 - x1) / max(1.0, y2 - y1), unit, canvas)
     if not unit.inpaint_only_masked:
         size = target if unit.use_inpaint_width_height else canvas.fitted(*image_size)
-        return Region((0, 0, *image_size), blurred, size) if np.any(blurred) else None
-    box = crop_region(blurred, unit.inpaint_only_masked_padding)
-    return Region(expand_crop_region(box, *target, *image_size), blurred, target) if box else None
+        return Region((0, 0, *image_size), blurred, size, number, ratio) if np.any(blurred) else None
+    crop = crop_region(blurred, unit.inpaint_only_masked_padding)
+    return Region(expand_crop_region(crop, *target, *image_size), blurred, target, number, ratio) if crop else None
+
+
+def _painting_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tuple[int, int]:
+    """The size at which a region is painted whose box is ``box_ratio`` times as wide as high: the native or the asked one, or one of
+    that area and the box's shape ("Free"), or of the nearest usual aspect ratio ("Strict")."""
+    width, height = (unit.inpaint_width, unit.inpaint_height) if unit.use_inpaint_width_height else (canvas.native, canvas.native)
+    if unit.match_inpaint_bbox_size == "Off":
+        return canvas.fitted(width, height)
+    usual = [ratio_width / ratio_height for ratio_width, ratio_height in ASPECT_RATIOS.values()]
+    if unit.match_inpaint_bbox_size == "Strict":
+        box_ratio = min(usual, key=lambda one: abs(math.log(one / box_ratio)))
+    box_ratio = min(max(box_ratio, min(usual)), max(usual))  # models draw nothing sensible in a shape beyond those
+    return canvas.fitted(math.sqrt(width * height * box_ratio), math.sqrt(width * height / box_ratio))
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])

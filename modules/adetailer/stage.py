@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
-from itertools import zip_longest
 
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Rung
 from modules.adetailer.arguments import AdetailerUnit, region_prompt
-from modules.adetailer.crops import composite
+from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.detection import Detector
 from modules.adetailer.masks import Detections
-from modules.adetailer.regions import Found, Region, choose_regions
+from modules.adetailer.regions import Found, Region, choose_regions, rounds
 from modules.flux import Drawing, FluxService
 from modules.pipeline import ImageBatch, Picture
 from modules.request import MAX_SEED, ImageRequest
+from modules.samplers import EULER
 
 LABELS = {
     "inpaint_only_masked_padding": "inpaint padding",
@@ -30,18 +30,30 @@ LABELS = {
 """What ADetailer calls arguments in the parameters of a picture, where it is not their name."""
 
 
+@dataclass(frozen=True)
+class Repaint:
+    """One region of one picture (an index of the batch), with its words and its seed."""
+
+    picture: int
+    region: Region
+    prompt: str
+    seed: int
+
+
 class AdetailerStage:
     """Repaints what the units of a request find. Mask j of a picture is painted with the picture's seed plus j.
 
-    The masks of one picture come one after the other, each on the result before; pictures of a batch go together.
+    Regions that do not see each other's change are painted in batches of at most ``together``, over all pictures; the others one after
+    the other, each on the result before. The pictures are those that one region at a time gives.
     """
 
     name = "adetailer"
 
-    def __init__(self, flux: FluxService, models: ModelCache, detector_name: str) -> None:
+    def __init__(self, flux: FluxService, models: ModelCache, detector_name: str, together: int) -> None:
         self.flux = flux
         self.models = models
         self.detector_name = detector_name
+        self.together = together
 
     def wanted(self, request: ImageRequest) -> bool:
         return bool(request.adetailer)
@@ -50,26 +62,33 @@ class AdetailerStage:
         for number, unit in enumerate(request.adetailer):
             with batch.timeline.span("detect"):
                 found = self.find(batch.pictures, unit)
-            total = sum(len(of_picture.regions) for of_picture in found)
-            pictures, done = list(batch.pictures), 0
-            # the j-th mask of every picture in one batch
-            for index, together in enumerate(zip_longest(*(of_picture.regions for of_picture in found))):
-                chosen = [i for i, region in enumerate(together) if region]
+            images = [picture.image for picture in batch.pictures]
+            repaints = self.repaints(batch.pictures, found, unit, request.prompt)
+            total, done = sum(len(one) for one in repaints), 0
+            for together in repaints:
                 batch.progress(self.name, done, total)
-                done += len(chosen)
-                prompt = region_prompt(unit.prompt, request.prompt, index)
-                if prompt is None:
-                    continue
-                seeds = [(pictures[i].seed + (0 if unit.same_seed_for_each_tab else index)) % (MAX_SEED + 1) for i in chosen]
-                repainted = self.repaint([pictures[i].image for i in chosen], [together[i] for i in chosen], prompt, seeds, unit, request, batch)
-                for i, image in zip(chosen, repainted, strict=True):
-                    pictures[i] = replace(pictures[i], image=image)
+                done += len(together)
+                for one, painted in zip(together, self.paint(images, together, unit, request, batch), strict=True):
+                    images[one.picture] = composite(images[one.picture], painted, one.region.box, one.region.mask)
             batch.progress(self.name, total, total)
             batch = batch.with_pictures(
-                picture.changed(picture.image, **self.parameters(unit, number, of_picture, request.prompt))
-                for picture, of_picture in zip(pictures, found, strict=True)
+                picture.changed(image, **self.parameters(unit, number, of_picture, request))
+                for picture, image, of_picture in zip(batch.pictures, images, found, strict=True)
             )
         return batch
+
+    def repaints(self, pictures: Sequence[Picture], found: Sequence[Found], unit: AdetailerUnit, main_prompt: str) -> list[list[Repaint]]:
+        """What is painted together, in order. All of one batch have one size and one strength."""
+        alike: dict[tuple[float, ...], list[Repaint]] = {}
+        for index, (picture, of_picture) in enumerate(zip(pictures, found, strict=True)):
+            words = {region: region_prompt(unit.prompt, main_prompt, region.number - 1) for region in of_picture.regions}
+            for turn, regions in enumerate(rounds([region for region in of_picture.regions if words[region] is not None])):
+                for region in regions:
+                    seed = picture.seed + (0 if unit.same_seed_for_each_tab else region.number - 1)
+                    key = (turn, *region.size, unit.strength(region.area_ratio))
+                    alike.setdefault(key, []).append(Repaint(index, region, words[region] or "", seed % (MAX_SEED + 1)))
+        groups = [alike[key] for key in sorted(alike, key=lambda key: key[0])]
+        return [group[start : start + self.together] for group in groups for start in range(0, len(group), self.together)]
 
     def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[Found]:
         """What is to be repainted in every picture."""
@@ -86,32 +105,31 @@ class AdetailerStage:
         canvas = self.flux.family.canvas
         return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
 
-    def repaint(
-        self,
-        images: Sequence[Image.Image],
-        regions: Sequence[Region],
-        prompt: str,
-        seeds: Sequence[int],
-        unit: AdetailerUnit,
-        request: ImageRequest,
-        batch: ImageBatch,
+    def paint(
+        self, images: Sequence[Image.Image], together: Sequence[Repaint], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch
     ) -> list[Image.Image]:
-        """One region of each image repainted. All regions of one call have one size."""
+        """The new content of some regions' boxes, at the size that is painted at."""
+        regions = [one.region for one in together]
+        crops, masks = [one.region.crop(images[one.picture]) for one in together], [region.crop_mask() for region in regions]
         drawing = Drawing(
-            prompts=(prompt,) * len(images),
-            seeds=tuple(seeds),
+            prompts=tuple(one.prompt for one in together),
+            seeds=tuple(one.seed for one in together),
             width=regions[0].size[0],
             height=regions[0].size[1],
             steps=unit.steps if unit.use_steps else request.num_inference_steps,
             guidance=unit.cfg_scale if unit.use_cfg_scale else request.guidance_scale,
-            images=tuple(region.crop(image) for region, image in zip(regions, images, strict=True)),
-            masks=tuple(region.crop_mask() for region in regions),
-            strength=unit.denoising_strength,
+            images=tuple(crops),
+            masks=tuple(masks),
+            strength=unit.strength(regions[0].area_ratio),
+            soft=unit.soft_mask,
+            schedule=request.scheduler,
         )
         painted = self.flux.draw(drawing, batch.timeline)
-        return [composite(image, new, region.box, region.mask) for image, new, region in zip(images, painted, regions, strict=True)]
+        if not unit.color_correction:
+            return painted
+        return [correct_colors(new, crop, mask) for new, crop, mask in zip(painted, crops, masks, strict=True)]
 
-    def parameters(self, unit: AdetailerUnit, number: int, found: Found, prompt: str) -> dict[str, object]:
+    def parameters(self, unit: AdetailerUnit, number: int, found: Found, request: ImageRequest) -> dict[str, object]:
         """The unit as WebUI users read it: the model, and what is not the default; "2nd" and on after the names of further units.
 
         In our own record also the boxes, and what was found but not repainted, with the reason.
@@ -122,7 +140,9 @@ class AdetailerStage:
             for field in fields(unit)
             if field.name != "model" and getattr(unit, field.name) != field.default
         }
-        by_prompt = [f"region {index + 1}: [SKIP]" for index in range(len(found.regions)) if region_prompt(unit.prompt, prompt, index) is None]
+        if request.sampler != EULER:  # others cannot begin from a picture
+            changed["sampler"] = EULER
+        by_prompt = [f"region {region.number}: [SKIP]" for region in found.regions if region_prompt(unit.prompt, request.prompt, region.number - 1) is None]
         return {
             **{f"ADetailer {label}{suffix}": value for label, value in {"model": self.detector_name, **changed}.items()},
             f"_adetailer_regions{suffix}": [region.box for region in found.regions],

@@ -1,0 +1,79 @@
+"""Samplers and schedules by the names that WebUI users know, each true to its name.
+
+A schedule is computed here and given to the scheduler as it is: diffusers' own Karras, exponential and beta schedules end at a noise
+level of 0.14 on Flux, where the WebUI's end at 0.0003. Samplers that draw fresh noise at every step are not offered: their pictures
+would not be decided by the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+Levels = npt.NDArray[np.float64]
+Shift = Callable[[Levels], Levels]
+"""From evenly spaced times in 0..1 to the noise levels that a model was trained for at them: 0 to 0, 1 to 1, rising."""
+
+EULER, SIMPLE = "Euler", "Simple"
+LEAST_TIME = 1e-4
+"""Where the WebUI's schedules end, as a time; the last step goes from there to 0."""
+
+
+def _even(steps: int, shift: Shift) -> Levels:
+    return shift(np.linspace(1, 1 / steps, steps))
+
+
+def _karras(steps: int, shift: Shift) -> Levels:
+    """Karras et al. 2022, equation 5, with their exponent 7."""
+    least = float(shift(np.array([LEAST_TIME]))[0]) ** (1 / 7)
+    return np.asarray((1 + np.linspace(0, 1, steps) * (least - 1)) ** 7)
+
+
+def _exponential(steps: int, shift: Shift) -> Levels:
+    return np.exp(np.linspace(0, np.log(float(shift(np.array([LEAST_TIME]))[0])), steps))
+
+
+def _beta(steps: int, shift: Shift) -> Levels:
+    """Times at the quantiles of a beta distribution with both parameters 0.6 (Lee et al. 2024): more steps at either end."""
+    # with x = sin² the density has no poles, so that its integral is a plain sum
+    angle = np.linspace(0, np.pi / 2, 20_001)
+    density = np.clip(np.sin(angle) * np.cos(angle), 0, None) ** (2 * 0.6 - 1)
+    share = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    times = np.sin(np.interp(np.linspace(1, 0, steps, endpoint=False), share / share[-1], angle)) ** 2
+    return shift(np.maximum(times, LEAST_TIME))
+
+
+def _normal(steps: int, shift: Shift) -> Levels:
+    return np.linspace(1, float(shift(np.array([LEAST_TIME]))[0]), steps)
+
+
+def _sgm_uniform(steps: int, shift: Shift) -> Levels:
+    return np.linspace(1, float(shift(np.array([LEAST_TIME]))[0]), steps + 1)[:-1]
+
+
+SCHEDULES: Mapping[str, Callable[[int, Shift], Levels]] = MappingProxyType(
+    {SIMPLE: _even, "Karras": _karras, "Exponential": _exponential, "Beta": _beta, "Normal": _normal, "SGM Uniform": _sgm_uniform}
+)
+
+SOLVERS: Mapping[str, type[Any]] = MappingProxyType({"DPM++ 2M": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler})
+"""What is not Euler: they place their steps themselves, and begin from pure noise only."""
+
+
+def noise_levels(schedule: str, steps: int, shift: Shift) -> Levels:
+    """The noise levels at which the steps begin: ``steps`` numbers from 1 downwards. The last step ends at 0."""
+    return SCHEDULES[schedule](steps, shift)
+
+
+def verbatim_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Euler steps between exactly the noise levels that are given."""
+    return FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+
+
+def solver(sampler: str, shift: float) -> Any:
+    """A scheduler of :data:`SOLVERS` for a model that is trained with so much shift to the noisy side."""
+    return SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000)
