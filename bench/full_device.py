@@ -1,8 +1,8 @@
 """Lets the device be full at one call after another: ``python -m bench.full_device [--stride 25] [--vram 48MB]``.
 
-A prediction with every stage is run once to count its device calls (operations and uploads of weights) and then again and again,
-each time with an out-of-memory error at another of them. Every prediction must finish; the table says by step how near the
-pictures are to the undisturbed ones at the end of the stage in which it happened. ``--stride 1`` takes every call, a larger one every n-th.
+Every stage of a prediction is run once to count its device calls (operations and uploads of weights) and then again and again, each
+time with an out-of-memory error at another of them. It must finish every time; the table says by step how near its pictures are to the
+undisturbed ones. A stage begins with the pictures of the undisturbed stage before it. ``--stride 1`` takes every call, a larger one every n-th.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from backend.settings import Settings
 from backend.timeline import Timeline
 from modules.adetailer.arguments import AdetailerUnit
-from modules.pipeline import ImageBatch, no_progress
+from modules.pipeline import ImageBatch, Stage, no_progress
 from modules.request import ImageRequest
 from modules.startup import Service, start
 
@@ -49,8 +49,8 @@ class FullAt(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Outcome:
-    """``step`` is the step of the ladder that was retried, ``stage`` the one that it belongs to; ``difference`` is the largest of all
-    pixels at that stage's end, in 255ths."""
+    """``step`` is the step of the ladder that was retried ("none": the error was in no step), ``difference`` the largest of all pixels at
+    the stage's end, in 255ths."""
 
     step: str
     stage: str
@@ -61,47 +61,42 @@ class Outcome:
 def prepare(vram: str) -> tuple[Service, ImageRequest]:
     service = start(replace(Settings(), model="embedded", emulate_vram=vram, log_level="ERROR", warm_up=False, prompt_cache_entries=0))
     logging.getLogger("backend.out_of_memory").setLevel(logging.ERROR)
-    side = service.family.native
-    return service, ImageRequest(
-        prompt=PROMPT, width=side, height=side, seed=5, num_outputs=2, num_inference_steps=2, scale=2, adetailer=(AdetailerUnit(confidence=0.1),)
-    )
+    side = service.family.native // 2
+    unit = AdetailerUnit(confidence=0.1, use_inpaint_width_height=True, inpaint_width=side, inpaint_height=side)
+    return service, ImageRequest(prompt=PROMPT, width=side, height=side, seed=5, num_outputs=2, num_inference_steps=2, scale=2, adetailer=(unit,))
 
 
-def run(service: Service, request: ImageRequest, index: int) -> tuple[list[np.ndarray], str, FullAt]:
-    """The pictures after every stage, as by a new service, with the device full at one call; and the stage at which it was."""
-    ladder = service.ladder
-    ladder.learned.clear()
-    ladder.retries.clear()
+def run(service: Service, stage: Stage, batch: ImageBatch, request: ImageRequest, index: int) -> tuple[ImageBatch, FullAt]:
+    """A stage as by a new service, with the device full at one of its calls."""
+    service.ladder.learned.clear()
+    service.ladder.retries.clear()
     service.models.release()
-    after, where = [], ""
     with service.computer.computing(), FullAt(index) as calls:
-        batch = ImageBatch((), Timeline(), no_progress)
-        for stage in service.pipeline.stages:
-            if not stage.wanted(request):
-                continue
-            batch = stage.run(batch, request)
-            after.append(np.stack([np.asarray(picture.image).astype(int) for picture in batch.pictures]))
-            where = where or (stage.name if ladder.retries else "")
-    return after, where, calls
+        return stage.run(batch, request), calls
 
 
-def outcome(plain: np.ndarray, rescued: np.ndarray, step: str, stage: str) -> Outcome:
-    error = np.abs(plain - rescued)
+def outcome(plain: ImageBatch, rescued: ImageBatch, step: str, stage: str) -> Outcome:
+    expected, got = (np.stack([np.asarray(picture.image).astype(int) for picture in batch.pictures]) for batch in (plain, rescued))
+    error = np.abs(expected - got)
     mean = float(np.square(error).mean())
     return Outcome(step, stage, int(error.max()), math.inf if mean == 0 else 10 * math.log10(255**2 / mean))
 
 
 def sweep(service: Service, request: ImageRequest, stride: int) -> tuple[int, list[Outcome]]:
     """The number of device calls in a prediction, and what became of an error at every ``stride``-th."""
-    run(service, request, 0)  # the first borrows of a service are its own
-    plain, _, counted = run(service, request, 0)
-    names = [stage.name for stage in service.pipeline.stages if stage.wanted(request)]
-    found = []
-    for index in range(1, counted.calls + 1, stride):
-        rescued, stage, _ = run(service, request, index)
-        at = names.index(stage) if stage else -1
-        found.append(outcome(plain[at], rescued[at], ", ".join(service.ladder.retries) or "none", stage or "none"))
-    return counted.calls, found
+    calls, found = 0, []
+    batch = ImageBatch((), Timeline(), no_progress)
+    for stage in service.pipeline.stages:
+        if not stage.wanted(request):
+            continue
+        run(service, stage, batch, request, 0)  # the first borrows of a service are its own
+        plain, counted = run(service, stage, batch, request, 0)
+        for index in range(1 + -calls % stride, counted.calls + 1, stride):
+            rescued, _ = run(service, stage, batch, request, index)
+            found.append(outcome(plain, rescued, ", ".join(service.ladder.retries) or "none", stage.name))
+        calls += counted.calls
+        batch = plain
+    return calls, found
 
 
 def main() -> None:
@@ -110,7 +105,7 @@ def main() -> None:
     parser.add_argument("--vram", default="", help="on an emulated device of this size, where models are swapped; resident without")
     arguments = parser.parse_args()
     calls, found = sweep(*prepare(arguments.vram), arguments.stride)
-    print(f"{calls} device calls in a prediction, an error at {len(found)} of them: {len(found)} predictions finished")
+    print(f"{calls} device calls in a prediction, an error at {len(found)} of them: {len(found)} times the stage finished")
     print(f"{'retried in':<24} {'times':>6} {'identical':>9} {'within 1':>9} {'at most':>8} {'least PSNR':>10}")
     for step, stage in dict.fromkeys((one.step, one.stage) for one in found):
         of = [one for one in found if (one.step, one.stage) == (step, stage)]

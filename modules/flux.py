@@ -20,6 +20,7 @@ from diffusers import FluxPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from torch.nn import functional
 
 from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
@@ -50,7 +51,8 @@ class Drawing:
 
     With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
     only there. With ``soft`` masks grey is repainted too, in so many of the last steps as it is bright. ``sampler`` and ``schedule``
-    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler.
+    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler. With ``latent_resize`` (a mode of
+    ``torch.nn.functional.interpolate``) the images may have another size: their latents are brought to this one.
     """
 
     prompts: tuple[str, ...]
@@ -65,6 +67,7 @@ class Drawing:
     soft: bool = False
     sampler: str = EULER
     schedule: str = SIMPLE
+    latent_resize: str = ""
 
     def only(self, index: int) -> Drawing:
         """The batch with one of its pictures."""
@@ -142,6 +145,9 @@ class FluxService:
         if drawing.images:
             with timeline.span("encode_image"):
                 start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(drawing.images))
+                if drawing.latent_resize:
+                    factor = self.family.latent_factor
+                    start = functional.interpolate(start, (drawing.height // factor, drawing.width // factor), mode=drawing.latent_resize)
         with timeline.span("denoise"):
             whole = Rung("all pictures together", lambda: self.denoise(drawing, embeddings, start, report))
             single = Rung("one picture at a time", lambda: self.denoise_one_by_one(drawing, embeddings, start, report))

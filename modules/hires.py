@@ -6,12 +6,18 @@ first had no pixels for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from PIL import Image
 
 from modules.enlarger import Enlarger
 from modules.flux import Drawing, FluxService
 from modules.pipeline import ImageBatch
 from modules.request import Hires, ImageRequest
+
+LATENT_MODES: Mapping[str, str] = MappingProxyType({"Latent": "bilinear", "Latent (nearest)": "nearest-exact", "Latent (bicubic)": "bicubic"})
+"""Upscalers that enlarge the latents in place of the picture; what they blur, a strong second pass has to draw anew."""
 
 
 class HiresStage:
@@ -30,16 +36,18 @@ class HiresStage:
         assert hires is not None
         with batch.timeline.span("enlarge"):
             enlarged = [self.enlarged(picture.image, hires) for picture in batch.pictures]
+        width, height = self.size(batch.pictures[0].image, hires)
         drawing = Drawing(
             prompts=(request.prompt,) * len(enlarged),
             seeds=tuple(picture.seed for picture in batch.pictures),
-            width=enlarged[0].width,
-            height=enlarged[0].height,
+            width=width,
+            height=height,
             steps=hires.steps or request.num_inference_steps,
             guidance=request.guidance_scale,
             images=tuple(enlarged),
             strength=hires.strength,
             schedule=request.scheduler,
+            latent_resize=LATENT_MODES.get(hires.upscaler, ""),
         )
         drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         parameters = {
@@ -51,9 +59,15 @@ class HiresStage:
         }
         return batch.with_pictures([picture.changed(image, **parameters) for picture, image in zip(batch.pictures, drawn, strict=True)])
 
+    def size(self, image: Image.Image, hires: Hires) -> tuple[int, int]:
+        """The size that is redrawn, in pixels."""
+        return self.flux.family.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
+
     def enlarged(self, image: Image.Image, hires: Hires) -> Image.Image:
-        """The picture at the size that is redrawn."""
-        size = self.flux.family.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
+        """The picture at the size that is redrawn, or as it is where its latents are enlarged."""
+        size = self.size(image, hires)
+        if hires.upscaler in LATENT_MODES:
+            return image
         if hires.upscaler == "ESRGAN" and size != image.size:
             image = self.enlarger.enlarge(image, max(1.0, size[0] / image.width, size[1] / image.height), "hr_scale", lambda done, total: None)
         return image.resize(size, Image.Resampling.LANCZOS)

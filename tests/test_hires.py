@@ -13,7 +13,7 @@ from test_pipeline import pixels, predicted
 
 from backend.errors import InputError
 from backend.timeline import Timeline
-from modules.hires import HiresStage
+from modules.hires import LATENT_MODES, HiresStage
 from modules.outputs import read_parameters
 from modules.pipeline import ImageBatch, Picture, no_progress
 from modules.request import Hires, ImageRequest
@@ -81,6 +81,14 @@ def test_lanczos_needs_no_network(stage: HiresStage, drawn: ImageBatch) -> None:
     plain = stage.enlarged(picture, Hires(upscaler="Lanczos"))
     assert np.array_equal(pixels(plain), pixels(picture.resize((320, 256), Image.Resampling.LANCZOS)))
     assert not np.array_equal(pixels(plain), pixels(stage.enlarged(picture, Hires())))
+
+
+@pytest.mark.parametrize("upscaler", LATENT_MODES)
+def test_latents_can_be_enlarged_in_place_of_pixels(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+    result = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7, upscaler=upscaler))).pictures[0]
+    plain = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7))).pictures[0]
+    assert result.image.size == plain.image.size and not np.array_equal(pixels(result.image), pixels(plain.image))
+    assert result.parameters["Hires upscaler"] == upscaler
 
 
 @pytest.mark.parametrize(
