@@ -232,11 +232,11 @@ class FluxService:
         rows, columns = drawing.height // factor, drawing.width // factor
         # drawn on the CPU, so that a seed gives the same noise on every machine
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in drawing.seeds]
-        noise = self._pack(randn_tensor((len(generators), 16, rows, columns), generator=generators, device=device, dtype=self.dtype))
+        noise = self.pack(randn_tensor((len(generators), 16, rows, columns), generator=generators, device=device, dtype=self.dtype))
         total = drawing.steps_run()
         self._pipeline.scheduler, sigmas = self._steps(drawing, noise.shape[1])
         sigmas = sigmas[drawing.steps - total :]
-        origin = self._pack(start) if start is not None else None
+        origin = self.pack(start) if start is not None else None
         latents = noise
         if origin is not None and total < drawing.steps:
             latents = torch.lerp(origin, noise, self._noise_levels(sigmas, noise.shape[1])[0])
@@ -304,7 +304,8 @@ class FluxService:
         return scheduler.sigmas.to(self.dtype)  # type: ignore[no-any-return]
 
     @staticmethod
-    def _pack(latents: torch.Tensor) -> torch.Tensor:
+    def pack(latents: torch.Tensor) -> torch.Tensor:
+        """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""
         return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
 
     def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, soft: bool) -> torch.Tensor:
@@ -316,4 +317,4 @@ class FluxService:
             array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
             planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
         plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, 16, -1, -1)
-        return self._pack((plane if soft else plane.round()).contiguous()).to(self.models.device, self.dtype)
+        return self.pack((plane if soft else plane.round()).contiguous()).to(self.models.device, self.dtype)

@@ -92,18 +92,21 @@ class AdetailerStage:
 
     def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[Found]:
         """What is to be repainted in every picture."""
-        images = [picture.image for picture in pictures]
+        found = self.detect([picture.image for picture in pictures], unit)
+        canvas = self.flux.family.canvas
+        return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
 
-        def detect(together: int) -> list[Detections]:
+    def detect(self, images: Sequence[Image.Image], unit: AdetailerUnit) -> list[Detections]:
+        """All that the unit's detector sees in every image."""
+
+        def detected(together: int) -> list[Detections]:
             with self.models.on_device("face_detector") as (network,):
                 detector = Detector(network)
                 batches = [images[start : start + together] for start in range(0, len(images), together)]
                 return [found for batch in batches for found in detector.detect(batch, unit.confidence)]
 
-        rungs = [Rung("all pictures together", partial(detect, len(images))), Rung("one picture at a time", partial(detect, 1))]
-        found = self.flux.ladder.climb("detect", rungs, "num_outputs")
-        canvas = self.flux.family.canvas
-        return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
+        rungs = [Rung("all pictures together", partial(detected, len(images))), Rung("one picture at a time", partial(detected, 1))]
+        return self.flux.ladder.climb("detect", rungs, "num_outputs")
 
     def paint(
         self, images: Sequence[Image.Image], together: Sequence[Repaint], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch

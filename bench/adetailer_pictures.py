@@ -1,0 +1,80 @@
+"""Makes the picture of docs/adetailer.md: ``python -m bench.adetailer_pictures [--out docs/images/adetailer_arguments.webp]``.
+
+One row an argument that can be seen, on one drawing of two people: the drawing, then the argument at some of its values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from backend.settings import Settings
+from backend.timeline import Timeline
+from modules.adetailer.arguments import AdetailerUnit
+from modules.adetailer.stage import AdetailerStage
+from modules.pipeline import ImageBatch, Picture, no_progress
+from modules.request import ImageRequest
+from modules.startup import start
+from training.drawing import draw_scene
+from training.scene import Scene, sample_scene
+
+SIZE = (384, 256)
+PROMPT = "two people, teal background"
+BLUE = {"prompt": "a serious woman with long blue hair, glasses", "denoising_strength": 0.9, "dilate_erode": 16}
+"""Words that change the faces much, so that one sees where they were painted."""
+
+ROWS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
+    ("ad_prompt", ({}, {"prompt": "a surprised man with a beard", "denoising_strength": 0.7}, BLUE)),
+    (
+        "[SEP], [SKIP]",
+        ({**BLUE, "prompt": "[SKIP] [SEP] a woman with blue hair"}, {**BLUE, "prompt": "a man with a beard [SEP] [SKIP]"}, {**BLUE, "mask_select": "2"}),
+    ),
+    ("ad_denoising_strength", tuple({**BLUE, "denoising_strength": value} for value in (0.2, 0.5, 1.0))),
+    ("ad_dilate_erode", tuple({**BLUE, "dilate_erode": value} for value in (-16, 4, 48))),
+    ("ad_mask_blur", tuple({**BLUE, "mask_blur": value} for value in (0, 8, 24))),
+    ("ad_x_offset, ad_y_offset", ({**BLUE, "x_offset": 60}, {**BLUE, "y_offset": 60}, {**BLUE, "y_offset": -60})),
+    ("ad_mask_merge_invert", tuple({**BLUE, "mask_merge_invert": value} for value in ("None", "Merge", "Merge and Invert"))),
+    ("ad_inpaint_only_masked_padding", tuple({**BLUE, "inpaint_only_masked_padding": value} for value in (0, 32, 96))),
+    ("ad_inpaint_only_masked", ({**BLUE, "inpaint_only_masked": True}, {**BLUE, "inpaint_only_masked": False}, {})),
+    ("ad_mask_k", ({**BLUE, "mask_k": 1}, {**BLUE, "mask_k": 1, "mask_filter_method": "Confidence"}, {**BLUE, "mask_k": 2})),
+    ("ad_soft_mask (blur 24)", ({**BLUE, "mask_blur": 24}, {**BLUE, "mask_blur": 24, "soft_mask": True}, {**BLUE, "mask_blur": 48, "soft_mask": True})),
+    ("ad_color_correction", ({**BLUE}, {**BLUE, "color_correction": True}, {"denoising_strength": 0.4, "color_correction": True})),
+)
+
+
+def couple() -> Scene:
+    rng = random.Random(3)
+    return next(scene for scene in iter(lambda: sample_scene(rng, SIZE), None) if len(scene.people) == 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/adetailer_arguments.webp"))
+    arguments = parser.parse_args()
+    service = start(replace(Settings(), model="embedded", log_level="ERROR"))
+    stage = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
+    drawn = draw_scene(couple())
+    font, line = ImageFont.load_default(15), 24
+    sheet = Image.new("RGB", (4 * SIZE[0], len(ROWS) * (SIZE[1] + line)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, variants) in enumerate(ROWS):
+        top = row * (SIZE[1] + line)
+        pen.text((6, top + 3), label, fill="black", font=font)
+        sheet.paste(drawn, (0, top + line))
+        for column, values in enumerate(variants, start=1):
+            unit = AdetailerUnit(**{"bbox_sortby": "Position (left to right)", "same_seed_for_each_tab": True, **values})
+            request = ImageRequest(prompt=PROMPT, width=SIZE[0], height=SIZE[1], seed=4, adetailer=(unit,))
+            after = stage.run(ImageBatch((Picture(drawn, 4),), Timeline(), no_progress), request).pictures[0].image
+            shown = {key: value for key, value in values.items() if key in label or (key not in BLUE and key != "mask_blur")}
+            pen.text((column * SIZE[0] + 6, top + 3), ", ".join(f"{key} {value}" for key, value in shown.items())[:48], fill="black", font=font)
+            sheet.paste(after, (column * SIZE[0], top + line))
+    sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(arguments.out, quality=85)
+
+
+if __name__ == "__main__":
+    main()
