@@ -107,13 +107,11 @@ def test_with_rounding_our_plan_moves_at_most_half_on_24_16_and_12_gb_even_of_wh
     small = [row for row in rows if row.gigabytes in (24, 16, 12)]
     assert len(small) == 3 * 2 * 4
     for row in small:
-        if (row.gigabytes, row.precision) == (12, "bf16"):  # exact weights, streamed beside the computation, are as fast there
-            assert row.our_plan_rounded.seconds == pytest.approx(row.our_plan.seconds, rel=0.03), row
-        else:
-            assert row.our_plan_rounded.moved_bytes <= row.component_offload.moved_bytes / 2, row
+        assert row.our_plan_rounded.moved_bytes <= row.component_offload.moved_bytes / 2, row
 
 
-def test_our_plan_runs_everywhere_and_keeps_its_models_on_large_cards(rows: list[Row]) -> None:
-    assert all(row.our_plan.runs for row in rows)
+def test_our_plan_runs_everywhere_but_on_8_gb_in_a_small_machine_only_rounded_and_keeps_its_models_on_large_cards(rows: list[Row]) -> None:
+    assert all(row.our_plan_rounded.runs for row in rows)
+    assert {(row.gigabytes, row.precision) for row in rows if not row.our_plan.runs} == {(8, "bf16")}
     uploaded_once = sum(component.size() for component in residency_simulation.MODELS["bf16"].components.values())
     assert all(row.our_plan.moved_bytes <= uploaded_once for row in rows if row.gigabytes >= 48)

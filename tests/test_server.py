@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from backend.input_schema import PREDICTOR_FILE, openapi
 from backend.settings import ROOT
+from modules.adetailer.arguments import NOT_HERE
 from modules.request import ASPECT_RATIOS, OUTPUT_FORMATS
 from modules.startup import Service
 
@@ -68,6 +70,9 @@ def test_it_shows_the_schema_of_predict_py(server: Server) -> None:
         ("num_inference_steps", {"num_inference_steps": "4"}),
         ("guidance_scale", {"guidance_scale": None}),
         ("adetailer", {"adetailer": "yes"}),
+        ("sampler", {"sampler": "Euler a"}),
+        ("scheduler", {"scheduler": "KL Optimal"}),
+        ("hr_upscaler", {"hr_upscaler": "Nearest"}),
         ("seed", {"seed": -1}),
         ("image", {"image": "/etc/hostname"}),
         ("mask", {"mask": "file:///etc/hostname"}),
@@ -154,6 +159,16 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("image", {"image": data_url(b"root:x:0:0", "text/plain")}),
         ("image", {"image": png(Image.new("1", (8001, 5000)))}),
         ("mask", {"mask": png(Image.new("L", (64, 64)))}),
+        ("scheduler", {"sampler": "UniPC", "scheduler": "Karras"}),
+        ("adetailer_args", {"adetailer_args": "{"}),
+        ("adetailer_args", {"adetailer_args": '{"ad_confidense": 0.5}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_mask_blur": 65}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_mask_select": "left"}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_model": "eyes_yolov8n.pt"}'}),
+        *(
+            ("adetailer_args", {"adetailer_args": json.dumps({f"ad_{name}": "something" if nothing in ("", "None") else True})})
+            for name, (nothing, _) in NOT_HERE.items()
+        ),
         ("mask", {"image": png(Image.new("RGB", (64, 64))), "mask": png(Image.new("L", (64, 32)))}),
     ],
 )
