@@ -4,7 +4,8 @@
 
 Four traces of 20 predictions (the same prompt or a new one each time; plain, or with Hires fix to 1536 x 1536 and one detail
 repainted at 1024), FLUX.1-dev at 1024 x 1024, 28 steps, on the usual cards (``backend/plan_report.py``), which report 98% of
-the GiB that they are sold with, in machines of 64 GB of memory, 32 GB where the card has 12 GB or less. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer.
+the GiB that they are sold with, in machines of 64 GB of memory, or of 32 GB
+where the card has 12 GB or less. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer.
 A figure is the average of its trace, the first upload included, the reading of files not.
 
 - **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy back, what
@@ -18,7 +19,8 @@ A figure is the average of its trace, the first upload included, the reading of 
 
 Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit; they
 need only the driver's context as a reserve (we keep 1.5% more back); their copies are from pageable memory, at half the speed
-of pinned ones, both ways; and their host has room for every model. Ours are pinned as far as half of the host's memory goes; a copy beside the computation still costs a
+of pinned ones, both ways; and their host has room for every model. Ours are pinned as far as half of the host's memory goes;
+a copy beside the computation still costs a
 quarter of its time.
 """
 
