@@ -21,6 +21,7 @@ from torch import nn
 
 from backend.errors import WeightsError
 from backend.torchvision_operators import ensure_torchvision_operators
+from backend.weight_content import check_content, is_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -151,17 +152,18 @@ class Upscaler:
 def load_upscaler_network(path: Path) -> UpscalerNetwork:
     """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`.
 
-    ``path`` is a ``.safetensors`` or ``.pth`` file; a ``.pth`` is read by spandrel's restricted unpickler, which runs no code.
-    Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
+    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted unpickler takes
+    tensors only and runs no code. Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
     """
     ensure_torchvision_operators()
     from safetensors import SafetensorError
-    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    from safetensors.torch import load_file
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
 
-    if path.suffix.lower() not in (".safetensors", ".pth"):  # spandrel would read a .pt as TorchScript, which is a program
-        raise WeightsError(f"{path.name}: an upscaler must be a .safetensors or .pth file; convert it or choose another")
     try:
-        model = ModelLoader("cpu").load_from_file(path)
+        check_content(path, path.name)
+        tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
+        model = ModelLoader("cpu").load_from_state_dict(canonicalize_state_dict(tensors))
     except FileNotFoundError:
         raise WeightsError(f"{path.name}: is missing; put it into the weights folder or choose another upscaler") from None
     except OSError as error:

@@ -196,14 +196,14 @@ class TestLoading:
             ("gone.safetensors", lambda path: None, "is missing"),
             ("cut.safetensors", lambda path: path.write_bytes(half_a_file()), "is damaged"),
             ("empty.safetensors", lambda path: path.write_bytes(b""), "is damaged"),
-            ("pickle.safetensors", lambda path: torch.save(export(network().network), path), "is damaged"),
+            ("pickle.safetensors", lambda path: torch.save(export(network().network), path), "is a pickle"),
             ("text.pth", lambda path: path.write_text("<html>not found</html>"), "is damaged"),
             ("empty.pth", lambda path: path.write_bytes(b""), "is damaged"),
             ("list.pth", lambda path: torch.save([1, 2], path), "is damaged"),
             ("harmful.pth", lambda path: path.write_bytes(pickle.dumps(Harmful())), "is damaged"),
             ("other.safetensors", lambda path: save_file({"weight": torch.zeros(2)}, path), "holds no upscaler"),
             ("shape.safetensors", lambda path: save_file({**export(network().network), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
-            ("program.pt", lambda path: torch.save(export(network().network), path), "must be a .safetensors or .pth"),
+            ("program.pt", lambda path: torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), path), "is damaged"),
         ],
     )
     def test_other_files_are_refused_in_one_line(self, tmp_path: Path, name: str, write: Callable[[Path], object], says: str) -> None:
