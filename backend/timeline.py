@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,11 +35,12 @@ class Timeline:
     """Spans of one set-up or one prediction, in the order in which they began.
 
     ``peak_memory`` gives the peak memory in bytes since ``reset_peak`` was last called; both are from the device. Spans
-    nest, so an inner span's peak also counts for the outer ones.
+    nest, so an inner span's peak also counts for the outer ones. ``begin`` is a moment of ``time.perf_counter()``; now, when it is
+    left out.
     """
 
-    def __init__(self, peak_memory: MemoryProbe | None = None, reset_peak: Callable[[], None] | None = None) -> None:
-        self._begin = time.perf_counter()
+    def __init__(self, peak_memory: MemoryProbe | None = None, reset_peak: Callable[[], None] | None = None, begin: float | None = None) -> None:
+        self._begin = time.perf_counter() if begin is None else begin
         self._peak_memory = peak_memory
         self._reset_peak = reset_peak
         self._open: list[Span] = []
@@ -60,6 +63,12 @@ class Timeline:
             self._note_peak()
             self._open.remove(span)
 
+    def passed(self, name: str, until: float | None = None) -> None:
+        """Adds what went on between the last span (or the timeline's beginning) and ``until``, a moment as ``begin`` is; else until now."""
+        start = max((span.start + span.seconds for span in self.spans), default=0.0)
+        end = self.seconds if until is None else until - self._begin
+        self.spans.append(Span(name, 0, start, max(0.0, end - start), path=name))
+
     def _note_peak(self) -> None:
         if self._peak_memory and self._open:
             peak = self._peak_memory()
@@ -81,6 +90,16 @@ class Timeline:
                 peak = f"{span.path}.peak_bytes"
                 values[peak] = max(values.get(peak, 0), span.peak_bytes)
         return values
+
+    def write(self, path: Path) -> None:
+        """The spans in order as JSON where the name ends in ``.json``, else the chart."""
+        if path.suffix.lower() != ".json":
+            self.chart(path)
+            return
+        spans = [{"name": span.path, "start": round(span.start, 4), "seconds": round(span.seconds, 4), "peak_bytes": span.peak_bytes} for span in self.spans]
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(json.dumps(spans, indent=2))
+        temporary.replace(path)
 
     def table(self) -> str:
         """One line a span: name indented by depth, seconds, share of the whole, peak memory."""
@@ -119,3 +138,10 @@ class Timeline:
         temporary = path.with_name(f".{path.name}.part")
         image.save(temporary, "PNG")
         temporary.replace(path)
+
+
+def process_began(pid: int | None = None) -> float:
+    """When a process (this one, when none is named) began, as a moment of ``time.perf_counter()`` of this process (Linux)."""
+    fields = Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()  # a program's name may hold blanks
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - began)

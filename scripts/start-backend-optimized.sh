@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Sets the environment and starts Cog's server as scripts/serve does: scripts/start-backend-optimized.sh [options]
+#   --port 5000 --host 127.0.0.1
+#   --num_cpu_threads_per_process N   threads of the CPU; else those of ACCELERATE_CONFIG_FILE when ACCELERATE=True, else what there is
+#   --no-tcmalloc                     the C library's allocator, also where TCMalloc is installed (as NO_TCMALLOC=1 does)
+#   --show                            only print what would be set
+# What is set in the environment already stays as it is. docs/startup.md explains every variable, and those that are not needed any more.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+threads=
+show=
+serve=()
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+while (($#)); do
+    case $1 in
+        --port=* | --host=* | --num_cpu_threads_per_process=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        --port | --host) serve+=("$1" "${2:?error: $1 needs a value}") && shift 2 ;;
+        --num_cpu_threads_per_process) threads=${2:?error: $1 needs a number} && shift 2 ;;
+        --no-tcmalloc) NO_TCMALLOC=1 && shift ;;
+        --show) show=1 && shift ;;
+        *) fail "unknown option $1; see the head of this script" ;;
+    esac
+done
+
+# Threads: flag, then configuration file, then default (0: the processors that this process may use).
+if [[ -z $threads && ${ACCELERATE:-} == True && -n ${ACCELERATE_CONFIG_FILE:-} ]]; then
+    [[ -r $ACCELERATE_CONFIG_FILE ]] || fail "ACCELERATE_CONFIG_FILE names a file that cannot be read: $ACCELERATE_CONFIG_FILE"
+    threads=$(sed -n 's/^ *num_cpu_threads_per_process: *\([^ #]*\).*/\1/p' "$ACCELERATE_CONFIG_FILE")
+fi
+if [[ -n $threads ]]; then
+    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "the number of threads must be a whole number from 1, not '$threads'"
+    export FLUX_CPU_THREADS=$threads OMP_NUM_THREADS=$threads
+fi
+
+# Host allocator: what is preloaded already goes first; TCMalloc where scripts/install-tcmalloc.sh has set it up.
+if [[ ${NO_TCMALLOC:-} != 1 && ${LD_PRELOAD:-} != *malloc* && -r $root/allocator.env ]]; then
+    library=$(sed -n 's/^TCMALLOC_LIBRARY=//p' "$root/allocator.env")
+    if [[ -e $library ]]; then
+        export LD_PRELOAD=${LD_PRELOAD:+$LD_PRELOAD:}$library
+    else
+        printf 'warning: allocator.env names a library that is gone; run scripts/install-tcmalloc.sh again\n' >&2
+    fi
+elif [[ ${LD_PRELOAD:-} != *malloc* ]]; then
+    export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-131072}
+fi
+
+# CUDA: kernels are queued, not waited for one by one. PYTORCH_ALLOC_CONF is set and checked by the package itself, before torch is imported.
+export CUDA_LAUNCH_BLOCKING=${CUDA_LAUNCH_BLOCKING:-0}
+
+if [[ -n $show ]]; then
+    for name in LD_PRELOAD MALLOC_TRIM_THRESHOLD_ FLUX_CPU_THREADS OMP_NUM_THREADS CUDA_LAUNCH_BLOCKING PYTORCH_ALLOC_CONF; do
+        if [[ -n ${!name:-} ]]; then printf '%s=%s\n' "$name" "${!name}"; fi
+    done
+    exit 0
+fi
+exec "$root/scripts/serve" "${serve[@]}"
