@@ -137,7 +137,7 @@ def test_a_missing_model_says_which_file_where_and_what_to_do(settings: Settings
     with pytest.raises(WeightsError) as caught:
         resolve("hand_yolov8n.pt", settings)
     assert str(caught.value) == "hand_yolov8n.pt: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n brings it"
-    with pytest.raises(WeightsError, match=r"is no model of weights/manifest.json \(did you mean 'face_yolov8s'):
+    with pytest.raises(WeightsError, match=r"is no model of weights/manifest.json \(did you mean 'face_yolov8s'"):
         resolve("face_yolov8", settings)
 
 
