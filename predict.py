@@ -14,9 +14,9 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
         from backend.settings import load_settings
-        from modules.startup import start
+        from modules.startup import since_launch, start
 
-        self.service = start(load_settings())
+        self.service = start(load_settings(), since_launch(served=True))
 
     def predict(
         self,
@@ -46,6 +46,7 @@ class Predictor(BasePredictor):
             choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
             description="Where the steps lie between noise and picture. All but Simple are for the sampler Euler.",
         ),
+        go_fast: bool = Input(default=False, description="Skip steps that change little: faster, and a slightly different picture."),
         seed: Optional[int] = Input(
             default=None, ge=0, le=4294967295, description="The same seed gives the same picture. Left out: a random one, which is written into the file."
         ),
@@ -59,7 +60,11 @@ class Predictor(BasePredictor):
         enable_hr: bool = Input(default=False, description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted."),
         hr_scale: float = Input(default=1.3, ge=1, le=4, description="How much Hires fix enlarges; the nearest size that the model can draw is taken."),
         hr_steps: int = Input(default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."),
-        hr_upscaler: str = Input(default="ESRGAN", choices=["ESRGAN", "Lanczos"], description="What enlarges the picture for Hires fix."),
+        hr_upscaler: str = Input(
+            default="ESRGAN",
+            choices=["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"],
+            description="What enlarges the picture for Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
+        ),
         denoising_strength: float = Input(default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."),
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
@@ -71,6 +76,10 @@ class Predictor(BasePredictor):
             description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
         ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
+        prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
+        prompt_upsampling_seed: Optional[int] = Input(
+            default=None, ge=0, le=4294967295, description="The same seed gives the same rewritten prompt. Left out: the picture's seed."
+        ),
         output_format: str = Input(default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."),
         output_quality: int = Input(default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."),
     ) -> list[Path]:
@@ -86,6 +95,7 @@ class Predictor(BasePredictor):
             "guidance_scale": guidance_scale,
             "sampler": sampler,
             "scheduler": scheduler,
+            "go_fast": go_fast,
             "seed": seed,
             "image": image,
             "mask": mask,
@@ -99,7 +109,11 @@ class Predictor(BasePredictor):
             "ad_prompt": ad_prompt,
             "adetailer_args": adetailer_args,
             "scale": scale,
+            "prompt_upsampling": prompt_upsampling,
+            "prompt_upsampling_seed": prompt_upsampling_seed,
             "output_format": output_format,
             "output_quality": output_quality,
         }
-        return [Path(file) for file in self.service.predict(inputs, self.record_metric)]
+        from modules.inputs import only_temporary
+
+        return [Path(file) for file in self.service.predict(only_temporary(inputs), self.record_metric)]

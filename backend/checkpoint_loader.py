@@ -1,4 +1,8 @@
-"""safetensors -> module: built without memory, then given the file's tensors in the wanted precision. No second copy, no random start."""
+"""safetensors -> module: built without memory, then given the file's tensors in the wanted precision. No second copy, no random start.
+
+The tensors of a file are mapped, and several readers bring its pages in: as fast as the disk when they are not in memory, nothing
+to do when they are, and no byte of a second copy. ``bench/loading.py`` holds this against the other loaders there are.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from backend.errors import WeightsError
+from backend.page_cache import read_ahead
 
 RESTORE = "restore the file, or choose another 'model' in config_optimized.json"
 
@@ -37,6 +42,7 @@ def read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str, 
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
+            read_ahead([file])
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():
                     tensor = opened.get_tensor(name)
@@ -65,7 +71,7 @@ def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Mod
 
 def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One text encoder of a diffusers folder, by transformers' own loader, which knows every naming of its weights."""
-    shard_files(folder)
+    read_ahead(shard_files(folder))
     try:
         module, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except SafetensorError:

@@ -47,13 +47,17 @@ class Computer:
 
 
 def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
-    """The device as the plan sees it. Speeds are those of the usual card that is nearest in size."""
+    """The device as the plan sees it. Speeds are those of the usual card that is nearest in size.
+
+    ``emulated_bytes`` makes a CUDA device as small as that, and puts one of host memory in the place of a CPU.
+    """
     total, available = host_memory()
-    if emulated_bytes:
-        return emulated_memory(emulated_bytes, available)
     if device.kind == "cuda":
         memory = nearest_card(device.total_bytes).device(device.total_bytes, available)
-        return replace(memory, free_bytes=device.free_bytes, capability=device.capability)
+        limit = min(emulated_bytes or device.total_bytes, device.total_bytes)
+        return replace(memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability)
+    if emulated_bytes:
+        return emulated_memory(emulated_bytes, available)
     kind: Literal["cpu"] = "cpu"
     return DeviceMemory(kind, total, available, total)
 
@@ -61,7 +65,10 @@ def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
 def plan_device(device: Device, models: ModelSizes, workload: Workload, emulated_bytes: int | None = None, quality: str = "exact") -> Computer:
     """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError` when nothing fits."""
     memory = device_memory(device, emulated_bytes)
-    plan = plan_memory(memory, models, workload, MemoryRules(quality=quality))
-    if emulated_bytes:
-        return Computer(device, plan, EmulatedDevice(emulated_bytes))
-    return Computer(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes) if device.kind == "cuda" else HostTransfers())
+    rules = MemoryRules(quality=quality)
+    plan = plan_memory(memory, models, workload, rules)
+    if device.kind == "cuda":
+        if emulated_bytes:  # the driver's context is outside of what torch counts
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (emulated_bytes - rules.context_bytes) / device.total_bytes))
+        return Computer(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes))
+    return Computer(device, plan, EmulatedDevice(emulated_bytes) if emulated_bytes else HostTransfers())

@@ -23,6 +23,11 @@ from backend.stream import HostTransfers, Transfers
 logger = logging.getLogger(__name__)
 
 Loader = Callable[[], nn.Module]
+Prepare = Callable[[str, nn.Module], nn.Module]
+
+
+def unchanged(name: str, module: nn.Module) -> nn.Module:
+    return module
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,20 @@ class ModelCache:
     """Models by name.
 
     ``placements`` says how each lives (resident where it says nothing), ``transfers`` how its bytes travel, and ``headroom`` how
-    many bytes a prefetch must leave free for the computation that goes on meanwhile.
+    many bytes a prefetch must leave free for the computation that goes on meanwhile. ``prepare`` gets every model after it was
+    read, with its name, before it is placed.
     """
 
-    def __init__(self, device: torch.device, transfers: Transfers | None = None, placements: Mapping[str, Kind] | None = None, headroom: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        transfers: Transfers | None = None,
+        placements: Mapping[str, Kind] | None = None,
+        headroom: int = 0,
+        prepare: Prepare = unchanged,
+    ) -> None:
         self._headroom = headroom
+        self._prepare = prepare
         self.device = device
         self._transfers = transfers or HostTransfers()
         self._placements = dict(placements or {})
@@ -141,7 +155,7 @@ class ModelCache:
         if name not in self._residences:
             begin = time.perf_counter()
             with torch.inference_mode(False):  # weights are ordinary tensors, also when a stage is the first to ask for them
-                module = self._loaders[name]().eval().requires_grad_(False)
+                module = self._prepare(name, self._loaders[name]().eval().requires_grad_(False))
             residence = RESIDENCES[self._placements.get(name, "resident")](module, self._transfers)
             seconds = time.perf_counter() - begin
             self._residences[name] = residence

@@ -185,6 +185,8 @@ def grouped(module: nn.Module, transfers: Transfers) -> Residence:
 
 def sequential(module: nn.Module, transfers: Transfers) -> Residence:
     """Its layers pass through the device one at a time: the least memory, and the slowest."""
+    for block in block_modules(module):
+        vars(block).pop("forward", None)  # a compiled forward, which would not run the hooks of its layers
     holders = [part for part in module.modules() if any(True for _ in (*part.parameters(recurse=False), *part.buffers(recurse=False)))]
     return Streamed(module, transfers, {part: [part] for part in holders}, ahead=False)
 

@@ -1,6 +1,7 @@
 """``config_optimized.json`` and the environment -> one frozen, typed object.
 
-Every key can be overridden by an environment variable: ``FLUX_`` and the key in capitals (``FLUX_MODEL=embedded``).
+Every key can be overridden by an environment variable: ``FLUX_`` and the key in capitals (``FLUX_MODEL=embedded``); names of a
+list are parted by commas.
 ``docs/configuration.md`` explains each key.
 """
 
@@ -24,6 +25,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "quality": ("exact", "fp8", "nf4"),
+    "compile": ("auto", "on", "off"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
 }
 MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "tile_size": 32, "prompt_cache_entries": 0}
@@ -38,14 +40,21 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     quality: str = "exact"
+    compile: str = "auto"
+    compile_cache: str = ".compile_cache"
     emulate_vram: str = ""
     cpu_threads: int = 0
     weights_dir: str = "weights"
+    allow_downloads: bool = False
     upscaler: str = "auto"
     face_detector: str = "auto"
+    prompt_upsampler: str = "auto"
     tile_size: int = 192
     prompt_cache_entries: int = 32
     warm_up: bool = True
+    disabled_extensions: tuple[str, ...] = ()
+    disabled_scripts: tuple[str, ...] = ()
+    allocator_conf: str = "auto"
     log_level: str = "INFO"
 
     @property
@@ -70,6 +79,10 @@ def _checked(name: str, value: Any, kind: type, origin: str) -> Any:
         raise SettingsError(f"{where} must be {'true or false' if kind is bool else 'a whole number'}, not {value!r}")
     if kind is str and not isinstance(value, str):
         raise SettingsError(f"{where} must be text, not {value!r}")
+    if kind is tuple:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise SettingsError(f"{where} must be a list of names, not {value!r}")
+        return tuple(value)
     if name in CHOICES and value not in CHOICES[name]:
         raise SettingsError(f"{where} must be one of {', '.join(CHOICES[name])}, not {value!r}")
     if name in MINIMUM and value < MINIMUM[name]:
@@ -88,6 +101,8 @@ def _from_environment(kind: type, text: str, name: str) -> Any:
             return int(text)
         except ValueError:
             raise SettingsError(f"environment variable {name} must be a whole number, not {text!r}") from None
+    if kind is tuple:
+        return [name.strip() for name in text.split(",") if name.strip()]
     return text
 
 

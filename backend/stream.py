@@ -105,6 +105,7 @@ class CudaTransfers:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def free_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self._device)
-        reserved = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return free + reserved
+        free, total = torch.cuda.mem_get_info(self._device)
+        reserved, allocated = torch.cuda.memory_reserved(self._device), torch.cuda.memory_allocated(self._device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(self._device))  # all of it, unless a smaller card is emulated
+        return min(free + reserved, allowed) - allocated

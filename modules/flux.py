@@ -22,9 +22,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
+from backend.errors import WeightsError
 from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
 from modules.family import Family
+from modules.flux_memory_optimizer import first_block_cache
 from modules.samplers import EULER, SIMPLE, noise_levels, solver, verbatim_scheduler
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ class Drawing:
 
     With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
     only there. With ``soft`` masks grey is repainted too, in so many of the last steps as it is bright. ``sampler`` and ``schedule``
-    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler. With ``latent_resize`` (a mode of
-    ``torch.nn.functional.interpolate``) the images may have another size: their latents are brought to this one.
+    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler. ``go_fast`` skips steps that change little.
+    With ``latent_resize`` (a mode of ``torch.nn.functional.interpolate``) the images may have another size: their latents are
+    brought to this one.
     """
 
     prompts: tuple[str, ...]
@@ -67,6 +70,7 @@ class Drawing:
     soft: bool = False
     sampler: str = EULER
     schedule: str = SIMPLE
+    go_fast: bool = False
     latent_resize: str = ""
 
     def only(self, index: int) -> Drawing:
@@ -151,7 +155,8 @@ class FluxService:
         with timeline.span("denoise"):
             whole = Rung("all pictures together", lambda: self.denoise(drawing, embeddings, start, report))
             single = Rung("one picture at a time", lambda: self.denoise_one_by_one(drawing, embeddings, start, report))
-            latents = self.ladder.climb("denoise", [whole, single], "width and height")
+            # which steps are skipped is decided for a batch, and no picture shall depend on those beside it
+            latents = self.ladder.climb("denoise", [single] if drawing.go_fast else [whole, single], "width and height")
         with timeline.span("decode"):
             return self._with_or_without_tiles("decode", lambda: self.decode(latents, drawing.width, drawing.height))
 
@@ -216,14 +221,20 @@ class FluxService:
             return (latents - vae.config.shift_factor) * vae.config.scaling_factor  # type: ignore[no-any-return]
 
     def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
-        """Packed latents, N x tokens x 64, to pictures. One at a time, which needs the least memory."""
+        """Packed latents, N x tokens x 64, to pictures. One at a time, which needs the least memory.
+
+        Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
+        """
         with self.models.on_device("vae") as loan:
             vae: Any = loan[0]
             unpacked = FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)
             scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
             pictures: list[Image.Image] = []
             for one in scaled.split(1):
-                pictures += self._processor.postprocess(vae.decode(one, return_dict=False)[0], output_type="pil")
+                pixels = vae.decode(one, return_dict=False)[0]
+                if not pixels.isfinite().all():
+                    raise WeightsError(f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' is too narrow for it")
+                pictures += self._processor.postprocess(pixels, output_type="pil")
             return pictures
 
     def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
@@ -254,7 +265,7 @@ class FluxService:
                 report(index + 1, total)
             return state
 
-        with self.models.on_device("transformer") as (transformer,):
+        with self.models.on_device("transformer") as (transformer,), first_block_cache(transformer, drawing.go_fast):
             self._pipeline.transformer = transformer
             try:
                 return self._pipeline(  # type: ignore[no-any-return]

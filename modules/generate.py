@@ -40,6 +40,7 @@ class GenerateStage:
             strength=request.prompt_strength,
             sampler=request.sampler,
             schedule=request.scheduler,
+            go_fast=request.go_fast,
         )
         drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         if image and mask:

@@ -47,6 +47,7 @@ class HiresStage:
             images=tuple(enlarged),
             strength=hires.strength,
             schedule=request.scheduler,
+            go_fast=request.go_fast,
             latent_resize=LATENT_MODES.get(hires.upscaler, ""),
         )
         drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))

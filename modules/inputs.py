@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,35 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.errors import InputError, nearest
 from modules.adetailer.arguments import AdetailerUnit, units_from_json
+from modules.adetailer.vocabulary import Vocabulary, why_missing
 from modules.request import Canvas, Hires, ImageRequest, choose_size, random_seed
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
+MAX_BYTES = 128 * 2**20
+
+
+def only_temporary(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs as they are, when every file among them is a temporary one, which is how Cog's server hands over what it was sent.
+
+    Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the file.
+    """
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for field, value in inputs.items():
+        if isinstance(value, Path) and not (value.is_file() and value.resolve().parent == temporary):
+            raise InputError(field, "must be sent as a data: URL, or be the http(s) address of a picture")
+    return inputs
 
 
 def read_image(path: Path, field: str) -> Image.Image:
     """A picture given as an input, upright, RGB (or RGBA or L as it is).
 
-    Its size is judged by the header alone, before anything is decoded. Raises :class:`InputError`, which names the field
-    and never the file's path or content.
+    It must be in one of ``IMAGE_FORMATS``, whatever its name says, and its size is judged by the header alone, before anything is
+    decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(field, f"is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller")
@@ -37,39 +54,43 @@ def read_image(path: Path, field: str) -> Image.Image:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def adetailer_units(inputs: Mapping[str, Any], detectors: Collection[str]) -> tuple[AdetailerUnit, ...]:
+def adetailer_units(inputs: Mapping[str, Any], detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
     """The detail passes: one over the faces, or those of ``adetailer_args``; ``ad_prompt`` goes over the first one's words."""
     if not inputs["adetailer"]:
         return ()
     units = units_from_json(inputs["adetailer_args"], "adetailer_args") if inputs["adetailer_args"].strip() else (AdetailerUnit(),)
     for unit in units:
         if unit.model and unit.model not in detectors:
-            raise InputError(
-                "adetailer_args", f"ad_model '{unit.model}' is not here{nearest(unit.model, detectors)}; leave it out, or use {', '.join(detectors)}"
-            )
+            why = why_missing(unit.model) or nearest(unit.model, detectors)
+            raise InputError("adetailer_args", f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
+        name = unit.model or next(iter(detectors), "")
+        if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):
+            raise InputError("adetailer_args", f"ad_model_classes of {name}: {objection}")
     if units and inputs["ad_prompt"]:
         units = (replace(units[0], prompt=inputs["ad_prompt"]), *units[1:])
     return units
 
 
-def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Collection[str]) -> ImageRequest:
-    """The request that the inputs ask for, by a family's sizes and the detectors that are there.
+def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[str, Vocabulary]) -> ImageRequest:
+    """The request that the inputs ask for, by a family's sizes and the detectors that are there (the first is the default).
 
     Raises :class:`InputError` for what cannot be honoured.
     """
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
     width, height = choose_size(canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
+    seed = random_seed() if inputs["seed"] is None else inputs["seed"]
     return ImageRequest(
         prompt=inputs["prompt"],
         width=width,
         height=height,
-        seed=random_seed() if inputs["seed"] is None else inputs["seed"],
+        seed=seed,
         num_outputs=inputs["num_outputs"],
         num_inference_steps=inputs["num_inference_steps"],
         guidance_scale=inputs["guidance_scale"],
         sampler=inputs["sampler"],
         scheduler=inputs["scheduler"],
+        go_fast=inputs["go_fast"],
         image=image,
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
@@ -78,4 +99,6 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Collecti
         scale=inputs["scale"],
         output_format=inputs["output_format"],
         output_quality=inputs["output_quality"],
+        prompt_upsampling=inputs["prompt_upsampling"],
+        prompt_upsampling_seed=seed if inputs["prompt_upsampling_seed"] is None else inputs["prompt_upsampling_seed"],
     )

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -94,10 +95,15 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
     seconds = {name.removesuffix(".seconds"): value for name, value in batch.timeline.metrics().items() if name.endswith(".seconds") and value}
     paths = [directory / f"out-{index}.{request.output_format}" for index in range(len(batch.pictures))]
     parts = [path.with_name(f".{path.name}.part") for path in paths]
+
+    def save(picture: Picture, part: Path) -> None:
+        _save(picture.image, part, request, parameters_text(request, picture, model), _record(request, picture, model, seconds))
+
     with ExitStack() as undo:
-        for picture, part in zip(batch.pictures, parts, strict=True):
+        for part in parts:
             undo.callback(part.unlink, missing_ok=True)
-            _save(picture.image, part, request, parameters_text(request, picture, model), _record(request, picture, model, seconds))
+        with ThreadPoolExecutor(max(1, len(parts))) as pool:  # encoders of image formats let other threads run
+            list(pool.map(save, batch.pictures, parts))
         for part, path in zip(parts, paths, strict=True):
             undo.callback(path.unlink, missing_ok=True)
             part.replace(path)

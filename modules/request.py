@@ -31,7 +31,7 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 CUSTOM = "custom"
 MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
-HIRES_UPSCALERS = ("ESRGAN", "Lanczos")
+HIRES_UPSCALERS = ("ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)")
 SAMPLERS = ("Euler", "DPM++ 2M", "UniPC")
 SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
 """The names of ``modules/samplers.py``; the first of each is the default. Schedules other than it are for Euler."""
@@ -84,6 +84,7 @@ class ImageRequest:
     guidance_scale: float = 3.5
     sampler: str = SAMPLERS[0]
     scheduler: str = SCHEDULES[0]
+    go_fast: bool = False
     image: Image.Image | None = None
     mask: Image.Image | None = None
     prompt_strength: float = 0.8
@@ -92,6 +93,11 @@ class ImageRequest:
     scale: float = 1.0
     output_format: str = "webp"
     output_quality: int = 80
+    prompt_upsampling: bool = False
+    prompt_upsampling_seed: int = 0
+    original_prompt: str = ""
+    """The user's words, where ``prompt`` was rewritten or should have been; ``prompt_note`` says what was done."""
+    prompt_note: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -105,6 +111,7 @@ class ImageRequest:
                 "scale": (self.scale, 1, 8),
                 "output_quality": (self.output_quality, 0, 100),
                 "seed": (self.seed, 0, MAX_SEED),
+                "prompt_upsampling_seed": (self.prompt_upsampling_seed, 0, MAX_SEED),
             }
         )
         _check_choice("sampler", self.sampler, SAMPLERS)

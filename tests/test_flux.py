@@ -30,6 +30,7 @@ def flux(service: Service) -> FluxService:
 def bare() -> FluxPipeline:
     pipeline = FluxPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.to(memory_format=torch.channels_last)  # as ours, so that convolutions add in the same order
     return pipeline
 
 

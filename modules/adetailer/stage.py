@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 from PIL import Image
 
-from backend.model_cache_optimizer import ModelCache
-from backend.out_of_memory import Rung
 from modules.adetailer.arguments import AdetailerUnit, region_prompt
 from modules.adetailer.crops import composite, correct_colors
-from modules.adetailer.detection import Detector
+from modules.adetailer.debug_images import draw_found
+from modules.adetailer.detectors import Detectors
 from modules.adetailer.masks import Detections
 from modules.adetailer.regions import Found, Region, choose_regions, rounds
 from modules.flux import Drawing, FluxService
@@ -49,10 +47,9 @@ class AdetailerStage:
 
     name = "adetailer"
 
-    def __init__(self, flux: FluxService, models: ModelCache, detector_name: str, together: int) -> None:
+    def __init__(self, flux: FluxService, detectors: Detectors, together: int) -> None:
         self.flux = flux
-        self.models = models
-        self.detector_name = detector_name
+        self.detectors = detectors
         self.together = together
 
     def wanted(self, request: ImageRequest) -> bool:
@@ -62,6 +59,9 @@ class AdetailerStage:
         for number, unit in enumerate(request.adetailer):
             with batch.timeline.span("detect"):
                 found = self.find(batch.pictures, unit)
+            if batch.show:
+                for index, (picture, of_picture) in enumerate(zip(batch.pictures, found, strict=True)):
+                    batch.show(f"found-{index}-unit-{number + 1}", draw_found(picture.image, of_picture))
             images = [picture.image for picture in batch.pictures]
             repaints = self.repaints(batch.pictures, found, unit, request.prompt)
             total, done = sum(len(one) for one in repaints), 0
@@ -98,15 +98,7 @@ class AdetailerStage:
 
     def detect(self, images: Sequence[Image.Image], unit: AdetailerUnit) -> list[Detections]:
         """All that the unit's detector sees in every image."""
-
-        def detected(together: int) -> list[Detections]:
-            with self.models.on_device("face_detector") as (network,):
-                detector = Detector(network)
-                batches = [images[start : start + together] for start in range(0, len(images), together)]
-                return [found for batch in batches for found in detector.detect(batch, unit.confidence)]
-
-        rungs = [Rung("all pictures together", partial(detected, len(images))), Rung("one picture at a time", partial(detected, 1))]
-        return self.flux.ladder.climb("detect", rungs, "num_outputs")
+        return self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes)
 
     def paint(
         self, images: Sequence[Image.Image], together: Sequence[Repaint], unit: AdetailerUnit, request: ImageRequest, batch: ImageBatch
@@ -126,6 +118,7 @@ class AdetailerStage:
             strength=unit.strength(regions[0].area_ratio),
             soft=unit.soft_mask,
             schedule=request.scheduler,
+            go_fast=request.go_fast,
         )
         painted = self.flux.draw(drawing, batch.timeline)
         if not unit.color_correction:
@@ -147,7 +140,7 @@ class AdetailerStage:
             changed["sampler"] = EULER
         by_prompt = [f"region {region.number}: [SKIP]" for region in found.regions if region_prompt(unit.prompt, request.prompt, region.number - 1) is None]
         return {
-            **{f"ADetailer {label}{suffix}": value for label, value in {"model": self.detector_name, **changed}.items()},
+            **{f"ADetailer {label}{suffix}": value for label, value in {"model": unit.model or self.detectors.default, **changed}.items()},
             f"_adetailer_regions{suffix}": [region.box for region in found.regions],
             f"_adetailer_skipped{suffix}": [*found.skipped, *by_prompt],
         }
