@@ -181,7 +181,7 @@ def train(
         loss = training_loss(runner, encoders, batches, teacher)
         loss.backward()
         ramp = min(1.0, (step + 1) / 60)
-        optimizer.step(ramp * max(0.02, min(1.0, (1 - local) / 0.6)) * (1.0 if teacher is None else 0.3))
+        optimizer.step(ramp * max(0.02, min(1.0, (1 - local) / 0.6)) * (1.0 if teacher is None else 0.6))
         step += 1
         decay = min(0.998 if teacher is None else 0.99, step / (step + 30))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
