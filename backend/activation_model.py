@@ -96,13 +96,15 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
         return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "tile_size")
 
     steps = [step("encode", "encode", ("text_encoder", "text_encoder_2"), models.text_tokens, 1, 1, "")] if new_prompt else []
+    if new_prompt and "prompt_upsampler" in models.components:  # as many tokens as the text encoder takes, one forward each
+        steps.insert(0, step("prompt", "write", ("prompt_upsampler",), models.text_tokens, 1, models.text_tokens, "prompt_upsampler"))
     steps += [denoise("denoise", w.width, w.height, 1, size_inputs), autoencoder("decode", "decode", w.width, w.height, "width and height")]
     width, height = w.width, w.height
     if w.hires:
         steps += [upscale("hires", width, height), *repaint("hires", *w.hires, w.hires_strength, "hires scale")]
         width, height = w.hires
     if w.detail_crop:
-        steps.append(step("detect", "detect", ("face_detector",), w.outputs, 1, 1, "num_outputs"))
+        steps.append(step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
         for _ in range(w.details):
             steps += repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer")
     passes = math.ceil(math.log(w.scale, models.upscale_factor) - 1e-9)

@@ -15,8 +15,8 @@ from typing import Any
 
 from backend.errors import WeightsError
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "face_detector", "upscaler")
-"""CLIP-L, T5-XXL, the Flux transformer, its autoencoder, the detector of the detail pass, ESRGAN; in all families the same."""
+COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "detectors", "upscaler")
+"""CLIP-L, T5-XXL, the Flux transformer, its autoencoder, all detectors of the detail pass together, ESRGAN; in all families the same."""
 
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_compute": 1, "nf4": 0.5625})
 """nf4: half a byte, and one float32 scale for every 64 weights, as bitsandbytes stores it without double quantization.
@@ -111,7 +111,7 @@ FLUX_DEV = ModelSizes(
             "text_encoder_2": Component(4_762_310_656, "bf16", (192_948_224, *(192_946_176,) * 23), 219, 131_596_288),
             "transformer": Component(11_901_408_320, "bf16", (339_831_296,) * 19 + (141_591_808,) * 38, 656, 56_641_536),
             "vae": Component(83_819_683),
-            "face_detector": Component(1_600_000, dtype="fp32"),
+            "detectors": Component(1_600_000, dtype="fp32"),
             "upscaler": Component(16_697_987, dtype="fp32"),
         }
     ),
@@ -139,7 +139,7 @@ FAMILIES: Mapping[str, ModelSizes] = MappingProxyType({family.name: family for f
 
 
 def embedded(folder: Path, dtype: str = "fp32") -> ModelSizes:
-    """The family whose files lie in ``folder`` (``flux/`` in diffusers' layout, ``face_detector.`` and ``upscaler.safetensors``).
+    """The family whose files lie in ``folder`` (``flux/`` in diffusers' layout, ``*_detector.`` and ``upscaler.safetensors``).
 
     ``dtype`` is what the weights are computed in. Only headers and configurations are read. Memory costs are so many
     vectors of a model's width, as ``bench/activations.py`` measures them. Raises WeightsError that names what is missing or damaged.
@@ -167,6 +167,26 @@ def embedded(folder: Path, dtype: str = "fp32") -> ModelSizes:
     return ModelSizes("embedded", native, 28, components, costs, source, token_pixels, int(own["tokens"]), native // 2)
 
 
+def with_prompt_upsampler(models: ModelSizes, folder: Path, dtype: str) -> ModelSizes:
+    """The family with a language model beside it, whose folder is in transformers' layout; it computes in ``dtype``.
+
+    Its cost "write" is that of one token (x: tokens of prompt and answer, whose keys and values are kept). It stays whole and exact: it
+    may be swapped, but neither rounded nor streamed. Raises WeightsError that names what is missing or damaged.
+    """
+    config = _json(folder / "config.json")
+    config = config.get("text_config", config)
+    shapes = _shapes(sorted(folder.glob("*.safetensors")))
+    if not shapes:
+        raise WeightsError(f"{folder.name} holds no .safetensors file; restore it, or change 'prompt_upsampler' in config_optimized.json")
+    parameters, item = _component(shapes, dtype).parameters, BYTES_PER_PARAMETER[dtype]
+    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kept = 2 * int(config["num_hidden_layers"]) * width * int(config.get("num_key_value_heads") or heads) / heads
+    # beside keys and values: a few vectors of the widest layer for a token, and a row of the vocabulary, widened to draw from it
+    memory = Curve(fixed=2 * 4 * int(config["vocab_size"]), linear=(kept + 4 * width + 2 * int(config["intermediate_size"])) * item)
+    costs = {**models.costs, "write": Cost(memory, Curve(fixed=2 * parameters))}
+    return replace(models, components={"prompt_upsampler": Component(parameters, dtype), **models.components}, costs=costs)
+
+
 def _component(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Component:
     layers: dict[str, int] = {}
     blocks: dict[str, int] = {}
@@ -183,8 +203,18 @@ def _component(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Component:
 
 def _tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a component's tensors, from the headers of its safetensors files."""
-    single = folder / f"{name}.safetensors"
-    files: Iterable[Path] = [single] if single.exists() else sorted((folder / "flux" / name).glob("*.safetensors"))
+    if name == "detectors":  # of one architecture, so their tensors have the same names
+        files = sorted(folder.glob("*_detector.safetensors"))
+        found = {f"{file.stem}.{key}": shape for file in files for key, shape in _shapes([file]).items()}
+    else:
+        single = folder / f"{name}.safetensors"
+        found = _shapes([single] if single.exists() else sorted((folder / "flux" / name).glob("*.safetensors")))
+    if not found:
+        raise WeightsError(f"{name}: no .safetensors file of it is in {folder.name}; restore the model folder")
+    return found
+
+
+def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         with file.open("rb") as opened:
@@ -193,8 +223,6 @@ def _tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
                 raise WeightsError(f"{file.name} is damaged (its header claims {length} bytes); restore the model folder")
             header = _parsed(opened.read(length), file.name)
         found.update({key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"})
-    if not found:
-        raise WeightsError(f"{name}: no .safetensors file of it is in {folder.name}; restore the model folder")
     return found
 
 

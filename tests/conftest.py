@@ -129,12 +129,12 @@ class Drawn:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline and JSON, from a folder of its own."""
+    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline, debug images and JSON, from a folder of its own."""
     folder, temporary = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("tmp")
     inputs = [option for name, value in PICTURE.items() for option in ("-i", f"{name}={value}")]
     begin = time.monotonic()
     process = subprocess.run(
-        [ROOT / "scripts" / "predict", *inputs, "-o", "pictures", "--timeline", "timeline.png", "--json"],
+        [ROOT / "scripts" / "predict", *inputs, "-o", "pictures", "--timeline", "timeline.png", "--debug-images", "found", "--json"],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(temporary)},
         capture_output=True,

@@ -164,7 +164,7 @@ class TestTogether:
         assert [len(together) for together in batches] == [4]
 
     def test_the_pictures_are_those_of_one_face_at_a_time(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
-        alone = AdetailerStage(stage.flux, stage.models, stage.detector_name, together=1)
+        alone = AdetailerStage(stage.flux, stage.detectors, together=1)
         one_by_one, at_once = (each.run(crowd, REQUEST).pictures[0].image for each in (alone, stage))
         assert np.abs(pixels(one_by_one) - pixels(at_once)).max() <= 1
 
@@ -174,7 +174,7 @@ class TestTogether:
         assert len(batches) > 1 and sum(len(together) for together in batches) == 4
 
     def test_a_batch_holds_what_the_plan_allows(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
-        narrow = AdetailerStage(stage.flux, stage.models, stage.detector_name, together=3)
+        narrow = AdetailerStage(stage.flux, stage.detectors, together=3)
         unit = REQUEST.adetailer[0]
         assert [len(together) for together in narrow.repaints(crowd.pictures, narrow.find(crowd.pictures, unit), unit, PROMPT)] == [3, 1]
 

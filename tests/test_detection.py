@@ -16,7 +16,9 @@ from PIL import Image
 from backend.settings import ROOT
 from modules.adetailer.detection import Detector, load_detector_network, offline_ultralytics
 from modules.adetailer.masks import Detections, bounding_box, rectangle_masks
-from training.detector import ARCHITECTURE, draw_sample, export, score, soften
+from training.detector import SEGMENTING, evaluate, export
+from training.detector_samples import KINDS, draw_faces, soften
+from training.detector_score import score
 from training.drawing import Box, draw_scene
 from training.scene import sample_scene
 
@@ -24,7 +26,12 @@ Samples = tuple[list[Image.Image], list[list[Box]]]
 """Pictures, and the face boxes of each."""
 
 WEIGHTS = ROOT / "weights" / "embedded" / "face_detector.safetensors"
-SEGMENTER = {**ARCHITECTURE, "head": [*ARCHITECTURE["head"][:-1], [[10, 13], 1, "Segment", ["nc", 32, 256]]]}  # type: ignore[index]
+
+
+def trained(*kinds: str) -> pytest.MarkDecorator:
+    """For tests of our own detectors that have to be trained first."""
+    missing = [kind for kind in kinds if not WEIGHTS.with_stem(f"{kind}_detector").is_file()]
+    return pytest.mark.skipif(bool(missing), reason=f"python -m training.detector --kind {' and '.join(missing)} has not been run")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +55,7 @@ def segmenter() -> Any:
     from ultralytics.nn.tasks import SegmentationModel
 
     torch.manual_seed(0)
-    network: Any = SegmentationModel(deepcopy(SEGMENTER), nc=2, verbose=False)
+    network: Any = SegmentationModel(deepcopy(SEGMENTING), nc=2, verbose=False)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # one pass makes the norms fit, so that signals reach the head
@@ -62,8 +69,8 @@ def segmenter() -> Any:
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     rng = Random(4711)
-    drawn = [draw_sample(rng) for _ in range(24)]
-    return [image for image, _ in drawn], [boxes for _, boxes in drawn]
+    drawn = [draw_faces(rng) for _ in range(24)]
+    return [sample.image for sample in drawn], [sample.boxes for sample in drawn]
 
 
 def assert_equal(ours: Detections, theirs: Detections, tolerance: float = 0.0) -> None:
@@ -86,6 +93,36 @@ def test_faces_are_found_in_soft_and_noisy_pictures(detector: Detector, samples:
     rng = Random(1)
     figures = score(detector.detect([soften(image, rng) for image in samples[0]], 0.3), samples[1])
     assert figures["recall"] >= 0.8 and figures["precision"] >= 0.8, figures
+
+
+@trained("hand", "person")
+@pytest.mark.parametrize(
+    ("kind", "variant", "least"),
+    [
+        ("hand", "drawn", {"map50": 0.9, "recall": 0.85}),
+        ("hand", "softened", {"map50": 0.7}),
+        ("person", "drawn", {"map50": 0.95, "recall": 0.9, "mask_map50": 0.93, "mask_iou": 0.8}),
+        ("person", "softened", {"map50": 0.9, "mask_map50": 0.85}),
+    ],
+)
+def test_hands_and_persons_are_found_on_drawings_that_no_training_saw(figures: dict[str, Any], kind: str, variant: str, least: dict[str, float]) -> None:
+    assert all(figures[kind][variant][name] >= value for name, value in least.items()), figures[kind][variant]
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return {kind: evaluate(Detector(load_detector_network(WEIGHTS.with_stem(f"{kind}_detector"))), KINDS[kind], 0, count=40) for kind in ("hand", "person")}
+
+
+@trained("person")
+def test_a_person_has_a_mask_of_its_own_shape() -> None:
+    """The mask lies in the box and leaves most of the background out of it."""
+    sample = next(sample for sample in map(KINDS["person"].draw, map(Random, range(99))) if len(sample.boxes) == 1)
+    (found,) = Detector(load_detector_network(WEIGHTS.with_stem("person_detector"))).detect([sample.image], 0.3)
+    x1, y1, x2, y2 = found.boxes[0]
+    inside, truth = found.masks[0] > 0, sample.masks[0] > 0
+    assert len(found) == 1 and (inside & truth).sum() / (inside | truth).sum() > 0.75
+    assert inside.sum() < 0.8 * (x2 - x1) * (y2 - y1)
 
 
 def test_a_large_picture_gives_large_boxes(detector: Detector) -> None:
@@ -150,7 +187,7 @@ def test_boxes_are_those_of_ultralytics(detector: Detector, weights: Path, size:
 def test_masks_are_those_of_ultralytics_with_retina_masks(
     segmenter: torch.nn.Module, tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(segmenter, tmp_path / "persons.safetensors", SEGMENTER, "segment", ["person", "dog"], 160)
+    export(segmenter, tmp_path / "persons.safetensors", SEGMENTING, "segment", ["person", "dog"], 160)
     network, image = load_detector_network(tmp_path / "persons.safetensors"), draw_scene(sample_scene(Random(8), size))
     confidence = float(np.sort(Detector(network).detect([image], 0.0)[0].confidences)[-20:][0])
     theirs = predicted(network, image, 160, confidence, monkeypatch)
@@ -192,9 +229,17 @@ def test_a_box_hides_only_those_of_its_own_class() -> None:
 
 
 def test_a_network_that_suppresses_by_itself_is_believed() -> None:
-    sees = torch.tensor([[50.0, 17, 90, 47, 0.9, 0], [50, 17, 91, 47, 0.8, 0], [0, 7, 9, 9, 0.2, 0]])
-    (found,) = Detector(Says(sees[None], end2end=True)).detect([Image.new("RGB", (320, 100))], 0.3)
-    assert found.boxes.tolist() == [[100, 20, 180, 80], [100, 20, 182, 80]]
+    sees = torch.tensor([[50.0, 17, 90, 47, 0.9, 0], [50, 17, 91, 47, 0.8, 1], [0, 7, 9, 9, 0.2, 0]])
+    detector, images = Detector(Says(sees[None], end2end=True)), [Image.new("RGB", (320, 100))]
+    assert detector.detect(images, 0.3)[0].boxes.tolist() == [[100, 20, 180, 80], [100, 20, 182, 80]]
+    assert detector.detect(images, 0.3, classes=[1])[0].boxes.tolist() == [[100, 20, 182, 80]]
+
+
+def test_only_the_wanted_classes_are_found() -> None:
+    sees = torch.tensor([[70.0, 32, 40, 30, 0.1, 0.8, 0], [70, 32, 40, 30, 0.9, 0.2, 0], [20, 32, 20, 20, 0, 0, 0.7]])
+    detector, images = Detector(Says(sees.T[None], classes=3)), [Image.new("RGB", (320, 100))]
+    for wanted, confidences in ((None, [0.9, 0.8, 0.7]), ([0, 2], [0.9, 0.7]), ([1], [0.8])):
+        assert detector.detect(images, 0.3, wanted)[0].confidences.round(1).tolist() == confidences
 
 
 def test_torchvision_may_have_been_imported(detector: Detector) -> None:

@@ -19,7 +19,8 @@ from test_detection import WEIGHTS, assert_equal
 from backend.errors import WeightsError
 from backend.settings import ROOT
 from modules.adetailer.detection import Detector, load_detector_network, offline_ultralytics
-from training.detector import ARCHITECTURE, draw_sample
+from training.detector import ARCHITECTURE
+from training.detector_samples import draw_faces
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +48,7 @@ def unfused(weights: Path) -> Any:
 
 def test_a_checkpoint_and_our_own_form_give_the_same(tmp_path: Path) -> None:
     rng = Random(4711)
-    pictures, detector = [draw_sample(rng)[0] for _ in range(24)], Detector(load_detector_network(WEIGHTS))
+    pictures, detector = [draw_faces(rng).image for _ in range(24)], Detector(load_detector_network(WEIGHTS))
     torch.save({"model": unfused(WEIGHTS), "train_args": {"imgsz": detector.size[0]}}, tmp_path / "face_yolov8n.pt")
     from_checkpoint = Detector(load_detector_network(tmp_path / "face_yolov8n.pt"))
     assert from_checkpoint.size == detector.size

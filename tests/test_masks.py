@@ -278,6 +278,14 @@ def test_top_k(k: int, method: str, kept: list[tuple[int, ...]]) -> None:
     assert [tuple(box) for box in result.boxes] == kept
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_keep_their_order_in_top_k(method: str) -> None:
+    """ADetailer leaves theirs to chance, so the same request may repaint another face."""
+    boxes = [(float(x), 10.0, float(x + 5), 20.0) for x in range(0, 80, 10)]
+    result = keep_largest(detections(boxes, [0.5] * len(boxes)), 3, method)
+    assert [tuple(box) for box in result.boxes] == boxes[:3]
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [

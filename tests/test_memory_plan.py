@@ -263,7 +263,7 @@ def test_sizes_are_the_published_ones() -> None:
 def test_the_steps_of_a_prediction() -> None:
     wanted = Workload(1024, 1024, outputs=2, hires=(1536, 1536), detail_crop=1024, details=2, scale=8)
     repaint = ["vae", "transformer", "vae"]
-    expected = ["text_encoder_2", "transformer", "vae", "upscaler", *repaint, "face_detector", *repaint, *repaint, "upscaler", "upscaler"]
+    expected = ["text_encoder_2", "transformer", "vae", "upscaler", *repaint, "detectors", *repaint, *repaint, "upscaler", "upscaler"]
     assert [step.components[-1] for step in prediction_steps(wanted, FLUX_DEV)] == expected
     assert [step.components[-1] for step in prediction_steps(Workload(512, 512), FLUX_DEV, new_prompt=False)] == ["transformer", "vae"]
 

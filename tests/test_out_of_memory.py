@@ -225,7 +225,7 @@ def test_after_it_the_plain_way_is_the_same_as_ever(flux: FluxService, monkeypat
 
 
 def test_detection_and_upscaling_survive_and_are_counted(service: Service, flux: FluxService, monkeypatch: pytest.MonkeyPatch) -> None:
-    import modules.adetailer.stage as detail
+    import modules.adetailer.detection as detail
     import modules.enlarger as enlarge
 
     request = ImageRequest(prompt=PROMPT, width=256, height=256, seed=5, num_outputs=2, num_inference_steps=3, adetailer=(AdetailerUnit(),), scale=2.0)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from backend.settings import ROOT
+from training.detector_samples import KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def main() -> None:
     def step(name: str, module: str, *options: str | Path) -> None:
         run_step(name, work, module, *map(str, options))
 
-    step("detector", "detector", "--out", work / "detector")
+    for kind in KINDS:
+        step(f"{kind} detector", "detector", "--kind", kind, "--out", work / "detector")
     step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
     step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
@@ -57,8 +59,12 @@ def main() -> None:
     step("transformer", "transformer", "--models", parts, "--latents", latents, "--out", transformer, *minutes(75))
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
     step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
-    for name in ("detector/face_detector.safetensors", "detector/face_detector.yaml", "upscaler/upscaler.safetensors"):
+    detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
+    for name in (*detectors, "upscaler/upscaler.safetensors"):
         shutil.copy(work / name, EMBEDDED)
+    step("redrawn faces", "redrawn", "--weights", EMBEDDED.parent, "--out", work / "redrawn")
+    shutil.copy(work / "redrawn" / "face_detector.safetensors", EMBEDDED)
+    step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(800 * arguments.scale)))
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
 
 

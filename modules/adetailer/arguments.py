@@ -38,6 +38,7 @@ class AdetailerUnit:
     """
 
     model: str = ""
+    model_classes: str = ""
     tab_enable: bool = True
     prompt: str = ""
     confidence: float = 0.3
@@ -115,7 +116,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "negative_prompt": ("", "Flux has no negative prompt"),
-        "model_classes": ("", "only detectors with fixed classes are supported"),
         "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
         "use_vae": (False, "the model's own autoencoder is used"),
         "use_sampler": (False, "the detail pass takes Euler steps, placed as the input scheduler says"),

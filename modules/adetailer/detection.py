@@ -13,7 +13,8 @@ import os
 import pickle
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,9 @@ from safetensors.torch import load_file
 
 from backend.errors import WeightsError
 from backend.torchvision_operators import ensure_torchvision_operators
+from backend.weight_content import is_safetensors
 from modules.adetailer.masks import Detections, rectangle_masks
+from modules.adetailer.onnx_network import read_onnx
 
 NMS_IOU, MAX_DETECTIONS = 0.7, 300
 """Of two boxes of a class that overlap more than this the less confident one goes; ultralytics' defaults, which ADetailer uses."""
@@ -62,19 +65,21 @@ def load_detector_network(path: Path) -> torch.nn.Module:
     """Reads a detector into a network on the CPU: float32, evaluation mode, batch norms fused, nothing to be trained.
 
     ``NAME.safetensors`` is our own form: the weights, beside a ``NAME.yaml`` that holds ultralytics' description of the
-    architecture and ``task`` (detect or segment), ``names`` and ``imgsz``. Anything else is read as an ultralytics checkpoint
-    by the restricted unpickler.
+    architecture and ``task`` (detect or segment), ``names`` and ``imgsz``. ``NAME.onnx`` is what ultralytics exports; it computes
+    on the CPU, wherever the others do. Anything else is read as an ultralytics checkpoint by the restricted unpickler.
 
     Raises:
         WeightsError: A file is missing, damaged, not a detector, or holds more than weights and known layers.
     """
-    embedded = path.suffix.lower() == ".safetensors"
+    embedded = path.suffix.lower() == ".safetensors" or (path.is_file() and is_safetensors(path))  # the content chooses, not the name
     for needed in (path, path.with_suffix(".yaml")) if embedded else (path,):
         if not needed.is_file():  # ultralytics would look for it on GitHub
             raise WeightsError(f"{needed.name}: this file of the detector is missing; put it there or choose another detector")
     _import_ultralytics()
+    if path.suffix.lower() == ".onnx":
+        return read_onnx(path)
     try:
-        network = _read_embedded(path) if embedded else _read_checkpoint(path)
+        network = _read_embedded(path) if embedded else read_checkpoint(path)
         _require_detector(network, path.name)
         # The head would otherwise keep its anchors on the device of the last call, where nobody who moves parameters finds them.
         network.model[-1].dynamic = True
@@ -114,7 +119,8 @@ def _read_embedded(path: Path) -> Any:
     return network
 
 
-def _read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """An ultralytics checkpoint by the restricted unpickler: its network as it was trained, in float32. Raises what ultralytics raises."""
     from ultralytics.nn.tasks import load_checkpoint
 
     # ultralytics changes some file names before it opens them (quotes, "yolov5s.pt"), and downloads what it then misses.
@@ -129,17 +135,21 @@ class Detector:
 
     Building one costs nothing, and it keeps nothing but the network. Every call runs on the device and in the precision that
     the network then has.
+
+    Args:
+        words: For a YOLO-World: other classes in place of those that are baked in, as features 1 x classes x width of its text model.
     """
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: torch.nn.Module, words: torch.Tensor | None = None) -> None:
         self._network = cast(Any, network)  # an ultralytics model has more than a module
+        self._words = words
         self._stride = max(int(self._network.stride.max()), 32)
         side = self._network.args["imgsz"]  # of its training; a network that is given another size finds little
         height, width = side if isinstance(side, Sequence) else (side, side)
         self.size = tuple(math.ceil(length / self._stride) * self._stride for length in (height, width))
         """Height and width in pixels that a picture is fitted into."""
 
-    def detect(self, images: Sequence[Image.Image], confidence: float) -> list[Detections]:
+    def detect(self, images: Sequence[Image.Image], confidence: float, classes: Collection[int] | None = None) -> list[Detections]:
         """What is found in each image, most confident first.
 
         Images of one size go through the network together. An image's result does not depend on the others.
@@ -147,31 +157,32 @@ class Detector:
         Args:
             images: RGB, of any sizes.
             confidence: Only what is more confident than this is found, 0 to 1.
+            classes: Numbers of the classes that are looked for, as if there were no others; None = all.
         """
         by_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             by_size[image.size].append(index)
         found: dict[int, Detections] = {}
         for indices in by_size.values():
-            found.update(zip(indices, self._detect_same_size([images[index] for index in indices], confidence)))
+            found.update(zip(indices, self._detect_same_size([images[index] for index in indices], confidence, classes)))
         return [found[index] for index in range(len(images))]
 
     @torch.inference_mode()
-    def _detect_same_size(self, images: Sequence[Image.Image], confidence: float) -> list[Detections]:
+    def _detect_same_size(self, images: Sequence[Image.Image], confidence: float, classes: Collection[int] | None) -> list[Detections]:
         from ultralytics.data.augment import LetterBox
         from ultralytics.utils.ops import process_mask_native, scale_boxes
 
-        parameter = next(self._network.parameters())
-        fit = LetterBox(self.size, auto=True, stride=self._stride)
+        parameter = next(chain(self._network.parameters(), self._network.buffers()))
+        fit = LetterBox(self.size, auto=not getattr(self._network, "fixed_size", False), stride=self._stride)
         fitted = torch.from_numpy(np.stack([np.asarray(fit(image=np.asarray(image.convert("RGB")))) for image in images]))
         pixels = fitted.to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype) / 255  # N x 3 x h x w
-        output = self._network(pixels)[0]
+        output = self._forward(pixels)
         segments = isinstance(output, tuple)
         predictions, prototypes = output if segments else (output, [None] * len(images))
         width, height = images[0].size
         results = []
         for prediction, prototype in zip(predictions.float(), prototypes):
-            rows = self._best(prediction, confidence)
+            rows = self._best(prediction, confidence, classes)
             scaled: Any = scale_boxes((pixels.shape[2], pixels.shape[3]), rows[:, :4], (height, width))
             boxes = scaled.cpu().numpy().astype(np.float64)
             if segments:  # at the picture's own size, without the letterbox' bars
@@ -183,17 +194,31 @@ class Detector:
             results.append(found.take(np.flatnonzero(found.masks.any(axis=(1, 2)))))
         return results
 
-    def _best(self, prediction: torch.Tensor, confidence: float) -> torch.Tensor:
+    def _forward(self, pixels: torch.Tensor) -> Any:
+        """The raw predictions, and with them the prototypes of the masks where the network segments."""
+        if self._words is None:
+            return self._network(pixels)[0]
+        head = self._network.model[-1]
+        baked_in, head.nc = head.nc, self._words.shape[1]
+        try:
+            return self._network.predict(pixels, txt_feats=self._words.to(pixels.device))[0]
+        finally:
+            head.nc = baked_in
+
+    def _best(self, prediction: torch.Tensor, confidence: float, wanted: Collection[int] | None) -> torch.Tensor:
         """One image's raw prediction to n x (x1, y1, x2, y2, confidence, class, mask coefficients), most confident first.
 
         What ultralytics' ``non_max_suppression`` does. That one calls torchvision's wrapper as soon as anybody has imported
         torchvision, and the wrapper refuses operators that are defined in Python, as ours are beside a CPU build of torch.
         """
         if getattr(self._network, "end2end", False):  # such a network suppresses by itself
-            return prediction[prediction[:, 4] > confidence]
-        classes = self._network.model[-1].nc
+            rows = prediction[prediction[:, 4] > confidence]
+            return rows if wanted is None else rows[torch.isin(rows[:, 5], rows.new_tensor(list(wanted)))]
+        classes = self._network.model[-1].nc if self._words is None else self._words.shape[1]
         rows = prediction.T  # centre, size, a score for each class, mask coefficients
-        scores, labels = rows[:, 4 : 4 + classes].max(dim=1, keepdim=True)
+        columns = torch.tensor(sorted(wanted or range(classes)), device=rows.device)
+        scores, best = rows[:, 4 + columns].max(dim=1, keepdim=True)
+        labels = columns[best]
         half = rows[:, 2:4] / 2
         rows = torch.cat([rows[:, :2] - half, rows[:, :2] + half, scores, labels, rows[:, 4 + classes :]], dim=1)[scores[:, 0] > confidence]
         apart = rows[:, :4] + 7680 * rows[:, 5:6]  # boxes of two classes never overlap

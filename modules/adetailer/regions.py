@@ -49,10 +49,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Found:
-    """The regions of one picture in the order in which they are repainted, and why the other detections are not."""
+    """The regions of one picture in the order in which they are repainted, why the other detections are not, and all of these."""
 
     regions: tuple[Region, ...]
     skipped: tuple[str, ...]
+    detections: Detections
 
 
 def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int], canvas: Canvas) -> Found:
@@ -83,7 +84,7 @@ def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tupl
             regions.append(region)
         else:
             skipped.append(f"{name}: nothing is left of its mask after the blur")
-    return Found(tuple(regions), tuple(skipped))
+    return Found(tuple(regions), tuple(skipped), detections)
 
 
 def rounds(regions: Sequence[Region]) -> list[list[Region]]:
