@@ -171,7 +171,7 @@ class Fetcher:
         """What one connection brings, from where the file ends now."""
         start = writing.tell()
         headers = build_hf_headers(token=token_for(file)) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with http_stream_backoff("GET", remote.url, headers=headers, timeout=TIMEOUT) as answer:
+        with http_stream_backoff("GET", remote.url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=()) as answer:  # _bring() tries again
             answer.raise_for_status()
             if start and answer.status_code != 206:  # the server begins anew
                 writing.truncate(0)

@@ -17,8 +17,6 @@ from backend.settings import load_settings
 from backend.weight_content import check_content, digest
 from backend.weights import brings, check_file
 
-os.environ["HF_HUB_OFFLINE"] = "0"  # read when the hub's library is imported: to go online is what this command is for
-
 FAILED, BAD_INPUT = 1, 2
 EVERY_TTY, EVERY_LOG = 0.5, 15.0
 """Seconds between two lines of progress."""
@@ -123,6 +121,8 @@ def show(folder: Path) -> None:
 
 
 def bring(files: Sequence[WeightFile], folder: Path, jobs: int) -> int:
+    # read when the hub's library is imported: to go online is what this command is for, to tell about itself is not
+    os.environ.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_TELEMETRY="1")
     from backend.downloads import fetch
 
     failed = 0

@@ -41,7 +41,7 @@ def check_content(path: Path, name: str) -> None:
         if is_pickle(path):
             raise WeightsError(f"{name}: is a pickle under the name of a safetensors file; {AGAIN}")
         check_safetensors(path, name)
-    elif suffix in PICKLE_SUFFIXES and not is_pickle(path):
+    elif suffix in PICKLE_SUFFIXES and not is_pickle(path) and not is_safetensors(path):
         raise WeightsError(f"{name}: is damaged or not what torch saves; {AGAIN}")
     elif suffix == ".json":
         try:
