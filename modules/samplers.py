@@ -7,6 +7,7 @@ would not be decided by the seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -75,5 +76,8 @@ def verbatim_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def solver(sampler: str, shift: float) -> Any:
-    """A scheduler of :data:`SOLVERS` for a model that is trained with so much shift to the noisy side."""
-    return SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000)
+    """A scheduler of :data:`SOLVERS` for a model that is trained with so much shift to the noisy side (1 is none)."""
+    scheduler = SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True)
+    # FluxPipeline works out a shift by the picture's size, between these two
+    scheduler.register_to_config(base_shift=math.log(shift), max_shift=math.log(shift))
+    return scheduler
