@@ -13,10 +13,13 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
+        import tempfile
+
         from backend.settings import load_settings
         from modules.startup import since_launch, start
 
         self.service = start(load_settings(), since_launch(served=True))
+        tempfile.tempdir = str(self.service.brought)  # Cog's server puts the files of a request there, and does not always delete them
 
     def predict(
         self,

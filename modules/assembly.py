@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -17,28 +17,30 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from transformers.utils.logging import disable_progress_bar
 
 from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
+from backend.cost_model import Kind
 from backend.errors import WeightsError
-from backend.families import FAMILIES, ModelSizes, embedded
+from backend.families import FAMILIES, Component, ModelSizes, embedded, with_prompt_upsampler
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
 from backend.memory_management import MemoryPlan, Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.narrow_storage import FORMATS, store_narrow
 from backend.out_of_memory import Ladder
 from backend.settings import Settings
+from backend.timeline import Timeline
 from backend.weights import EMBEDDED, resolve_file, resolve_model
-from modules.adetailer.detection import load_detector_network, offline_ultralytics
-from modules.adetailer.stage import AdetailerStage
-from modules.enlarger import Enlarger
+from modules.adetailer.detector_names import detector_parameters, find_detectors
+from modules.adetailer.vocabulary import Vocabulary
+from modules.extension_optimizer import Selection, select
 from modules.family import Family, read_family
 from modules.flux import FluxService
 from modules.generate import GenerateStage
-from modules.hires import HiresStage
 from modules.outputs import ModelInfo
-from modules.pipeline import ImagePipeline
-from modules.upscale import UpscaleStage
-from modules.upscaler import load_upscaler_network
+from modules.pipeline import ImagePipeline, Stage
+from modules.prompt_upsampler import MODEL, PromptUpsampler, find_prompt_upsampler
 
-FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
+if TYPE_CHECKING:
+    from modules.adetailer.detectors import Detectors
+
 UPSCALERS = ("ESRGAN_4x.pth", "upscaler.safetensors")
 """What "auto" takes, best first: the published models where they lie under ``weights/``, else the embedded ones."""
 
@@ -50,33 +52,46 @@ HASHED_BYTES = 2**28
 @dataclass(frozen=True)
 class Assembled:
     family: Family
+    upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
+    detectors: Mapping[str, Vocabulary]
+    """By name, the default one first. Filled as the detectors are read."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything is read from. ``checkpoint`` is a single file in place of ``parts/transformer``."""
+    """Where everything is read from. ``checkpoint`` is a single file in place of ``parts/transformer``; what no stage uses is None."""
 
     parts: Path
     checkpoint: Path | None
-    upscaler: Path
-    face_detector: Path
+    upscaler: Path | None
+    detectors: Mapping[str, Path]
+    prompt_upsampler: Path | None = None
 
     @property
     def is_embedded(self) -> bool:
         return self.parts.parent.name == EMBEDDED and not self.checkpoint
 
     def sizes(self) -> ModelSizes:
-        """What the memory plan counts with: our own models as they are, any other as FLUX.1."""
-        if self.is_embedded:
-            return embedded(self.parts.parent)
-        return FAMILIES["flux-dev" if self.family().distilled_guidance else "flux-schnell"]
+        """What the memory plan counts with: our own models as they are, any other as FLUX.1; without what no stage uses."""
+        known = FAMILIES["flux-dev" if self.family().distilled_guidance else "flux-schnell"]
+        sizes = embedded(self.parts.parent) if self.is_embedded else known
+        unused = [name for name, file in (("upscaler", self.upscaler), ("detectors", self.detectors)) if not file]
+        components = {name: component for name, component in sizes.components.items() if name not in unused}
+        if self.detectors:
+            components["detectors"] = Component(sum(map(detector_parameters, self.detectors.values())), "fp32")
+        sizes = replace(sizes, components=components)
+        return with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components["transformer"].dtype) if self.prompt_upsampler else sizes
 
     def workload(self, settings: Settings) -> Workload:
-        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2."""
+        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as there are stages for it."""
         side = self.family().native
-        return Workload(side, side, detail_crop=side, scale=2, upscale_tile=settings.tile_size)
+        return Workload(side, side, detail_crop=side if self.detectors else 0, scale=2 if self.upscaler else 1, upscale_tile=settings.tile_size)
+
+    def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:
+        """How every model of the cache lives: as planned, each detector as all of them."""
+        return {**planned, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
 
     def transformer_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / "transformer")
@@ -107,23 +122,28 @@ class Files:
 
 
 def find_files(settings: Settings) -> Files:
-    """What the settings ask for. Raises :class:`WeightsError` for what is not there."""
-    upscaler = resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
-    detector = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
+    """What the settings and the enabled stages ask for. Raises :class:`WeightsError` for what is not there."""
+    unused = select(settings).unused_models
+    upscaler = None if "upscaler" in unused else resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
+    detectors = {} if "detectors" in unused else find_detectors(settings)
     found = resolve_model(settings)
     if found.is_dir():
-        return Files(found, None, upscaler, detector)
-    if not settings.model_parts:
+        files = Files(found, None, upscaler, detectors)
+    elif settings.model_parts:
+        files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscaler, detectors)
+    else:
         raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
-    return Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscaler, detector)
+    upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
+    return replace(files, prompt_upsampler=upsampler)
 
 
-def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path) -> Assembled:
-    """Registers every model with the cache and builds the stages. Reads configurations, but no weights yet.
+def assemble(
+    files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path, timeline: Timeline | None = None
+) -> Assembled:
+    """Registers every model with the cache and builds the enabled stages. Reads configurations, but no weights yet.
 
-    ``scratch`` is a writable folder that lives as long as the process.
+    ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every stage's imports.
     """
-    offline_ultralytics(scratch / "ultralytics")
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
     family = files.family()
     tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
@@ -132,9 +152,11 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         "text_encoder_2": partial(load_transformers_module, T5EncoderModel, files.parts / "text_encoder_2", dtype),
         "transformer": partial(files.load_transformer, dtype),
         "vae": partial(load_autoencoder, files.parts / "vae", dtype, tile),
-        "face_detector": partial(load_detector_network, files.face_detector),
-        "upscaler": partial(load_upscaler_network, files.upscaler),
     }
+    if files.upscaler:
+        loaders["upscaler"] = partial(load_upscaler, files.upscaler)
+    if files.prompt_upsampler:
+        loaders[MODEL] = partial(load_language_model, files.prompt_upsampler, dtype)
     for name, loader in loaders.items():
         stored_as = plan.placements[name].dtype
         models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
@@ -148,14 +170,58 @@ def assemble(files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryP
         ladder,
         settings.prompt_cache_entries,
     )
-    enlarger = Enlarger(models, files.upscaler.stem, plan.upscale_tile, ladder)
-    stages = (
-        GenerateStage(flux),
-        HiresStage(flux, enlarger),
-        AdetailerStage(flux, models, files.face_detector.stem, plan.details_together),
-        UpscaleStage(enlarger),
-    )
-    return Assembled(family, ImagePipeline(stages), files.model_info(family))
+    extensions = select(settings)
+    extensions.bring(timeline or Timeline(), scratch)
+    detectors = register_detectors(files, settings, models, ladder)
+    stages = [GenerateStage(flux), *optional_stages(files, extensions, flux, models, detectors, plan, ladder)]
+    upsampler = PromptUpsampler(models, files.prompt_upsampler, family.tokens, ladder) if files.prompt_upsampler else None
+    return Assembled(family, upsampler, ImagePipeline(stages), files.model_info(family), detectors.vocabularies if detectors else {})
+
+
+def optional_stages(
+    files: Files, extensions: Selection, flux: FluxService, models: ModelCache, detectors: Detectors | None, plan: MemoryPlan, ladder: Ladder
+) -> list[Stage]:
+    """The enabled stages after the first, in order. What is disabled is not imported."""
+    stages: list[Stage] = []
+    if files.upscaler:
+        from modules.enlarger import Enlarger
+
+        enlarger = Enlarger(models, files.upscaler.stem, plan.upscale_tile, ladder)
+    if "hires" in extensions.enabled:
+        from modules.hires import HiresStage
+
+        stages.append(HiresStage(flux, enlarger))
+    if detectors:
+        from modules.adetailer.stage import AdetailerStage
+
+        stages.append(AdetailerStage(flux, detectors, plan.details_together))
+    if "upscale" in extensions.enabled:
+        from modules.upscale import UpscaleStage
+
+        stages.append(UpscaleStage(enlarger))
+    return stages
+
+
+def register_detectors(files: Files, settings: Settings, models: ModelCache, ladder: Ladder) -> Detectors | None:
+    if not files.detectors:
+        return None
+    from modules.adetailer.detectors import Detectors
+    from modules.adetailer_patch import redirect_detectors
+
+    redirect_detectors(settings)  # for other people's code, which asks for them by name
+    return Detectors(files.detectors, settings, models, ladder)
+
+
+def load_upscaler(path: Path) -> nn.Module:
+    from modules.upscaler import load_upscaler_network
+
+    return load_upscaler_network(path)
+
+
+def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from backend.language_model import load_causal_network
+
+    return load_causal_network(folder, dtype)
 
 
 def load_narrow(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:

@@ -12,26 +12,30 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from backend.errors import InputError, UserError
 from backend.input_schema import InputSchema
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 is done, 1 any other failure
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage and one line."""
         self.exit(BAD_INPUT, f"error: {message}\n")
 
 
 def _parser(schema: InputSchema) -> argparse.ArgumentParser:
     lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
-    parser = _Parser(
+    parser = OneLineParser(
         prog="scripts/predict",
         description="Draws pictures from words: Flux, then ADetailer, then ESRGAN.",
         epilog="inputs:\n" + "\n".join(lines),
@@ -39,7 +43,9 @@ def _parser(schema: InputSchema) -> argparse.ArgumentParser:
     )
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; a file is given as NAME=@FILE; repeat for more")
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder for out-0.webp and on (default: the current one)")
-    parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went")
+    parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went; FILE.json gives the figures")
+    parser.add_argument("--startup", type=Path, metavar="FILE.png", help="the same for what went before the prediction, from process start")
+    parser.add_argument("--debug-images", type=Path, metavar="DIR", help="also write the pictures with all that the detail pass found in them")
     parser.add_argument("--emulate-vram", metavar="48MB", help="try the memory plan for a card of this size, with host memory in its place")
     parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
     return parser
@@ -72,7 +78,15 @@ def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
-def _check_folder(option: str, folder: Path) -> None:
+def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
+    files = [folder / f"{name}.png" for name in images]
+    for file, image in zip(files, images.values(), strict=True):
+        image.save(file)
+    return files
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Makes the folder that an option names, or raises :class:`InputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -84,29 +98,37 @@ def _check_folder(option: str, folder: Path) -> None:
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> None:
     inputs = schema.validate(schema.parse(options.input))
     _copy_in(inputs, temporary)
-    _check_folder("-o", options.output)
-    if options.timeline:
-        _check_folder("--timeline", options.timeline.parent)
+    check_folder("-o", options.output)
+    if options.debug_images:
+        check_folder("--debug-images", options.debug_images)
+    for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
+        if file:
+            check_folder(option, file.parent)
 
     from backend.settings import load_settings, parse_bytes
-    from modules.startup import start
+    from modules.startup import since_launch, start
 
-    settings = load_settings()
+    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
-    service = start(settings)
+    service = start(settings, since_launch(served=False))
     metrics: dict[str, float] = {}
     timeline = service.new_timeline()
-    files = service.predict(inputs, metrics.__setitem__, timeline=timeline)
+    shown: dict[str, Image.Image] = {}
+    files = service.predict(inputs, metrics.__setitem__, timeline=timeline, show=shown.__setitem__ if options.debug_images else None)
     try:
         written = _deliver(files, options.output)
+        if options.debug_images:
+            _deliver(_saved(shown, temporary), options.debug_images)
         if options.timeline:
-            timeline.chart(options.timeline)
+            timeline.write(options.timeline)
+        if options.startup:
+            service.timeline.write(options.startup)
     except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
         sys.exit(f"error: cannot write the files: {error.strerror}")
     if options.json:
-        print(json.dumps({"files": [str(file) for file in written], "metrics": metrics}))
+        print(json.dumps({"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}))
     else:
         print(*written, sep="\n")
 

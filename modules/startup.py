@@ -1,8 +1,12 @@
-"""Set-up and prediction as a whole: from settings to a service that takes inputs and gives files."""
+"""Set-up and prediction as a whole: from settings to a service that takes inputs and gives files.
+
+torch and what needs it are imported by :func:`start`, after the environment is as it should be, and inside the spans of the set-up.
+"""
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import shutil
@@ -10,26 +14,27 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from backend.computer import Computer, plan_device
-from backend.devices import probe_device, usable_threads
+from backend.allocator import apply_allocator_conf
 from backend.families import ModelSizes
 from backend.input_schema import InputSchema
-from backend.model_cache_optimizer import ModelCache
-from backend.out_of_memory import Ladder
-from backend.plan_report import plan_as_text
 from backend.settings import Settings, parse_bytes
-from backend.timeline import Timeline
-from backend.torchvision_operators import ensure_torchvision_operators
+from backend.timeline import Timeline, process_began
+from modules.adetailer.vocabulary import Vocabulary
+from modules.extension_optimizer import Selection, select
 from modules.family import Family
 from modules.inputs import build_request
 from modules.outputs import ModelInfo, write_pictures
-from modules.pipeline import ImagePipeline, Progress
+from modules.pipeline import ImagePipeline, Progress, Show
 from modules.progress import ProgressBars
+from modules.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request import ImageRequest
+
+if TYPE_CHECKING:
+    from backend.computer import Computer
+    from backend.model_cache_optimizer import ModelCache
+    from backend.out_of_memory import Ladder
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +48,41 @@ class Service:
     computer: Computer
     family: Family
     sizes: ModelSizes
-    detectors: tuple[str, ...]
+    detectors: Mapping[str, Vocabulary]
+    extensions: Selection
     models: ModelCache
     ladder: Ladder
+    upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
     timeline: Timeline
     outputs: Path
 
-    def predict(self, inputs: Mapping[str, Any], report: Report, progress: Progress | None = None, timeline: Timeline | None = None) -> list[Path]:
+    def predict(
+        self, inputs: Mapping[str, Any], report: Report, progress: Progress | None = None, timeline: Timeline | None = None, show: Show | None = None
+    ) -> list[Path]:
         """Makes the pictures that the inputs ask for and gives their files.
 
-        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it. The files of the
-        prediction before are deleted first. Raises :class:`backend.errors.InputError` for inputs that cannot be honoured, before
-        any model runs.
+        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it; ``show`` gets
+        what the stages found on their way. The files of the prediction before are deleted first. Raises
+        :class:`backend.errors.InputError` for inputs that cannot be honoured, before any model runs.
         """
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
+        for old in self.brought.iterdir():
+            if old not in inputs.values():
+                old.unlink()
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
         timeline = timeline or self.new_timeline()
         moved, retries_before = self.models.stats().bytes_moved, self.ladder.retries.copy()
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
-                request = build_request(InputSchema().validate(inputs), self.family.canvas, self.detectors)
+                schema = InputSchema()
+                request = build_request(self.extensions.turn_off(schema.validate(inputs), schema.defaults), self.family.canvas, self.detectors)
             with ProgressBars() as bars, self.computer.computing():
-                batch = self.pipeline.run(request, progress or bars, timeline)
+                request = upsampled(request, self.upsampler, timeline)
+                batch = self.pipeline.run(request, progress or bars, timeline, show)
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
         except BaseException:
@@ -83,6 +97,11 @@ class Service:
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
 
+    @property
+    def brought(self) -> Path:
+        """For the files that a server makes of a request's; those that it forgets, after an error say, are deleted here."""
+        return self.outputs.parent / "brought"
+
     def new_timeline(self) -> Timeline:
         """For one prediction; it measures the device's memory."""
         return self.computer.timeline()
@@ -94,17 +113,43 @@ class Service:
             self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
 
 
-def start(settings: Settings) -> Service:
-    """Probes the device, loads every model once, and warms up. Raises a :class:`backend.errors.UserError` that says what to mend."""
+def since_launch(served: bool) -> Timeline:
+    """A timeline for :func:`start` that begins with this process; ``served``: with Cog's server, which started this process."""
+    began = process_began()
+    timeline = Timeline(begin=process_began(os.getppid()) if served else began)
+    if served:
+        timeline.passed("server", began)
+    return timeline
+
+
+def start(settings: Settings, timeline: Timeline | None = None) -> Service:
+    """Probes the device, loads every model once, and warms up. Raises a :class:`backend.errors.UserError` that says what to mend.
+
+    ``timeline`` gets the spans of the set-up; one from :func:`since_launch` counts what went before, too.
+    """
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
+    timeline = timeline or Timeline()
+    extensions = select(settings)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported, below: nothing here ever asks a hub
-    timeline = Timeline()
-    with timeline.span("device"):
+    apply_allocator_conf(settings.allocator_conf, os.environ)
+    timeline.passed("environment")
+    with timeline.span("torch"):
+        import torch
+
+        from backend.devices import probe_device, usable_threads
+
         torch.set_num_threads(settings.cpu_threads or usable_threads())
         device = probe_device(settings.device, settings.dtype)
     with timeline.span("imports"):
+        from backend.torchvision_operators import ensure_torchvision_operators
+
         ensure_torchvision_operators()
+        from backend.computer import plan_device
+        from backend.model_cache_optimizer import ModelCache
+        from backend.out_of_memory import Ladder
+        from backend.plan_report import plan_as_text
         from modules.assembly import assemble, find_files
+        from modules.flux_memory_optimizer import FluxMemoryOptimizer
     # one folder for all that is written while the service lives; it goes when the process ends
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -113,19 +158,30 @@ def start(settings: Settings) -> Service:
         sizes = files.sizes()
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
-    models = ModelCache(device.torch_device, computer.transfers, computer.kinds, computer.plan.inference_bytes)
+    optimizer = FluxMemoryOptimizer(device, computer.plan, settings)
+    models = ModelCache(device.torch_device, computer.transfers, files.kinds(computer.kinds), computer.plan.inference_bytes, optimizer.improve)
     ladder = Ladder(models.make_leaner)
-    assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch)
+    with timeline.span("stages"):
+        assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch, timeline)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    service = Service(computer, assembled.family, sizes, (files.face_detector.name,), models, ladder, assembled.pipeline, assembled.model, timeline, outputs)
+    (scratch / "brought").mkdir()
+    parts = assembled.upsampler, assembled.pipeline, assembled.model
+    service = Service(computer, assembled.family, sizes, assembled.detectors, extensions, models, ladder, *parts, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
     logger.info("%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(computer.plan, sizes))
+    logger.info("optimizations\n%s", optimizer.table())
+    seconds = timeline.metrics()
+    imports = {name: seconds[f"stages.{name}.seconds"] for name in extensions.enabled}
+    load_seconds = models.stats().load_seconds
+    reading = {**load_seconds, "detectors": sum(load_seconds[name] for name in files.detectors)}
+    logger.info("extensions\n%s", extensions.report(imports, reading))
     logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
+    logger.info("set-up as JSON: %s", json.dumps(seconds))
     return service

@@ -19,7 +19,8 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_file_of_the_package_names_every_setting_with_its_default() -> None:
-    assert json.loads(CONFIG_FILE.read_text()) == {field.name: field.default for field in fields(Settings)}
+    defaults = {field.name: field.default for field in fields(Settings)}
+    assert json.loads(CONFIG_FILE.read_text()) == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
     assert load_settings(environment={}) == Settings()
 
 
@@ -37,6 +38,7 @@ def test_the_configuration_page_explains_every_setting() -> None:
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path, '{"tile_size": 64}'), {"FLUX_TILE_SIZE": "96", "FLUX_WARM_UP": "false", "PATH": "/bin"})
     assert settings.tile_size == 96 and settings.warm_up is False
+    assert load_settings(environment={"FLUX_DISABLED_EXTENSIONS": "hires, upscale"}).disabled_extensions == ("hires", "upscale")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ('{"warm_up": 1}', "warm_up must be true or false"),
         ('{"dtype": "float8"}', "dtype must be one of auto, float32"),
         ('{"model": 3}', "model must be text"),
+        ('{"disabled_extensions": "upscale"}', "disabled_extensions must be a list of names, not 'upscale'"),
+        ('{"disabled_scripts": [1]}', "disabled_scripts must be a list of names"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, message: str) -> None:
