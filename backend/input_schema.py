@@ -199,6 +199,7 @@ class InputSchema:
         inputs, choices = read_inputs(source if source is not None else PREDICTOR_FILE.read_text())
         self.properties: dict[str, Schema] = {name: {**choices.get(name, {}), **prop} for name, prop in inputs["properties"].items()}
         self.required: list[str] = inputs["required"]
+        self.defaults: dict[str, object] = {name: prop["default"] for name, prop in self.properties.items() if "default" in prop}
 
     def parse(self, texts: Iterable[str]) -> dict[str, object]:
         """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``.

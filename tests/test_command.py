@@ -26,7 +26,13 @@ Report = Callable[[str, float], None]
 
 def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
     assert drawn.process.returncode == 0, drawn.process.stderr
-    assert sorted(str(path.relative_to(drawn.folder)) for path in drawn.folder.rglob("*")) == ["pictures", "pictures/out-0.png", "timeline.png"]
+    assert sorted(str(path.relative_to(drawn.folder)) for path in drawn.folder.rglob("*")) == [
+        "found",
+        "found/found-0-unit-1.png",
+        "pictures",
+        "pictures/out-0.png",
+        "timeline.png",
+    ]
     assert list(drawn.temporary.rglob("*")) == []
     printed = json.loads(drawn.process.stdout)
     assert printed["files"] == ["pictures/out-0.png"]
@@ -90,7 +96,7 @@ class FakeService:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeService]:
     fake = FakeService(None)
-    monkeypatch.setattr(startup, "start", lambda settings: fake)
+    monkeypatch.setattr(startup, "start", lambda settings, timeline: fake)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
