@@ -74,7 +74,7 @@ def flux(service: Service) -> FluxService:
 
 
 def drawn(flux: FluxService, **changes: object) -> np.ndarray:
-    values: dict[str, object] = {"prompts": (PROMPT,), "seeds": (3,), "width": 128, "height": 128, "steps": 40, "guidance": 3.5}
+    values: dict[str, object] = {"prompts": (PROMPT,), "seeds": (3,), "width": 128, "height": 128, "steps": 20, "guidance": 3.5}
     return np.asarray(flux.draw(Drawing(**{**values, **changes}), Timeline())[0]).astype(float)  # type: ignore[arg-type]
 
 
@@ -85,17 +85,12 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def exact(flux: FluxService) -> np.ndarray:
     """The picture that infinitely many steps would give, nearly."""
-    return drawn(flux, steps=400)
+    return drawn(flux, steps=100)
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), [*((EULER, schedule) for schedule in SCHEDULES), *((sampler, SCHEDULES[0]) for sampler in SOLVERS)])
 def test_all_lead_to_the_same_picture(flux: FluxService, exact: np.ndarray, sampler: str, schedule: str) -> None:
-    assert psnr(drawn(flux, sampler=sampler, schedule=schedule), exact) > 24
-
-
-@pytest.mark.parametrize("sampler", SOLVERS)
-def test_a_solver_of_second_order_needs_fewer_steps(flux: FluxService, exact: np.ndarray, sampler: str) -> None:
-    assert psnr(drawn(flux, sampler=sampler, steps=14), exact) > psnr(drawn(flux, steps=14), exact)
+    assert psnr(drawn(flux, sampler=sampler, schedule=schedule), exact) > 30
 
 
 def test_the_pictures_of_a_schedule_are_repainted_with_it(flux: FluxService) -> None:
