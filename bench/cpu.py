@@ -7,7 +7,8 @@ picture; it finds the faces with our detector, because ultralytics does not read
 From process start: one picture by ``scripts/predict`` beside one by the script, from the start of the process to its end. Warm: the
 jobs after the first one of a process, each with a prompt not seen before. Ratios are taken pair by pair, and their medians quoted,
 also of processor time, which other work on the machine disturbs less;
-peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead.
+peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead, ``--layouts`` what the order
+of the channels in memory changes.
 """
 
 from __future__ import annotations
@@ -189,6 +190,42 @@ def profile(steps: int) -> str:
     return f"set-up\n{service.timeline.table()}\n\na warm prediction\n{timeline.table()}"
 
 
+def layouts() -> str:
+    """Processor time of one thread of the autoencoder and the upscaler at 256 x 256, plain and channels last, and how far the results are apart."""
+    ensure_torchvision_operators()
+    from diffusers import AutoencoderKL
+
+    from backend.checkpoint_loader import load_diffusers_module
+    from modules.upscaler import load_upscaler_network
+
+    torch.set_num_threads(1)
+    vae: Any = load_diffusers_module(AutoencoderKL, EMBEDDED / "flux" / "vae", torch.float32)
+    upscaler: Any = load_upscaler_network(EMBEDDED / "upscaler.safetensors")
+    latents, pixels = torch.randn(1, 16, 16, 16), torch.rand(1, 3, 256, 256)
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "autoencoder, decode": lambda: vae.decode(latents, return_dict=False)[0],
+        "autoencoder, encode": lambda: vae.encode(pixels).latent_dist.mean,
+        "upscaler": lambda: upscaler(pixels),
+    }
+
+    def least_seconds(run: Callable[[], torch.Tensor]) -> float:
+        times = []
+        for _ in range(4):
+            begin = time.process_time()
+            run()
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    with torch.inference_mode():
+        plain = {name: (least_seconds(run), run()) for name, run in runs.items()}
+        vae.to(memory_format=torch.channels_last)
+        upscaler.to(memory_format=torch.channels_last)
+        lines = [f"{'':<20} {'plain s':>8} {'last s':>8} {'difference':>10}"]
+        for name, run in runs.items():
+            lines.append(f"{name:<20} {plain[name][0]:>8.3f} {least_seconds(run):>8.3f} {float((run() - plain[name][1]).abs().max()):>10.1e}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
@@ -196,11 +233,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--layouts", action="store_true", help="channels last or not, for the autoencoder and the upscaler")
     parser.add_argument("--work", choices=tuple(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments.work, arguments.steps, arguments.jobs, arguments.folder)
+        return
+    if arguments.layouts:
+        print(layouts())
         return
     if arguments.profile:
         print(profile(arguments.steps))

@@ -12,65 +12,64 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from backend.checkpoint_loader import assign_tensors, load_diffusers_module, shard_files
 from backend.page_cache import is_cached
 from backend.settings import ROOT
 from backend.torchvision_operators import ensure_torchvision_operators
 
+ensure_torchvision_operators()  # before diffusers
+
+from diffusers import FluxTransformer2DModel  # noqa: E402
+
 CONFIG: Mapping[str, Any] = MappingProxyType({"num_layers": 2, "num_single_layers": 6, "guidance_embeds": True})
 BYTES_BY_HEADS = 5.32e6
 """Bytes of that transformer in bf16, over the square of its number of attention heads."""
+PATIENCE = 40
+"""Times to try to get a file out of the page cache, half a second apart."""
 NEEDS: Mapping[str, str] = MappingProxyType({"Run:ai streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"})
 
 
 def write_checkpoint(folder: Path, size: float) -> int:
     """A random transformer of about ``size`` bytes in a diffusers folder; returns the bytes of its files."""
-    from diffusers import FluxTransformer2DModel
-
     heads = max(1, round((size / BYTES_BY_HEADS) ** 0.5))
     with torch.device("meta"):
-        model = FluxTransformer2DModel(num_attention_heads=heads, **CONFIG).to(torch.bfloat16)
+        model = FluxTransformer2DModel(num_attention_heads=heads, **CONFIG)
+    nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of what a random model does not have
     model.to_empty(device="cpu")
+    values = torch.empty(2**20, dtype=torch.bfloat16).uniform_(-0.02, 0.02)  # copied, because drawing all of them takes minutes
     for parameter in model.parameters():
-        nn.init.uniform_(parameter.data, -0.02, 0.02)
+        for part in parameter.data.view(-1).split(values.numel()):
+            part.copy_(values[: part.numel()])
     model.save_pretrained(folder, max_shard_size="1GB")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def from_pretrained(folder: Path) -> nn.Module:
-    from diffusers import FluxTransformer2DModel
-
     module: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16, local_files_only=True)
     return module
 
 
 def ours(folder: Path) -> nn.Module:
-    from diffusers import FluxTransformer2DModel
-
-    from backend.checkpoint_loader import load_diffusers_module
-
     return load_diffusers_module(FluxTransformer2DModel, folder, torch.bfloat16)
 
 
 def safetensors_with(backend: str) -> Callable[[Path], nn.Module]:
     def load(folder: Path) -> nn.Module:
-        from safetensors.torch import load_file
-
-        from backend.checkpoint_loader import shard_files
-
         tensors: dict[str, torch.Tensor] = {}
         for file in shard_files(folder):
             tensors |= load_file(file, backend=backend)
@@ -82,8 +81,6 @@ def safetensors_with(backend: str) -> Callable[[Path], nn.Module]:
 def runai_streamer(folder: Path) -> nn.Module:
     from runai_model_streamer import SafetensorsStreamer  # type: ignore[import-not-found]
 
-    from backend.checkpoint_loader import shard_files
-
     with SafetensorsStreamer() as streamer:
         streamer.stream_files([str(file) for file in shard_files(folder)])
         return module_of(folder, dict(streamer.get_tensors()))
@@ -91,8 +88,6 @@ def runai_streamer(folder: Path) -> nn.Module:
 
 def fast_safetensors(folder: Path) -> nn.Module:
     from fastsafetensors import fastsafe_open  # type: ignore[import-not-found]
-
-    from backend.checkpoint_loader import shard_files
 
     with fastsafe_open([str(file) for file in shard_files(folder)], nogds=True, device="cpu") as opened:
         return module_of(folder, {name: opened.get_tensor(name) for name in opened.keys()})
@@ -111,10 +106,6 @@ LOADERS: Mapping[str, Callable[[Path], nn.Module]] = MappingProxyType(
 
 
 def module_of(folder: Path, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    from diffusers import FluxTransformer2DModel
-
-    from backend.checkpoint_loader import assign_tensors
-
     with torch.device("meta"):
         module: nn.Module = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(folder, local_files_only=True))
     assign_tensors(module, tensors, folder.name)
@@ -144,35 +135,34 @@ def drop_from_cache(folder: Path) -> None:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            if is_cached(descriptor, 0, os.fstat(descriptor).st_size):
+            for _ in range(PATIENCE):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                if not is_cached(descriptor, 0, os.fstat(descriptor).st_size):
+                    break
+                time.sleep(0.5)  # a process that ends gives its pages back a little later
+            else:
                 raise RuntimeError(f"{file.name} stays in the page cache; somebody else uses it")
         finally:
             os.close(descriptor)
 
 
-def work(loader: str, folder: Path) -> None:
-    """Loads once and prints what it took: the part that runs in a process of its own."""
-    ensure_torchvision_operators()
-    import diffusers.models.transformers.transformer_flux  # noqa: F401
-
+def work(loader: str, folder: Path) -> dict[str, float]:
+    """Loads once: the part that runs in a process of its own."""
     if loader in NEEDS:
         importlib.import_module(NEEDS[loader])
     before, begin = forget_peak(), time.perf_counter()
     module = LOADERS[loader](folder)
     checksum = touch(module)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_memory() - before, "checksum": checksum}))
+    return {"seconds": seconds, "peak_bytes": peak_memory() - before, "checksum": checksum}
 
 
 def measure(loader: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.loading", "--work", loader, str(folder)]
-    # Run:ai's limit of its buffer; without one it holds a checkpoint once, as the others do
-    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "RUNAI_STREAMER_MEMORY_LIMIT": "-1"}, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise RuntimeError(f"{loader} failed: {finished.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
-    return found
+    """:func:`work` in a new process, forked from one that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.loading"])
+    with ProcessPoolExecutor(1, mp_context=context) as processes:
+        return processes.submit(work, loader, folder).result()
 
 
 def compare(folder: Path, size: int, runs: int) -> list[dict[str, Any]]:
@@ -215,12 +205,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=ROOT, help="on the disk that is to be measured; the checkpoint in it is deleted at the end")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--work", nargs=2, metavar=("LOADER", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.work:
-        work(arguments.work[0], Path(arguments.work[1]))
-        return
-    ensure_torchvision_operators()
+    os.environ["RUNAI_STREAMER_MEMORY_LIMIT"] = "-1"  # without its limit it holds a checkpoint once, as the others do
     with tempfile.TemporaryDirectory(prefix="loading-", dir=arguments.folder) as folder:
         size = write_checkpoint(Path(folder), arguments.gigabytes * 1e9)
         rows = compare(Path(folder), size, arguments.runs)

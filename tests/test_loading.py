@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from backend import flux_checkpoint
 from backend.checkpoint_loader import load_diffusers_module, load_transformers_module
 from backend.errors import WeightsError
 from backend.model_cache_optimizer import ModelCache
+from backend.page_cache import BLOCK, read_ahead
 from backend.settings import ROOT, Settings
 from backend.weights import resolve_file, resolve_model
+from bench.loading import LOADERS, NEEDS, drop_from_cache, from_pretrained, measure, touch, write_checkpoint
 from modules.assembly import find_files
 from modules.family import read_family
 
@@ -152,3 +155,39 @@ def test_a_model_is_loaded_once_and_counted() -> None:
     stats = cache.stats()
     assert (len(loads), stats.misses, stats.hits, stats.bytes_moved) == (1, 1, 5, 80)
     assert "linear" in stats.table()
+
+
+def test_files_are_read_ahead_once(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(os.urandom(3 * BLOCK + 5))
+    drop_from_cache(tmp_path)
+    assert read_ahead([file]) == file.stat().st_size
+    assert read_ahead([file]) == 0
+
+
+def test_a_part_that_is_missing_in_the_cache_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(os.urandom(3 * BLOCK))
+    drop_from_cache(tmp_path)
+    with file.open("rb") as opened:
+        opened.read(BLOCK)
+    assert BLOCK <= read_ahead([file]) <= 2 * BLOCK  # the kernel may have gone on by itself
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    assert write_checkpoint(folder, 2e7) > 1e7
+    return folder
+
+
+@pytest.mark.parametrize("loader", [name for name in LOADERS if name not in NEEDS])
+def test_the_loaders_of_the_bench_agree(checkpoint: Path, loader: str) -> None:
+    assert touch(LOADERS[loader](checkpoint)) == touch(from_pretrained(checkpoint))
+
+
+def test_loading_holds_the_weights_once(checkpoint: Path) -> None:
+    size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    loaded = measure("ours", checkpoint)
+    # the blocks of the readers count here, beside a checkpoint that is far smaller than any that needs them
+    assert loaded["peak_bytes"] < 1.1 * size + 4 * BLOCK + 30e6

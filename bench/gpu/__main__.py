@@ -1,0 +1,111 @@
+"""Measures the package on a CUDA GPU with random weights in the shapes of FLUX.1-dev; nothing is downloaded.
+
+    python -m bench.gpu [--folder weights/random-flux] [--only loading --only steps] [--out gpu.json]
+
+The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measure then runs in a process of its own, so that one
+that fails leaves the others: bandwidth and overlap of copies, the attention kernels, loading from the disk and from the page cache, 28
+steps at 1024 x 1024 by stock diffusers and by ours (eager, compiled, go_fast), cards of 80, 48, 24, 16 and 12 GB with the foretold and
+the measured peak and the bytes that move when all is warm, and the out-of-memory ladder. Prints one table, each figure beside its limit.
+
+``--small`` runs the same code on the CPU, with the embedded models and emulated cards; the figures then say nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.settings import ROOT, parse_bytes
+from backend.torchvision_operators import ensure_torchvision_operators
+
+if TYPE_CHECKING:
+    from bench.gpu.measures import Ground, Row
+
+NAMES = ("copies", "attention", "loading", "steps", "caps", "ladder")
+CAPS = ("80GB", "48GB", "24GB", "16GB", "12GB")
+SMALL_CAPS = ("160MB", "80MB", "60MB")
+
+
+def ground_of(arguments: argparse.Namespace) -> Ground:
+    import torch
+
+    from bench.gpu.measures import Ground
+
+    if arguments.small:
+        folder = ROOT / "weights" / "embedded" / "flux"
+        return Ground(torch.device("cpu"), "embedded", folder, 256, 2, tuple(map(parse_bytes, arguments.cap or SMALL_CAPS)), runs=1)
+    if not torch.cuda.is_available():
+        sys.exit("error: torch finds no CUDA device; run this on a machine with one, or give --small to try the code on the CPU")
+    total = torch.cuda.get_device_properties(0).total_memory
+    caps = tuple(cap for cap in map(parse_bytes, arguments.cap or CAPS) if cap <= 1.1 * total)
+    return Ground(torch.device("cuda"), str(arguments.folder.resolve()), arguments.folder, 1024, 28, caps)
+
+
+def machine(ground: Ground) -> dict[str, str]:
+    import diffusers
+    import torch
+
+    name = torch.cuda.get_device_name() if ground.on_gpu else platform.processor() or "CPU"
+    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda or "", "diffusers": diffusers.__version__}
+
+
+def measured(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """One measure in a process of its own; a failure becomes a row that says why."""
+    from bench.gpu.measures import Row
+
+    given = [*(("--small",) if arguments.small else ("--folder", str(arguments.folder))), *(part for cap in arguments.cap for part in ("--cap", cap))]
+    finished = subprocess.run([sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given], cwd=ROOT, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        return [
+            Row(name, "failed", float("nan"), "", note=finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else f"code {finished.returncode}")
+        ]
+    return [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| Measure | | Value | Limit | |", "|---|---|---|---|---|"]
+    for row in rows:
+        limit = "" if row.limit is None else f"{row.limit:.3g}"
+        lines.append(f"| {row.measure} | {row.name} | {row.value:.3g} {row.unit} | {limit} | {row.note} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "random-flux", help="where the random weights are, or are to be written")
+    parser.add_argument("--only", action="append", choices=NAMES, default=[], help="this measure; may be given several times")
+    parser.add_argument("--cap", action="append", default=[], help="a card to be tried, such as 24GB; may be given several times")
+    parser.add_argument("--out", type=Path, help="also write everything as JSON")
+    parser.add_argument("--small", action="store_true", help="on the CPU, with the embedded models")
+    parser.add_argument("--here", action="store_true", help="in this process, printing JSON")
+    arguments = parser.parse_args()
+    ensure_torchvision_operators()
+    ground = ground_of(arguments)
+    names = arguments.only or NAMES
+    if not arguments.small:
+        from bench.gpu.checkpoint import FLUX_DEV, write_checkpoint
+
+        write_checkpoint(arguments.folder, FLUX_DEV, ground.device)
+    if arguments.here:
+        from bench.gpu.measures import MEASURES, as_data
+
+        print(json.dumps([row for name in names for row in as_data(MEASURES[name](ground))]))
+        return 0
+    rows = [row for name in names for row in measured(name, arguments)]
+    where = machine(ground)
+    print(", ".join(f"{key} {value}" for key, value in where.items() if value), "\n\n", table(rows), sep="")
+    if arguments.out:
+        part = arguments.out.with_name(f".{arguments.out.name}.part")
+        part.write_text(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=2))
+        part.replace(arguments.out)
+    return int(any(row.name == "failed" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
