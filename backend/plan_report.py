@@ -90,14 +90,14 @@ def card_table() -> str:
             plan = plan_memory(card.device(), FLUX_DEV, workload, MemoryRules(quality=quality))
         except MemoryPlanError as error:
             return f"{readable(error.missing_bytes)} missing"
-        return f"{_described(plan.placements)}; {readable(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.0f} s"
+        return f"{described_placements(plan.placements)}; {readable(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.0f} s"
 
     head = ["Card", "Memory", *(f"`{quality}`" for quality in QUALITIES)]
     rows = [[f"{card.name} {card.gib} GB", readable(card.reported_bytes), *(cell(card, quality) for quality in QUALITIES)] for card in CARDS]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _described(placements: Mapping[str, Placement]) -> str:
+def described_placements(placements: Mapping[str, Placement]) -> str:
     """Transformer and T5 by name, and what else does not simply stay."""
     main = [f"{label} {placements[name].dtype} {_kind(placements[name])}" for label, name in (("transformer", "transformer"), ("T5", "text_encoder_2"))]
     others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in ("transformer", "text_encoder_2") and _kind(p) != "resident"]

@@ -1,0 +1,85 @@
+"""The node that makes pictures: one row or a whole table, row by row; a row that fails is told and does not stop the others.
+
+The function that makes a picture is handed in, so nothing here knows of models. The same node runs in this process and as the
+worker of ``backend/nodes/ray_data.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.errors import UserError
+from backend.memory_management import MemoryPlan, VRAMState
+from backend.nodes.table import Row
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, float], None]
+MakePictures = Callable[[Mapping[str, Any], Report], Sequence[Path]]
+"""Makes the pictures that inputs ask for and gives their files, which may be gone after the next call; tells metrics by name."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row: the bytes of its pictures' files, or an ``error`` in one line.
+
+    ``stages`` are seconds by stage, ``peak_bytes`` is the most memory that any of them held.
+    """
+
+    row: Row
+    pictures: tuple[bytes, ...] = ()
+    suffix: str = ""
+    seconds: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    error: str = ""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The pictures by the names that they get: the row's id and the number of the picture, always the same."""
+        return {f"{self.row.id}-{index}{self.suffix}": picture for index, picture in enumerate(self.pictures)}
+
+
+def clearing_helps(plan: MemoryPlan) -> bool:
+    """Whether giving back unused memory between rows is worth its time: only where models and pictures contend for a device.
+
+    Where every model stays, the next row takes the same blocks again, and clearing would only make it ask the driver for them.
+    """
+    return plan.state in (VRAMState.LOW_VRAM, VRAMState.NO_VRAM)
+
+
+class ImageGenerateNode:
+    """Makes the pictures of rows with ``make``. ``clear``, if given, runs after every row."""
+
+    def __init__(self, make: MakePictures, clear: Callable[[], None] | None = None) -> None:
+        self._make, self._clear = make, clear
+
+    def run(self, rows: Iterable[Row]) -> Iterator[Outcome]:
+        """The outcome of every row, in order, each as soon as it is there."""
+        return map(self.generate, rows)
+
+    def generate(self, row: Row) -> Outcome:
+        """Makes one row's pictures. Raises nothing for a row that fails: that is an outcome too."""
+        if row.problem:
+            return Outcome(row, error=row.problem)
+        metrics: dict[str, float] = {}
+        begin = time.perf_counter()
+        try:
+            files = self._make(row.inputs, metrics.__setitem__)
+            pictures = tuple(file.read_bytes() for file in files)
+        except UserError as error:
+            return Outcome(row, error=str(error))
+        except Exception as error:  # the rest of the table must go on, whatever this was; the stack trace is in the log
+            logger.exception("row %s failed", row.id)
+            return Outcome(row, error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        finally:
+            if self._clear:
+                self._clear()
+        stages = {name.removesuffix(".seconds"): value for name, value in metrics.items() if name.endswith(".seconds") and name.count(".") == 1}
+        peak = max((value for name, value in metrics.items() if name.endswith(".peak_bytes")), default=0)
+        return Outcome(row, pictures, files[0].suffix, time.perf_counter() - begin, stages, int(peak))

@@ -1,0 +1,32 @@
+"""``docs/cards.md`` holds what ``scripts/plan --cards`` prints."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from backend.cards_report import ASKING, SAVING, SIZES_GIB
+from backend.families import FAMILIES
+from backend.settings import ROOT
+
+MARKS = ("<!-- cards -->\n", "\n<!-- end -->")
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    return subprocess.run(["scripts/plan", "--cards"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+
+
+def test_the_document_is_current(printed: str) -> None:
+    written = (ROOT / "docs" / "cards.md").read_text().split(MARKS[0])[1].split(MARKS[1])[0]
+    assert written == printed, "write it again with: scripts/plan --cards"
+
+
+def test_every_family_has_its_plan_and_its_steps_for_every_card(printed: str) -> None:
+    sections = printed.split("## ")[1:]
+    assert [section.partition(",")[0] for section in sections] == list(FAMILIES)
+    for section in sections:
+        rows = [line for line in section.splitlines() if line.startswith(tuple(f"| {size} GB (" for size in SIZES_GIB))]
+        assert len(rows) == 3 * len(SIZES_GIB)
+        assert all(column in section for column in (*SAVING, *ASKING))
