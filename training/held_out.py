@@ -14,14 +14,19 @@ def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
     rng = random.Random(seed)
     prompts: list[tuple[str, dict[str, str]]] = []
     while len(prompts) < PROMPTS:
-        person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
-        if not is_held_out(person, background) or person.hair_length == "bald" or person.hat:
-            continue
-        # a colour that the picture's other parts do not share, so that the measure means what it says
-        if len({person.hair_colour, person.shirt, background}) < 3:
-            continue
+        person, background = sample_held_out(rng)
         prompts.append((sentence(rng, person, background), {"background": background, "hair": person.hair_colour, "shirt": person.shirt}))
     return prompts
+
+
+def sample_held_out(rng: random.Random) -> tuple[Person, str]:
+    """A person and a background of a combination that is held out, in three different colours, with hair that no hat covers."""
+    while True:
+        person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
+        # a colour that the picture's other parts do not share, so that the measure means what it says
+        distinct = len({person.hair_colour, person.shirt, background}) == 3
+        if is_held_out(person, background) and person.hair_length != "bald" and not person.hat and distinct:
+            return person, background
 
 
 def sentence(rng: random.Random, person: Person, background: str) -> str:
