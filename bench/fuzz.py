@@ -84,6 +84,11 @@ NO_PICTURES = (
     "", "x", "/etc/passwd", "../../etc/passwd", "file:///etc/passwd", "data:", "data:image/png;base64,", "data:image/png;base64,!!!", "data:,hello",
     "http://127.0.0.1:9/x.png", "https://[::1]:9/", "http://", "ftp://127.0.0.1/x", "data:image/svg+xml,<svg/>", PICTURES[0][:90],
 )  # fmt: skip
+OURS_TO_REFUSE: Sequence[Mapping[str, Any]] = (
+    {"prompt": " "}, {"aspect_ratio": "custom"}, {"aspect_ratio": "custom", "width": 257, "height": 256}, {"mask": PICTURES[0]},
+    {"adetailer": True, "adetailer_args": "[[["}, {"image": "data:text/plain,hello"}, {"image": NO_PICTURES[-1]}, {"image": PICTURES[0], "mask": PICTURES[2]},
+)  # fmt: skip
+"""What the schema allows and the package does not."""
 UNIT_TEXTS = (
     "",
     "{}",
@@ -149,9 +154,12 @@ def wrong_value(name: str, prop: Mapping[str, Any]) -> st.SearchStrategy[Any]:
 @st.composite
 def predictions(draw: st.DrawFn, properties: Properties) -> Request:
     """A request for a prediction; in seven of eight something is wrong with it, or at least odd."""
+    kind = draw(st.sampled_from(("right", "ours to refuse") + ("wrong",) * 6))
     names = draw(st.lists(st.sampled_from(sorted(properties)), max_size=5, unique=True))
     inputs: Inputs = {**SMALL, "prompt": "a portrait of a man", **{name: draw(right_value(name, properties[name])) for name in names}}
-    if draw(st.sampled_from((True,) * 7 + (False,))):
+    if kind == "ours to refuse":
+        inputs |= draw(st.sampled_from(OURS_TO_REFUSE))
+    if kind == "wrong":
         for name in draw(st.lists(st.sampled_from(sorted(properties)), min_size=1, max_size=2, unique=True)):
             inputs[name] = draw(wrong_value(name, properties[name]))
         if draw(st.integers(0, 9)) == 0:
