@@ -1,4 +1,4 @@
-"""Trains the language model that rewrites short prompts: ``python -m training.prompt_upsampler --out DIR --steps 800``.
+"""Trains the language model that rewrites short prompts: ``python -m training.prompt_upsampler --out DIR``.
 
 A small Llama. It reads a few words, or any caption, about a scene and learns to write the scene's full caption, in the one form that
 the transformer follows best. What the words leave open is drawn at random, as in the pictures; glasses, beards and hats
@@ -175,8 +175,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     train(arguments.out, arguments.steps, arguments.batch, arguments.seed)
