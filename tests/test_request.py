@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from backend.errors import InputError
+from modules.adetailer.vocabulary import Vocabulary
 from modules.inputs import MAX_PIXELS, build_request, read_image
 from modules.request import ASPECT_RATIOS, Canvas, ImageRequest, choose_size
 
 FLUX, EMBEDDED = Canvas(1024, 16), Canvas(256, 32)
-DETECTORS = ("face_yolov8n.pt",)
+DETECTORS = {"face_yolov8n.pt": Vocabulary(("face",))}
 INPUTS: dict[str, Any] = {
     "prompt": "a fox",
     "aspect_ratio": "1:1",
@@ -38,6 +39,9 @@ INPUTS: dict[str, Any] = {
     "ad_prompt": "",
     "adetailer_args": "",
     "scale": 2.0,
+    "prompt_upsampling": False,
+    "prompt_upsampling_seed": None,
+    "go_fast": False,
     "output_format": "webp",
     "output_quality": 80,
 }

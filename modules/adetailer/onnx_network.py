@@ -42,9 +42,10 @@ class OnnxNetwork(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[Any]:
         """N x 3 x h x w, 0 to 1 -> what a network of ultralytics gives first: predictions, or these and the prototypes of masks."""
-        parts = pixels.to("cpu", self._dtype).split(self._batch or len(pixels))
-        runs = [self._session.run(None, {self._input: part.contiguous().numpy()}) for part in parts]
-        outputs = [torch.cat([torch.from_numpy(one) for one in same]).to(pixels.device) for same in zip(*runs, strict=True)]
+        count, batch = len(pixels), self._batch or len(pixels)
+        filled = torch.nn.functional.pad(pixels.to("cpu", self._dtype), (0, 0) * 3 + (0, -count % batch))  # blank pictures, up to whole batches
+        runs = [self._session.run(None, {self._input: part.contiguous().numpy()}) for part in filled.split(batch)]
+        outputs = [torch.cat([torch.from_numpy(one) for one in same])[:count].to(pixels.device) for same in zip(*runs, strict=True)]
         return (outputs[0] if len(outputs) == 1 else tuple(outputs),)
 
 
