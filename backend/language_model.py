@@ -71,9 +71,9 @@ class TransformersModel:
     def __init__(self, network: nn.Module, tokenizer: Any, max_seq_len: int | None = None) -> None:
         self.network: Any = network
         self.tokenizer = tokenizer
-        self.max_seq_len = max_seq_len or network.config.max_position_embeddings
+        self.max_seq_len: int = max_seq_len or self.network.config.max_position_embeddings
         self.cache_dtype = str(network.dtype).removeprefix("torch.")
-        own = network.generation_config.eos_token_id
+        own = self.network.generation_config.eos_token_id
         self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
     @torch.inference_mode()
