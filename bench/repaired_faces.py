@@ -49,8 +49,8 @@ def words(scene: Scene) -> str:
 def face(image: Image.Image, scene: Scene, index: int) -> np.ndarray:
     """The gray pixels of one face, H x W."""
     place = scene.placements[index]
-    box = (place.x - place.size, place.y - place.size, place.x + place.size, place.y + place.size)
-    return np.asarray(image.convert("L").crop(tuple(int(side) for side in box)))
+    left, top, size = int(place.x - place.size), int(place.y - place.size), int(2 * place.size)
+    return np.asarray(image.convert("L").crop((left, top, left + size, top + size)))
 
 
 def sharpness(pixels: np.ndarray) -> float:

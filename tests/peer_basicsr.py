@@ -6,6 +6,7 @@ basicsr's ``__init__`` imports everything, and fails beside a current torchvisio
 ``weights.safetensors`` (random), ``pixels.safetensors`` (an input) and ``result.safetensors``.
 """
 
+import contextlib
 import logging
 import sys
 import types
@@ -23,10 +24,8 @@ def main(source: Path, out: Path) -> None:
     from safetensors.torch import save_file
 
     for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
-        try:
+        with contextlib.suppress(RuntimeError):  # torchvision brings its own
             torch.library.define(f"torchvision::{operator.partition('(')[0]}", operator[operator.index("(") :])
-        except RuntimeError:
-            pass  # torchvision brings its own
 
     from basicsr.archs.rrdbnet_arch import RRDBNet
 

@@ -6,6 +6,7 @@ What ADetailer knows and this package cannot do is refused by name as soon as it
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -80,7 +81,7 @@ class AdetailerUnit:
 
     def strength(self, area_ratio: float) -> float:
         """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a power above 0."""
-        return min(1.0, max(0.0, self.denoising_strength * (1 - area_ratio) ** self.dynamic_denoise_power))
+        return min(1.0, max(0.0, self.denoising_strength * math.pow(1 - area_ratio, self.dynamic_denoise_power)))
 
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
