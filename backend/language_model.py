@@ -68,8 +68,8 @@ class Budget:
 class TransformersModel:
     """A causal network of transformers with its tokenizer. Keys and values are kept as they come, so a token costs one short forward."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any, max_seq_len: int | None = None) -> None:
-        self.network: Any = network
+    def __init__(self, network: Any, tokenizer: Any, max_seq_len: int | None = None) -> None:
+        self.network = network
         self.tokenizer = tokenizer
         self.max_seq_len: int = max_seq_len or self.network.config.max_position_embeddings
         self.cache_dtype = str(network.dtype).removeprefix("torch.")
