@@ -62,10 +62,10 @@ def eager(architecture: str, names: list[str]) -> Any:
     network: Any = kind(architecture, nc=len(names), verbose=False)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.momentum, module.eps = 1.0, 0.1  # or what hardly varies would be blown up
     if kind is WorldModel:
         network.txt_feats = torch.nn.functional.normalize(torch.randn(1, len(names), 512), dim=-1)
-    drawing = np.asarray(draw_scene(sample_scene(Random(8), (320, 200))).resize((160, 96)))
+    drawing = np.array(draw_scene(sample_scene(Random(8), (320, 200))).resize((160, 96)))
     pixels = torch.from_numpy(drawing).permute(2, 0, 1)[None] / 255
     network.train()(torch.cat([pixels, pixels.flip(3)]))
     for scores, contrast in zip(network.model[-1].cv3, getattr(network.model[-1], "cv4", [None] * 3)):
