@@ -89,6 +89,14 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _ultralytics_is_careful(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Before whichever test is the first to import it."""
+    from modules.adetailer.detection import offline_ultralytics
+
+    offline_ultralytics(tmp_path_factory.mktemp("ultralytics"))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port, folder = _free_port(), tmp_path_factory.mktemp("server")
