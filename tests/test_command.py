@@ -82,7 +82,7 @@ class FakeService:
     def new_timeline(self) -> Timeline:
         return Timeline()
 
-    def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline) -> list[Path]:
+    def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline, show: object) -> list[Path]:
         self.inputs = {**inputs, "bytes": inputs["image"].read_bytes() if inputs["image"] else b""}
         folder = Path(tempfile.mkdtemp())
         files = [folder / "out-0.webp", folder / "out-1.webp"]
