@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PICTURE, PROMPT
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
@@ -21,7 +22,6 @@ from modules.family import read_family
 from modules.flux import Drawing, FluxService, PromptEmbeddings
 from modules.flux_memory_optimizer import RotaryTables
 from modules.startup import Service
-from conftest import PICTURE, PROMPT
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 META = torch.device("meta")

@@ -264,7 +264,8 @@ def caps(ground: Ground) -> list[Row]:
 
 
 def on_card(ground: Ground, service: Service, label: str) -> list[Row]:
-    plan, metrics = service.computer.plan, {}
+    plan = service.computer.plan
+    metrics: dict[str, float] = {}
     inputs = {"prompt": PROMPT, "seed": 1, "num_inference_steps": ground.steps}
     for _ in range(2):
         metrics = {}
