@@ -13,15 +13,19 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.settings import Settings
-from backend.timeline import Timeline
-from modules.adetailer.arguments import AdetailerUnit
-from modules.adetailer.stage import AdetailerStage
-from modules.pipeline import ImageBatch, Picture, no_progress
-from modules.request import ImageRequest
-from modules.startup import start
-from training.drawing import draw_scene
-from training.scene import Scene, sample_scene
+from backend.torchvision_operators import ensure_torchvision_operators
+
+ensure_torchvision_operators()  # before anything imports diffusers
+
+from backend.settings import Settings  # noqa: E402
+from backend.timeline import Timeline  # noqa: E402
+from modules.adetailer.arguments import AdetailerUnit  # noqa: E402
+from modules.adetailer.stage import AdetailerStage  # noqa: E402
+from modules.pipeline import ImageBatch, Picture, no_progress  # noqa: E402
+from modules.request import ImageRequest  # noqa: E402
+from modules.startup import start  # noqa: E402
+from training.drawing import draw_scene  # noqa: E402
+from training.scene import Scene, sample_scene  # noqa: E402
 
 SIZE = (384, 256)
 PROMPT = "two people, teal background"
