@@ -16,9 +16,9 @@ class Predictor(BasePredictor):
         import tempfile
 
         from backend.settings import load_settings
-        from modules.startup import since_launch, start
+        from modules.startup import start_for_life
 
-        self.service = start(load_settings(), since_launch(served=True))
+        self.service = start_for_life(load_settings(), served=True)
         tempfile.tempdir = str(self.service.brought)  # Cog's server puts the files of a request there, and does not always delete them
 
     def predict(

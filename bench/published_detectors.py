@@ -12,8 +12,8 @@ import argparse
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from backend.settings import ROOT, Settings
 from modules.adetailer.detection import offline_ultralytics
 from modules.adetailer.detector_names import OWN, find_detectors
 from modules.adetailer.detectors import Detectors
-from training.detector_samples import KINDS, write_dataset
+from training.detector import train
+from training.detector_samples import KINDS, Kind, softened, write_dataset
 from training.detector_score import average_precision, overlap, score
 
 IMGSZ, HELD_OUT, LOWEST = 160, 60, 0.01
@@ -39,35 +40,23 @@ COURSES = {  # architecture, kind, pictures, epochs
 }
 
 
-def train(folder: Path, architecture: str, kind: str, pictures: int, epochs: int) -> Any:
-    """The network as ultralytics would save it. A world model is trained with one class baked in, as a vector by chance."""
-    from ultralytics.models.yolo.detect import DetectionTrainer
-    from ultralytics.models.yolo.segment import SegmentationTrainer
+def world() -> torch.nn.Module:
+    """A world model with one class baked in, as a vector by chance."""
     from ultralytics.nn.tasks import WorldModel
 
-    base = SegmentationTrainer if "-seg" in architecture else DetectionTrainer
+    network: torch.nn.Module = WorldModel("yolov8x-worldv2.yaml", nc=1, verbose=False)
+    network.txt_feats = torch.nn.functional.normalize(torch.randn(1, 1, 512), dim=-1)
+    return network
 
-    class Trainer(base):  # type: ignore[misc, valid-type]
-        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-            if "world" not in architecture:
-                return super().get_model(cfg, weights, verbose)
-            network = WorldModel(architecture, nc=1, verbose=False)
-            network.txt_feats = torch.nn.functional.normalize(torch.randn(1, 1, 512), dim=-1)
-            return network
 
-        def validate(self) -> tuple[dict[str, float], float]:
-            return {}, 0.0
-
-        def final_eval(self) -> None:
-            pass
-
-    data = write_dataset(folder / "data", KINDS[kind], pictures, random.Random(0))
-    where = {"device": "cpu", "amp": False, "workers": 0, "cache": "ram", "plots": False, "val": False, "verbose": False, "pretrained": False, "save": False}
-    course = {"imgsz": IMGSZ, "epochs": epochs, "batch": 8, "nbs": 8, "optimizer": "AdamW", "lr0": 0.002, "cos_lr": True, "warmup_epochs": 0.5, "mosaic": 0.0}
-    trainer = Trainer(overrides={"model": architecture, "data": str(data), "project": str(folder), **where, **course})
-    trainer.train()
-    network = trainer.ema.ema.eval()
-    network.names = {0: KINDS[kind].label}
+def published(folder: Path, architecture: str, kind: Kind, pictures: int, epochs: int) -> torch.nn.Module:
+    """The network as ultralytics would save it."""
+    rng = random.Random(0)
+    data = write_dataset(folder / "data", kind.label, (softened(kind.draw(rng), rng, 0.5) for _ in range(pictures)))
+    kind = replace(kind, task="segment" if "-seg" in architecture else "detect")
+    course = {"model": architecture, "imgsz": IMGSZ, "epochs": epochs, "lr0": 0.002, "mosaic": 0.0, "save": False}
+    network = train(folder, kind, data, course, 0, world if "world" in architecture else None)
+    network.names = {0: kind.label}  # type: ignore[assignment]
     return network
 
 
@@ -89,7 +78,7 @@ def main() -> None:
         for name in arguments.only:
             architecture, kind, pictures, epochs = COURSES[name]
             begin = time.monotonic()
-            network = train(Path(scratch, name), architecture, kind, pictures, epochs)
+            network = published(Path(scratch, name), architecture, KINDS[kind], pictures, epochs)
             torch.save({"model": network.half(), "train_args": {"imgsz": IMGSZ}}, weights / name)
             trust(weights / name, weights)
             seconds[name] = time.monotonic() - begin

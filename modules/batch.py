@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,14 +18,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from backend.errors import UserError
 from backend.input_schema import InputSchema
 from backend.nodes.images import ImageGenerateNode, Outcome, clearing_helps
 from backend.nodes.manifest import MANIFEST, Manifest
 from backend.nodes.ray_data import LOCAL, generate_with_ray
 from backend.nodes.table import Row, read_table
 from backend.settings import Settings, load_settings
-from modules.command import BAD_INPUT, INTERRUPTED, OneLineParser, check_folder
+from modules.command import OneLineParser, answered, check_folder
 
 SOME_FAILED = 1  # exit code, beside those of scripts/predict
 
@@ -81,9 +78,9 @@ def build_node(settings: Settings) -> ImageGenerateNode:
     """The node over a service of its own. Reads the models, so it takes a while."""
     from backend.out_of_memory import clear_memory
     from modules.pipeline import no_progress
-    from modules.startup import start
+    from modules.startup import start_for_life
 
-    service = start(settings)
+    service = start_for_life(settings, served=False)
     logging.getLogger("modules.startup").setLevel(logging.WARNING)  # the table of stages of every row is in the manifest
     return ImageGenerateNode(partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.computer.plan) else None)
 
@@ -119,19 +116,9 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Works through one table; returns the exit code. Everything foreseen is one line on standard error."""
+    """Works through one table; returns the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
-    try:
-        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
-            tempfile.tempdir = folder  # whatever the service writes goes away with it
-            return _run(options, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
-        return INTERRUPTED
+    return answered(lambda folder: _run(options, folder), "go on with --resume")
 
 
 if __name__ == "__main__":

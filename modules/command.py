@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -95,7 +95,7 @@ def check_folder(option: str, folder: Path) -> None:
         raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
 
 
-def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> None:
+def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
     inputs = schema.validate(schema.parse(options.input))
     _copy_in(inputs, temporary)
     check_folder("-o", options.output)
@@ -106,13 +106,13 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
             check_folder(option, file.parent)
 
     from backend.settings import load_settings, parse_bytes
-    from modules.startup import since_launch, start
+    from modules.startup import start_for_life
 
     settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
-    service = start(settings, since_launch(served=False))
+    service = start_for_life(settings, served=False)
     metrics: dict[str, float] = {}
     timeline = service.new_timeline()
     shown: dict[str, Image.Image] = {}
@@ -131,27 +131,32 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         print(json.dumps({"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}))
     else:
         print(*written, sep="\n")
+    return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one prediction; returns the exit code. Progress and the table of times come from the service.
+def answered(run: Callable[[Path], int], interrupted: str) -> int:
+    """The exit code of a command that works in a scratch folder of its own, which goes away with everything in it.
 
-    Everything foreseen is one line on standard error; a bug keeps its stack trace.
+    Everything foreseen is one line on standard error, ``interrupted`` what is said after Ctrl-C or a kill; a bug keeps its stack trace.
     """
-    schema = InputSchema()
-    options = _parser(schema).parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
     try:
         with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
             tempfile.tempdir = folder  # whatever the service writes goes away with it
-            _predict(options, schema, Path(folder))
+            return run(Path(folder))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; no file was written", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one prediction; returns the exit code. Progress and the table of times come from the service."""
+    schema = InputSchema()
+    options = _parser(schema).parse_args(arguments)
+    return answered(lambda folder: _predict(options, schema, folder), "no file was written")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -21,6 +22,12 @@ from backend.torchvision_operators import ensure_torchvision_operators
 ensure_torchvision_operators()  # before any test module imports diffusers
 
 from modules.startup import Service, start  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python's collector need not look through it again and again."""
+    gc.freeze()
+
 
 PROMPT = "a portrait of a smiling woman with long red hair, glasses, blue shirt, green background"
 

@@ -24,7 +24,7 @@ asked = []
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen"):
         asked.append(f"{event} {arguments}")
-        raise OSError("no network here")
+        raise RuntimeError("no network here")  # an OSError would be tried again and again
 sys.addaudithook(watch)
 from dataclasses import replace
 from pathlib import Path

@@ -178,12 +178,18 @@ def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.
     assert best == "native" and "100% from native" in reason
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all that is compiled here, so that the same blocks are compiled once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def compile_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
     torch._dynamo.reset()
     counters.clear()
-    yield tmp_path / "cache"
+    yield compiled
     torch._dynamo.reset()
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 from conftest import Server
+from fixed_answer import answering
 
 from backend.settings import ROOT
 from bench.fuzz import Fuzzer, Request
@@ -25,24 +21,6 @@ def test_no_crash_no_hang_no_leak_and_the_same_picture_afterwards(server: Server
     assert server.wait_until_ready() < 10
 
 
-@contextmanager
-def bad_server(code: int, body: str) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
 @pytest.mark.parametrize(
     ("code", "body", "fault"),
     [
@@ -53,7 +31,7 @@ def bad_server(code: int, body: str) -> Iterator[str]:
 )
 def test_a_fault_is_noticed(code: int, body: str, fault: str) -> None:
     """Else no faults would mean nothing."""
-    with bad_server(code, body) as url:
+    with answering(body.encode(), code) as url:
         fuzzer = Fuzzer(url)
         fuzzer.send(Request("POST", "/predictions", b"{}"))
     assert len(fuzzer.report.faults) == 1 and fuzzer.report.faults[0].startswith(fault)

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http import HTTPStatus
 
 import pytest
 from conftest import Server
+from fixed_answer import answering
 
 from backend.settings import ROOT
 
 
 def healthcheck(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ROOT / "scripts" / "healthcheck", "--url", url], capture_output=True, text=True, timeout=30, check=False)
-
-
-@contextmanager
-def answering(body: bytes, delay: float = 0.0) -> Iterator[str]:
-    """A server that says this to everything, with 200."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            time.sleep(delay)
-            self.send_response(HTTPStatus.OK)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
 
 
 def test_the_real_server_is_healthy(server: Server) -> None:

@@ -18,7 +18,7 @@ from backend.memory_management import QUALITIES, ROUNDING, MemoryPlan, MemoryPla
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=25, deadline=None)
 
 sides = st.integers(4, 32).map(lambda n: 64 * n)
 memories = st.integers(1 * GB, 160 * GB)

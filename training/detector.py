@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from modules.adetailer.detection import Detector, load_detector_network, offline_ultralytics
-from training.detector_samples import KINDS, Kind, soften, write_dataset
+from training.detector_samples import KINDS, Kind, soften, softened, write_dataset
 from training.detector_score import average_precision, mask_overlap, median_overlap, overlap, score
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,19 @@ ARCHITECTURE = {
 SEGMENTING = {**ARCHITECTURE, "head": [*ARCHITECTURE["head"][:-1], [[10, 13], 1, "Segment", ["nc", 32, 256]]]}  # type: ignore[index]
 ARCHITECTURES = {"detect": ARCHITECTURE, "segment": SEGMENTING}
 
+Network = Callable[[], torch.nn.Module]
 
-def train(folder: Path, kind: Kind, pictures: int, epochs: int, minutes: float | None, seed: int) -> torch.nn.Module:
-    """The trained network: not fused, in evaluation mode, rounded to half precision as it will be stored."""
+COURSE: Mapping[str, object] = {"batch": 8, "nbs": 8, "optimizer": "AdamW", "cos_lr": True, "warmup_epochs": 0.5, "hsv_h": 0.0, "erasing": 0.0}
+"""What every course shares; drawings already vary in their colours."""
+FROM_NOTHING: Mapping[str, object] = {"lr0": 0.004, "lrf": 0.02, "mosaic": 0.25, "scale": 0.4}
+
+
+def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], seed: int, network: Network | None = None) -> torch.nn.Module:
+    """The trained network: not fused, in evaluation mode, rounded to half precision as it will be stored.
+
+    ``data`` is the description of a dataset, ``course`` the trainer's own settings, ``network`` gives what is trained in place of
+    our own architecture with random weights.
+    """
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.models.yolo.segment import SegmentationTrainer
 
@@ -65,6 +75,10 @@ def train(folder: Path, kind: Kind, pictures: int, epochs: int, minutes: float |
 
     class Trainer(base):  # type: ignore[misc, valid-type]
         """Trains only. The figures that count are those of the exported file, see :func:`evaluate`."""
+
+        def get_model(self, *arguments: object, **settings: object) -> torch.nn.Module:
+            model: torch.nn.Module = network() if network else super().get_model(*arguments, **settings)
+            return model
 
         def validate(self) -> tuple[dict[str, float], float]:
             return {}, 0.0
@@ -74,16 +88,13 @@ def train(folder: Path, kind: Kind, pictures: int, epochs: int, minutes: float |
 
     architecture = folder / f"{kind.label}.yaml"
     architecture.write_text(yaml.safe_dump(ARCHITECTURES[kind.task]))
-    files = {"model": str(architecture), "data": str(write_dataset(folder / "data", kind, pictures, random.Random(seed))), "project": str(folder)}
+    files = {"model": str(architecture), "data": str(data), "project": str(folder)}
     where = {"device": "cpu", "amp": False, "workers": 0, "cache": "ram", "plots": False, "val": False, "verbose": False, "pretrained": False, "seed": seed}
-    course = {"imgsz": kind.imgsz, "epochs": epochs, "time": minutes / 60 if minutes else None, "batch": 8, "nbs": 8, "close_mosaic": max(1, epochs // 3)}
-    rates = {"optimizer": "AdamW", "lr0": 0.004, "lrf": 0.02, "cos_lr": True, "warmup_epochs": 0.5}
-    changes = {"mosaic": 0.25, "scale": 0.4, "hsv_h": 0.0, "erasing": 0.0}  # drawings already vary in their colours
-    trainer = Trainer(overrides=files | where | course | rates | changes)
+    trainer = Trainer(overrides={**files, **where, **COURSE, "imgsz": kind.imgsz, **course})
     trainer.train()
-    network: torch.nn.Module = trainer.ema.ema.half().float().eval()
-    network.args = {"imgsz": kind.imgsz}  # type: ignore[assignment]  # as ultralytics' own loader leaves it
-    return network
+    trained: torch.nn.Module = trainer.ema.ema.half().float().eval()
+    trained.args = {"imgsz": kind.imgsz}  # type: ignore[assignment]  # as ultralytics' own loader leaves it
+    return trained
 
 
 def export(network: torch.nn.Module, out: Path, architecture: dict[str, object], task: str, names: Sequence[str], imgsz: int) -> None:
@@ -132,7 +143,12 @@ def main() -> None:
     kind = KINDS[arguments.kind]
     with tempfile.TemporaryDirectory() as folder:
         offline_ultralytics(Path(folder, "ultralytics"))
-        trained = train(Path(folder), kind, arguments.pictures or kind.pictures, arguments.epochs or kind.epochs, arguments.minutes, arguments.seed)
+        rng = random.Random(arguments.seed)
+        samples = (softened(kind.draw(rng), rng, 0.5) for _ in range(arguments.pictures or kind.pictures))
+        data = write_dataset(Path(folder, "data"), kind.label, samples)
+        epochs = arguments.epochs or kind.epochs
+        length = {"epochs": epochs, "close_mosaic": max(1, epochs // 3), "time": arguments.minutes / 60 if arguments.minutes else None}
+        trained = train(Path(folder), kind, data, {**FROM_NOTHING, **length}, arguments.seed)
         weights = arguments.out / f"{kind.name}.safetensors"
         export(trained, weights, ARCHITECTURES[kind.task], kind.task, [kind.label], kind.imgsz)
         exported = Detector(load_detector_network(weights))

@@ -7,7 +7,7 @@ which are less clean than drawings.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -127,16 +127,19 @@ def label_lines(sample: Sample) -> str:
     return "".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in centred)
 
 
-def write_dataset(folder: Path, kind: Kind, count: int, rng: random.Random) -> Path:
-    """``count`` pictures and labels as ultralytics reads them, every twentieth set apart; returns the description."""
-    for index in range(count):
+def softened(sample: Sample, rng: random.Random, share: float) -> Sample:
+    """The sample, softened in ``share`` of all cases."""
+    return replace(sample, image=soften(sample.image, rng)) if rng.random() < share else sample
+
+
+def write_dataset(folder: Path, label: str, samples: Iterable[Sample]) -> Path:
+    """Pictures and labels as ultralytics reads them, every twentieth set apart; returns the description."""
+    for index, sample in enumerate(samples):
         part = "val" if index % 20 == 0 else "train"
-        sample = kind.draw(rng)
-        image = soften(sample.image, rng) if rng.random() < 0.5 else sample.image
         for folders in ("images", "labels"):
             (folder / folders / part).mkdir(parents=True, exist_ok=True)
-        image.save(folder / "images" / part / f"{index}.png")
+        sample.image.save(folder / "images" / part / f"{index}.png")
         (folder / "labels" / part / f"{index}.txt").write_text(label_lines(sample))
     description = folder / "data.yaml"
-    description.write_text(yaml.safe_dump({"path": str(folder), "train": "images/train", "val": "images/val", "names": [kind.label]}))
+    description.write_text(yaml.safe_dump({"path": str(folder), "train": "images/train", "val": "images/val", "names": [label]}))
     return description

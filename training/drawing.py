@@ -304,8 +304,22 @@ def draw_glasses(paint: Painter, person: Person) -> None:
     paint(stroke([(-0.08, -0.12), (0.0, -0.15), (0.08, -0.12)], 0.085), frame)
 
 
-def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, scale: float) -> None:
+def draw_layers(upright: Painter, tilted: Painter, person: Person, body: Callable[[], None]) -> None:
+    """From back to front: short hair lies behind the body, long hair before it; the head tilts, the neck does not."""
     skin = SKIN_TONES[person.skin]
+    if person.hair_length == "short":
+        draw_hair_back(tilted, person)
+    body()
+    if person.hair_length == "long":
+        draw_hair_back(tilted, person)
+    draw_neck(upright, person, skin)
+    draw_face(tilted, person, skin)
+    draw_hair_front(tilted, person)
+    draw_glasses(tilted, person)
+    draw_hat(tilted, person)
+
+
+def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, scale: float) -> None:
     child = 0.94 if person.kind in ("girl", "boy") else 1.0
     cos, sin = math.cos(math.radians(place.tilt)), math.sin(math.radians(place.tilt))
     size, x0, y0 = place.size * scale, place.x * scale, place.y * scale
@@ -317,16 +331,7 @@ def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, sca
     def tilted(points: Sequence[Point], colour: Colour) -> None:
         draw.polygon([(x0 + (x * cos - y * sin) * size, y0 + (x * sin + y * cos) * size) for x, y in points], fill=colour)
 
-    if person.hair_length == "short":
-        draw_hair_back(tilted, person)
-    draw_body(upright, person, skin)
-    if person.hair_length == "long":
-        draw_hair_back(tilted, person)
-    draw_neck(upright, person, skin)
-    draw_face(tilted, person, skin)
-    draw_hair_front(tilted, person)
-    draw_glasses(tilted, person)
-    draw_hat(tilted, person)
+    draw_layers(upright, tilted, person, lambda: draw_body(upright, person, SKIN_TONES[person.skin]))
 
 
 def draw_background(draw: ImageDraw.ImageDraw, scene: Scene, width: int, height: int) -> None:

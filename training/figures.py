@@ -20,12 +20,7 @@ from training.drawing import (
     Box,
     Point,
     draw_background,
-    draw_face,
-    draw_glasses,
-    draw_hair_back,
-    draw_hair_front,
-    draw_hat,
-    draw_neck,
+    draw_layers,
     draw_person,
     ellipse,
     mirrored,
@@ -307,19 +302,13 @@ def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
 
 
 def draw_figure(draw: LabelledDraw, person: Person, stance: Stance, place: Placement, scale: float) -> None:
-    skin = SKIN_TONES[person.skin]
     upright, tilted = Painter(draw, place, scale), Painter(draw, place, scale, place.tilt)
-    if person.hair_length == "short":
-        draw_hair_back(tilted, person)
-    draw_legs(upright, person, stance)
-    draw_torso(upright, person, stance)
-    if person.hair_length == "long":
-        draw_hair_back(tilted, person)
-    draw_neck(upright, person, skin)
-    draw_face(tilted, person, skin)
-    draw_hair_front(tilted, person)
-    draw_glasses(tilted, person)
-    draw_hat(tilted, person)
+
+    def body() -> None:
+        draw_legs(upright, person, stance)
+        draw_torso(upright, person, stance)
+
+    draw_layers(upright, tilted, person, body)
     for number, side in enumerate((-1, 1), start=1):
         draw_arm(upright, person, stance, side, number)
 

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from safetensors.torch import load_file
 
 from backend.settings import ROOT, Settings
@@ -27,8 +26,8 @@ from modules.flux import Drawing, FluxService
 from modules.generate import GenerateStage
 from modules.startup import start
 from training.captions import caption
-from training.detector import ARCHITECTURES, evaluate, export
-from training.detector_samples import KINDS, Sample, label_lines, soften
+from training.detector import ARCHITECTURES, evaluate, export, train
+from training.detector_samples import KINDS, Sample, softened, write_dataset
 from training.drawing import draw_scene, face_boxes
 from training.scene import sample_training_scene
 
@@ -37,6 +36,7 @@ logger = logging.getLogger(__name__)
 STRENGTHS = (0.35, 0.65)
 STEPS = 10
 KIND = KINDS["face"]
+GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}
 
 
 def redrawn(flux: FluxService, rng: random.Random) -> Sample:
@@ -55,49 +55,13 @@ def redrawn(flux: FluxService, rng: random.Random) -> Sample:
     return Sample(flux.draw(drawing, Timeline())[0], face_boxes(scene))
 
 
-def write_dataset(folder: Path, flux: FluxService, count: int, rng: random.Random) -> Path:
-    """``count`` pictures, two of three redrawn, with labels as ultralytics reads them; gives the description."""
-    for index in range(count):
-        part = "val" if index % 20 == 0 else "train"
-        sample = redrawn(flux, rng) if index % 3 else KIND.draw(rng)
-        image = soften(sample.image, rng) if rng.random() < 0.2 else sample.image
-        for folders in ("images", "labels"):
-            (folder / folders / part).mkdir(parents=True, exist_ok=True)
-        image.save(folder / "images" / part / f"{index}.png")
-        (folder / "labels" / part / f"{index}.txt").write_text(label_lines(sample))
-    description = folder / "data.yaml"
-    description.write_text(yaml.safe_dump({"path": str(folder), "train": "images/train", "val": "images/val", "names": [KIND.label]}))
-    return description
+def as_trained(weights: Path) -> torch.nn.Module:
+    """The face detector of ``weights``, not fused, to be trained further."""
+    from ultralytics.nn.tasks import DetectionModel
 
-
-def go_on(folder: Path, weights: Path, data: Path, epochs: int, seed: int) -> torch.nn.Module:
-    """The detector of ``weights`` after some more epochs, in evaluation mode and rounded to half precision."""
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    class Trainer(DetectionTrainer):  # type: ignore[misc]
-        def get_model(self, cfg: object = None, weights: object = None, verbose: bool = False) -> torch.nn.Module:
-            model: torch.nn.Module = super().get_model(cfg, None, False)
-            model.load_state_dict({name: tensor.float() for name, tensor in load_file(known).items()})
-            return model
-
-        def validate(self) -> tuple[dict[str, float], float]:
-            return {}, 0.0
-
-        def final_eval(self) -> None:
-            pass
-
-    known = weights
-    architecture = folder / f"{KIND.label}.yaml"
-    architecture.write_text(yaml.safe_dump(ARCHITECTURES[KIND.task]))
-    files = {"model": str(architecture), "data": str(data), "project": str(folder)}
-    where = {"device": "cpu", "amp": False, "workers": 0, "cache": "ram", "plots": False, "val": False, "verbose": False, "pretrained": False, "seed": seed}
-    course = {"imgsz": KIND.imgsz, "epochs": epochs, "batch": 8, "nbs": 8, "close_mosaic": epochs}
-    rates = {"optimizer": "AdamW", "lr0": 0.001, "lrf": 0.05, "cos_lr": True, "warmup_epochs": 0.5}
-    trainer = Trainer(overrides=files | where | course | rates | {"mosaic": 0.0, "scale": 0.3, "hsv_h": 0.0, "erasing": 0.0})
-    trainer.train()
-    network: torch.nn.Module = trainer.ema.ema.half().float().eval()
-    network.args = {"imgsz": KIND.imgsz}  # type: ignore[assignment]
-    return network
+    model: torch.nn.Module = DetectionModel(ARCHITECTURES[KIND.task], nc=1, verbose=False)
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+    return model
 
 
 def main() -> None:
@@ -113,9 +77,12 @@ def main() -> None:
     assert isinstance(generate, GenerateStage)
     weights = ROOT / arguments.weights / EMBEDDED / "face_detector.safetensors"
     with tempfile.TemporaryDirectory() as folder:
-        data = write_dataset(Path(folder, "data"), generate.flux, arguments.pictures, random.Random(arguments.seed))
+        rng = random.Random(arguments.seed)
+        pictures = (redrawn(generate.flux, rng) if index % 3 else KIND.draw(rng) for index in range(arguments.pictures))
+        data = write_dataset(Path(folder, "data"), KIND.label, (softened(picture, rng, 0.2) for picture in pictures))
         logger.info("%d pictures are drawn", arguments.pictures)
-        trained = go_on(Path(folder), weights, data, arguments.epochs, arguments.seed)
+        course = {**GOING_ON, "epochs": arguments.epochs, "close_mosaic": arguments.epochs}
+        trained = train(Path(folder), KIND, data, course, arguments.seed, lambda: as_trained(weights))
     out = arguments.out / "face_detector.safetensors"
     export(trained, out, ARCHITECTURES[KIND.task], KIND.task, [KIND.label], KIND.imgsz)
     figures = evaluate(Detector(load_detector_network(out)), KIND, arguments.seed)

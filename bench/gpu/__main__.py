@@ -18,14 +18,14 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from backend.settings import ROOT, parse_bytes
 from backend.torchvision_operators import ensure_torchvision_operators
-
-if TYPE_CHECKING:
-    from bench.gpu.measures import Ground, Row
+from bench.gpu.ground import Ground, Row
 
 NAMES = ("copies", "attention", "loading", "steps", "caps", "ladder")
 CAPS = ("80GB", "48GB", "24GB", "16GB", "12GB")
@@ -33,10 +33,6 @@ SMALL_CAPS = ("160MB", "80MB", "60MB")
 
 
 def ground_of(arguments: argparse.Namespace) -> Ground:
-    import torch
-
-    from bench.gpu.measures import Ground
-
     if arguments.small:
         folder = ROOT / "weights" / "embedded" / "flux"
         return Ground(torch.device("cpu"), "embedded", folder, 256, 2, tuple(map(parse_bytes, arguments.cap or SMALL_CAPS)), runs=1)
@@ -48,17 +44,12 @@ def ground_of(arguments: argparse.Namespace) -> Ground:
 
 
 def machine(ground: Ground) -> dict[str, str]:
-    import diffusers
-    import torch
-
     name = torch.cuda.get_device_name() if ground.on_gpu else platform.processor() or "CPU"
-    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda or "", "diffusers": diffusers.__version__}
+    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda or "", "diffusers": version("diffusers")}
 
 
 def measured(name: str, arguments: argparse.Namespace) -> list[Row]:
     """One measure in a process of its own; a failure becomes a row that says why."""
-    from bench.gpu.measures import Row
-
     given = [*(("--small",) if arguments.small else ("--folder", str(arguments.folder))), *(part for cap in arguments.cap for part in ("--cap", cap))]
     finished = subprocess.run([sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given], cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -85,17 +76,17 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="on the CPU, with the embedded models")
     parser.add_argument("--here", action="store_true", help="in this process, printing JSON")
     arguments = parser.parse_args()
-    ensure_torchvision_operators()
     ground = ground_of(arguments)
+    ensure_torchvision_operators()  # before diffusers is imported, below
     names = arguments.only or NAMES
     if not arguments.small:
         from bench.gpu.checkpoint import FLUX_DEV, write_checkpoint
 
         write_checkpoint(arguments.folder, FLUX_DEV, ground.device)
     if arguments.here:
-        from bench.gpu.measures import MEASURES, as_data
+        from bench.gpu.measures import MEASURES
 
-        print(json.dumps([row for name in names for row in as_data(MEASURES[name](ground))]))
+        print(json.dumps([asdict(row) for name in names for row in MEASURES[name](ground)]))
         return 0
     rows = [row for name in names for row in measured(name, arguments)]
     where = machine(ground)

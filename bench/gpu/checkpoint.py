@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from backend.settings import ROOT
+from training.package import MODEL_INDEX
 
 Sizes = Mapping[str, Mapping[str, Any]]
 """By component the arguments of its configuration that decide its size."""
@@ -72,15 +73,5 @@ def write_checkpoint(folder: Path, sizes: Sizes, device: torch.device) -> int:
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(tokenizers / name, folder / name, dirs_exist_ok=True)
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "FluxPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
     return sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))

@@ -6,9 +6,9 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from backend.families import FLUX_DEV
 from backend.memory_management import MemoryPlanError
 from backend.out_of_memory import OutOfMemory
 from backend.page_cache import is_cached
-from backend.settings import Settings
+from bench.gpu.ground import Ground, Row
 from modules.flux import Drawing, FluxService, PromptEmbeddings
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
 from modules.startup import Service, start
@@ -30,38 +30,6 @@ BUS = 55e9
 """Bytes a second over PCIe 5 x16."""
 RATE = 790e12
 """Floating point operations a second that an H100 sustains in bfloat16, at best."""
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What is measured on. ``model`` is the setting; sizes are of one picture; ``caps`` are the cards to be tried, in bytes."""
-
-    device: torch.device
-    model: str
-    folder: Path
-    side: int
-    steps: int
-    caps: tuple[int, ...]
-    runs: int = 3
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    def settings(self, **changes: Any) -> Settings:
-        return replace(Settings(), **{"model": self.model, "log_level": "ERROR", "warm_up": False, **changes})
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: a number with its unit, the limit that physics sets where there is one, and what to know about it."""
-
-    measure: str
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-    note: str = ""
 
 
 def synchronize(ground: Ground) -> None:
@@ -249,11 +217,11 @@ def steps(ground: Ground) -> list[Row]:
     return [*rows, *our_steps(ground, "ours, go_fast", compile="on" if ground.on_gpu else "off", go_fast=True)]
 
 
-def caps(ground: Ground) -> list[Row]:
+def caps(ground: Ground, qualities: Sequence[str] = ("exact", "fp8")) -> list[Row]:
     """On cards of other sizes: the peak that the plan foretells beside the measured one, the seconds, and what moves when all is warm."""
     rows: list[Row] = []
     for cap in ground.caps:
-        for quality in ("exact", "fp8"):
+        for quality in qualities:
             label = f"{cap / 1e9:.3g} GB, {quality}"
             try:
                 with served(ground, emulate_vram=str(cap), quality=quality) as service:
@@ -281,16 +249,17 @@ def on_card(ground: Ground, service: Service, label: str) -> list[Row]:
     ]
 
 
-def ladder(ground: Ground) -> list[Row]:
+def ladder(ground: Ground, outputs: int = 4, scale: int = 2) -> list[Row]:
     """A request for more than was planned for, on the smallest card that holds the models: it must end with its pictures."""
     for cap in sorted(ground.caps):
         metrics: dict[str, float] = {}
         try:
             with served(ground, emulate_vram=str(cap), quality="fp8") as service:
-                inputs = {"prompt": PROMPT, "seed": 1, "num_inference_steps": 2, "num_outputs": 4, "aspect_ratio": "16:9", "enable_hr": True, "hr_scale": 2}
+                size = {"aspect_ratio": "16:9", "enable_hr": True, "hr_scale": 2, "scale": scale, "num_outputs": outputs}
+                inputs = {"prompt": PROMPT, "seed": 1, "num_inference_steps": 2, **size}
                 files = service.predict(inputs, metrics.__setitem__, lambda stage, done, total: None)
                 retries = {name.partition(".")[2]: value for name, value in metrics.items() if name.startswith("out_of_memory_retries.")}
-                return [Row("ladder", f"pictures on {cap / 1e9:.3g} GB", len(files), "pictures", 4, f"retried: {retries or 'nothing'}")]
+                return [Row("ladder", f"pictures on {cap / 1e9:.3g} GB", len(files), "pictures", outputs, f"retried: {retries or 'nothing'}")]
         except (MemoryPlanError, OutOfMemory):  # too small for the models, or for the request in every way there is
             continue
     raise RuntimeError("no card is large enough")
@@ -299,7 +268,3 @@ def ladder(ground: Ground) -> list[Row]:
 MEASURES: Mapping[str, Callable[[Ground], list[Row]]] = MappingProxyType(
     {"copies": copies, "attention": attention, "loading": loading, "steps": steps, "caps": caps, "ladder": ladder}
 )
-
-
-def as_data(rows: list[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]

@@ -1,0 +1,43 @@
+"""What ``python -m bench.gpu`` measures on, and a line of its table. Imports torch, and nothing else that takes long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend.settings import Settings
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is measured on. ``model`` is the setting; sizes are of one picture; ``caps`` are the cards to be tried, in bytes."""
+
+    device: torch.device
+    model: str
+    folder: Path
+    side: int
+    steps: int
+    caps: tuple[int, ...]
+    runs: int = 3
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def settings(self, **changes: Any) -> Settings:
+        return replace(Settings(), **{"model": self.model, "log_level": "ERROR", "warm_up": False, **changes})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a number with its unit, the limit that physics sets where there is one, and what to know about it."""
+
+    measure: str
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    note: str = ""
