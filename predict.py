@@ -74,9 +74,13 @@ class Predictor(BasePredictor):
             default="",
             description="Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] skips a face.",
         ),
+        ad_hands_prompt: str = Input(default="", description="Words for the hands, which are repainted after the faces. Empty: hands are left as they are."),
         adetailer_args: str = Input(
             default="",
             description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
+        ),
+        adetailer_args_hands: str = Input(
+            default="", description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt."
         ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
         prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
@@ -110,7 +114,9 @@ class Predictor(BasePredictor):
             "denoising_strength": denoising_strength,
             "adetailer": adetailer,
             "ad_prompt": ad_prompt,
+            "ad_hands_prompt": ad_hands_prompt,
             "adetailer_args": adetailer_args,
+            "adetailer_args_hands": adetailer_args_hands,
             "scale": scale,
             "prompt_upsampling": prompt_upsampling,
             "prompt_upsampling_seed": prompt_upsampling_seed,

@@ -62,7 +62,11 @@ EXTENSIONS: Mapping[str, Extension] = MappingProxyType(
     {
         "prompt_upsampler": Extension(_bring_prompt_upsampler, ("prompt_upsampler",), {"prompt_upsampling": False}),
         "hires": Extension(_bring_hires, ("upscaler",), {"enable_hr": False}),
-        "adetailer": Extension(_bring_adetailer, ("detectors",), {"adetailer": False, "ad_prompt": "", "adetailer_args": ""}),
+        "adetailer": Extension(
+            _bring_adetailer,
+            ("detectors",),
+            {"adetailer": False, **dict.fromkeys(("ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands"), "")},
+        ),
         "upscale": Extension(_bring_upscale, ("upscaler",), {"scale": 1.0}),
     }
 )

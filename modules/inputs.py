@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.errors import InputError, nearest
-from modules.adetailer.arguments import AdetailerUnit, units_from_json
+from modules.adetailer.arguments import FACES, HANDS, MAX_UNITS, AdetailerUnit, units_from_json
 from modules.adetailer.vocabulary import Vocabulary, why_missing
 from modules.request import Canvas, Hires, ImageRequest, choose_size, random_seed
 
@@ -55,20 +55,40 @@ def read_image(path: Path, field: str) -> Image.Image:
 
 
 def adetailer_units(inputs: Mapping[str, Any], detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
-    """The detail passes: one over the faces, or those of ``adetailer_args``; ``ad_prompt`` goes over the first one's words."""
+    """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for those over hands.
+
+    ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
+    """
     if not inputs["adetailer"]:
         return ()
-    units = units_from_json(inputs["adetailer_args"], "adetailer_args") if inputs["adetailer_args"].strip() else (AdetailerUnit(),)
+    units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES, detectors)
+    if inputs["adetailer_args_hands"].strip() or inputs["ad_hands_prompt"]:
+        hands = _units_of(inputs, "adetailer_args_hands", "ad_hands_prompt", replace(HANDS, model=_finds("hand", detectors)), detectors)
+        if len(units) + len(hands) > MAX_UNITS:
+            raise InputError("adetailer_args_hands", f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
+        units += hands
+    return units
+
+
+def _finds(label: str, detectors: Mapping[str, Vocabulary]) -> str:
+    """The detector that finds only this."""
+    for name, vocabulary in detectors.items():
+        if vocabulary.classes == (label,):
+            return name
+    raise InputError("ad_hands_prompt", f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n")
+
+
+def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit, detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
+    """The units of one pair of inputs, JSON and words, each on top of ``base``."""
+    units = units_from_json(inputs[field], field, base) if inputs[field].strip() else (base,)
     for unit in units:
         if unit.model and unit.model not in detectors:
             why = why_missing(unit.model) or nearest(unit.model, detectors)
-            raise InputError("adetailer_args", f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
+            raise InputError(field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
         name = unit.model or next(iter(detectors), "")
         if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):
-            raise InputError("adetailer_args", f"ad_model_classes of {name}: {objection}")
-    if units and inputs["ad_prompt"]:
-        units = (replace(units[0], prompt=inputs["ad_prompt"]), *units[1:])
-    return units
+            raise InputError(field, f"ad_model_classes of {name}: {objection}")
+    return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
 def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[str, Vocabulary]) -> ImageRequest:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from test_request import DETECTORS, EMBEDDED, INPUTS
 
 from backend.errors import InputError
-from modules.adetailer.arguments import CHOICES, NOT_HERE, RANGES, AdetailerUnit, region_prompt, units_from_json
+from modules.adetailer.arguments import CHOICES, HANDS, NOT_HERE, RANGES, AdetailerUnit, region_prompt, units_from_json
+from modules.adetailer.vocabulary import Vocabulary
 from modules.inputs import build_request
 
 
@@ -138,3 +139,36 @@ class TestInputs:
         assert self.build(adetailer_args='{"ad_model": "face_yolov8n.pt"}')[0].model == "face_yolov8n.pt"
         with pytest.raises(InputError, match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not here.*; leave it out, or use face_yolov8n.pt$"):
             self.build(adetailer_args='{"ad_model": "hand_yolov8n.pt"}')
+
+    HANDED = {**DETECTORS, "world.pt": Vocabulary(("face", "hand"), world=True), "hand_detector": Vocabulary(("hand",))}
+
+    def both(self, **changes: object) -> tuple[AdetailerUnit, ...]:
+        return build_request({**INPUTS, **changes}, EMBEDDED, self.HANDED).adetailer
+
+    @pytest.mark.parametrize("changes", [{"ad_hands_prompt": "a hand"}, {"adetailer_args_hands": '{"ad_prompt": "a hand"}'}])
+    def test_hands_come_after_the_faces_with_what_hands_need(self, changes: dict[str, str]) -> None:
+        assert self.both(**changes) == (AdetailerUnit(), replace(HANDS, model="hand_detector", prompt="a hand"))
+        assert self.both(**changes, adetailer=False) == ()
+
+    def test_arguments_go_over_what_hands_need(self) -> None:
+        given = '[{"ad_confidence": 0.5}, {"ad_model": "world.pt", "ad_model_classes": "hand"}]'
+        faces, first, second = self.both(adetailer_args_hands=given, ad_hands_prompt="a hand")
+        assert first == replace(HANDS, model="hand_detector", confidence=0.5, prompt="a hand")
+        assert second == replace(HANDS, model="world.pt", model_classes="hand")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"adetailer_args_hands": '{"ad_mask_blur": 65}'}, "adetailer_args_hands: ad_mask_blur must be from 0 to 64, not 65"),
+            ({"adetailer_args_hands": '{"ad_model": "zebra"}'}, "adetailer_args_hands: ad_model 'zebra' is not here; "),
+            ({"adetailer_args_hands": "[{}, {}, {}, {}]"}, "adetailer_args_hands: has 4 units beside 1 others; at most 4 are run"),
+        ],
+    )
+    def test_what_is_wrong_is_told_of_the_right_input(self, changes: dict[str, str], message: str) -> None:
+        with pytest.raises(InputError) as error:
+            self.both(**changes)
+        assert str(error.value).startswith(message)
+
+    def test_without_a_detector_of_hands_there_is_no_unit_for_them(self) -> None:
+        with pytest.raises(InputError, match="^ad_hands_prompt: no detector of hands is here; leave it out, or bring one"):
+            self.build(ad_hands_prompt="a hand")

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -135,8 +135,13 @@ WITHOUT_EFFECT = (
 """Arguments that only count beside one of ``NOT_HERE``, so a WebUI sends them always."""
 
 
-def units_from_json(text: str, field: str) -> tuple[AdetailerUnit, ...]:
-    """The enabled units of a JSON text: an object, or a list of up to four.
+FACES = AdetailerUnit()
+HANDS = AdetailerUnit(confidence=0.28, denoising_strength=0.35, dilate_erode=16, mask_blur=8, inpaint_only_masked_padding=72)
+"""What hands need where nothing else is asked for: surer surroundings than a face, and less freedom."""
+
+
+def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple[AdetailerUnit, ...]:
+    """The enabled units of a JSON text: an object, or a list of up to four. What it does not say is as in ``base``.
 
     A WebUI's ``args`` list is understood as it is; its two leading switches (enable, skip img2img) are passed over, but a first
     ``false`` means that nothing is to be done. Raises :class:`InputError` that names the unit and the argument.
@@ -156,11 +161,11 @@ def units_from_json(text: str, field: str) -> tuple[AdetailerUnit, ...]:
         raise InputError(field, 'must be a JSON object such as {"ad_prompt": "a smiling face"}, or a list of them')
     if len(units) > MAX_UNITS:
         raise InputError(field, f"has {len(units)} units; at most {MAX_UNITS} are run")
-    made = [_unit(unit, f"unit {number}: " if len(units) > 1 else "", field) for number, unit in enumerate(units, start=1)]
+    made = [_unit(unit, f"unit {number}: " if len(units) > 1 else "", field, base) for number, unit in enumerate(units, start=1)]
     return tuple(unit for unit in made if unit.enabled)
 
 
-def _unit(given: Mapping[str, Any], where: str, field: str) -> AdetailerUnit:
+def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit) -> AdetailerUnit:
     kinds = {one.name: type(one.default) for one in fields(AdetailerUnit)}
     known = [PREFIX + name for name in (*kinds, *NOT_HERE, *WITHOUT_EFFECT)]
     values: dict[str, Any] = {}
@@ -172,7 +177,7 @@ def _unit(given: Mapping[str, Any], where: str, field: str) -> AdetailerUnit:
             raise InputError(field, f"{where}{key} cannot be honoured: {NOT_HERE[name][1]}; leave it out")
         if name in kinds:
             values[name] = _checked(name, value, kinds[name], f"{where}{key}", field)
-    unit = AdetailerUnit(**values)
+    unit = replace(base, **values)
     if unit.mask_min_ratio > unit.mask_max_ratio:
         raise InputError(field, f"{where}ad_mask_min_ratio is {unit.mask_min_ratio}, more than ad_mask_max_ratio, {unit.mask_max_ratio}")
     return unit
