@@ -83,6 +83,7 @@ class Predictor(BasePredictor):
             default="", description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt."
         ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
+        upscaler: str = Input(default="", description="Which upscaler enlarges, by its file's name without ending, such as 4x-UltraSharp. Empty: the best."),
         prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
         prompt_upsampling_seed: Optional[int] = Input(
             default=None, ge=0, le=4294967295, description="The same seed gives the same rewritten prompt. Left out: the picture's seed."
@@ -118,6 +119,7 @@ class Predictor(BasePredictor):
             "adetailer_args": adetailer_args,
             "adetailer_args_hands": adetailer_args_hands,
             "scale": scale,
+            "upscaler": upscaler,
             "prompt_upsampling": prompt_upsampling,
             "prompt_upsampling_seed": prompt_upsampling_seed,
             "output_format": output_format,

@@ -27,7 +27,7 @@ from backend.narrow_storage import FORMATS, store_narrow
 from backend.out_of_memory import Ladder
 from backend.settings import Settings
 from backend.timeline import Timeline
-from backend.weights import EMBEDDED, resolve_file, resolve_model
+from backend.weights import EMBEDDED, resolve_model
 from modules.adetailer.detector_names import detector_parameters, find_detectors
 from modules.adetailer.vocabulary import Vocabulary
 from modules.extension_optimizer import Selection, select
@@ -37,12 +37,10 @@ from modules.generate import GenerateStage
 from modules.outputs import ModelInfo
 from modules.pipeline import ImagePipeline, Stage
 from modules.prompt_upsampler import MODEL, PromptUpsampler, find_prompt_upsampler
+from modules.upscaler_names import FIRST, cached_as, find_upscalers, upscaler_parameters
 
 if TYPE_CHECKING:
     from modules.adetailer.detectors import Detectors
-
-UPSCALERS = ("ESRGAN_4x.pth", "upscaler.safetensors")
-"""What "auto" takes, best first: the published models where they lie under ``weights/``, else the embedded ones."""
 
 VERSION = "cog-flux-adetailer 0.1"
 HASHED_BYTES = 2**28
@@ -57,6 +55,8 @@ class Assembled:
     model: ModelInfo
     detectors: Mapping[str, Vocabulary]
     """By name, the default one first. Filled as the detectors are read."""
+    upscalers: tuple[str, ...]
+    """Their names, the default one first."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Files:
 
     parts: Path
     checkpoint: Path | None
-    upscaler: Path | None
+    upscalers: Mapping[str, Path]
     detectors: Mapping[str, Path]
     prompt_upsampler: Path | None = None
 
@@ -77,21 +77,25 @@ class Files:
         """What the memory plan counts with: our own models as they are, any other as FLUX.1; without what no stage uses."""
         known = FAMILIES["flux-dev" if self.family().distilled_guidance else "flux-schnell"]
         sizes = embedded(self.parts.parent) if self.is_embedded else known
-        unused = [name for name, file in (("upscaler", self.upscaler), ("detectors", self.detectors)) if not file]
+        unused = [name for name, file in (("upscaler", self.upscalers), ("detectors", self.detectors)) if not file]
         components = {name: component for name, component in sizes.components.items() if name not in unused}
         if self.detectors:
             components["detectors"] = Component(sum(map(detector_parameters, self.detectors.values())), "fp32")
+        if further := list(self.upscalers.values())[1:]:
+            first = components["upscaler"]
+            components["upscaler"] = replace(first, parameters=first.parameters + sum(map(upscaler_parameters, further)))
         sizes = replace(sizes, components=components)
         return with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components["transformer"].dtype) if self.prompt_upsampler else sizes
 
     def workload(self, settings: Settings) -> Workload:
         """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as there are stages for it."""
         side = self.family().native
-        return Workload(side, side, detail_crop=side if self.detectors else 0, scale=2 if self.upscaler else 1, upscale_tile=settings.tile_size)
+        return Workload(side, side, detail_crop=side if self.detectors else 0, scale=2 if self.upscalers else 1, upscale_tile=settings.tile_size)
 
     def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:
-        """How every model of the cache lives: as planned, each detector as all of them."""
-        return {**planned, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
+        """How every model of the cache lives: as planned, each detector and each upscaler as all of them."""
+        upscalers = dict.fromkeys(cached_as(tuple(self.upscalers)).values(), planned.get("upscaler", "resident"))
+        return {**planned, **upscalers, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
 
     def transformer_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / "transformer")
@@ -124,13 +128,13 @@ class Files:
 def find_files(settings: Settings) -> Files:
     """What the settings and the enabled stages ask for. Raises :class:`WeightsError` for what is not there."""
     unused = select(settings).unused_models
-    upscaler = None if "upscaler" in unused else resolve_file("upscaler", settings.upscaler, UPSCALERS, settings)
+    upscalers = {} if "upscaler" in unused else find_upscalers(settings)
     detectors = {} if "detectors" in unused else find_detectors(settings)
     found = resolve_model(settings)
     if found.is_dir():
-        files = Files(found, None, upscaler, detectors)
+        files = Files(found, None, upscalers, detectors)
     elif settings.model_parts:
-        files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscaler, detectors)
+        files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscalers, detectors)
     else:
         raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
     upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
@@ -153,12 +157,12 @@ def assemble(
         "transformer": partial(files.load_transformer, dtype),
         "vae": partial(load_autoencoder, files.parts / "vae", dtype, tile),
     }
-    if files.upscaler:
-        loaders["upscaler"] = partial(load_upscaler, files.upscaler)
+    for name, cached in cached_as(tuple(files.upscalers)).items():
+        loaders[cached] = partial(load_upscaler, files.upscalers[name])
     if files.prompt_upsampler:
         loaders[MODEL] = partial(load_language_model, files.prompt_upsampler, dtype)
     for name, loader in loaders.items():
-        stored_as = plan.placements[name].dtype
+        stored_as = plan.placements[FIRST if name.startswith(FIRST) else name].dtype
         models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
     flux = FluxService(
         models,
@@ -175,7 +179,7 @@ def assemble(
     detectors = register_detectors(files, settings, models, ladder)
     stages = [GenerateStage(flux), *optional_stages(files, extensions, flux, models, detectors, plan, ladder)]
     upsampler = PromptUpsampler(models, files.prompt_upsampler, family.tokens, ladder) if files.prompt_upsampler else None
-    return Assembled(family, upsampler, ImagePipeline(stages), files.model_info(family), detectors.vocabularies if detectors else {})
+    return Assembled(family, upsampler, ImagePipeline(stages), files.model_info(family), detectors.vocabularies if detectors else {}, tuple(files.upscalers))
 
 
 def optional_stages(
@@ -183,10 +187,10 @@ def optional_stages(
 ) -> list[Stage]:
     """The enabled stages after the first, in order. What is disabled is not imported."""
     stages: list[Stage] = []
-    if files.upscaler:
+    if files.upscalers:
         from modules.enlarger import Enlarger
 
-        enlarger = Enlarger(models, files.upscaler.stem, plan.upscale_tile, ladder)
+        enlarger = Enlarger(models, cached_as(tuple(files.upscalers)), plan.upscale_tile, ladder)
     if "hires" in extensions.enabled:
         from modules.hires import HiresStage
 

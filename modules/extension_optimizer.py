@@ -67,7 +67,7 @@ EXTENSIONS: Mapping[str, Extension] = MappingProxyType(
             ("detectors",),
             {"adetailer": False, **dict.fromkeys(("ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands"), "")},
         ),
-        "upscale": Extension(_bring_upscale, ("upscaler",), {"scale": 1.0}),
+        "upscale": Extension(_bring_upscale, ("upscaler",), {"scale": 1.0, "upscaler": ""}),
     }
 )
 """The optional stages by name, in the order in which a picture passes them."""

@@ -56,7 +56,7 @@ class HiresStage:
             "Denoising strength": hires.strength,
             "Hires upscale": hires.scale,
             "Hires steps": hires.steps or None,
-            "Hires upscaler": self.enlarger.name if hires.upscaler == "ESRGAN" else hires.upscaler,
+            "Hires upscaler": self.enlarger.default if hires.upscaler == "ESRGAN" else hires.upscaler,
         }
         return batch.with_pictures([picture.changed(image, **parameters) for picture, image in zip(batch.pictures, drawn, strict=True)])
 

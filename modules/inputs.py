@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,14 @@ def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: Adetailer
     return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
-def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[str, Vocabulary]) -> ImageRequest:
-    """The request that the inputs ask for, by a family's sizes and the detectors that are there (the first is the default).
+def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = ()) -> ImageRequest:
+    """The request that the inputs ask for, by a family's sizes and the detectors (the first is the default) and upscalers that are there.
 
     Raises :class:`InputError` for what cannot be honoured.
     """
+    if inputs["upscaler"] and inputs["upscaler"] not in upscalers:
+        here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
+        raise InputError("upscaler", f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}")
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
     width, height = choose_size(canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
@@ -117,6 +120,7 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[
         hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"]) if inputs["enable_hr"] else None,
         adetailer=adetailer_units(inputs, detectors),
         scale=inputs["scale"],
+        upscaler=inputs["upscaler"],
         output_format=inputs["output_format"],
         output_quality=inputs["output_quality"],
         prompt_upsampling=inputs["prompt_upsampling"],

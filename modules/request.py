@@ -91,6 +91,7 @@ class ImageRequest:
     hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()
     scale: float = 1.0
+    upscaler: str = ""
     output_format: str = "webp"
     output_quality: int = 80
     prompt_upsampling: bool = False

@@ -31,6 +31,7 @@ from modules.pipeline import ImagePipeline, Progress, Show
 from modules.progress import ProgressBars
 from modules.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request import ImageRequest
+from modules.upscaler_names import cached_as
 
 if TYPE_CHECKING:
     from backend.computer import Computer
@@ -50,6 +51,7 @@ class Service:
     family: Family
     sizes: ModelSizes
     detectors: Mapping[str, Vocabulary]
+    upscalers: tuple[str, ...]
     extensions: Selection
     models: ModelCache
     ladder: Ladder
@@ -80,7 +82,8 @@ class Service:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
                 schema = InputSchema()
-                request = build_request(self.extensions.turn_off(schema.validate(inputs), schema.defaults), self.family.canvas, self.detectors)
+                wanted = self.extensions.turn_off(schema.validate(inputs), schema.defaults)
+                request = build_request(wanted, self.family.canvas, self.detectors, self.upscalers)
             with ProgressBars() as bars, self.computer.computing():
                 request = upsampled(request, self.upsampler, timeline)
                 batch = self.pipeline.run(request, progress or bars, timeline, show)
@@ -187,7 +190,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     outputs.mkdir()
     (scratch / "brought").mkdir()
     parts = assembled.upsampler, assembled.pipeline, assembled.model
-    service = Service(computer, assembled.family, sizes, assembled.detectors, extensions, models, ladder, *parts, timeline, outputs)
+    service = Service(computer, assembled.family, sizes, assembled.detectors, assembled.upscalers, extensions, models, ladder, *parts, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
@@ -196,7 +199,8 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     seconds = timeline.metrics()
     imports = {name: seconds[f"stages.{name}.seconds"] for name in extensions.enabled}
     load_seconds = models.stats().load_seconds
-    reading = {**load_seconds, "detectors": sum(load_seconds[name] for name in files.detectors)}
+    groups = {"detectors": tuple(files.detectors), "upscaler": tuple(cached_as(tuple(files.upscalers)).values())}
+    reading = {**load_seconds, **{name: sum(load_seconds[one] for one in group) for name, group in groups.items()}}
     logger.info("extensions\n%s", extensions.report(imports, reading))
     logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
     logger.info("set-up as JSON: %s", json.dumps(seconds))

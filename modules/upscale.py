@@ -19,12 +19,12 @@ class UpscaleStage:
         return request.scale > 1
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
-        parameters = {"Postprocess upscale by": request.scale, "Postprocess upscaler": self.enlarger.name}
+        parameters = {"Postprocess upscale by": request.scale, "Postprocess upscaler": request.upscaler or self.enlarger.default}
 
         def enlarged(index: int, picture: Picture) -> Picture:
             def progress(done: int, total: int) -> None:  # the pictures of a batch have one size, so the same number of tiles
                 batch.progress(self.name, index * total + done, len(batch.pictures) * total)
 
-            return picture.changed(self.enlarger.enlarge(picture.image, request.scale, "scale", progress), **parameters)
+            return picture.changed(self.enlarger.enlarge(picture.image, request.scale, "scale", progress, request.upscaler), **parameters)
 
         return batch.with_pictures([enlarged(index, picture) for index, picture in enumerate(batch.pictures)])

@@ -131,7 +131,7 @@ def test_ultralytics_8_3_41_a_byte_changed_in_a_pinned_file_is_refused(settings:
 
 def test_even_a_pinned_pickle_runs_no_code(settings: Settings, planted: Path) -> None:
     path = trusted(settings, "ESRGAN_4x.pth", lambda path: torch.save({"params": Payload(planted)}, path))
-    assert refusal(lambda: load_upscaler_network(find_files(settings).upscaler or path)).startswith("ESRGAN_4x.pth: is damaged")
+    assert refusal(lambda: load_upscaler_network(next(iter(find_files(settings).upscalers.values())))).startswith("ESRGAN_4x.pth: is damaged")
     assert "is damaged" in refusal(lambda: convert(path, settings))
     assert not planted.exists()
 

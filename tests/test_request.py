@@ -40,6 +40,7 @@ INPUTS: dict[str, Any] = {
     "ad_hands_prompt": "",
     "adetailer_args": "",
     "adetailer_args_hands": "",
+    "upscaler": "",
     "scale": 2.0,
     "prompt_upsampling": False,
     "prompt_upsampling_seed": None,

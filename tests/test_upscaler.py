@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,16 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
+from test_request import DETECTORS, INPUTS
+from test_request import EMBEDDED as CANVAS
 
-from backend.errors import WeightsError
+from backend.errors import InputError, WeightsError
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
+from backend.settings import Settings
 from backend.timeline import Timeline
 from modules.enlarger import Enlarger
-from modules.pipeline import ImageBatch, ImagePipeline, Picture
+from modules.inputs import build_request
+from modules.pipeline import ImageBatch, ImagePipeline, Picture, no_progress
 from modules.request import ImageRequest
 from modules.upscale import UpscaleStage
 from modules.upscaler import Upscaler, UpscalerNetwork, blend_weights, load_upscaler_network, pass_sizes, receptive_reach, tile_spans
+from modules.upscaler_names import cached_as, find_upscalers, upscaler_parameters
 from training.upscaler import build, export
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded" / "upscaler.safetensors"
@@ -215,10 +222,17 @@ class TestLoading:
         assert not Harmful.ran
 
 
+class Negative(UpscalerNetwork):
+    """The upscaler's picture as a negative."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return 1 - super().forward(pixels)
+
+
 def stage(tile_size: int = 64) -> UpscaleStage:
     models = ModelCache(torch.device("cpu"))
     models.register("upscaler", network)
-    return UpscaleStage(Enlarger(models, "ours", tile_size, Ladder()))
+    return UpscaleStage(Enlarger(models, {"ours": "upscaler"}, tile_size, Ladder()))
 
 
 class TestStage:
@@ -237,8 +251,39 @@ class TestStage:
         assert dict(result[1].parameters) == {"Steps": 4, "Postprocess upscale by": 2.0, "Postprocess upscaler": "ours"}
         assert told == [("upscale", index + 1, len(told)) for index in range(len(told))] and len(told) >= 2
 
+    def test_the_one_that_is_asked_for_enlarges(self) -> None:
+        models = ModelCache(torch.device("cpu"))
+        models.register("upscaler", network)
+        models.register("upscaler negative", lambda: Negative(network().network, 4))
+        batch = ImageBatch((Picture(picture(40, 30), 1, {}),), Timeline(), no_progress)
+        chosen = UpscaleStage(Enlarger(models, cached_as(("ours", "negative")), 64, Ladder()))
+        plain, other = (chosen.run(batch, replace(self.request(2.0), upscaler=name)).pictures[0] for name in ("", "negative"))
+        assert (plain.parameters["Postprocess upscaler"], other.parameters["Postprocess upscaler"]) == ("ours", "negative")
+        assert abs(np.asarray(plain.image).astype(int) + np.asarray(other.image) - 255).max() <= 1
+
     def test_stands_in_a_pipeline(self) -> None:
         assert ImagePipeline([stage()]).run(self.request(2.0)).pictures == ()
+
+
+def test_every_file_that_is_there_has_a_name(tmp_path: Path) -> None:
+    for name in ("embedded", "upscalers"):
+        (tmp_path / name).mkdir()
+    shutil.copy(EMBEDDED, tmp_path / "embedded" / "upscaler.safetensors")
+    shutil.copy(EMBEDDED, tmp_path / "upscalers" / "4x-drawings.safetensors")
+    found = find_upscalers(Settings(weights_dir=str(tmp_path)))
+    assert {name: path.relative_to(tmp_path).as_posix() for name, path in found.items()} == {
+        "upscaler": "embedded/upscaler.safetensors",
+        "4x-drawings": "upscalers/4x-drawings.safetensors",
+    }
+    assert next(iter(find_upscalers(Settings(weights_dir=str(tmp_path), upscaler="upscalers/4x-drawings.safetensors")))) == "4x-drawings"
+    assert upscaler_parameters(EMBEDDED) == sum(parameter.numel() for parameter in network().parameters())
+
+
+def test_one_that_is_not_there_is_named_with_those_that_are() -> None:
+    there = ("ESRGAN_4x", "4x-UltraSharp")
+    assert build_request({**INPUTS, "upscaler": "4x-UltraSharp"}, CANVAS, DETECTORS, there).upscaler == "4x-UltraSharp"
+    with pytest.raises(InputError, match=r"^upscaler: '4x-Ultrasharp' is not here \(did you mean '4x-UltraSharp'\?\); leave it out, or use ESRGAN_4x, 4x-U"):
+        build_request({**INPUTS, "upscaler": "4x-Ultrasharp"}, CANVAS, DETECTORS, there)
 
 
 def test_the_embedded_upscaler_beats_bicubic_by_two_decibels() -> None:

@@ -1,0 +1,47 @@
+"""Which upscalers are there: the names that the input ``upscaler`` takes, and their files. Light: nothing is read but headers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from backend.settings import Settings
+from backend.weights import EMBEDDED, resolve_file, safe_form
+
+PUBLISHED = ("ESRGAN_4x.pth", "4x-UltraSharp.pth")
+"""Those of the manifest; each is used where its file lies under ``weights/``."""
+OWN = "upscaler.safetensors"
+FOLDER = "upscalers"
+"""Folder under ``weights/`` for any other upscaler that spandrel knows."""
+FIRST = "upscaler"
+"""What the cache and the memory plan call the default one."""
+
+
+def find_upscalers(settings: Settings) -> dict[str, Path]:
+    """The files of all upscalers that are there, by name (the file's, without its ending); the first is the default.
+
+    Raises :class:`~backend.errors.WeightsError` where the setting ``upscaler`` names one that is missing, or a file is not what was installed.
+    """
+    weights = settings.weights_path
+    first = resolve_file("upscaler", settings.upscaler, (PUBLISHED[0], OWN), settings)
+    found = {first.stem: first}
+    present = [path for name in (*PUBLISHED, f"{EMBEDDED}/{OWN}") if (path := weights / name).is_file()]
+    present += sorted(path for path in (weights / FOLDER).glob("*") if path.suffix in (".pth", ".pt", ".safetensors"))
+    for path in present:
+        found.setdefault(path.stem, resolve_file("upscaler", str(path), (), settings))
+    return {name: safe_form(path, settings) for name, path in found.items()}
+
+
+def upscaler_parameters(path: Path) -> int:
+    """How many weights of the file will be on the device. Those of a checkpoint are taken for single precision, as ESRGAN's are saved."""
+    if path.suffix != ".safetensors":
+        return path.stat().st_size // 4
+    with safe_open(path, framework="pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())
+
+
+def cached_as(names: tuple[str, ...]) -> dict[str, str]:
+    """By name what the model cache calls each."""
+    return {name: f"{FIRST} {name}" if index else FIRST for index, name in enumerate(names)}
