@@ -1,8 +1,9 @@
 """Lets the device be full at one call after another: ``python -m bench.full_device [--stride 25] [--vram 48MB]``.
 
-Every stage of a prediction is run once to count its device calls (operations and uploads of weights) and then again and again, each
-time with an out-of-memory error at another of them. It must finish every time; the table says by step how near its pictures are to the
-undisturbed ones. A stage begins with the pictures of the undisturbed stage before it. ``--stride 1`` takes every call, a larger one every n-th.
+Every stage of a prediction is run once to count its device calls (operations and uploads of weights) and then again and again, each time
+with an out-of-memory error at another of them. It must finish every time; the table says by step how near its pictures are to the
+undisturbed ones. The pictures are small and drawn in one step, so that every call can have its turn. A stage begins with the pictures of
+the undisturbed stage before it. ``--stride 1`` takes every call, a larger one every n-th.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class Outcome:
 
 
 def prepare(vram: str) -> tuple[Service, ImageRequest]:
-    service = start(replace(Settings(), model="embedded", emulate_vram=vram, log_level="ERROR", warm_up=False, prompt_cache_entries=0))
+    service = start(replace(Settings(), model="embedded", emulate_vram=vram, log_level="ERROR", warm_up=False, prompt_cache_entries=0, cpu_threads=1))
     logging.getLogger("backend.out_of_memory").setLevel(logging.ERROR)
     side = service.family.native // 2
     unit = AdetailerUnit(confidence=0.1, use_inpaint_width_height=True, inpaint_width=side, inpaint_height=side)
-    return service, ImageRequest(prompt=PROMPT, width=side, height=side, seed=5, num_outputs=2, num_inference_steps=2, scale=2, adetailer=(unit,))
+    return service, ImageRequest(prompt=PROMPT, width=side, height=side, seed=5, num_outputs=2, num_inference_steps=1, scale=2, adetailer=(unit,))
 
 
 def run(service: Service, stage: Stage, batch: ImageBatch, request: ImageRequest, index: int) -> tuple[ImageBatch, FullAt]:
