@@ -46,9 +46,10 @@ def generate_with_ray(rows: Sequence[Row], build: Callable[[], ImageGenerateNode
     except ModuleNotFoundError:
         raise SettingsError("--ray: Ray is not installed; run .venv/bin/pip install -r requirements-ray.txt") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody about its use
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     local = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
-        ray.init(**local, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+        ray.init(**local, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     except Exception as error:  # bare ones too, when its processes are slow to start
         raise SettingsError(f"--ray: Ray does not start, or no cluster answers at '{address}': {str(error).partition(chr(10))[0]}") from error
     try:
