@@ -108,8 +108,8 @@ PREDICT = """
 import json, sys
 from dataclasses import replace
 from backend.settings import Settings
-from modules.startup import start
-service = start(replace(Settings(), model="embedded", disabled_extensions=tuple(sys.argv[1:])))
+from modules.startup import start_for_life
+service = start_for_life(replace(Settings(), model="embedded", disabled_extensions=tuple(sys.argv[1:])), served=False)
 metrics = {}
 files = service.predict({"prompt": "a portrait of a man", "num_inference_steps": 2, "megapixels": "0.25", "seed": 1}, metrics.__setitem__)
 json.dump({

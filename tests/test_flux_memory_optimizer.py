@@ -45,10 +45,10 @@ def transformer() -> nn.Module:
     return small_transformer()
 
 
-def small_transformer() -> nn.Module:
+def small_transformer(double_blocks: int = 2) -> nn.Module:
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 14, 14)}
-    model: nn.Module = FluxTransformer2DModel(in_channels=16, num_layers=2, num_single_layers=3, guidance_embeds=True, **sizes)
+    model: nn.Module = FluxTransformer2DModel(in_channels=16, num_layers=double_blocks, num_single_layers=3, guidance_embeds=True, **sizes)
     return model.eval().requires_grad_(False)
 
 
@@ -194,15 +194,15 @@ def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(plan: MemoryPlan, compile_cache: Path) -> None:
-    right = forward(small_transformer())
+    right = forward(small_transformer(double_blocks=0))  # one kind of block is compiled in half of the time
     for start in range(2):
-        transformer = small_transformer()
+        transformer = small_transformer(double_blocks=0)
         made = optimizer(plan, compile="on", compile_cache=str(compile_cache))
         made.improve("transformer", transformer)
         applied, reason = entry(made, "compiled blocks")
-        assert applied and reason.startswith("5 blocks")
+        assert applied and reason.startswith("3 blocks")
         assert torch.allclose(forward(transformer), right, atol=1e-4)
-        assert 2 <= counters["stats"]["unique_graphs"] < 5  # by kind of block, not by block
+        assert counters["stats"]["unique_graphs"] == 2  # not one a block; the first one's input has other strides
         assert (counters["inductor"]["fxgraph_cache_miss"] > 0) == (start == 0)
         torch._dynamo.reset()
         counters.clear()
@@ -211,7 +211,7 @@ def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(plan:
 
 @pytest.mark.parametrize("kind", ["swapped", "grouped", "sequential"])
 def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, kind: Any) -> None:
-    transformer = small_transformer()
+    transformer = small_transformer(double_blocks=0)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
     residence = RESIDENCES[kind](transformer, HostTransfers())
