@@ -56,7 +56,8 @@ def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path) -
     predicted = predicted_peak(emulated_memory(budget, 10**10), files.sizes(), replace(workload, upscale_tile=computer.plan.upscale_tile), placements)
     plan = replace(computer.plan, placements=placements)
     optimizer = FluxMemoryOptimizer(DEVICE, plan, settings)
-    models = ModelCache(torch.device("cpu"), device, {name: placement.kind for name, placement in placements.items()}, prepare=optimizer.improve)
+    kinds = files.kinds({name: placement.kind for name, placement in placements.items()})
+    models = ModelCache(torch.device("cpu"), device, kinds, prepare=optimizer.improve)
     ladder = Ladder(models.make_leaner)
     pipeline = assemble(files, settings, torch.float32, plan, models, ladder, folder).pipeline
     for name in models.names():
