@@ -132,4 +132,5 @@ def test_every_model_runs_in_inference_mode(service: Service) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    assert seen == dict.fromkeys(service.models.names(), {True})
+    unused = {"hand_detector", "person_detector"}
+    assert seen == dict.fromkeys(set(service.models.names()) - unused, {True})
