@@ -13,6 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # every worker its own cores, before torch counts them: threads of two workers on one core wait for each other at every operation
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
+
 import pytest
 import requests
 
