@@ -17,7 +17,6 @@ from backend.settings import ROOT
 
 EMBEDDED = ROOT / "weights" / "embedded" / "prompt_upsampler"
 COMMAND = [sys.executable, "examples/inference_cuda_optimized.py"]
-trained = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="weights/embedded/prompt_upsampler is not there: python -m training.prompt_upsampler makes it")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
 
 
@@ -39,7 +38,6 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@trained
 @on_cpu
 def test_the_embedded_model_writes_with_speed_and_memory_told() -> None:
     result = run("-m", EMBEDDED, "-u", "0.90", "-p", "red hair woman\n", "-t", "40")

@@ -64,7 +64,7 @@ def main() -> None:
         shutil.copy(work / name, EMBEDDED)
     step("redrawn faces", "redrawn", "--weights", EMBEDDED.parent, "--out", work / "redrawn")
     shutil.copy(work / "redrawn" / "face_detector.safetensors", EMBEDDED)
-    step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(450 * arguments.scale)), "--batch", "32")
+    step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
 
 

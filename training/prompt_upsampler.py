@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 VOCABULARY = 640
 CONTEXT = 160
 """Tokens of the longest prompt and answer together."""
-TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] | lower | trim }}\n"
-"""An instruction before the user's words is not for this model: it knows only one task."""
+TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] | lower | trim }}{{ '\\n' }}"
+"""An instruction before the user's words is not for this model: it knows only one task. A bare newline at a template's end is dropped."""
 FRAMINGS = {"close-up": "a close-up of", "portrait": "a portrait of", "half-body": "a half-body portrait of"}
 NAMED = (*ASKED, "length", "expression", "glasses", "beard", "hat")
 
@@ -90,6 +90,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     corpus = (text for _ in range(10_000) for text in sample_pair(rng))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=CONTEXT)
     fast.chat_template = TEMPLATE
     return fast
@@ -116,8 +117,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def batch_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> torch.Tensor:
     """Cross-entropy of the answers' tokens; the words before them are given."""
     pairs = [sample_pair(rng) for _ in range(size)]
-    given = [tokenizer(f"<s>{words}\n").input_ids for words, _ in pairs]
-    answers = [tokenizer(f"{answer}</s>").input_ids for _, answer in pairs]
+    given = [tokenizer(f"{words}\n").input_ids for words, _ in pairs]
+    answers = [tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids for _, answer in pairs]
     length = max(len(words) + len(answer) for words, answer in zip(given, answers, strict=True))
     ids = torch.full((size, length), tokenizer.pad_token_id)
     labels = torch.full((size, length), -100)
@@ -175,7 +176,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
