@@ -9,7 +9,7 @@ from cog import BasePredictor, Input, Path
 
 
 class Predictor(BasePredictor):
-    """Flux draws the prompt, ADetailer repairs the faces, ESRGAN enlarges the picture."""
+    """Flux (or SDXL, SD 1.5) draws the prompt, ADetailer repairs the faces, ESRGAN enlarges the picture."""
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
@@ -24,6 +24,7 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(description="What the picture shows, in words.", min_length=1),
+        negative_prompt: str = Input(default="", description="What the picture should not show. For SDXL and SD 1.5; Flux has none."),
         aspect_ratio: str = Input(
             default="1:1",
             choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
@@ -37,8 +38,12 @@ class Predictor(BasePredictor):
         ),
         megapixels: str = Input(default="1", choices=["1", "0.25"], description="Area that is drawn: 1 is the native area of the model, 0.25 a quarter of it."),
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
-        num_inference_steps: int = Input(default=28, ge=1, le=50, description="Denoising steps. More is slower and finer."),
-        guidance_scale: float = Input(default=3.5, ge=0, le=10, description="How strictly the picture follows the words."),
+        num_inference_steps: Optional[int] = Input(
+            default=None, ge=1, le=50, description="Denoising steps. More is slower and finer. Left out: 28 (FLUX.1-dev), 4 (schnell), 30 (SDXL, SD 1.5)."
+        ),
+        guidance_scale: Optional[float] = Input(
+            default=None, ge=0, le=10, description="How strictly the picture follows the words. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5)."
+        ),
         sampler: str = Input(
             default="Euler",
             choices=["Euler", "DPM++ 2M", "UniPC"],
@@ -47,7 +52,7 @@ class Predictor(BasePredictor):
         scheduler: str = Input(
             default="Simple",
             choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
-            description="Where the steps lie between noise and picture. All but Simple are for the sampler Euler.",
+            description="Where the steps lie between noise and picture. With Flux, all but Simple are for the sampler Euler.",
         ),
         go_fast: bool = Input(default=False, description="Skip steps that change little: faster, and a slightly different picture."),
         seed: Optional[int] = Input(
@@ -94,6 +99,7 @@ class Predictor(BasePredictor):
         """Draws the pictures and gives their files, in the order of their seeds."""
         inputs = {
             "prompt": prompt,
+            "negative_prompt": negative_prompt,
             "aspect_ratio": aspect_ratio,
             "width": width,
             "height": height,

@@ -81,7 +81,7 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
 
     def denoise(stage: str, width: int, height: int, strength: float, lower: str) -> Step:
         tokens = models.text_tokens + math.ceil(width / models.token_pixels) * math.ceil(height / models.token_pixels)
-        return step(stage, "denoise", ("transformer",), tokens, w.outputs, max(1, int(w.steps * strength)), lower)
+        return step(stage, "denoise", (models.denoiser,), tokens, w.outputs, max(1, int(w.steps * strength)), lower)
 
     def repaint(stage: str, width: int, height: int, strength: float, lower: str) -> list[Step]:
         return [
@@ -95,7 +95,7 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
         pixels = math.prod(min(side, w.upscale_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
         return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "tile_size")
 
-    steps = [step("encode", "encode", ("text_encoder", "text_encoder_2"), models.text_tokens, 1, 1, "")] if new_prompt else []
+    steps = [step("encode", "encode", models.encoders, models.text_tokens, 1, 1, "")] if new_prompt else []
     if new_prompt and "prompt_upsampler" in models.components:  # as many tokens as the text encoder takes, one forward each
         steps.insert(0, step("prompt", "write", ("prompt_upsampler",), models.text_tokens, 1, models.text_tokens, "prompt_upsampler"))
     steps += [denoise("denoise", w.width, w.height, 1, size_inputs), autoencoder("decode", "decode", w.width, w.height, "width and height")]

@@ -1,22 +1,16 @@
 """Model families as data: what their parts weigh, and what a step of them costs in memory and work. Pure, without torch.
 
-GB are 10^9 bytes. A family is a :class:`ModelSizes`; :func:`embedded` reads one from the files of a folder.
+GB are 10^9 bytes. A family is a :class:`ModelSizes`; ``backend/folder_sizes.py`` reads one from the files of a folder.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-from backend.errors import WeightsError
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "detectors", "upscaler")
-"""CLIP-L, T5-XXL, the Flux transformer, its autoencoder, all detectors of the detail pass together, ESRGAN; in all families the same."""
+"""Flux's: CLIP-L, T5-XXL, the transformer, the autoencoder, all detectors of the detail pass together, ESRGAN."""
 
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_compute": 1, "nf4": 0.5625})
 """nf4: half a byte, and one float32 scale for every 64 weights, as bitsandbytes stores it without double quantization.
@@ -30,15 +24,13 @@ SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "f
 Quantization Backends"). nf4: assumed, from 10 bytes of traffic a weight beside the matrix product (bitsandbytes' fused kernels
 took no longer than bf16). fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
 
-REPEATED = re.compile(r"^((?:single_)?transformer_blocks|encoder\.block)\.\d+\.")
-
-
 @dataclass(frozen=True)
 class Component:
     """One model: how many parameters, and how they are spread. Counts are parameters unless they say otherwise.
 
     ``dtype`` is that of its checkpoint, which it computes in or (fp8) is stored in. ``blocks`` are the parts that run one after
     the other; what lies outside of them is never rounded, and stays whole while the component is streamed block by block.
+    ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them convolutions, are not.
     """
 
     parameters: int
@@ -46,6 +38,7 @@ class Component:
     blocks: tuple[int, ...] = ()
     layers: int = 0
     largest_layer: int = 0
+    rounds: bool = True
 
     @property
     def outside_blocks(self) -> int:
@@ -83,10 +76,11 @@ class Cost:
 class ModelSizes:
     """A family as the plan sees it.
 
-    ``costs`` has "encode" (x: text tokens), "denoise" (x: text and image tokens of one picture), "encode_image" and "decode"
-    (x: pixels), "detect" (x: pictures) and "upscale" (x: pixels of a tile, its context included). ``token_pixels`` is the side
-    of the square that one image token stands for, ``vae_tile`` that of the autoencoder's tiles where it works in tiles, and
-    ``costs_source`` tells where the costs come from, in words for the plan.
+    ``costs`` has "encode" (x: text tokens), "denoise" (x: text and image tokens of one picture; with the second forward that a
+    negative prompt takes), "encode_image" and "decode" (x: pixels), "detect" (x: pictures) and "upscale" (x: pixels of a tile, its
+    context included); ``costs_source`` tells where they come from, in words for the plan. ``encoders`` read the prompt together,
+    ``denoiser`` is the component that runs in every step. ``token_pixels`` is the side of the square that one image token (of a
+    UNet: one latent) stands for, ``vae_tile`` that of the autoencoder's tiles where it works in tiles.
     """
 
     name: str
@@ -99,7 +93,17 @@ class ModelSizes:
     text_tokens: int = 512
     vae_tile: int = 512
     upscale_factor: int = 4
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    denoiser: str = "transformer"
 
+
+CLIP_L = Component(123_060_480)
+AFTERWARDS = {"detectors": Component(1_600_000, dtype="fp32"), "upscaler": Component(16_697_987, dtype="fp32")}
+"""What repairs and enlarges, whatever drew the picture: one YOLO, ESRGAN."""
+
+AUTOENCODER = {"encode_image": Cost(Curve(linear=1300), Curve(linear=4.88e12 / 1024**2)), "decode": Cost(Curve(linear=2600), Curve(linear=10.47e12 / 1024**2))}
+"""Of AutoencoderKL with 128, 256, 512 and 512 channels in bf16, which all these families have: five of the widest map."""
+AFTER_COSTS = {"detect": Cost(Curve(linear=0.1e9), Curve(linear=8.7e9)), "upscale": Cost(Curve(linear=13.5e3), Curve(linear=35.9e6))}
 
 FLUX_DEV = ModelSizes(
     name="flux-dev",
@@ -107,12 +111,11 @@ FLUX_DEV = ModelSizes(
     steps=28,
     components=MappingProxyType(
         {  # counted on the real classes, diffusers 0.42.1 and transformers 5
-            "text_encoder": Component(123_060_480),
+            "text_encoder": CLIP_L,
             "text_encoder_2": Component(4_762_310_656, "bf16", (192_948_224, *(192_946_176,) * 23), 219, 131_596_288),
             "transformer": Component(11_901_408_320, "bf16", (339_831_296,) * 19 + (141_591_808,) * 38, 656, 56_641_536),
             "vae": Component(83_819_683),
-            "detectors": Component(1_600_000, dtype="fp32"),
-            "upscaler": Component(16_697_987, dtype="fp32"),
+            **AFTERWARDS,
         }
     ),
     costs=MappingProxyType(
@@ -120,10 +123,8 @@ FLUX_DEV = ModelSizes(
             "encode": Cost(Curve(linear=0.4e6), Curve(linear=4.84e12 / 512)),
             # 59.51 of the 74.38 TFLOP for 4608 tokens are linear layers, 14.87 attention (FlopCounterMode on the real class)
             "denoise": Cost(Curve(linear=110e3), Curve(linear=59.51e12 / 4608, square=14.87e12 / 4608**2)),
-            "encode_image": Cost(Curve(linear=1300), Curve(linear=4.88e12 / 1024**2)),
-            "decode": Cost(Curve(linear=2600), Curve(linear=10.47e12 / 1024**2)),
-            "detect": Cost(Curve(linear=0.1e9), Curve(linear=8.7e9)),
-            "upscale": Cost(Curve(linear=13.5e3), Curve(linear=35.9e6)),
+            **AUTOENCODER,
+            **AFTER_COSTS,
         }
     ),
     # Denoise and decode were counted by hand from the layers (18 vectors of the model's width a token; five of the widest map)
@@ -134,106 +135,68 @@ FLUX_DEV = ModelSizes(
 
 FLUX_SCHNELL = replace(FLUX_DEV, name="flux-schnell", steps=4)
 
-FAMILIES: Mapping[str, ModelSizes] = MappingProxyType({family.name: family for family in (FLUX_DEV, FLUX_SCHNELL)})
-"""The families whose sizes are known without their files. "embedded" is read from its folder by :func:`embedded`."""
+SDXL_BLOCKS = (
+    *(2255040, 2255040, 921920, 6558080, 8196480, 20832000, 20832000, 3687040, 24584960, 31138560, 350840320, 350840320, 31138560, 31138560, 350840320),
+    *(49164800, 49164800, 40971520, 350840320, 350840320, 350840320, 14746880, 16801280, 12704000, 10655360, 20832000, 20832000, 20832000, 3687040),
+    *(4407040, 3382400, 3382400),
+)
+SD15_BLOCKS = (
+    *(2255040, 2255040, 2546240, 2546240, 921920, 6558080, 8196480, 9188480, 9188480, 3687040, 24584960, 31138560, 34760960, 34760960, 14746880),
+    *(31138560, 31138560, 31138560, 31138560, 34760960, 49164800, 49164800, 49164800, 14746880, 49164800, 49164800, 40971520, 34760960, 34760960),
+    *(34760960, 14746880, 16801280, 12704000, 10655360, 9188480, 9188480, 9188480, 3687040, 4407040, 3382400, 3382400, 2546240, 2546240, 2546240),
+)
+"""The parts of a UNet's blocks that ``backend/residence.py`` streams, in no particular order."""
 
+UNET_SOURCE = "counted on the real classes without data (python -m bench.stable_diffusion); not yet measured on a GPU by this project"
 
-def embedded(folder: Path, dtype: str = "fp32") -> ModelSizes:
-    """The family whose files lie in ``folder`` (``flux/`` in diffusers' layout, ``*_detector.`` and ``upscaler.safetensors``).
+SDXL = ModelSizes(
+    name="sdxl",
+    native=1024,
+    steps=30,
+    components=MappingProxyType(
+        {
+            "text_encoder": CLIP_L,
+            "text_encoder_2": Component(694_659_840),
+            "unet": Component(2_567_463_684, "bf16", SDXL_BLOCKS, 1050, 29_492_480, rounds=False),
+            "vae": Component(83_653_863),
+            **AFTERWARDS,
+        }
+    ),
+    costs=MappingProxyType(
+        {
+            "encode": Cost(Curve(linear=125e3), Curve(linear=2 * 2 * 817_720_320)),
+            "denoise": Cost(Curve(linear=20.1e3), Curve(linear=741e6, square=4889)),
+            **AUTOENCODER,
+            **AFTER_COSTS,
+        }
+    ),
+    costs_source=UNET_SOURCE,
+    token_pixels=8,
+    text_tokens=77,
+    denoiser="unet",
+)
 
-    ``dtype`` is what the weights are computed in. Only headers and configurations are read. Memory costs are so many
-    vectors of a model's width, as ``bench/activations.py`` measures them. Raises WeightsError that names what is missing or damaged.
-    """
-    tensors = {name: _tensors(folder, name) for name in COMPONENTS}
-    transformer, vae, encoder = (_json(folder / "flux" / name / "config.json") for name in ("transformer", "vae", "text_encoder_2"))
-    own = _json(folder / "flux" / "family.json")
-    components = {name: _component(shapes, dtype) for name, shapes in tensors.items()}
-    width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
-    words, channels = int(encoder["d_model"]), vae["block_out_channels"]
-    token_pixels, item, per_token = 2 ** len(channels), BYTES_PER_PARAMETER[dtype], 2 * components["transformer"].parameters
-    features = next(shape[0] for shape in tensors["upscaler"].values() if len(shape) == 4 and shape[1] == 3)
-    vae_work = 2 * components["vae"].parameters / 4  # the convolutions run at four sizes, each a quarter of the one above
-    text = components["text_encoder_2"].parameters
-    costs = {
-        "encode": Cost(Curve(linear=16 * words * item), Curve(linear=2 * text)),
-        "denoise": Cost(Curve(linear=16.25 * width * item), Curve(linear=per_token, square=4 * width * len(components["transformer"].blocks))),
-        "encode_image": Cost(Curve(linear=4.2 * channels[0] * item), Curve(linear=vae_work / 2)),
-        "decode": Cost(Curve(linear=3.01 * channels[min(1, len(channels) - 1)] * item), Curve(linear=vae_work)),
-        "detect": Cost(Curve(linear=1.33e6), Curve(linear=0.3e9)),
-        "upscale": Cost(Curve(linear=36.4 * features * item), Curve(linear=2 * components["upscaler"].parameters)),
-    }
-    native = int(own["native"])
-    source = "measured on the emulated device (python -m bench.activations)"
-    return ModelSizes("embedded", native, 28, components, costs, source, token_pixels, int(own["tokens"]), native // 2)
+SD15 = replace(
+    SDXL,
+    name="sd15",
+    native=512,
+    components=MappingProxyType(
+        {
+            "text_encoder": CLIP_L,
+            "unet": Component(859_520_964, "bf16", SD15_BLOCKS, 391, 29_492_480, rounds=False),
+            "vae": Component(83_653_863),
+            **AFTERWARDS,
+        }
+    ),
+    costs=MappingProxyType(
+        {
+            **SDXL.costs,
+            "encode": Cost(Curve(linear=25e3), Curve(linear=2 * 2 * 123_060_480)),
+            "denoise": Cost(Curve(linear=33e3), Curve(linear=322.9e6, square=14_885)),
+        }
+    ),
+    encoders=("text_encoder",),
+)
 
-
-def with_prompt_upsampler(models: ModelSizes, folder: Path, dtype: str) -> ModelSizes:
-    """The family with a language model beside it, whose folder is in transformers' layout; it computes in ``dtype``.
-
-    Its cost "write" is that of one token (x: tokens of prompt and answer, whose keys and values are kept). It stays whole and exact: it
-    may be swapped, but neither rounded nor streamed. Raises WeightsError that names what is missing or damaged.
-    """
-    config = _json(folder / "config.json")
-    config = config.get("text_config", config)
-    shapes = _shapes(sorted(folder.glob("*.safetensors")))
-    if not shapes:
-        raise WeightsError(f"{folder.name} holds no .safetensors file; restore it, or change 'prompt_upsampler' in config_optimized.json")
-    parameters, item = _component(shapes, dtype).parameters, BYTES_PER_PARAMETER[dtype]
-    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kept = 2 * int(config["num_hidden_layers"]) * width * int(config.get("num_key_value_heads") or heads) / heads
-    # beside keys and values: a few vectors of the widest layer for a token, and a row of the vocabulary, widened to draw from it
-    memory = Curve(fixed=2 * 4 * int(config["vocab_size"]), linear=(kept + 4 * width + 2 * int(config["intermediate_size"])) * item)
-    costs = {**models.costs, "write": Cost(memory, Curve(fixed=2 * parameters))}
-    return replace(models, components={"prompt_upsampler": Component(parameters, dtype), **models.components}, costs=costs)
-
-
-def _component(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Component:
-    layers: dict[str, int] = {}
-    blocks: dict[str, int] = {}
-    for name, shape in shapes.items():
-        count = 1
-        for side in shape:
-            count *= side
-        layer = name.rpartition(".")[0]
-        layers[layer] = layers.get(layer, 0) + count
-        if repeated := REPEATED.match(name):
-            blocks[repeated[0]] = blocks.get(repeated[0], 0) + count
-    return Component(sum(layers.values()), dtype, tuple(blocks.values()), len(layers), max(layers.values(), default=0))
-
-
-def _tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a component's tensors, from the headers of its safetensors files."""
-    if name == "detectors":  # of one architecture, so their tensors have the same names
-        files = sorted(folder.glob("*_detector.safetensors"))
-        found = {f"{file.stem}.{key}": shape for file in files for key, shape in _shapes([file]).items()}
-    else:
-        single = folder / f"{name}.safetensors"
-        found = _shapes([single] if single.exists() else sorted((folder / "flux" / name).glob("*.safetensors")))
-    if not found:
-        raise WeightsError(f"{name}: no .safetensors file of it is in {folder.name}; restore the model folder")
-    return found
-
-
-def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > 100_000_000:  # the format's own limit
-                raise WeightsError(f"{file.name} is damaged (its header claims {length} bytes); restore the model folder")
-            header = _parsed(opened.read(length), file.name)
-        found.update({key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"})
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise WeightsError(f"{path.parent.name}/{path.name} is missing; restore the model folder")
-    return _parsed(path.read_bytes(), path.name)
-
-
-def _parsed(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise WeightsError(f"{name} is damaged (not JSON); restore the model folder") from None
+FAMILIES: Mapping[str, ModelSizes] = MappingProxyType({family.name: family for family in (FLUX_DEV, FLUX_SCHNELL, SDXL, SD15)})
+"""The families whose sizes are known without their files."""

@@ -212,9 +212,9 @@ class _Search:
         """What one model may do on this device, under these rules."""
         rank, cuda = QUALITIES.index(self.rules.quality), self.device.kind == "cuda"
         dtypes = [component.dtype]
-        if component.blocks:  # the two large models; rounding the others saves next to nothing
+        if component.blocks and component.rounds:  # the two large models; rounding the others saves next to nothing
             dtypes += ["fp8"] * (rank >= 1 and component.dtype != "fp8") + ["nf4"] * (rank >= 2)
-            if rank >= 1 and cuda and name == "transformer" and self.computes_fp8:
+            if rank >= 1 and cuda and name == self.models.denoiser and self.computes_fp8:
                 dtypes.append("fp8_compute")
             dtypes = [dtype for dtype in dtypes if dtype == component.dtype or dtype in self.rules.formats]
         # what computes in fp8 is moved as a whole only; layer by layer is for the checkpoint's own dtype
@@ -308,11 +308,11 @@ class _Search:
         )
 
     def details_together(self, choice: _Choice) -> int:
-        denoising = [step for step in self.steps if step.stage == "detail" and step.components == ("transformer",)]
+        denoising = [step for step in self.steps if step.stage == "detail" and step.components == (self.models.denoiser,)]
         if not denoising:
             return 1
-        transformer = choice[list(self.models.components).index("transformer")]
-        room = self.usable - sum(option.standing for option in choice) - transformer.passing
+        denoiser = choice[list(self.models.components).index(self.models.denoiser)]
+        room = self.usable - sum(option.standing for option in choice) - denoiser.passing
         return min(MOST_DETAILS, max(1, room // denoising[0].memory) * self.workload.outputs)
 
     def state(self, kinds: set[Kind], overrun: int) -> VRAMState:

@@ -98,9 +98,10 @@ def card_table() -> str:
 
 
 def described_placements(placements: Mapping[str, Placement]) -> str:
-    """Transformer and T5 by name, and what else does not simply stay."""
-    main = [f"{label} {placements[name].dtype} {_kind(placements[name])}" for label, name in (("transformer", "transformer"), ("T5", "text_encoder_2"))]
-    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in ("transformer", "text_encoder_2") and _kind(p) != "resident"]
+    """What denoises (and Flux's T5) by name, and what else does not simply stay."""
+    labels = {"transformer": "transformer", "text_encoder_2": "T5"} if "transformer" in placements else {"unet": "UNet"}
+    main = [f"{label} {placements[name].dtype} {_kind(placements[name])}" for name, label in labels.items()]
+    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in labels and _kind(p) != "resident"]
     return ", ".join([*main, *others])
 
 

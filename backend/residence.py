@@ -6,7 +6,8 @@ arithmetic by where it lives, only where its bytes wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
 from types import MappingProxyType
 
 import torch
@@ -18,6 +19,8 @@ from backend.stream import Transfers, tensor_bytes
 
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "encoder.block")
 """Where the models have their repeated blocks: Flux's two kinds, T5's one. They run in this order."""
+UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
+"""Where a UNet has its blocks, in their order. One of SDXL's is 2.2 GB, so it is their parts that are streamed."""
 
 
 class TensorGroup:
@@ -192,9 +195,18 @@ def sequential(module: nn.Module, transfers: Transfers) -> Residence:
 
 
 def block_modules(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model in the order in which they run; none for a model that has none."""
+    """The blocks of a model (of a UNet their parts) in the order in which they run; none for a model that has none."""
     named = dict(module.named_modules())
-    return [block for name in BLOCK_LISTS if isinstance(blocks := named.get(name), nn.ModuleList) for block in blocks]
+    blocks = [block for name in BLOCK_LISTS if isinstance(found := named.get(name), nn.ModuleList) for block in found]
+    return blocks or [part for name in UNET_BLOCKS if (found := named.get(name)) for part in _unet_parts(found)]
+
+
+def _unet_parts(blocks: nn.Module) -> Iterator[nn.Module]:
+    """Residual and attention parts by turns, then what changes the size."""
+    for block in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
+        turns = zip_longest(*(getattr(block, name, ()) for name in ("resnets", "attentions")))
+        yield from (part for turn in turns for part in turn if part is not None)
+        yield from getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ()
 
 
 RESIDENCES: Mapping[Kind, Callable[[nn.Module, Transfers], Residence]] = MappingProxyType(

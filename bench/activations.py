@@ -29,7 +29,7 @@ from modules.startup import Service, start
 ensure_torchvision_operators()  # before anything imports diffusers
 
 from modules.adetailer.detection import Detector  # noqa: E402
-from modules.flux import Drawing, FluxService, PromptEmbeddings  # noqa: E402
+from modules.drawing import Drawing, DrawingService, PromptEmbeddings  # noqa: E402
 from modules.generate import GenerateStage  # noqa: E402
 from modules.upscaler import Upscaler, UpscalerNetwork  # noqa: E402
 
@@ -70,7 +70,7 @@ def picture(side: int) -> Image.Image:
 
 def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measurement]:
     """Every step of a prediction at every side in pixels, with one picture and with three where a batch goes together."""
-    flux = cast(GenerateStage, service.pipeline.stages[0]).flux
+    flux = cast(GenerateStage, service.pipeline.stages[0]).service
     sizes, models = service.sizes, service.models
 
     def measure(step: str, x: int, batch: int, run: Callable[[], object]) -> Measurement:
@@ -102,10 +102,10 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
             yield measure("upscale", padded.shape[0] ** 2, 1, lambda upscaler=upscaler, padded=padded: upscaler.enlarge_tile(padded))  # type: ignore[misc]
 
 
-def denoising(flux: FluxService, side: int, batch: int) -> Callable[[], object]:
+def denoising(flux: DrawingService, side: int, batch: int) -> Callable[[], object]:
     drawing = Drawing(("",) * batch, tuple(range(batch)), side, side, 2, 3.5)
     one = flux.encode([""])
-    embeddings = PromptEmbeddings(one.sequence.expand(batch, -1, -1), one.pooled.expand(batch, -1))
+    embeddings = PromptEmbeddings.joined([one] * batch)
     return lambda: flux.denoise(drawing, embeddings, None, None)
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", log_level="ERROR"))
     batched = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
-    single = AdetailerStage(batched.flux, batched.detectors, together=1)
+    single = AdetailerStage(batched.service, batched.detectors, together=1)
     one, many = portraits(1), portraits(arguments.faces)
     request = ImageRequest(prompt=PROMPT, width=SIDE, height=SIDE, seed=1, adetailer=(AdetailerUnit(),))
     times: dict[str, list[float]] = {"one face": [], "in batches": [], "one at a time": []}

@@ -85,7 +85,7 @@ def main() -> None:
     faces = found_faces = 0
     for number, scene in enumerate(scenes(arguments.pictures, arguments.seed)):
         drawn = draw_scene(scene)
-        before = stage.flux.decode(stage.flux.pack(stage.flux.encode_images([drawn])), *SIZE)[0]
+        before = stage.service.decode(stage.service.pack(stage.service.encode_images([drawn])), *SIZE)[0]
         request = ImageRequest(prompt=words(scene), width=SIZE[0], height=SIZE[1], seed=number, adetailer=(replace(unit, prompt=words(scene)),))
         batch = ImageBatch((Picture(before, number),), Timeline(), no_progress)
         found_faces += len(stage.find(batch.pictures, unit)[0].regions)

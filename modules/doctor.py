@@ -74,7 +74,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     from modules.extension_optimizer import select
 
     ensure_torchvision_operators()
-    from modules.assembly import find_files
+    from modules.model_files import find_files
 
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
@@ -84,7 +84,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
     def weights() -> str:
         files = find_files(settings)
-        family = files.family()
+        family = files.family
         parts = sum(file.stat().st_size for file in files.parts.rglob("*.safetensors"))
         return f"{'embedded' if files.is_embedded else family.name}, {readable(parts)}, native size {family.native}"
 
@@ -92,7 +92,8 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         files = find_files(settings)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         found = probe_device(settings.device, settings.dtype)
-        return plan_as_text(plan_device(found, files.sizes(), files.workload(settings), emulated, settings.quality).plan, files.sizes())
+        sizes = files.sizes(found.dtype)
+        return plan_as_text(plan_device(found, sizes, files.workload(settings), emulated, settings.quality).plan, sizes)
 
     def stages() -> str:
         selection = select(settings)

@@ -1,33 +1,19 @@
-"""The service that draws: encode the prompt, denoise, decode, each with only the models that it needs.
-
-The denoise loop is diffusers' ``FluxPipeline`` with prompt embeddings in and latents out. Image-to-image and inpainting
-are the same loop, begun at a lower noise level and, with a mask, blended after every step; the pictures are those of
-diffusers' ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline``, but the autoencoder need not be on the device meanwhile.
-"""
+"""Flux: prompts as T5's words and CLIP's whole, latents as tokens of 2 x 2, noise mixed in linearly (flow matching)."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
-from torch.nn import functional
 
-from backend.errors import WeightsError
-from backend.out_of_memory import Ladder, Rung
-from backend.timeline import Timeline
+from backend.out_of_memory import Ladder
+from modules.drawing import Drawing, DrawingService, PromptEmbeddings
 from modules.family import Family
-from modules.flux_memory_optimizer import first_block_cache
-from modules.samplers import EULER, SIMPLE, noise_levels, solver, verbatim_scheduler
+from modules.samplers import EULER, SIMPLE, flow_solver, noise_levels, verbatim_scheduler
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -35,259 +21,55 @@ if TYPE_CHECKING:
 
     from backend.model_cache_optimizer import ModelCache
 
-StepReport = Callable[[int, int], None]
-Result = TypeVar("Result")
 
-
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """T5's embeddings, 1 x tokens x width, and CLIP's pooled one, 1 x width, on the device."""
-
-    sequence: torch.Tensor
-    pooled: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A batch to draw: one prompt and one seed a picture, all of one size.
-
-    With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
-    only there. With ``soft`` masks grey is repainted too, in so many of the last steps as it is bright. ``sampler`` and ``schedule``
-    are names of ``modules/samplers.py``; with ``images`` the sampler is always Euler. ``go_fast`` skips steps that change little.
-    With ``latent_resize`` (a mode of ``torch.nn.functional.interpolate``) the images may have another size: their latents are
-    brought to this one.
-    """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    images: tuple[Image.Image, ...] = ()
-    masks: tuple[Image.Image, ...] = ()
-    strength: float = 1.0
-    soft: bool = False
-    sampler: str = EULER
-    schedule: str = SIMPLE
-    go_fast: bool = False
-    latent_resize: str = ""
-
-    def only(self, index: int) -> Drawing:
-        """The batch with one of its pictures."""
-        chosen = slice(index, index + 1)
-        return replace(self, prompts=self.prompts[chosen], seeds=self.seeds[chosen], images=self.images[chosen], masks=self.masks[chosen])
-
-    @property
-    def sampler_used(self) -> str:
-        """Samplers other than Euler cannot begin from a noised picture."""
-        return EULER if self.images else self.sampler
-
-    def steps_run(self) -> int:
-        """Steps that are really run: all, or the share that ``strength`` asks for, at least one."""
-        return self.steps if not self.images else max(1, min(self.steps, int(self.steps * self.strength)))
-
-
-class PromptCache:
-    """The embeddings of the prompts used last, so that a repeated prompt runs no text encoder."""
-
-    def __init__(self, entries: int) -> None:
-        self._entries = entries
-        self._kept: OrderedDict[str, PromptEmbeddings] = OrderedDict()
-
-    def get(self, prompt: str) -> PromptEmbeddings | None:
-        if prompt in self._kept:
-            self._kept.move_to_end(prompt)
-        return self._kept.get(prompt)
-
-    def put(self, prompt: str, embeddings: PromptEmbeddings) -> None:
-        self._kept[prompt] = embeddings
-        while len(self._kept) > self._entries:
-            self._kept.popitem(last=False)
-
-
-class FluxService:
-    """Draws with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them."""
+class FluxService(DrawingService):
+    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers`` are CLIP's and T5's."""
 
     def __init__(
         self,
         models: ModelCache,
         family: Family,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        tokenizer: PreTrainedTokenizerBase,
-        tokenizer_2: PreTrainedTokenizerBase,
+        tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
         dtype: torch.dtype,
         ladder: Ladder,
         prompt_cache_entries: int = 32,
     ) -> None:
-        self.models = models
-        self.ladder = ladder
-        self.family = family
-        self.dtype = dtype
-        self._tokenizer = tokenizer
-        self._tokenizer_2 = tokenizer_2
-        self._prompts = PromptCache(prompt_cache_entries)
-        self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
+        super().__init__(models, family, FluxPipeline(scheduler, None, None, None, None, None, None), dtype, ladder, prompt_cache_entries)
+        self._tokenizers = tokenizers
         self._scheduler = scheduler
-        self._pipeline = FluxPipeline(scheduler, None, None, None, None, None, None)
-        self._pipeline.vae_scale_factor = family.latent_factor  # it would ask the autoencoder, which it does not have
-        self._pipeline.set_progress_bar_config(disable=True)
 
-    @torch.inference_mode()
-    def draw(self, drawing: Drawing, timeline: Timeline, report: StepReport | None = None) -> list[Image.Image]:
-        """Draws the batch. ``report`` is told the steps done and to do after every step.
+    def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
+        (clip_tokenizer, t5_tokenizer), (clip, t5) = self._tokenizers, encoders
+        pooled = clip(self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False).pooler_output
+        sequence = t5(self.token_ids(t5_tokenizer, prompt, self.family.tokens), output_hidden_states=False)[0]
+        return PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
 
-        Where the device's memory is too small the pictures go one by one and the autoencoder works in tiles; raises
-        :class:`backend.out_of_memory.OutOfMemory` when that is not enough.
-        """
-        if drawing.images and drawing.strength <= 0:
-            return list(drawing.images)
-        with timeline.span("encode"):
-            again = Rung("once more after clearing", lambda: self.encode(drawing.prompts))
-            embeddings = self.ladder.climb("encode", [Rung("both encoders", lambda: self.encode(drawing.prompts)), again], "prompt")
-        start: torch.Tensor | None = None
-        if drawing.images:
-            with timeline.span("encode_image"):
-                start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(drawing.images))
-                if drawing.latent_resize:
-                    factor = self.family.latent_factor
-                    start = functional.interpolate(start, (drawing.height // factor, drawing.width // factor), mode=drawing.latent_resize)
-        with timeline.span("denoise"):
-            whole = Rung("all pictures together", lambda: self.denoise(drawing, embeddings, start, report))
-            single = Rung("one picture at a time", lambda: self.denoise_one_by_one(drawing, embeddings, start, report))
-            # which steps are skipped is decided for a batch, and no picture shall depend on those beside it
-            latents = self.ladder.climb("denoise", [single] if drawing.go_fast else [whole, single], "width and height")
-        with timeline.span("decode"):
-            return self._with_or_without_tiles("decode", lambda: self.decode(latents, drawing.width, drawing.height))
+    def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
+        return {"prompt_embeds": embeddings.sequence, "pooled_prompt_embeds": embeddings.pooled}
 
-    def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
-        """The autoencoder at work on whole pictures, or in tiles where memory does not hold them."""
+    def noised(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(origin, noise, level)
 
-        def tiled() -> Result:
-            with self.models.on_device("vae") as loan:
-                vae: Any = loan[0]
-                before = vae.use_tiling
-                vae.tile_sample_min_size, vae.tile_latent_min_size = self.family.native // 2, self.family.native // 2 // self.family.latent_factor
-                vae.enable_tiling()
-                try:
-                    return run()
-                finally:
-                    vae.use_tiling = before
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""
+        return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
 
-        return self.ladder.climb(step, [Rung("whole pictures", run), Rung("tiles", tiled)], "width and height")
+    def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        return FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)  # type: ignore[no-any-return]
 
-    def denoise_one_by_one(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
-        """:meth:`denoise`, picture by picture. A picture's noise is its seed's, so it is the same picture."""
-        count, steps = len(drawing.seeds), drawing.steps_run()
-        latents = []
-        for index in range(count):
-            one = drawing.only(index)
-            own = PromptEmbeddings(embeddings.sequence[index : index + 1], embeddings.pooled[index : index + 1])
-
-            def told(done: int, total: int, before: int = index * steps) -> None:
-                if report:
-                    report(before + done, count * steps)
-
-            latents.append(self.denoise(one, own, None if start is None else start[index : index + 1], told))
-        return torch.cat(latents)
-
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of all prompts, in order. The text encoders are borrowed only for prompts not seen lately."""
-        wanted = dict.fromkeys(prompts)
-        found = {prompt: known for prompt in wanted if (known := self._prompts.get(prompt))}
-        missing = [prompt for prompt in wanted if prompt not in found]
-        if missing:
-            with self.models.on_device("text_encoder", "text_encoder_2") as (clip, t5):
-                self.models.prefetch("transformer")
-                for prompt in missing:  # one by one: the same embeddings whatever is in the batch
-                    ids = self._token_ids(self._tokenizer, prompt, self._tokenizer.model_max_length)
-                    pooled = clip(ids, output_hidden_states=False).pooler_output
-                    sequence = t5(self._token_ids(self._tokenizer_2, prompt, self.family.tokens), output_hidden_states=False)[0]
-                    found[prompt] = PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
-                    self._prompts.put(prompt, found[prompt])
-        return PromptEmbeddings(torch.cat([found[p].sequence for p in prompts]), torch.cat([found[p].pooled for p in prompts]))
-
-    def _token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
-        ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        return ids.to(self.models.device)  # type: ignore[no-any-return]
-
-    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x 16 x height/factor x width/factor. One at a time, which needs the least memory."""
-        with self.models.on_device("vae") as loan:
-            vae: Any = loan[0]
-            pixels = [self._processor.preprocess(image).to(self.models.device, self.dtype) for image in images]
-            # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
-            latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
-            return (latents - vae.config.shift_factor) * vae.config.scaling_factor  # type: ignore[no-any-return]
-
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
-        """Packed latents, N x tokens x 64, to pictures. One at a time, which needs the least memory.
-
-        Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
-        """
-        with self.models.on_device("vae") as loan:
-            vae: Any = loan[0]
-            unpacked = FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)
-            scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-            pictures: list[Image.Image] = []
-            for one in scaled.split(1):
-                pixels = vae.decode(one, return_dict=False)[0]
-                if not pixels.isfinite().all():
-                    raise WeightsError(f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' is too narrow for it")
-                pictures += self._processor.postprocess(pixels, output_type="pil")
-            return pictures
-
-    def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
-        """From noise (or from noised ``start`` latents) to packed latents, N x tokens x 64."""
-        device, factor = self.models.device, self.family.latent_factor
-        rows, columns = drawing.height // factor, drawing.width // factor
-        # drawn on the CPU, so that a seed gives the same noise on every machine
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in drawing.seeds]
-        noise = self.pack(randn_tensor((len(generators), 16, rows, columns), generator=generators, device=device, dtype=self.dtype))
+    def prepare_steps(self, drawing: Drawing, tokens: int) -> dict[str, Any]:
         total = drawing.steps_run()
-        self._pipeline.scheduler, sigmas = self._steps(drawing, noise.shape[1])
+        self._pipeline.scheduler, sigmas = self._steps(drawing, tokens)
         sigmas = sigmas[drawing.steps - total :]
-        origin = self.pack(start) if start is not None else None
-        latents = noise
-        if origin is not None and total < drawing.steps:
-            latents = torch.lerp(origin, noise, self._noise_levels(sigmas, noise.shape[1])[0])
-        mask = self._latent_mask(drawing.masks, rows, columns, drawing.soft) if drawing.masks else None
-
-        def after_step(pipeline: FluxPipeline, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
-            if mask is not None and origin is not None:
-                kept = torch.lerp(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
-                # differential diffusion (Levin and Fried, 2023): the darker a place of a soft mask, the later it is let go
-                free = (mask > 1 - (index + 1) / total).to(mask) if drawing.soft else mask
-                state["latents"] = torch.lerp(kept, state["latents"], free)
-            if index + 1 == total:
-                self.models.prefetch("vae")
-            if report:
-                report(index + 1, total)
-            return state
-
-        with self.models.on_device("transformer") as (transformer,), first_block_cache(transformer, drawing.go_fast):
-            self._pipeline.transformer = transformer
-            try:
-                return self._pipeline(  # type: ignore[no-any-return]
-                    prompt_embeds=embeddings.sequence,
-                    pooled_prompt_embeds=embeddings.pooled,
-                    latents=latents,
-                    width=drawing.width,
-                    height=drawing.height,
-                    num_inference_steps=total,
-                    sigmas=sigmas,
-                    guidance_scale=drawing.guidance,
-                    callback_on_step_end=after_step,
-                    output_type="latent",
-                    return_dict=False,
-                )[0]
-            finally:
-                self._pipeline.transformer = None  # the loan ends here
+        if drawing.images:
+            self._pipeline.scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
+        return {"num_inference_steps": total, "sigmas": sigmas}
 
     def _steps(self, drawing: Drawing, tokens: int) -> tuple[Any, np.ndarray]:
         """The scheduler, and the noise levels that it is asked for at the steps' beginnings."""
         if drawing.sampler_used != EULER:
-            return solver(drawing.sampler, self._strength_of_shift(tokens)), np.empty(0)
+            return flow_solver(drawing.sampler, self._strength_of_shift(tokens)), np.empty(0)
         if drawing.schedule == SIMPLE:  # as the model's own scheduler has it
             return self._scheduler, np.linspace(1.0, 1 / drawing.steps, drawing.steps)
         return verbatim_scheduler(), noise_levels(drawing.schedule, drawing.steps, partial(self._shift, tokens))
@@ -307,25 +89,3 @@ class FluxService:
         """Times in 0..1 to noise levels, as the model's own scheduler does it."""
         shift = self._strength_of_shift(tokens)
         return np.asarray(shift * times / (1 + (shift - 1) * times))
-
-    def _noise_levels(self, sigmas: np.ndarray, tokens: int) -> torch.Tensor:
-        """The noise levels that the scheduler makes of ``sigmas``, on the device."""
-        scheduler = self._pipeline.scheduler
-        scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
-        return scheduler.sigmas.to(self.dtype)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def pack(latents: torch.Tensor) -> torch.Tensor:
-        """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""
-        return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
-
-    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, soft: bool) -> torch.Tensor:
-        """Masks as N x tokens x 64 in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge stays; with
-        ``soft`` it has the brightness of that pixel, else it is 0 or 1."""
-        planes = []
-        for mask in masks:
-            step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
-            array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
-            planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
-        plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, 16, -1, -1)
-        return self.pack((plane if soft else plane.round()).contiguous()).to(self.models.device, self.dtype)

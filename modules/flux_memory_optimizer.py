@@ -60,7 +60,7 @@ class FluxMemoryOptimizer:
             self._choose_attention(module)
             self._keep_rotary_tables(module)
             self._compile_blocks(module)
-        elif name == "vae" or name.startswith("upscaler"):  # of upscalers there may be several
+        elif name in ("vae", "unet") or name.startswith("upscaler"):  # of upscalers there may be several
             self._order_channels_last(name, module)
             if name == "vae":
                 tiled = bool(getattr(module, "use_tiling", False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageFilter
 
-from modules.flux import Drawing, FluxService
+from modules.drawing import Drawing, DrawingService
 from modules.pipeline import ImageBatch, Picture
 from modules.request import ImageRequest
 
@@ -17,8 +17,8 @@ class GenerateStage:
 
     name = "generate"
 
-    def __init__(self, flux: FluxService) -> None:
-        self.flux = flux
+    def __init__(self, service: DrawingService) -> None:
+        self.service = service
 
     def wanted(self, request: ImageRequest) -> bool:
         return True
@@ -41,13 +41,16 @@ class GenerateStage:
             sampler=request.sampler,
             schedule=request.scheduler,
             go_fast=request.go_fast,
+            negative=request.negative_prompt,
         )
-        drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
+        drawn = self.service.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         if image and mask:
             # grown first, so that the feather lies outside of what was asked for
             soft = mask.filter(ImageFilter.MaxFilter(2 * MASK_FEATHER + 1)).filter(ImageFilter.GaussianBlur(MASK_FEATHER / 2))
             drawn = [Image.composite(new, image, soft) for new in drawn]
         parameters: dict[str, object] = {}
+        if self.service.family.negative_prompts:  # its guidance is the classic one
+            parameters |= {"CFG scale": request.guidance_scale, "Distilled CFG Scale": None, "Negative prompt": request.negative_prompt or None}
         if drawing.sampler_used != request.sampler:
             parameters["Sampler"] = drawing.sampler_used
             parameters["_sampler"] = f"{request.sampler} begins from pure noise only, so {drawing.sampler_used} redrew the image"

@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 from PIL import Image
 
+from modules.drawing import Drawing, DrawingService
 from modules.enlarger import Enlarger
-from modules.flux import Drawing, FluxService
 from modules.pipeline import ImageBatch
 from modules.request import Hires, ImageRequest
 
@@ -25,8 +25,8 @@ class HiresStage:
 
     name = "hires"
 
-    def __init__(self, flux: FluxService, enlarger: Enlarger) -> None:
-        self.flux, self.enlarger = flux, enlarger
+    def __init__(self, service: DrawingService, enlarger: Enlarger) -> None:
+        self.service, self.enlarger = service, enlarger
 
     def wanted(self, request: ImageRequest) -> bool:
         return request.hires is not None
@@ -48,9 +48,10 @@ class HiresStage:
             strength=hires.strength,
             schedule=request.scheduler,
             go_fast=request.go_fast,
+            negative=request.negative_prompt,
             latent_resize=LATENT_MODES.get(hires.upscaler, ""),
         )
-        drawn = self.flux.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
+        drawn = self.service.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
         parameters = {
             "Hires sampler": None if request.sampler == drawing.sampler_used else drawing.sampler_used,
             "Denoising strength": hires.strength,
@@ -62,7 +63,7 @@ class HiresStage:
 
     def size(self, image: Image.Image, hires: Hires) -> tuple[int, int]:
         """The size that is redrawn, in pixels."""
-        return self.flux.family.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
+        return self.service.family.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
 
     def enlarged(self, image: Image.Image, hires: Hires) -> Image.Image:
         """The picture at the size that is redrawn, or as it is where its latents are enlarged."""

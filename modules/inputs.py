@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from backend.errors import InputError, nearest
 from modules.adetailer.arguments import FACES, HANDS, MAX_UNITS, AdetailerUnit, units_from_json
 from modules.adetailer.vocabulary import Vocabulary, why_missing
-from modules.request import Canvas, Hires, ImageRequest, choose_size, random_seed
+from modules.family import Family
+from modules.request import SAMPLERS, Hires, ImageRequest, choose_size, random_seed
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
@@ -54,16 +55,16 @@ def read_image(path: Path, field: str) -> Image.Image:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def adetailer_units(inputs: Mapping[str, Any], detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
+def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
     """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for those over hands.
 
     ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
     """
     if not inputs["adetailer"]:
         return ()
-    units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES, detectors)
+    units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES, family, detectors)
     if inputs["adetailer_args_hands"].strip() or inputs["ad_hands_prompt"]:
-        hands = _units_of(inputs, "adetailer_args_hands", "ad_hands_prompt", replace(HANDS, model=_finds("hand", detectors)), detectors)
+        hands = _units_of(inputs, "adetailer_args_hands", "ad_hands_prompt", replace(HANDS, model=_finds("hand", detectors)), family, detectors)
         if len(units) + len(hands) > MAX_UNITS:
             raise InputError("adetailer_args_hands", f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
@@ -78,10 +79,14 @@ def _finds(label: str, detectors: Mapping[str, Vocabulary]) -> str:
     raise InputError("ad_hands_prompt", f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n")
 
 
-def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit, detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
+def _units_of(
+    inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit, family: Family, detectors: Mapping[str, Vocabulary]
+) -> tuple[AdetailerUnit, ...]:
     """The units of one pair of inputs, JSON and words, each on top of ``base``."""
     units = units_from_json(inputs[field], field, base) if inputs[field].strip() else (base,)
     for unit in units:
+        if unit.negative_prompt and not family.negative_prompts:
+            raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
         if unit.model and unit.model not in detectors:
             why = why_missing(unit.model) or nearest(unit.model, detectors)
             raise InputError(field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
@@ -91,17 +96,18 @@ def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: Adetailer
     return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
-def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = ()) -> ImageRequest:
-    """The request that the inputs ask for, by a family's sizes and the detectors (the first is the default) and upscalers that are there.
+def build_request(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = ()) -> ImageRequest:
+    """The request that the inputs ask for, by what a family can do and the detectors (the first is the default) and upscalers that are there.
 
     Raises :class:`InputError` for what cannot be honoured.
     """
+    _refuse_what_it_cannot(inputs, family)
     if inputs["upscaler"] and inputs["upscaler"] not in upscalers:
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
         raise InputError("upscaler", f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}")
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
-    width, height = choose_size(canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
+    width, height = choose_size(family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
     seed = random_seed() if inputs["seed"] is None else inputs["seed"]
     return ImageRequest(
         prompt=inputs["prompt"],
@@ -109,8 +115,9 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[
         height=height,
         seed=seed,
         num_outputs=inputs["num_outputs"],
-        num_inference_steps=inputs["num_inference_steps"],
-        guidance_scale=inputs["guidance_scale"],
+        negative_prompt=inputs["negative_prompt"],
+        num_inference_steps=family.steps if inputs["num_inference_steps"] is None else inputs["num_inference_steps"],
+        guidance_scale=family.guidance if inputs["guidance_scale"] is None else inputs["guidance_scale"],
         sampler=inputs["sampler"],
         scheduler=inputs["scheduler"],
         go_fast=inputs["go_fast"],
@@ -118,7 +125,7 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
         hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"]) if inputs["enable_hr"] else None,
-        adetailer=adetailer_units(inputs, detectors),
+        adetailer=adetailer_units(inputs, family, detectors),
         scale=inputs["scale"],
         upscaler=inputs["upscaler"],
         output_format=inputs["output_format"],
@@ -126,3 +133,14 @@ def build_request(inputs: Mapping[str, Any], canvas: Canvas, detectors: Mapping[
         prompt_upsampling=inputs["prompt_upsampling"],
         prompt_upsampling_seed=seed if inputs["prompt_upsampling_seed"] is None else inputs["prompt_upsampling_seed"],
     )
+
+
+def _refuse_what_it_cannot(inputs: Mapping[str, Any], family: Family) -> None:
+    """Raises :class:`InputError` for what only other families can do."""
+    if inputs["negative_prompt"].strip() and not family.negative_prompts:
+        raise InputError("negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead")
+    if inputs["go_fast"] and family.kind != "flux":
+        raise InputError("go_fast", f"is for Flux; {family.name} computes every step")
+    if inputs["sampler"] != SAMPLERS[0] and inputs["scheduler"] not in family.solver_schedules:
+        takes = " or ".join(family.solver_schedules)
+        raise InputError("scheduler", f"'{inputs['scheduler']}' goes with the sampler {SAMPLERS[0]}; {inputs['sampler']} takes {takes}")

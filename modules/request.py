@@ -34,7 +34,7 @@ MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
 HIRES_UPSCALERS = ("ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)")
 SAMPLERS = ("Euler", "DPM++ 2M", "UniPC")
 SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
-"""The names of ``modules/samplers.py``; the first of each is the default. Schedules other than it are for Euler."""
+"""The names of ``modules/samplers.py``; the first of each is the default."""
 OUTPUT_FORMATS = ("webp", "jpg", "png")
 MAX_SEED = 2**32 - 1
 
@@ -79,6 +79,7 @@ class ImageRequest:
     width: int
     height: int
     seed: int
+    negative_prompt: str = ""
     num_outputs: int = 1
     num_inference_steps: int = 28
     guidance_scale: float = 3.5
@@ -118,8 +119,6 @@ class ImageRequest:
         _check_choice("sampler", self.sampler, SAMPLERS)
         _check_choice("scheduler", self.scheduler, SCHEDULES)
         _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
-        if self.sampler != SAMPLERS[0] and self.scheduler != SCHEDULES[0]:
-            raise InputError("scheduler", f"'{self.scheduler}' goes with the sampler {SAMPLERS[0]}; {self.sampler} takes {SCHEDULES[0]}")
         if self.mask is not None and self.image is None:
             raise InputError("mask", "needs an image to paint into; give the input 'image' too")
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:

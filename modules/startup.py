@@ -31,7 +31,6 @@ from modules.pipeline import ImagePipeline, Progress, Show
 from modules.progress import ProgressBars
 from modules.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request import ImageRequest
-from modules.upscaler_names import cached_as
 
 if TYPE_CHECKING:
     from backend.computer import Computer
@@ -83,7 +82,7 @@ class Service:
                 # the server lets 2.0 through for a whole number; here it becomes one
                 schema = InputSchema()
                 wanted = self.extensions.turn_off(schema.validate(inputs), schema.defaults)
-                request = build_request(wanted, self.family.canvas, self.detectors, self.upscalers)
+                request = build_request(wanted, self.family, self.detectors, self.upscalers)
             with ProgressBars() as bars, self.computer.computing():
                 request = upsampled(request, self.upsampler, timeline)
                 batch = self.pipeline.run(request, progress or bars, timeline, show)
@@ -167,14 +166,15 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         from backend.model_cache_optimizer import ModelCache
         from backend.out_of_memory import Ladder
         from backend.plan_report import plan_as_text
-        from modules.assembly import assemble, find_files
+        from modules.assembly import assemble
         from modules.flux_memory_optimizer import FluxMemoryOptimizer
+        from modules.model_files import find_files
     # one folder for all that is written while the service lives; it goes when the process ends
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     with timeline.span("plan"):
         files = find_files(settings)
-        sizes = files.sizes()
+        sizes = files.sizes(device.dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
     optimizer = FluxMemoryOptimizer(device, computer.plan, settings)
@@ -199,7 +199,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     seconds = timeline.metrics()
     imports = {name: seconds[f"stages.{name}.seconds"] for name in extensions.enabled}
     load_seconds = models.stats().load_seconds
-    groups = {"detectors": tuple(files.detectors), "upscaler": tuple(cached_as(tuple(files.upscalers)).values())}
+    groups = {"detectors": tuple(files.detectors), "upscaler": tuple(files.cached_upscalers.values())}
     reading = {**load_seconds, **{name: sum(load_seconds[one] for one in group) for name, group in groups.items()}}
     logger.info("extensions\n%s", extensions.report(imports, reading))
     logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())

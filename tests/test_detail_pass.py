@@ -15,7 +15,7 @@ from backend.timeline import Timeline
 from modules.adetailer.arguments import AdetailerUnit
 from modules.adetailer.crops import blur_mask, correct_colors
 from modules.adetailer.stage import AdetailerStage
-from modules.flux import Drawing
+from modules.drawing import Drawing
 from modules.pipeline import ImageBatch, Picture, no_progress
 from modules.request import ImageRequest
 from modules.startup import Service
@@ -133,7 +133,7 @@ class TestSeveralFaces:
     def test_the_seed_of_a_face_is_the_pictures_plus_its_number_or_the_same(self, stage: AdetailerStage, couple: ImageBatch) -> None:
         for same, seeds in ((False, {11, 12}), (True, {11})):
             unit = AdetailerUnit(same_seed_for_each_tab=same)
-            batches = stage.repaints(couple.pictures, stage.find(couple.pictures, unit), unit, PROMPT)
+            batches = stage.repaints(couple.pictures, stage.find(couple.pictures, unit), unit, REQUEST)
             assert {one.seed for together in batches for one in together} == seeds
 
     def test_only_the_selected_one_is_repainted(self, stage: AdetailerStage, couple: ImageBatch) -> None:
@@ -160,23 +160,23 @@ def crowd() -> ImageBatch:
 class TestTogether:
     def test_faces_that_lie_apart_are_painted_in_one_batch(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
         unit = REQUEST.adetailer[0]
-        batches = stage.repaints(crowd.pictures, stage.find(crowd.pictures, unit), unit, PROMPT)
+        batches = stage.repaints(crowd.pictures, stage.find(crowd.pictures, unit), unit, REQUEST)
         assert [len(together) for together in batches] == [4]
 
     def test_the_pictures_are_those_of_one_face_at_a_time(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
-        alone = AdetailerStage(stage.flux, stage.detectors, together=1)
+        alone = AdetailerStage(stage.service, stage.detectors, together=1)
         one_by_one, at_once = (each.run(crowd, REQUEST).pictures[0].image for each in (alone, stage))
         assert np.abs(pixels(one_by_one) - pixels(at_once)).max() <= 1
 
     def test_faces_that_see_each_other_come_one_after_the_other(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
         unit = AdetailerUnit(inpaint_only_masked_padding=256)
-        batches = stage.repaints(crowd.pictures, stage.find(crowd.pictures, unit), unit, PROMPT)
+        batches = stage.repaints(crowd.pictures, stage.find(crowd.pictures, unit), unit, REQUEST)
         assert len(batches) > 1 and sum(len(together) for together in batches) == 4
 
     def test_a_batch_holds_what_the_plan_allows(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
-        narrow = AdetailerStage(stage.flux, stage.detectors, together=3)
+        narrow = AdetailerStage(stage.service, stage.detectors, together=3)
         unit = REQUEST.adetailer[0]
-        assert [len(together) for together in narrow.repaints(crowd.pictures, narrow.find(crowd.pictures, unit), unit, PROMPT)] == [3, 1]
+        assert [len(together) for together in narrow.repaints(crowd.pictures, narrow.find(crowd.pictures, unit), unit, REQUEST)] == [3, 1]
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -215,8 +215,8 @@ class TestSoftMasks:
     def change(self, stage: AdetailerStage, image: Image.Image, mask: Image.Image, soft: bool) -> np.ndarray:
         """How much every column of a picture changes, on the average of 32 columns each."""
         drawing = Drawing((PROMPT,), (3,), 256, 256, 12, 3.5, images=(image,), masks=(mask,), strength=0.9, soft=soft)
-        drawn = stage.flux.draw(drawing, Timeline())[0]
-        unchanged = stage.flux.draw(replace(drawing, masks=(Image.new("L", (256, 256)),)), Timeline())[0]
+        drawn = stage.service.draw(drawing, Timeline())[0]
+        unchanged = stage.service.draw(replace(drawing, masks=(Image.new("L", (256, 256)),)), Timeline())[0]
         return np.abs(pixels(drawn) - pixels(unchanged)).mean(axis=(0, 2)).reshape(8, 32).mean(axis=1)
 
     def test_a_darker_place_changes_less(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
@@ -249,7 +249,7 @@ class TestColorCorrection:
         image = drawn.pictures[0].image
         region = stage.find(drawn.pictures, REQUEST.adetailer[0])[0].regions[0]
         crop, mask = region.crop(image), region.crop_mask()
-        painted = stage.flux.draw(Drawing((PROMPT,), (3,), *region.size, 6, 3.5, images=(crop,), masks=(mask,), strength=0.4), Timeline())[0]
+        painted = stage.service.draw(Drawing((PROMPT,), (3,), *region.size, 6, 3.5, images=(crop,), masks=(mask,), strength=0.4), Timeline())[0]
         around = np.asarray(mask) == 0
 
         def shift(result: Image.Image) -> float:

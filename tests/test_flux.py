@@ -11,7 +11,8 @@ from PIL import Image
 
 from backend.settings import ROOT
 from backend.timeline import Timeline
-from modules.flux import Drawing, FluxService, PromptCache, PromptEmbeddings
+from modules.drawing import Drawing, PromptCache, PromptEmbeddings
+from modules.flux import FluxService
 from modules.generate import GenerateStage
 from modules.startup import Service
 
@@ -23,7 +24,7 @@ STEPS = 4
 def flux(service: Service) -> FluxService:
     stage = service.pipeline.stages[0]
     assert isinstance(stage, GenerateStage)
-    return stage.flux
+    return stage.service
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from backend.residence import RESIDENCES, block_modules
 from backend.settings import ROOT, Settings
 from backend.stream import HostTransfers
 from backend.timeline import Timeline
-from modules.flux import Drawing
+from modules.drawing import Drawing
 from modules.flux_memory_optimizer import FluxMemoryOptimizer, RotaryTables, fastest_attention, first_block_cache, set_attention
 from modules.startup import Service
 

@@ -21,8 +21,8 @@ from backend.page_cache import BLOCK, read_ahead
 from backend.settings import ROOT, Settings
 from backend.weights import resolve_file, resolve_model
 from bench.loading import LOADERS, NEEDS, drop_from_cache, from_pretrained, measure, touch, write_checkpoint
-from modules.assembly import find_files
 from modules.family import read_family
+from modules.model_files import find_files
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 EMBEDDED = replace(Settings(), model="embedded")
@@ -75,7 +75,7 @@ def test_a_single_file_in_the_original_layout_is_the_same_transformer(tmp_path: 
     files = find_files(settings)
     loaded = files.load_transformer(torch.float16)
     assert isinstance(loaded, FluxTransformer2DModel)
-    assert loaded.config.axes_dims_rope == [4, 14, 14] and files.family().distilled_guidance
+    assert loaded.config.axes_dims_rope == [4, 14, 14] and files.family.distilled_guidance
     assert all(torch.equal(tensor, transformer_tensors[name]) for name, tensor in loaded.state_dict().items())
 
 
@@ -83,7 +83,7 @@ def test_a_single_file_in_diffusers_layout_works_too(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
     files = find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors"), model_parts="embedded"))
     assert files.load_transformer(torch.float16).config.num_single_layers > 0  # type: ignore[union-attr]
-    assert files.family().name == "mine"
+    assert files.family.name == "mine"
 
 
 def test_a_single_file_asks_for_its_other_parts(tmp_path: Path) -> None:

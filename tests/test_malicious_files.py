@@ -34,9 +34,9 @@ from backend.settings import ROOT, Settings
 from backend.weights import resolve_file
 from modules.adetailer.arguments import units_from_json
 from modules.adetailer.detection import load_detector_network, offline_ultralytics
-from modules.assembly import find_files
 from modules.conversion import convert
 from modules.inputs import only_temporary, read_image
+from modules.model_files import find_files
 from modules.startup import start
 from modules.upscaler import load_upscaler_network
 from training.detector import ARCHITECTURE

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from backend.activation_model import Workload, prediction_steps
 from backend.cost_model import DeviceMemory
 from backend.errors import SettingsError, UserError, WeightsError
-from backend.families import COMPONENTS, FLUX_DEV, FLUX_SCHNELL, embedded
+from backend.families import COMPONENTS, FLUX_DEV, FLUX_SCHNELL
+from backend.folder_sizes import embedded_sizes
 from backend.memory_management import QUALITIES, ROUNDING, MemoryPlan, MemoryPlanError, MemoryRules, VRAMState, plan_memory
 
 GB, GIB = 10**9, 2**30
@@ -295,7 +296,7 @@ def embedded_folder(tmp_path: Path) -> Path:
 
 
 def test_the_embedded_family_is_read_from_headers_and_planned(embedded_folder: Path) -> None:
-    models = embedded(embedded_folder)
+    models = embedded_sizes(embedded_folder)
     transformer = models.components["transformer"]
     assert tuple(models.components) == COMPONENTS and (models.native, models.token_pixels, models.text_tokens) == (256, 16, 40)
     assert transformer.blocks == (256 * 1024,) * 2 + (256 * 512,) * 6 and transformer.outside_blocks == 256 * 64
@@ -310,7 +311,7 @@ def test_the_embedded_family_is_read_from_headers_and_planned(embedded_folder: P
 def test_a_missing_or_damaged_embedded_file_is_named(embedded_folder: Path) -> None:
     (embedded_folder / "upscaler.safetensors").write_bytes((8).to_bytes(8, "little") + b"no json!")
     with pytest.raises(WeightsError, match="upscaler.safetensors is damaged"):
-        embedded(embedded_folder)
+        embedded_sizes(embedded_folder)
     (embedded_folder / "upscaler.safetensors").unlink()
     with pytest.raises(WeightsError, match="^upscaler: "):
-        embedded(embedded_folder)
+        embedded_sizes(embedded_folder)

@@ -18,7 +18,8 @@ from backend.out_of_memory import Ladder, OutOfMemory, Rung, is_out_of_memory
 from backend.timeline import Timeline
 from bench.full_device import prepare, sweep
 from modules.adetailer.arguments import AdetailerUnit
-from modules.flux import Drawing, FluxService
+from modules.drawing import Drawing
+from modules.flux import FluxService
 from modules.generate import GenerateStage
 from modules.request import ImageRequest
 from modules.startup import Service
@@ -158,7 +159,7 @@ def flux(service: Service) -> Iterator[FluxService]:
     assert isinstance(stage, GenerateStage)
     service.ladder.learned.clear()
     service.ladder.retries.clear()
-    yield stage.flux
+    yield stage.service
     service.ladder.learned.clear()
     service.ladder.retries.clear()
 

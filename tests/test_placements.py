@@ -22,8 +22,9 @@ from backend.out_of_memory import Ladder
 from backend.plan_report import emulated_memory
 from backend.settings import Settings
 from modules.adetailer.arguments import AdetailerUnit
-from modules.assembly import assemble, find_files
+from modules.assembly import assemble
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
+from modules.model_files import find_files
 from modules.request import ImageRequest
 from modules.startup import Service
 
@@ -45,11 +46,11 @@ class Run:
     predicted_peak: int
 
 
-def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path) -> Run:
+def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path, model: str = "embedded", request: ImageRequest = REQUEST) -> Run:
     """The request with the models placed so, or as the plan for a device of ``budget`` bytes wants it."""
-    settings = replace(Settings(), model="embedded")
+    settings = replace(Settings(), model=model)
     files = find_files(settings)
-    workload = replace(files.workload(settings), scale=REQUEST.scale, steps=REQUEST.num_inference_steps)
+    workload = replace(files.workload(settings), scale=request.scale, steps=request.num_inference_steps)
     computer = plan_device(DEVICE, files.sizes(), workload, budget)
     device, placements = computer.transfers, placements or computer.plan.placements
     assert isinstance(device, EmulatedDevice)
@@ -63,9 +64,9 @@ def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path) -
     for name in models.names():
         models.load(name)
     with device:
-        picture = np.asarray(pipeline.run(REQUEST).pictures[0].image)
+        picture = np.asarray(pipeline.run(request).pictures[0].image)
     models.release()
-    return Run(picture, device, models, ladder, placements["transformer"].dtype, predicted)
+    return Run(picture, device, models, ladder, placements[files.family.denoiser].dtype, predicted)
 
 
 def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -> Run:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from backend.errors import InputError, WeightsError
-from backend.families import FLUX_DEV, embedded, with_prompt_upsampler
+from backend.families import FLUX_DEV
+from backend.folder_sizes import embedded_sizes, with_prompt_upsampler
 from backend.language_model import load_causal_network
 from backend.memory_management import DeviceMemory, Workload, plan_memory
 from backend.model_cache_optimizer import ModelCache
@@ -176,7 +177,7 @@ def test_the_memory_plan_knows_it_as_one_more_component(tmp_path: Path, gigabyte
 
 
 def test_its_size_is_that_of_its_files() -> None:
-    models = with_prompt_upsampler(embedded(ROOT / "weights" / "embedded"), EMBEDDED, "fp32")
+    models = with_prompt_upsampler(embedded_sizes(ROOT / "weights" / "embedded"), EMBEDDED, "fp32")
     network = load_causal_network(EMBEDDED, torch.float32)
     assert models.components[MODEL].size() == sum(p.numel() * p.element_size() for p in network.parameters())
 

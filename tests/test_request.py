@@ -10,20 +10,24 @@ from PIL import Image
 
 from backend.errors import InputError
 from modules.adetailer.vocabulary import Vocabulary
+from modules.family import Family
 from modules.inputs import MAX_PIXELS, build_request, read_image
 from modules.request import ASPECT_RATIOS, Canvas, ImageRequest, choose_size
 
-FLUX, EMBEDDED = Canvas(1024, 16), Canvas(256, 32)
+FLUX, EMBEDDED = Canvas(1024, 16), Family("embedded", native=256, tokens=40, latent_factor=16, distilled_guidance=True)
+SCHNELL = Family("schnell", native=1024, tokens=256, latent_factor=8, distilled_guidance=False, steps=4)
+SDXL = Family("sdxl", native=1024, tokens=77, latent_factor=8, distilled_guidance=False, kind="sdxl", latent_channels=4, steps=30, guidance=5.0)
 DETECTORS = {"face_yolov8n.pt": Vocabulary(("face",))}
 INPUTS: dict[str, Any] = {
     "prompt": "a fox",
+    "negative_prompt": "",
     "aspect_ratio": "1:1",
     "width": None,
     "height": None,
     "megapixels": "1",
     "num_outputs": 1,
-    "num_inference_steps": 28,
-    "guidance_scale": 3.5,
+    "num_inference_steps": None,
+    "guidance_scale": None,
     "sampler": "Euler",
     "scheduler": "Simple",
     "seed": 0,
@@ -63,14 +67,14 @@ def test_flux_sizes_are_those_of_hosted_models() -> None:
 @pytest.mark.parametrize("ratio", ASPECT_RATIOS)
 @pytest.mark.parametrize("megapixels", ["1", "0.25"])
 def test_the_embedded_family_scales_every_ratio_onto_its_grid(ratio: str, megapixels: str) -> None:
-    width, height = EMBEDDED.size(ratio, megapixels)
+    width, height = EMBEDDED.canvas.size(ratio, megapixels)
     wanted = ASPECT_RATIOS[ratio][0] / ASPECT_RATIOS[ratio][1]
     assert width % 32 == height % 32 == 0
     assert abs(width - wanted * height) <= 32 * (1 + wanted) / 2 + 1
 
 
 def test_an_image_gives_its_shape_and_the_native_area() -> None:
-    assert choose_size(EMBEDDED, "16:9", "1", None, None, Image.new("RGB", (2000, 1000))) == (352, 192)
+    assert choose_size(EMBEDDED.canvas, "16:9", "1", None, None, Image.new("RGB", (2000, 1000))) == (352, 192)
 
 
 def test_seed_0_is_a_seed_and_no_seed_is_a_random_one() -> None:
@@ -91,6 +95,7 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
         ({"guidance_scale": -1}, "guidance_scale", "from 0 to 10"),
         ({"sampler": "Euler a"}, "sampler", "must be one of Euler, DPM++ 2M, UniPC, not 'Euler a'"),
         ({"scheduler": "KL Optimal"}, "scheduler", "must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'KL Optimal'"),
+        ({"negative_prompt": "blurry"}, "negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead"),
         ({"sampler": "UniPC", "scheduler": "Karras"}, "scheduler", "'Karras' goes with the sampler Euler; UniPC takes Simple"),
         ({"scale": 9}, "scale", "from 1 to 8"),
         ({"output_format": "gif"}, "output_format", "webp, jpg, png"),
@@ -154,3 +159,18 @@ def test_a_turned_photograph_is_set_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg", "image").size == (20, 40)
+
+
+def test_what_is_left_out_is_as_the_family_likes_it() -> None:
+    asked = {name: build_request({**INPUTS, "go_fast": False}, family, DETECTORS) for name, family in (("dev", EMBEDDED), ("schnell", SCHNELL), ("sdxl", SDXL))}
+    assert [(request.num_inference_steps, request.guidance_scale) for request in asked.values()] == [(28, 3.5), (4, 3.5), (30, 5.0)]
+    assert build_request({**INPUTS, "num_inference_steps": 7, "guidance_scale": 0.0}, SDXL, DETECTORS).guidance_scale == 0.0
+
+
+def test_a_stable_diffusion_model_takes_a_negative_prompt_and_karras_with_every_sampler() -> None:
+    request = build_request({**INPUTS, "negative_prompt": "blurry", "sampler": "DPM++ 2M", "scheduler": "Karras", "go_fast": False}, SDXL, DETECTORS)
+    assert (request.negative_prompt, request.scheduler) == ("blurry", "Karras")
+    with pytest.raises(InputError, match="^scheduler: 'Normal' goes with the sampler Euler; UniPC takes Simple or Karras or Exponential$"):
+        build_request({**INPUTS, "sampler": "UniPC", "scheduler": "Normal"}, SDXL, DETECTORS)
+    with pytest.raises(InputError, match="^go_fast: is for Flux; sdxl computes every step$"):
+        build_request({**INPUTS, "go_fast": True}, SDXL, DETECTORS)

@@ -8,7 +8,8 @@ from conftest import PROMPT
 from PIL import Image
 
 from backend.timeline import Timeline
-from modules.flux import Drawing, FluxService
+from modules.drawing import Drawing
+from modules.flux import FluxService
 from modules.generate import GenerateStage
 from modules.pipeline import ImageBatch, no_progress
 from modules.request import SAMPLERS, SCHEDULES, ImageRequest
@@ -70,7 +71,7 @@ class TestSchedules:
 def flux(service: Service) -> FluxService:
     stage = service.pipeline.stages[0]
     assert isinstance(stage, GenerateStage)
-    return stage.flux
+    return stage.service
 
 
 def drawn(flux: FluxService, **changes: object) -> np.ndarray:

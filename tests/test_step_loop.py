@@ -18,8 +18,9 @@ from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
 from backend.settings import ROOT
 from backend.timeline import Timeline
+from modules.drawing import Drawing, PromptEmbeddings
 from modules.family import read_family
-from modules.flux import Drawing, FluxService, PromptEmbeddings
+from modules.flux import FluxService
 from modules.flux_memory_optimizer import RotaryTables
 from modules.startup import Service
 
@@ -42,7 +43,7 @@ class Operations(TorchDispatchMode):
 
 
 def flux_of(service: Service) -> FluxService:
-    return next(stage.flux for stage in service.pipeline.stages if stage.name == "generate")  # type: ignore[attr-defined]
+    return next(stage.service for stage in service.pipeline.stages if stage.name == "generate")  # type: ignore[attr-defined]
 
 
 def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:

@@ -22,7 +22,7 @@ from backend.settings import ROOT, Settings
 from backend.timeline import Timeline
 from backend.weights import EMBEDDED
 from modules.adetailer.detection import Detector, load_detector_network
-from modules.flux import Drawing, FluxService
+from modules.drawing import Drawing, DrawingService
 from modules.generate import GenerateStage
 from modules.startup import start
 from training.captions import caption
@@ -39,7 +39,7 @@ KIND = KINDS["face"]
 GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}
 
 
-def redrawn(flux: FluxService, rng: random.Random) -> Sample:
+def redrawn(flux: DrawingService, rng: random.Random) -> Sample:
     """A drawing as the generator would have drawn it, and its faces."""
     scene = sample_training_scene(rng)
     drawing = Drawing(
@@ -78,7 +78,7 @@ def main() -> None:
     weights = ROOT / arguments.weights / EMBEDDED / "face_detector.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         rng = random.Random(arguments.seed)
-        pictures = (redrawn(generate.flux, rng) if index % 3 else KIND.draw(rng) for index in range(arguments.pictures))
+        pictures = (redrawn(generate.service, rng) if index % 3 else KIND.draw(rng) for index in range(arguments.pictures))
         data = write_dataset(Path(folder, "data"), KIND.label, (softened(picture, rng, 0.2) for picture in pictures))
         logger.info("%d pictures are drawn", arguments.pictures)
         course = {**GOING_ON, "epochs": arguments.epochs, "close_mosaic": arguments.epochs}

@@ -21,7 +21,8 @@ from backend.memory_management import MemoryPlanError
 from backend.out_of_memory import OutOfMemory
 from backend.page_cache import is_cached
 from bench.gpu.ground import Ground, Row
-from modules.flux import Drawing, FluxService, PromptEmbeddings
+from modules.drawing import Drawing, PromptEmbeddings
+from modules.flux import FluxService
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
 from modules.startup import Service, start
 
@@ -72,7 +73,7 @@ def served(ground: Ground, **changes: Any) -> Iterator[Service]:
 
 
 def flux_of(service: Service) -> FluxService:
-    return next(stage.flux for stage in service.pipeline.stages if stage.name == "generate")  # type: ignore[attr-defined, no-any-return]
+    return next(stage.service for stage in service.pipeline.stages if stage.name == "generate")  # type: ignore[attr-defined, no-any-return]
 
 
 def copies(ground: Ground) -> list[Row]:

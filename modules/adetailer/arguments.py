@@ -42,6 +42,7 @@ class AdetailerUnit:
     model_classes: str = ""
     tab_enable: bool = True
     prompt: str = ""
+    negative_prompt: str = ""
     confidence: float = 0.3
     mask_filter_method: str = "Area"
     mask_k: int = 0
@@ -116,7 +117,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
-        "negative_prompt": ("", "Flux has no negative prompt"),
         "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
         "use_vae": (False, "the model's own autoencoder is used"),
         "use_sampler": (False, "the detail pass takes Euler steps, placed as the input scheduler says"),

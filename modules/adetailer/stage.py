@@ -13,7 +13,7 @@ from modules.adetailer.debug_images import draw_found
 from modules.adetailer.detectors import Detectors
 from modules.adetailer.masks import Detections
 from modules.adetailer.regions import Found, Region, choose_regions, rounds
-from modules.flux import Drawing, FluxService
+from modules.drawing import Drawing, DrawingService
 from modules.pipeline import ImageBatch, Picture
 from modules.request import MAX_SEED, ImageRequest
 from modules.samplers import EULER
@@ -30,11 +30,12 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Repaint:
-    """One region of one picture (an index of the batch), with its words and its seed."""
+    """One region of one picture (an index of the batch), with its words, what it shall not show, and its seed."""
 
     picture: int
     region: Region
     prompt: str
+    negative: str
     seed: int
 
 
@@ -47,8 +48,8 @@ class AdetailerStage:
 
     name = "adetailer"
 
-    def __init__(self, flux: FluxService, detectors: Detectors, together: int) -> None:
-        self.flux = flux
+    def __init__(self, service: DrawingService, detectors: Detectors, together: int) -> None:
+        self.service = service
         self.detectors = detectors
         self.together = together
 
@@ -63,7 +64,7 @@ class AdetailerStage:
                 for index, (picture, of_picture) in enumerate(zip(batch.pictures, found, strict=True)):
                     batch.show(f"found-{index}-unit-{number + 1}", draw_found(picture.image, of_picture))
             images = [picture.image for picture in batch.pictures]
-            repaints = self.repaints(batch.pictures, found, unit, request.prompt)
+            repaints = self.repaints(batch.pictures, found, unit, request)
             total, done = sum(len(one) for one in repaints), 0
             for together in repaints:
                 batch.progress(self.name, done, total)
@@ -77,23 +78,24 @@ class AdetailerStage:
             )
         return batch
 
-    def repaints(self, pictures: Sequence[Picture], found: Sequence[Found], unit: AdetailerUnit, main_prompt: str) -> list[list[Repaint]]:
-        """What is painted together, in order. All of one batch have one size and one strength."""
-        alike: dict[tuple[float, ...], list[Repaint]] = {}
+    def repaints(self, pictures: Sequence[Picture], found: Sequence[Found], unit: AdetailerUnit, request: ImageRequest) -> list[list[Repaint]]:
+        """What is painted together, in order. All of one batch have one size, one strength and one negative prompt."""
+        alike: dict[tuple[float | str, ...], list[Repaint]] = {}
         for index, (picture, of_picture) in enumerate(zip(pictures, found, strict=True)):
-            words = {region: region_prompt(unit.prompt, main_prompt, region.number - 1) for region in of_picture.regions}
+            words = {region: region_prompt(unit.prompt, request.prompt, region.number - 1) for region in of_picture.regions}
             for turn, regions in enumerate(rounds([region for region in of_picture.regions if words[region] is not None])):
                 for region in regions:
                     seed = picture.seed + (0 if unit.same_seed_for_each_tab else region.number - 1)
-                    key = (turn, *region.size, unit.strength(region.area_ratio))
-                    alike.setdefault(key, []).append(Repaint(index, region, words[region] or "", seed % (MAX_SEED + 1)))
+                    negative = region_prompt(unit.negative_prompt, request.negative_prompt, region.number - 1) or ""
+                    key = (turn, *region.size, unit.strength(region.area_ratio), negative)
+                    alike.setdefault(key, []).append(Repaint(index, region, words[region] or "", negative, seed % (MAX_SEED + 1)))
         groups = [alike[key] for key in sorted(alike, key=lambda key: key[0])]
         return [group[start : start + self.together] for group in groups for start in range(0, len(group), self.together)]
 
     def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[Found]:
         """What is to be repainted in every picture."""
         found = self.detect([picture.image for picture in pictures], unit)
-        canvas = self.flux.family.canvas
+        canvas = self.service.family.canvas
         return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
 
     def detect(self, images: Sequence[Image.Image], unit: AdetailerUnit) -> list[Detections]:
@@ -119,8 +121,9 @@ class AdetailerStage:
             soft=unit.soft_mask,
             schedule=request.scheduler,
             go_fast=request.go_fast,
+            negative=together[0].negative,
         )
-        painted = self.flux.draw(drawing, batch.timeline)
+        painted = self.service.draw(drawing, batch.timeline)
         if not unit.color_correction:
             return painted
         return [correct_colors(new, crop, mask) for new, crop, mask in zip(painted, crops, masks, strict=True)]

@@ -1,0 +1,193 @@
+"""What a model family is read from: which files, how large the memory plan counts them, and how each part is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
+from backend.cost_model import Kind
+from backend.errors import WeightsError
+from backend.families import FAMILIES, Component, ModelSizes
+from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
+from backend.folder_sizes import embedded_sizes, unet_sizes, with_prompt_upsampler
+from backend.memory_management import Workload
+from backend.model_cache_optimizer import ModelCache
+from backend.out_of_memory import Ladder
+from backend.settings import Settings
+from backend.weights import EMBEDDED, resolve_model
+from modules.adetailer.detector_names import detector_parameters, find_detectors
+from modules.drawing import DrawingService
+from modules.extension_optimizer import select
+from modules.family import Family, read_family, read_json
+from modules.outputs import ModelInfo
+from modules.prompt_upsampler import MODEL, find_prompt_upsampler
+from modules.upscaler_names import cached_as, find_upscalers, upscaler_parameters
+
+VERSION = "cog-flux-adetailer 0.1"
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""What the memory plan calls them."""
+HASHED_BYTES = 2**28
+"""Only files up to this size are hashed at set-up; a model hash is not worth minutes of reading 24 GB twice."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where everything is read from. ``checkpoint`` is a single file in place of ``parts/transformer``; what no stage uses is None."""
+
+    parts: Path
+    checkpoint: Path | None
+    upscalers: Mapping[str, Path]
+    detectors: Mapping[str, Path]
+    prompt_upsampler: Path | None = None
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.parts.parent.name == EMBEDDED and not self.checkpoint
+
+    @cached_property
+    def family(self) -> Family:
+        family = read_family(self.parts)
+        if not self.checkpoint:
+            return family
+        with safe_open(self.checkpoint, framework="pt") as opened:
+            guided = any("guidance" in name for name in opened.keys())
+        return replace(family, name=self.checkpoint.stem, distilled_guidance=guided, steps=28 if guided else 4)
+
+    @property
+    def cached_upscalers(self) -> dict[str, str]:
+        """By name what the model cache calls each."""
+        return cached_as(tuple(self.upscalers))
+
+    def sizes(self, dtype: torch.dtype = torch.float32) -> ModelSizes:
+        """What the memory plan counts with, without what no stage uses: UNets as their files are, computed in ``dtype``; our own Flux; any other as FLUX.1."""
+        family = self.family
+        if family.kind != "flux":
+            sizes = unet_sizes(self.parts, FAMILIES[family.kind], DTYPES[dtype])
+            afterwards = (*self.upscalers.values(), *self.detectors.values())
+            if afterwards and all(path.parent.name == EMBEDDED for path in afterwards):  # smaller ones than the family counts with
+                own = embedded_sizes(afterwards[0].parent).costs
+                sizes = replace(sizes, costs={**sizes.costs, "detect": own["detect"], "upscale": own["upscale"]})
+        else:
+            sizes = embedded_sizes(self.parts.parent) if self.is_embedded else FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"]
+        unused = [name for name, file in (("upscaler", self.upscalers), ("detectors", self.detectors)) if not file]
+        components = {name: component for name, component in sizes.components.items() if name not in unused}
+        if self.detectors:
+            components["detectors"] = Component(sum(map(detector_parameters, self.detectors.values())), "fp32")
+        if self.upscalers:
+            components["upscaler"] = Component(sum(map(upscaler_parameters, self.upscalers.values())), "fp32")
+        sizes = replace(sizes, components=components)
+        return with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components[sizes.denoiser].dtype) if self.prompt_upsampler else sizes
+
+    def workload(self, settings: Settings) -> Workload:
+        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as there are stages for it."""
+        side = self.family.native
+        return Workload(side, side, detail_crop=side if self.detectors else 0, scale=2 if self.upscalers else 1, upscale_tile=settings.tile_size)
+
+    def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:
+        """How every model of the cache lives: as planned, each detector and each upscaler as all of them."""
+        upscalers = dict.fromkeys(self.cached_upscalers.values(), planned.get("upscaler", "resident"))
+        return {**planned, **upscalers, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
+
+    def loaders(self, dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
+        """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many pixels."""
+        flux, text = self.family.kind == "flux", partial(load_transformers_module, dtype=dtype)
+        second = T5EncoderModel if flux else CLIPTextModelWithProjection
+        encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": second}
+        loaders: dict[str, Callable[[], nn.Module]] = {name: partial(text, encoders[name], self.parts / name) for name in self.family.encoders}
+        denoiser = partial(self.load_transformer, dtype) if flux else partial(load_diffusers_module, UNet2DConditionModel, self.parts / "unet", dtype)
+        loaders |= {self.family.denoiser: denoiser, "vae": partial(load_autoencoder, self.parts / "vae", dtype, tile)}
+        for name, cached in self.cached_upscalers.items():
+            loaders[cached] = partial(load_upscaler, self.upscalers[name])
+        if self.prompt_upsampler:
+            loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
+        return loaders
+
+    def drawing_service(self, models: ModelCache, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int) -> DrawingService:
+        """What draws with this family's models."""
+        parts, family = self.parts, self.family
+        clip = CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True)
+        if family.kind == "flux":
+            from modules.flux import FluxService
+
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
+            t5 = T5TokenizerFast.from_pretrained(parts / "tokenizer_2", local_files_only=True)
+            return FluxService(models, family, scheduler, (clip, t5), dtype, ladder, prompt_cache_entries)
+        from modules.stable_diffusion import StableDiffusionService
+
+        tokenizers = (clip, *(CLIPTokenizer.from_pretrained(parts / "tokenizer_2", local_files_only=True) for _ in family.encoders[1:]))
+        configuration = read_json(parts / "scheduler" / "scheduler_config.json")
+        zero = family.kind == "sdxl" and bool(read_json(parts / "model_index.json").get("force_zeros_for_empty_prompt", True))
+        return StableDiffusionService(models, family, configuration, tokenizers, dtype, ladder, prompt_cache_entries, zero)
+
+    def denoiser_files(self) -> list[Path]:
+        return [self.checkpoint] if self.checkpoint else shard_files(self.parts / self.family.denoiser)
+
+    def load_transformer(self, dtype: torch.dtype) -> nn.Module:
+        if not self.checkpoint:
+            return load_diffusers_module(FluxTransformer2DModel, self.parts / "transformer", dtype)
+        tensors = read_tensors([self.checkpoint], dtype)
+        if is_original_layout(tensors):
+            tensors = to_diffusers(tensors)
+        with torch.device("meta"):
+            transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
+        assign_tensors(transformer, tensors, self.checkpoint.name)
+        return transformer
+
+    def model_info(self) -> ModelInfo:
+        files = self.denoiser_files()
+        small = len(files) == 1 and files[0].stat().st_size <= HASHED_BYTES
+        return ModelInfo(self.family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION)
+
+
+def find_files(settings: Settings) -> Files:
+    """What the settings and the enabled stages ask for. Raises :class:`WeightsError` for what is not there."""
+    unused = select(settings).unused_models
+    upscalers = {} if "upscaler" in unused else find_upscalers(settings)
+    detectors = {} if "detectors" in unused else find_detectors(settings)
+    found = resolve_model(settings)
+    if found.is_dir():
+        files = Files(found, None, upscalers, detectors)
+    elif settings.model_parts:
+        files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscalers, detectors)
+        if files.family.kind != "flux":
+            raise WeightsError(f"{found.name}: single files are read for Flux only; save it as a folder (diffusers' from_single_file, then save_pretrained)")
+    else:
+        raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
+    upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
+    return replace(files, prompt_upsampler=upsampler)
+
+
+def load_upscaler(path: Path) -> nn.Module:
+    from modules.upscaler import load_upscaler_network
+
+    return load_upscaler_network(path)
+
+
+def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from backend.language_model import load_causal_network
+
+    return load_causal_network(folder, dtype)
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype, tile: int) -> nn.Module:
+    """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is read in fp32."""
+    if dtype == torch.float16 and read_json(folder / "config.json").get("force_upcast"):
+        dtype = torch.float32
+    vae: Any = load_diffusers_module(AutoencoderKL, folder, dtype)
+    if tile:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = tile
+        vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)
+    module: nn.Module = vae
+    return module
