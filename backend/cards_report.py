@@ -11,6 +11,7 @@ from backend.memory_management import MemoryPlan, MemoryPlanError, MemoryRules, 
 from backend.plan_report import CARDS, Card, described_placements
 
 SIZES_GIB = (8, 12, 16, 24, 48, 80)
+BY_RESOLUTION_GIB = 24
 SAVING: Mapping[str, Mapping[str, Any]] = {
     "`quality` fp8": {"quality": "fp8"},
     "`quality` nf4": {"quality": "nf4"},
@@ -18,7 +19,7 @@ SAVING: Mapping[str, Mapping[str, Any]] = {
     "`adetailer` off": {"details": False},
     "`scale` 1": {"scale": 1},
 }
-"""The steps to take where it is tight, as columns: what each changes."""
+"""The steps to take where it is tight, as columns: what each changes. Those of ``quality`` are for models whose blocks can be rounded."""
 ASKING: Mapping[str, Mapping[str, Any]] = {
     "`num_outputs` 2": {"outputs": 2},
     "`num_outputs` 4": {"outputs": 4},
@@ -26,6 +27,8 @@ ASKING: Mapping[str, Mapping[str, Any]] = {
     "`hr_scale` 2": {"hires": 2.0},
 }
 """Requests that need more."""
+SIDES, OUTPUTS = (0.5, 0.75, 1, 1.25, 1.5), (1, 2, 4)
+"""Of the table by resolution: sides as shares of the native one, and pictures at once."""
 
 
 def cards_document() -> str:
@@ -43,10 +46,17 @@ def _family(models: ModelSizes, cards: Sequence[Card]) -> str:
         else:
             told = ["", f"{readable(plan.missing_bytes)} missing", "", ""]
         usual.append([_name(card), *told])
-    tables = [usual, *([["Card", *columns], *([_name(card), *_cells(models, card, columns)] for card in cards)] for columns in (SAVING, ASKING))]
-    plan_table, saving, asking = (_markdown(table) for table in tables)
-    request = f"{models.native} x {models.native}, {models.steps} steps"
-    return f"## {models.name}, {request}\n\n{plan_table}\n\nWhat saves memory or time:\n\n{saving}\n\nWhat asks for more:\n\n{asking}"
+    rounds = models.components[models.denoiser].rounds
+    saves = {name: change for name, change in SAVING.items() if rounds or "quality" not in change}
+    saving, asking = ([["Card", *columns], *([_name(card), *_cells(models, card, columns)] for card in cards)] for columns in (saves, ASKING))
+    card = next(card for card in cards if card.gib == BY_RESOLUTION_GIB)
+    sides = [["Size", *(f"{count} picture{'s' * (count > 1)}" for count in OUTPUTS)]]
+    for side in SIDES:
+        pixels = int(models.native * side)
+        sides.append([f"{pixels} x {pixels}", *_cells(models, card, {str(count): {"side": side, "outputs": count} for count in OUTPUTS})])
+    tables = {"": usual, "What saves memory or time:": saving, "What asks for more:": asking, f"By resolution, on {_name(card)}:": sides}
+    head = f"## {models.name}, {models.native} x {models.native}, {models.steps} steps"
+    return "\n\n".join([head, *(part for title, table in tables.items() for part in (title, _markdown(table)) if part)])
 
 
 def _plan(

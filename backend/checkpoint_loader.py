@@ -71,9 +71,13 @@ def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Mod
 
 def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One text encoder of a diffusers folder, by transformers' own loader, which knows every naming of its weights."""
-    read_ahead(shard_files(folder))
+    files = shard_files(folder)
+    read_ahead(files)
+    half = ".fp16." in files[0].name  # the half-precision variant of a repository that has several
     try:
-        module, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        module, info = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, variant="fp16" if half else None
+        )
     except SafetensorError:
         raise WeightsError(f"{folder.name} holds a damaged or cut off file; {RESTORE}") from None
     # transformers would start what the file lacks with random numbers

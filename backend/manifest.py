@@ -102,9 +102,10 @@ def read_manifest(path: Path = MANIFEST_FILE) -> Mapping[str, Model]:
 
 
 def find_model(name: str) -> Model | None:
-    """The model of this name (``FLUX.1-dev``) or with a file of this name (``face_yolov8n.pt``)."""
+    """The model of this name (``FLUX.1-dev``), of this repository (``stabilityai/stable-diffusion-xl-base-1.0``) or with a file of this name."""
     models = read_manifest()
-    return models.get(name) or next((model for model in models.values() if any(file.local == name for file in model.files)), None)
+    pipelines = (model for model in models.values() if model.repository == name and "pipeline" in model.parts)
+    return models.get(name) or next(pipelines, None) or next((model for model in models.values() if any(file.local == name for file in model.files)), None)
 
 
 def choose_files(only: tuple[str, ...]) -> list[WeightFile]:

@@ -50,9 +50,12 @@ def resolve_model(settings: Settings) -> Path:
             return checked_file(path, settings)
     if find_model(settings.model):
         return resolve(settings.model, settings)
+    if cached := _pipeline_in_cache(settings.model):
+        return cached
     raise WeightsError(
-        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a .safetensors file; "
-        "give 'auto', 'embedded', a name under weights/ or a path"
+        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a .safetensors file, "
+        "nor a pipeline in the hub's cache; "
+        "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before (hf download ID)"
     )
 
 
@@ -92,6 +95,20 @@ def resolve(name: str, settings: Settings) -> Path:
     for file in model.files:
         check_file(file.local, settings.weights_path / file.local, lock)
     return settings.weights_path / (model.files[0].local if len(model.files) == 1 else model.name)
+
+
+def _pipeline_in_cache(repository: str) -> Path | None:
+    """Any pipeline that the hub's library downloaded before, by its repository's id; it is in no lock, so its files are checked as they are read."""
+    if repository.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, PIPELINE_FILE)
+    except HFValidationError:  # a path with one slash
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _missing(model: Model, settings: Settings) -> list[WeightFile]:

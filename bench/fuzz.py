@@ -2,7 +2,8 @@
 
 Inputs are drawn from the OpenAPI document that the server shows: right ones (kept small, so that a picture takes a fraction of a
 second), wrong ones of every kind, bodies that are no request at all, and odd paths and methods. A fault is an answer of 5xx, none within
-the time allowed, a closed connection, or an answer that holds a path, a secret or a stack trace. Afterwards the server must be ready and
+the time allowed, or an answer that holds a path, a secret or a stack trace. A connection that was kept from the request before may be
+closed by either side at any time (RFC 9112, 9.5), so a request that met that is sent once more on a new one, and counted. Afterwards the server must be ready and
 draw the picture that it drew before. Without ``--url`` a server is started and ended. Exit code 1 when there was a fault.
 """
 
@@ -63,6 +64,7 @@ class Report:
     answers: Counter[int] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    reconnected: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
 
@@ -70,7 +72,7 @@ class Report:
         answers = ", ".join(f"{count} x {code}" for code, count in sorted(self.answers.items()))
         states = ", ".join(f"{count} {state}" for state, count in self.states.most_common())
         total = f"{sum(self.answers.values())} answers in {self.seconds:.0f} s, the slowest after {self.slowest:.1f} s"
-        return [f"{total}: {answers}; predictions: {states}", *(f"fault: {fault}" for fault in self.faults)]
+        return [f"{total}: {answers}; predictions: {states}; {self.reconnected} on a new connection", *(f"fault: {fault}" for fault in self.faults)]
 
 
 def picture(mode: str, size: tuple[int, int], kind: str = "PNG") -> str:
@@ -213,8 +215,7 @@ class Fuzzer:
     def send(self, request: Request) -> None:
         begin = time.monotonic()
         try:
-            headers = {"Content-Type": request.content_type} if request.content_type else {}
-            answer = self.session.request(request.method, self.url + request.path, data=request.body, headers=headers, timeout=SECONDS)
+            answer = self._answer(request)
         except requests.RequestException as error:
             self._fault(f"no answer ({type(error).__name__})", request)
             return
@@ -227,6 +228,15 @@ class Fuzzer:
             self._fault(f"the answer holds {leaked}: {answer.text[:400]}", request)
         if answer.ok and request.path == "/predictions" and request.method == "POST":
             self.report.states[answer.json().get("status", "")] += 1
+
+    def _answer(self, request: Request) -> requests.Response:
+        headers = {"Content-Type": request.content_type} if request.content_type else {}
+        given: dict[str, Any] = {"data": request.body, "headers": headers, "timeout": SECONDS}
+        try:
+            return self.session.request(request.method, self.url + request.path, **given)
+        except requests.ConnectionError:
+            self.report.reconnected += 1
+            return requests.request(request.method, self.url + request.path, **given)
 
     def _plain_picture(self) -> bytes:
         """The pixels of a plain prediction. Raises RuntimeError when there is none."""

@@ -143,7 +143,7 @@ def test_good_texts_become_typed_values_with_the_defaults(schema: InputSchema) -
     values = schema.validate(schema.parse(["prompt=a=b", "seed=0", "scale=1", "adetailer=no", "image=@a=b.png", "output_format=png"]))
     assert list(values) == list(FIELDS)
     assert (values["prompt"], values["seed"], values["scale"], values["adetailer"], values["image"]) == ("a=b", 0, 1.0, False, Path("a=b.png"))
-    assert (values["num_outputs"], values["width"], values["guidance_scale"]) == (1, None, 3.5)
+    assert (values["num_outputs"], values["width"], values["denoising_strength"]) == (1, None, 0.3)
 
 
 def test_a_whole_number_from_json_is_an_int(schema: InputSchema) -> None:

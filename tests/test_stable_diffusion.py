@@ -263,3 +263,23 @@ def test_a_single_file_is_refused_with_the_way_out(folder: Path) -> None:
     file = next((folder / "unet").glob("*.safetensors"))
     with pytest.raises(WeightsError, match="single files are read for Flux only; save it as a folder"):
         find_files(replace(Settings(), model=str(file), model_parts=str(folder)))
+
+
+def test_a_repository_is_found_in_the_hubs_cache_also_in_half_precision(
+    folder: Path, family: str, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--somebody--their-model" / "snapshots" / "abc"
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "models--somebody--their-model" / "refs").mkdir()
+    (tmp_path / "models--somebody--their-model" / "refs" / "main").write_text("abc")
+    for file in list(snapshot.glob("*/*.safetensors")):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    again = start(replace(Settings(), model="somebody/their-model", log_level="WARNING", warm_up=False))
+    asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
+    assert np.array_equal(pixels(predict(again, **asked)[0]), pixels(predict(service, **asked)[0]))
+
+
+def test_an_unknown_repository_is_named_with_the_ways_out() -> None:
+    with pytest.raises(WeightsError, match="^model 'somebody/else' .* nor a pipeline in the hub's cache; .*hf download ID"):
+        find_files(replace(Settings(), model="somebody/else"))

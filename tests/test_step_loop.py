@@ -129,7 +129,7 @@ def test_every_model_runs_in_inference_mode(service: Service) -> None:
             forward = module.decoder if name == "vae" else module
             hooks.append(forward.register_forward_pre_hook(lambda module, args, name=name: seen.setdefault(name, set()).add(torch.is_inference_mode_enabled())))  # type: ignore[union-attr,arg-type,misc]
     try:
-        service.predict({**PICTURE, "prompt": f"{PICTURE['prompt']}, inference"}, lambda name, value: None)
+        service.predict({**PICTURE, "prompt": f"{PICTURE['prompt']}, inference", "prompt_upsampling": True}, lambda name, value: None)
     finally:
         for hook in hooks:
             hook.remove()

@@ -66,7 +66,7 @@ PICKLE = b"PK\x03\x04 what torch saves"
 
 def test_the_manifest_says_what_every_model_is() -> None:
     models = read_manifest()
-    assert {*DETECTORS, "FLUX.1-dev", "FLUX.1-schnell", "ESRGAN_4x", "4x-UltraSharp"} == set(models)
+    assert {*DETECTORS, "FLUX.1-dev", "FLUX.1-schnell", "SDXL", "SD-1.5", "ESRGAN_4x", "4x-UltraSharp"} == set(models)
     for model in models.values():
         assert model.purpose and model.licence and model.repository.count("/") == 1 and model.revision and model.about_bytes and model.files
 
