@@ -3,8 +3,9 @@
 Inputs are drawn from the OpenAPI document that the server shows: right ones (kept small, so that a picture takes a fraction of a
 second), wrong ones of every kind, bodies that are no request at all, and odd paths and methods. A fault is an answer of 5xx, none within
 the time allowed, or an answer that holds a path, a secret or a stack trace. A connection that was kept from the request before may be
-closed by either side at any time (RFC 9112, 9.5), so a request that met that is sent once more on a new one, and counted. Afterwards the server must be ready and
-draw the picture that it drew before. Without ``--url`` a server is started and ended. Exit code 1 when there was a fault.
+closed by either side at any time (RFC 9112, 9.5), so a request that met that is sent once more on a new one, and counted.
+Afterwards the server must be ready and draw the picture that it drew before. Without ``--url`` a server is started and ended.
+Exit code 1 when there was a fault.
 """
 
 from __future__ import annotations
@@ -240,6 +241,9 @@ class Fuzzer:
 
     def _plain_picture(self) -> bytes:
         """The pixels of a plain prediction. Raises RuntimeError when there is none."""
+        deadline = time.monotonic() + SECONDS  # a prediction's slot is free a moment after its answer
+        while self.session.get(f"{self.url}/health-check", timeout=SECONDS).json()["status"] == "BUSY" and time.monotonic() < deadline:
+            time.sleep(0.02)
         answer = self.session.post(f"{self.url}/predictions", json={"input": dict(PLAIN)}, timeout=SECONDS).json()
         if answer["status"] != "succeeded":
             raise RuntimeError(f"a plain prediction {answer['status']}: {answer['error']}")
