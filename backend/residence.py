@@ -20,7 +20,7 @@ from backend.stream import Transfers, tensor_bytes
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "encoder.block")
 """Where the models have their repeated blocks: Flux's two kinds, T5's one. They run in this order."""
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-"""Where a UNet has its blocks, in their order. One of SDXL's is 2.2 GB, so it is their parts that are streamed."""
+"""Where a UNet has its blocks, in their order. One of SDXL is 2.4 GB, so it is their parts that are streamed."""
 
 
 class TensorGroup:
