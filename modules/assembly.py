@@ -54,8 +54,9 @@ def assemble(
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
     tile = files.sizes(dtype).vae_tile if plan.placements["vae"].tiled else 0
+    planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(dtype, tile).items():
-        stored_as = plan.placements[FIRST if name.startswith(FIRST) else name].dtype
+        stored_as = plan.placements[planned_as.get(name, name)].dtype
         models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
     service = files.drawing_service(models, dtype, ladder, settings.prompt_cache_entries)
     extensions = select(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,28 +62,36 @@ def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mappin
     """
     if not inputs["adetailer"]:
         return ()
-    units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES, family, detectors)
-    if inputs["adetailer_args_hands"].strip() or inputs["ad_hands_prompt"]:
-        hands = _units_of(inputs, "adetailer_args_hands", "ad_hands_prompt", replace(HANDS, model=_finds("hand", detectors)), family, detectors)
+    units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES)
+    _check_units(units, "adetailer_args", family, detectors)
+    field = "adetailer_args_hands"
+    if inputs[field].strip() or inputs["ad_hands_prompt"]:
+        asking = field if inputs[field].strip() else "ad_hands_prompt"
+        hands = _units_of(inputs, field, "ad_hands_prompt", HANDS)
+        hands = tuple(unit if unit.model else replace(unit, model=_finds("hand", asking, detectors)) for unit in hands)
+        _check_units(hands, field, family, detectors)
         if len(units) + len(hands) > MAX_UNITS:
-            raise InputError("adetailer_args_hands", f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
+            raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
     return units
 
 
-def _finds(label: str, detectors: Mapping[str, Vocabulary]) -> str:
-    """The detector that finds only this."""
+def _finds(label: str, field: str, detectors: Mapping[str, Vocabulary]) -> str:
+    """The detector that finds only this, for units of this input that name none."""
     for name, vocabulary in detectors.items():
         if vocabulary.classes == (label,):
             return name
-    raise InputError("ad_hands_prompt", f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n")
+    raise InputError(field, f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n")
 
 
-def _units_of(
-    inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit, family: Family, detectors: Mapping[str, Vocabulary]
-) -> tuple[AdetailerUnit, ...]:
+def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit) -> tuple[AdetailerUnit, ...]:
     """The units of one pair of inputs, JSON and words, each on top of ``base``."""
     units = units_from_json(inputs[field], field, base) if inputs[field].strip() else (base,)
+    return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
+
+
+def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, Vocabulary]) -> None:
+    """Raises :class:`InputError` for what the family or the detectors that are there cannot do."""
     for unit in units:
         if unit.negative_prompt and not family.negative_prompts:
             raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
@@ -93,7 +101,6 @@ def _units_of(
         name = unit.model or next(iter(detectors), "")
         if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):
             raise InputError(field, f"ad_model_classes of {name}: {objection}")
-    return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
 def build_request(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = ()) -> ImageRequest:

@@ -172,3 +172,10 @@ class TestInputs:
     def test_without_a_detector_of_hands_there_is_no_unit_for_them(self) -> None:
         with pytest.raises(InputError, match="^ad_hands_prompt: no detector of hands is here; leave it out, or bring one"):
             self.build(ad_hands_prompt="a hand")
+
+    def test_a_unit_that_names_its_detector_needs_no_other_and_the_error_names_what_was_given(self) -> None:
+        world = {**DETECTORS, "world.pt": Vocabulary(("face", "hand"), world=True)}
+        asked = {**INPUTS, "adetailer_args_hands": '{"ad_model": "world.pt", "ad_model_classes": "hand"}'}
+        assert build_request(asked, EMBEDDED, world).adetailer[1].model == "world.pt"
+        with pytest.raises(InputError, match="^adetailer_args_hands: no detector of hands is here"):
+            build_request({**INPUTS, "adetailer_args_hands": "{}"}, EMBEDDED, world)
