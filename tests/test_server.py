@@ -160,6 +160,8 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("image", {"image": png(Image.new("1", (8001, 5000)))}),
         ("mask", {"mask": png(Image.new("L", (64, 64)))}),
         ("scheduler", {"sampler": "UniPC", "scheduler": "Karras"}),
+        ("negative_prompt", {"negative_prompt": "a hat"}),
+        ("adetailer_args", {"adetailer_args": '{"ad_negative_prompt": "a hat"}'}),
         ("adetailer_args", {"adetailer_args": "{"}),
         ("adetailer_args", {"adetailer_args": '{"ad_confidense": 0.5}'}),
         ("adetailer_args", {"adetailer_args": '{"ad_mask_blur": 65}'}),
