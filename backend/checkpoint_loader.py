@@ -37,14 +37,14 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """All tensors by name; floating point ones in ``dtype`` when it is given. A damaged file is a :class:`WeightsError`."""
+def read_tensors(files: Iterable[Path], dtype: torch.dtype | None, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, by name; floating point ones in ``dtype`` when it is given. A damaged file is a :class:`WeightsError`."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
             read_ahead([file])
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():
+                for name in filter(lambda name: name.startswith(prefixes), opened.keys()):
                     tensor = opened.get_tensor(name)
                     tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         except (SafetensorError, OSError):

@@ -55,7 +55,7 @@ def unet_sizes(folder: Path, known: ModelSizes, dtype: str = "fp32") -> ModelSiz
     ``dtype`` is what the weights are computed in. Detectors and upscaler are those of ``known``. Raises WeightsError that names
     what is missing or damaged.
     """
-    own = [name for name in known.components if (folder / name).is_dir()]
+    own = [name for name in known.components if any((folder / name).glob("*.safetensors"))]  # none beside a single file
     unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
     readers = [_json(folder / name / "config.json") for name in known.encoders]
     components = {**known.components, **{name: replace(_component(_folder_shapes(folder / name), dtype), rounds=name != "unet") for name in own}}

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from backend.checkpoint_loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
+from backend.checkpoint_loader import RESTORE, assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
 from backend.cost_model import Kind
 from backend.errors import WeightsError
 from backend.families import FAMILIES, Component, ModelSizes
@@ -25,6 +25,7 @@ from backend.memory_management import Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
 from backend.settings import Settings
+from backend.stable_diffusion_checkpoint import kind_of, load_part
 from backend.weights import EMBEDDED, resolve_model
 from modules.adetailer.detector_names import detector_parameters, find_detectors
 from modules.drawing import DrawingService
@@ -43,7 +44,10 @@ HASHED_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything is read from. ``checkpoint`` is a single file in place of ``parts/transformer``; what no stage uses is None."""
+    """Where everything is read from; what no stage uses is None.
+
+    ``checkpoint`` is a single file: of Flux in place of ``parts/transformer``, of SDXL and SD 1.5 in place of the weights of all parts.
+    """
 
     parts: Path
     checkpoint: Path | None
@@ -60,8 +64,13 @@ class Files:
         family = read_family(self.parts)
         if not self.checkpoint:
             return family
-        with safe_open(self.checkpoint, framework="pt") as opened:
-            guided = any("guidance" in name for name in opened.keys())
+        names = tensor_names(self.checkpoint)
+        kind = kind_of(names) or "flux"
+        if kind != family.kind:
+            raise WeightsError(f"{self.checkpoint.name} holds a model of the family {kind}, but 'model_parts' names one of {family.kind}; change one of them")
+        if kind != "flux":
+            return replace(family, name=self.checkpoint.stem)
+        guided = any("guidance" in name for name in names)
         return replace(family, name=self.checkpoint.stem, distilled_guidance=guided, steps=28 if guided else 4)
 
     @property
@@ -101,12 +110,12 @@ class Files:
 
     def loaders(self, dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
         """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many pixels."""
-        flux, text = self.family.kind == "flux", partial(load_transformers_module, dtype=dtype)
+        flux = self.family.kind == "flux"
         second = T5EncoderModel if flux else CLIPTextModelWithProjection
         encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": second}
-        loaders: dict[str, Callable[[], nn.Module]] = {name: partial(text, encoders[name], self.parts / name) for name in self.family.encoders}
-        denoiser = partial(self.load_transformer, dtype) if flux else partial(load_diffusers_module, UNet2DConditionModel, self.parts / "unet", dtype)
-        loaders |= {self.family.denoiser: denoiser, "vae": partial(load_autoencoder, self.parts / "vae", dtype, tile)}
+        loaders: dict[str, Callable[[], nn.Module]] = {name: partial(self.load_part, name, encoders[name], dtype) for name in self.family.encoders}
+        loaders[self.family.denoiser] = partial(self.load_transformer, dtype) if flux else partial(self.load_part, "unet", UNet2DConditionModel, dtype)
+        loaders["vae"] = partial(self.load_autoencoder, dtype, tile)
         for name, cached in self.cached_upscalers.items():
             loaders[cached] = partial(load_upscaler, self.upscalers[name])
         if self.prompt_upsampler:
@@ -132,6 +141,25 @@ class Files:
 
     def denoiser_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / self.family.denoiser)
+
+    def load_part(self, name: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+        """A text encoder, a UNet or an autoencoder, of this class."""
+        if self.checkpoint and self.family.kind != "flux":
+            return load_part(self.checkpoint, name, kind, self.parts / name, dtype)
+        load = load_transformers_module if name.startswith("text_encoder") else load_diffusers_module
+        return load(kind, self.parts / name, dtype)
+
+    def load_autoencoder(self, dtype: torch.dtype, tile: int) -> nn.Module:
+        """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is read in fp32."""
+        if dtype == torch.float16 and read_json(self.parts / "vae" / "config.json").get("force_upcast"):
+            dtype = torch.float32
+        vae: Any = self.load_part("vae", AutoencoderKL, dtype)
+        if tile:
+            vae.enable_tiling()
+            vae.tile_sample_min_size = tile
+            vae.tile_latent_min_size = tile // self.family.latent_factor
+        module: nn.Module = vae
+        return module
 
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         if not self.checkpoint:
@@ -160,12 +188,21 @@ def find_files(settings: Settings) -> Files:
         files = Files(found, None, upscalers, detectors)
     elif settings.model_parts:
         files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscalers, detectors)
-        if files.family.kind != "flux":
-            raise WeightsError(f"{found.name}: single files are read for Flux only; save it as a folder (diffusers' from_single_file, then save_pretrained)")
+    elif kind_of(tensor_names(found)):
+        raise WeightsError(f"{found.name} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only SDXL) in 'model_parts'")
     else:
         raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
     upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
     return replace(files, prompt_upsampler=upsampler)
+
+
+def tensor_names(file: Path) -> list[str]:
+    """By the header alone. Raises :class:`WeightsError` for a damaged file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError):
+        raise WeightsError(f"{file.name} is damaged or cut off; {RESTORE}") from None
 
 
 def load_upscaler(path: Path) -> nn.Module:
@@ -178,16 +215,3 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     from backend.language_model import load_causal_network
 
     return load_causal_network(folder, dtype)
-
-
-def load_autoencoder(folder: Path, dtype: torch.dtype, tile: int) -> nn.Module:
-    """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is read in fp32."""
-    if dtype == torch.float16 and read_json(folder / "config.json").get("force_upcast"):
-        dtype = torch.float32
-    vae: Any = load_diffusers_module(AutoencoderKL, folder, dtype)
-    if tile:
-        vae.enable_tiling()
-        vae.tile_sample_min_size = tile
-        vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)
-    module: nn.Module = vae
-    return module

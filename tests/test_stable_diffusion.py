@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import original_names
 import pytest
 import torch
 from conftest import PROMPT
@@ -25,6 +26,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_flux import picture, pixels
 from test_placements import Run, run
 
@@ -259,10 +261,52 @@ def test_a_model_for_inpainting_only_is_refused(folder: Path, tmp_path: Path) ->
         find_files(replace(Settings(), model=str(tmp_path / "inpainting"))).sizes()
 
 
-def test_a_single_file_is_refused_with_the_way_out(folder: Path) -> None:
-    file = next((folder / "unet").glob("*.safetensors"))
-    with pytest.raises(WeightsError, match="single files are read for Flux only; save it as a folder"):
-        find_files(replace(Settings(), model=str(file), model_parts=str(folder)))
+@pytest.fixture(scope="module")
+def single(folder: Path, family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as people pass them on: one file, in the names of the first code, with what training left in it."""
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return load_file(next((folder / name).glob("*.safetensors")))
+
+    first = "cond_stage_model.transformer." if family == "sd15" else "conditioner.embedders.0.transformer."
+    tensors = {**original_names.unet(weights("unet"), layers=1), **original_names.vae(weights("vae"), blocks=4)}
+    tensors |= {f"{first}{name}": tensor for name, tensor in weights("text_encoder").items()} | {"alphas_cumprod": torch.zeros(1000)}
+    if family == "sdxl":
+        tensors |= original_names.open_clip(weights("text_encoder_2"))
+    file = tmp_path_factory.mktemp("single") / "mine.safetensors"
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, file)
+    return file
+
+
+def test_a_single_file_draws_what_its_folder_draws(service: Service, folder: Path, single: Path, tmp_path: Path) -> None:
+    """The folder beside it only has to say how the parts look: its own weights are not read, and need not be there."""
+    shutil.copytree(folder, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
+    started = start(replace(Settings(), model=str(single), model_parts=str(tmp_path / "parts"), log_level="WARNING", warm_up=False))
+    asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
+    drawn, text, _, _ = predict(started, **asked)
+    assert np.abs(pixels(drawn) - pixels(predict(service, **asked)[0])).mean() < 1  # its weights have half the precision
+    assert ", Model: mine," in text
+
+
+def test_a_single_file_of_another_family_or_without_its_parts_is_refused(folder: Path, family: str, single: Path, tmp_path: Path) -> None:
+    other = "sd15" if family == "sdxl" else "sdxl"
+    write(tmp_path / "other", other)
+    with pytest.raises(WeightsError, match=f"^mine.safetensors holds a model of the family {family}, but 'model_parts' names one of {other}"):
+        find_files(replace(Settings(), model=str(single), model_parts=str(tmp_path / "other"))).sizes()
+    with pytest.raises(WeightsError, match=f"holds a model of the family {family}, but 'model_parts' names one of flux"):
+        find_files(replace(Settings(), model=str(single), model_parts="embedded")).sizes()
+    with pytest.raises(WeightsError, match="^mine.safetensors says nothing of its shape; name a folder of its family"):
+        find_files(replace(Settings(), model=str(single)))
+
+
+def test_a_single_file_that_lacks_a_tensor_is_refused(folder: Path, single: Path, tmp_path: Path) -> None:
+    tensors = load_file(single)
+    for name in ("model.diffusion_model.out.2.bias", next(name for name in tensors if name.endswith("fc1.weight"))):
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / "less.safetensors")
+        files = find_files(replace(Settings(), model=str(tmp_path / "less.safetensors"), model_parts=str(folder)))
+        with pytest.raises(WeightsError, match=r"of less.safetensors does not fit its config.json \(1 tensors differ"):
+            for loader in files.loaders(torch.float32, 0).values():
+                loader()
 
 
 def test_a_repository_is_found_in_the_hubs_cache_also_in_half_precision(
