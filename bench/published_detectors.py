@@ -36,7 +36,7 @@ COURSES = {  # architecture, kind, pictures, epochs
     "hand_yolov8n.pt": ("yolov8n.yaml", "hand", 300, 6),
     "person_yolov8n-seg.pt": ("yolov8n-seg.yaml", "person", 300, 6),
     "person_yolov8s-seg.pt": ("yolov8s-seg.yaml", "person", 200, 4),
-    "yolov8x-worldv2.pt": ("yolov8x-worldv2.yaml", "person", 120, 2),
+    "yolov8x-worldv2.pt": ("yolov8x-worldv2.yaml", "person", 120, 1),
 }
 
 
@@ -62,7 +62,7 @@ def published(folder: Path, architecture: str, kind: Kind, pictures: int, epochs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="keep the files here")
+    parser.add_argument("--out", type=Path, help="keep the files here; those that are there already are not trained again")
     parser.add_argument("--only", nargs="*", default=list(COURSES), choices=COURSES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,6 +76,8 @@ def main() -> None:
         offline_ultralytics(Path(scratch, "ultralytics"))
         seconds = {}
         for name in arguments.only:
+            if (weights / name).exists():
+                continue
             architecture, kind, pictures, epochs = COURSES[name]
             begin = time.monotonic()
             network = published(Path(scratch, name), architecture, KINDS[kind], pictures, epochs)
@@ -95,7 +97,7 @@ def main() -> None:
             recall = score(found, [sample.boxes for sample in samples])["recall"]
             with models.on_device(name) as (network,):
                 million = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-            print(f"{name:<24} {million:>8.2f} {pictures * epochs * 19 // 20 // 8:>6} {seconds[name]:>8.0f} {recall:>7.3f} {precision:>7.3f}")
+            print(f"{name:<24} {million:>8.2f} {pictures * epochs * 19 // 20 // 8:>6} {seconds.get(name, 0):>8.0f} {recall:>7.3f} {precision:>7.3f}")
 
 
 if __name__ == "__main__":

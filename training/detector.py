@@ -80,6 +80,12 @@ def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], se
             model: torch.nn.Module = network() if network else super().get_model(*arguments, **settings)
             return model
 
+        def preprocess_batch(self, batch: dict[str, object]) -> dict[str, object]:
+            prepared: dict[str, object] = super().preprocess_batch(batch)
+            if hasattr(self.model, "txt_feats"):  # a world model learns with the vectors that it holds, and asks CLIP for none
+                prepared["txt_feats"] = self.model.txt_feats
+            return prepared
+
         def validate(self) -> tuple[dict[str, float], float]:
             return {}, 0.0
 
