@@ -25,11 +25,12 @@ def read_ahead(files: Iterable[Path]) -> int:
 
 
 def _read_blocks(blocks: list[tuple[Path, int]]) -> int:
-    scratch, read = bytearray(BLOCK), 0
+    scratch, read = bytearray(), 0  # filled with zeros, which costs more than all the rest where nothing has to be read
     for file, start in blocks:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             if not is_cached(descriptor, start, min(BLOCK, os.fstat(descriptor).st_size - start)):
+                scratch = scratch or bytearray(BLOCK)
                 read += os.preadv(descriptor, [scratch], start)
         finally:
             os.close(descriptor)

@@ -24,7 +24,7 @@ from backend.settings import Settings
 from backend.timeline import Timeline
 from modules.adetailer.arguments import AdetailerUnit
 from modules.pipeline import ImageBatch, Stage, no_progress
-from modules.request import ImageRequest
+from modules.request import Hires, ImageRequest
 from modules.startup import Service, start
 
 FINE_STEPS = 8
@@ -66,7 +66,8 @@ def prepare(vram: str) -> tuple[Service, ImageRequest]:
     logging.getLogger("backend.out_of_memory").setLevel(logging.ERROR)
     side = service.family.native // 2
     unit = AdetailerUnit(confidence=0.1, use_inpaint_width_height=True, inpaint_width=side, inpaint_height=side)
-    return service, ImageRequest(prompt=PROMPT, width=side, height=side, seed=1, num_outputs=2, num_inference_steps=1, scale=2, adetailer=(unit,))
+    small: dict[str, Any] = {"width": side, "height": side, "num_outputs": 2, "num_inference_steps": 1}
+    return service, ImageRequest(prompt=PROMPT, seed=1, **small, hires=Hires(1.25, steps=1), adetailer=(unit,), scale=2)
 
 
 def run(service: Service, stage: Stage, batch: ImageBatch, request: ImageRequest, index: int) -> tuple[ImageBatch, FullAt]:
