@@ -18,20 +18,30 @@ READERS = 4
 
 def read_ahead(files: Iterable[Path]) -> int:
     """Reads what is not in the page cache yet, and returns the bytes of it. Returns when all is there. Raises OSError."""
-    blocks = [(file, start) for file in files for start in range(0, file.stat().st_size, BLOCK)]
-    share = -(-len(blocks) // READERS) or 1
+    missing = [(file, start) for file in files for start in _missing(file)]
+    if not missing:  # the usual case, in which readers would take longer to start than to find nothing to do
+        return 0
+    share = -(-len(missing) // READERS)
     with ThreadPoolExecutor(READERS) as readers:
-        return sum(readers.map(_read_blocks, (blocks[begin : begin + share] for begin in range(0, len(blocks), share))))
+        return sum(readers.map(_read, (missing[begin : begin + share] for begin in range(0, len(missing), share))))
 
 
-def _read_blocks(blocks: list[tuple[Path, int]]) -> int:
-    scratch, read = bytearray(), 0  # filled with zeros, which costs more than all the rest where nothing has to be read
+def _missing(file: Path) -> list[int]:
+    """Where the blocks of a file begin that are not in the page cache."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        return [start for start in range(0, size, BLOCK) if not is_cached(descriptor, start, min(BLOCK, size - start))]
+    finally:
+        os.close(descriptor)
+
+
+def _read(blocks: list[tuple[Path, int]]) -> int:
+    scratch, read = bytearray(BLOCK), 0
     for file, start in blocks:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            if not is_cached(descriptor, start, min(BLOCK, os.fstat(descriptor).st_size - start)):
-                scratch = scratch or bytearray(BLOCK)
-                read += os.preadv(descriptor, [scratch], start)
+            read += os.preadv(descriptor, [scratch], start)
         finally:
             os.close(descriptor)
     return read

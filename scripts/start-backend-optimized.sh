@@ -46,9 +46,7 @@ if [[ ${NO_TCMALLOC:-} != 1 && ${LD_PRELOAD:-} != *malloc* && -r $root/allocator
     else
         printf 'warning: allocator.env names a library that is gone; run scripts/install-tcmalloc.sh again\n' >&2
     fi
-elif [[ ${LD_PRELOAD:-} != *malloc* ]]; then
-    export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-131072}
-fi
+fi # the C library's stays as it is: a MALLOC_TRIM_THRESHOLD_ of 128 KiB made predictions take 1.8 times as long (docs/startup.md)
 
 # CUDA: kernels are queued, not waited for one by one. PYTORCH_ALLOC_CONF is set and checked by the package itself, before torch is imported.
 export CUDA_LAUNCH_BLOCKING=${CUDA_LAUNCH_BLOCKING:-0}
