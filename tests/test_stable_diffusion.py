@@ -253,6 +253,13 @@ def test_the_real_models_are_as_the_plan_counts_them(family: str) -> None:
     assert cost.memory(one.x) == pytest.approx(one.peak, rel=0.02)
 
 
+def test_the_convolutions_lie_as_the_report_of_the_set_up_says(ours: StableDiffusionService) -> None:
+    """"channels last: unet" in the list of optimizations."""
+    with ours.models.on_device("unet") as (unet,):
+        convolutions = [module.weight for module in unet.modules() if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3)]
+        assert convolutions and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+
+
 def test_a_model_for_inpainting_only_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "inpainting")
     config = tmp_path / "inpainting" / "unet" / "config.json"
