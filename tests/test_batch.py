@@ -193,7 +193,7 @@ def test_csv_jsonl_and_dicts_mean_the_same(schema: InputSchema, tmp_path: Path) 
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = rows_of(records, schema, tmp_path)
     assert rows == read_table(tmp_path / "t.csv", schema) == read_table(tmp_path / "t.jsonl", schema)
-    assert rows[0].inputs["image"] == tmp_path / "x.png" and rows[0].inputs["num_inference_steps"] == 28
+    assert rows[0].inputs["image"] == tmp_path / "x.png" and rows[0].inputs["num_outputs"] == 1
 
 
 def test_a_row_without_a_name_or_seed_always_has_the_same(schema: InputSchema) -> None:

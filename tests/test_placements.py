@@ -15,7 +15,6 @@ from backend.computer import Computer, plan_device
 from backend.cost_model import KINDS, Kind, Placement
 from backend.devices import Device
 from backend.emulated_device import EmulatedDevice
-from backend.families import COMPONENTS
 from backend.memory_management import MemoryPlanError, predicted_peak
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
@@ -72,7 +71,8 @@ def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path, m
 def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -> Run:
     """Every model placed as ``kind`` says, as far as it can be; those that have blocks in ``dtype``."""
     lighter: Kind = "swapped" if kind != "resident" else "resident"
-    placements = {name: Placement(kind, dtype) if name in STREAMED else Placement(lighter, "fp32") for name in COMPONENTS}
+    components = find_files(replace(Settings(), model="embedded")).sizes().components
+    placements = {name: Placement(kind, dtype) if name in STREAMED else Placement(lighter, "fp32") for name in components}
     return run(placements, budget, folder)
 
 
