@@ -46,9 +46,9 @@ def write(directory: Path, wanted: ImageRequest, *pictures: Picture, timeline: T
     return write_pictures(ImageBatch(pictures or (picture(),), timeline or Timeline(), no_progress), wanted, directory, MODEL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parse() -> Iterator[Any]:
-    """sd-parsers' reader. It remembers the last EXIF by the image's id, so an image must live until the test ends."""
+    """sd-parsers' reader. It remembers the last EXIF by the image's id, so an image must live until the last test that uses it ends."""
     images: list[Image.Image] = []
 
     def read(path: Path) -> PromptInfo:
