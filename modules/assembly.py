@@ -40,7 +40,7 @@ class Assembled:
     pipeline: ImagePipeline
     model: ModelInfo
     detectors: Mapping[str, Vocabulary]
-    """By name, the default one first. Filled as the detectors are read."""
+    """By name, the default one first. They know their classes when they are read."""
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
 

@@ -12,7 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.errors import InputError, nearest
 from modules.adetailer.arguments import FACES, HANDS, MAX_UNITS, AdetailerUnit, units_from_json
-from modules.adetailer.vocabulary import Vocabulary, why_missing
+from modules.adetailer.mediapipe_faces import NAMES as MEDIAPIPE
+from modules.adetailer.mediapipe_faces import why_not
+from modules.adetailer.vocabulary import Vocabulary
 from modules.family import Family
 from modules.request import SAMPLERS, Hires, ImageRequest, choose_size, random_seed
 
@@ -96,7 +98,7 @@ def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, det
         if unit.negative_prompt and not family.negative_prompts:
             raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
         if unit.model and unit.model not in detectors:
-            why = why_missing(unit.model) or nearest(unit.model, detectors)
+            why = f" ({why_not()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
             raise InputError(field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
         name = unit.model or next(iter(detectors), "")
         if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):

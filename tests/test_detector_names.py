@@ -195,7 +195,7 @@ def refusal(arguments: str, detectors: dict[str, Vocabulary]) -> str:
         ('{"ad_model": "zebra.pt"}', "adetailer_args: ad_model 'zebra.pt' is not here; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt"),
         (
             '{"ad_model": "mediapipe_face_full"}',
-            "adetailer_args: ad_model 'mediapipe_face_full' is not here (this package does not run MediaPipe's detectors); ",
+            "adetailer_args: ad_model 'mediapipe_face_full' is not here (",
         ),
         ('{"ad_model_classes": "hand"}', "adetailer_args: ad_model_classes of face_yolov8n.pt: 'hand' is none of its classes: face"),
         (

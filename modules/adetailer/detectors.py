@@ -1,4 +1,4 @@
-"""Finds with any detector that is there, by its name; each is a model of the cache, read once and lent like any other."""
+"""Finds with any detector that is there, by its name. Those with a file are models of the cache, read once and lent like any other."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from backend.settings import Settings
 from backend.weights import require_detector
 from modules.adetailer.detection import Detector, load_detector_network
 from modules.adetailer.masks import Detections
+from modules.adetailer.mediapipe_faces import NAMES, MediaPipeFaces, why_not
 from modules.adetailer.vocabulary import TEXT_MODEL, Vocabulary
 
 
@@ -29,8 +30,10 @@ class Detectors:
 
     def __init__(self, files: Mapping[str, Path], settings: Settings, models: ModelCache, ladder: Ladder) -> None:
         self.default = next(iter(files))
-        self.vocabularies: dict[str, Vocabulary] = {}
-        """Filled as the detectors are read."""
+        mediapipe = () if why_not() else NAMES
+        self.vocabularies: dict[str, Vocabulary] = {**dict.fromkeys(files, Vocabulary(())), **dict.fromkeys(mediapipe, Vocabulary(("face",)))}
+        """Those with a file know nothing until they are read."""
+        self._mediapipe = MediaPipeFaces()
         self._models, self._ladder = models, ladder
         self._text_model = folder if (folder := settings.weights_path / TEXT_MODEL).is_dir() else None
         self._features = lru_cache(maxsize=32)(self._read_features)
@@ -45,6 +48,8 @@ class Detectors:
             classes: Only these, with commas between them; "" = all that it knows.
         """
         name = model or self.default
+        if name in NAMES:
+            return self._mediapipe.detect(images, confidence, name)
 
         def detect(together: int) -> list[Detections]:
             with self._models.on_device(name) as (network,):

@@ -32,8 +32,3 @@ class Vocabulary:
         listed = ", ".join(self.classes[:LISTED]) + (f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else "")
         bring = f"; for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}" if self.world else ""
         return f"'{unknown[0]}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{bring}"
-
-
-def why_missing(name: str) -> str:
-    """What to say of a name that ADetailer knows and no file would bring; "" for any other."""
-    return " (this package does not run MediaPipe's detectors)" if name.startswith("mediapipe_") else ""
