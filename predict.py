@@ -89,6 +89,7 @@ class Predictor(BasePredictor):
         ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
         upscaler: str = Input(default="", description="Which upscaler enlarges, by its file's name without ending, such as 4x-UltraSharp. Empty: the best."),
+        face_enhance: bool = Input(default=False, description="Restore the faces of the finished picture with GFPGAN, where its weights are present."),
         prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
         prompt_upsampling_seed: Optional[int] = Input(
             default=None, ge=0, le=4294967295, description="The same seed gives the same rewritten prompt. Left out: the picture's seed."
@@ -126,6 +127,7 @@ class Predictor(BasePredictor):
             "adetailer_args_hands": adetailer_args_hands,
             "scale": scale,
             "upscaler": upscaler,
+            "face_enhance": face_enhance,
             "prompt_upsampling": prompt_upsampling,
             "prompt_upsampling_seed": prompt_upsampling_seed,
             "output_format": output_format,

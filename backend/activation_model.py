@@ -111,4 +111,6 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
     for index in range(passes):  # the network runs again on its own result, reduced to what the next run needs
         share = w.scale / models.upscale_factor ** (passes - index) if index else 1
         steps.append(upscale("upscale", math.ceil(width * share), math.ceil(height * share)))
+    if "face_restorer" in models.components:
+        steps.append(step("face_enhance", "restore", ("face_restorer",), 1, 1, w.outputs, "face_enhance"))
     return tuple(steps)

@@ -24,6 +24,7 @@ SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "f
 Quantization Backends"). nf4: assumed, from 10 bytes of traffic a weight beside the matrix product (bitsandbytes' fused kernels
 took no longer than bf16). fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
 
+
 @dataclass(frozen=True)
 class Component:
     """One model: how many parameters, and how they are spread. Counts are parameters unless they say otherwise.

@@ -12,6 +12,9 @@ from typing import Any
 from backend.errors import WeightsError
 from backend.families import BYTES_PER_PARAMETER, COMPONENTS, Component, Cost, Curve, ModelSizes
 
+GFPGAN = Cost(Curve(linear=0.58e9), Curve(linear=0.396e12))
+"""Of one face of 512 x 512 in float32: measured on the emulated device, and counted on the real class."""
+
 REPEATED = re.compile(
     r"^((?:single_)?transformer_blocks|encoder\.block)\.\d+\."
     r"|^(down_blocks|up_blocks)\.\d+\.(resnets|attentions|downsamplers|upsamplers)\.\d+\."
@@ -94,6 +97,15 @@ def with_prompt_upsampler(models: ModelSizes, folder: Path, dtype: str) -> Model
     memory = Curve(fixed=2 * 4 * int(config["vocab_size"]), linear=(kept + 4 * width + 2 * int(config["intermediate_size"])) * item)
     costs = {**models.costs, "write": Cost(memory, Curve(fixed=2 * parameters))}
     return replace(models, components={"prompt_upsampler": Component(parameters, dtype), **models.components}, costs=costs)
+
+
+def with_face_restorer(models: ModelSizes, parameters: int) -> ModelSizes:
+    """The family with a network beside it that restores faces, in float32; its cost "restore" (x: faces at a time) is that of GFPGAN.
+
+    It is neither rounded nor streamed.
+    """
+    costs = {**models.costs, "restore": GFPGAN}
+    return replace(models, components={**models.components, "face_restorer": Component(parameters, "fp32", rounds=False)}, costs=costs)
 
 
 def _component(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Component:

@@ -47,6 +47,7 @@ class Settings:
     weights_dir: str = "weights"
     allow_downloads: bool = False
     upscaler: str = "auto"
+    face_restorer: str = "auto"
     face_detector: str = "auto"
     prompt_upsampler: str = "auto"
     tile_size: int = 192

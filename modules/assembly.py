@@ -43,6 +43,7 @@ class Assembled:
     """By name, the default one first. They know their classes when they are read."""
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
+    restores_faces: bool
 
 
 def assemble(
@@ -61,10 +62,11 @@ def assemble(
     service = files.drawing_service(models, dtype, ladder, settings.prompt_cache_entries)
     extensions = select(settings)
     extensions.bring(timeline or Timeline(), scratch)
-    detectors = register_detectors(files, settings, models, ladder)
+    detectors = register_detectors(files, settings, models, ladder, scratch)
     stages = [GenerateStage(service), *optional_stages(files, extensions, service, models, detectors, plan, ladder)]
     upsampler = PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, ladder) if files.prompt_upsampler else None
-    return Assembled(files.family, upsampler, ImagePipeline(stages), files.model_info(), detectors.vocabularies if detectors else {}, tuple(files.upscalers))
+    known = detectors.vocabularies if detectors else {}
+    return Assembled(files.family, upsampler, ImagePipeline(stages), files.model_info(), known, tuple(files.upscalers), files.face_restorer is not None)
 
 
 def optional_stages(
@@ -80,7 +82,7 @@ def optional_stages(
         from modules.hires import HiresStage
 
         stages.append(HiresStage(service, enlarger))
-    if detectors:
+    if detectors and "adetailer" in extensions.enabled:
         from modules.adetailer.stage import AdetailerStage
 
         stages.append(AdetailerStage(service, detectors, plan.details_together))
@@ -88,12 +90,19 @@ def optional_stages(
         from modules.upscale import UpscaleStage
 
         stages.append(UpscaleStage(enlarger))
+    if detectors and files.face_restorer:
+        from modules.restore_faces import RestoreFacesStage
+
+        stages.append(RestoreFacesStage(models, detectors, ladder, files.face_restorer.stem))
     return stages
 
 
-def register_detectors(files: Files, settings: Settings, models: ModelCache, ladder: Ladder) -> Detectors | None:
+def register_detectors(files: Files, settings: Settings, models: ModelCache, ladder: Ladder, scratch: Path) -> Detectors | None:
     if not files.detectors:
         return None
+    from modules.adetailer.detection import offline_ultralytics
+
+    offline_ultralytics(scratch / "ultralytics")
     from modules.adetailer.detectors import Detectors
     from modules.adetailer_patch import redirect_detectors
 

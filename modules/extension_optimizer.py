@@ -67,7 +67,7 @@ EXTENSIONS: Mapping[str, Extension] = MappingProxyType(
             ("detectors",),
             {"adetailer": False, **dict.fromkeys(("ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands"), "")},
         ),
-        "upscale": Extension(_bring_upscale, ("upscaler",), {"scale": 1.0, "upscaler": ""}),
+        "upscale": Extension(_bring_upscale, ("upscaler", "face_restorer"), {"scale": 1.0, "upscaler": "", "face_enhance": False}),
     }
 )
 """The optional stages by name, in the order in which a picture passes them."""
@@ -126,7 +126,8 @@ class Selection:
             off = EXTENSIONS[name].turned_off
             switch = next(iter(off))
             for field, nothing in off.items():
-                if inputs[switch] != off[switch] and inputs[field] not in (nothing, defaults[field]):
+                asks = inputs[switch] != off[switch] or nothing is False  # words alone ask nothing of a stage that is switched off
+                if asks and inputs[field] not in (nothing, defaults[field]):
                     raise InputError(field, f"needs the stage '{name}', which '{setting}' in config_optimized.json turns off")
             result |= off
         return result

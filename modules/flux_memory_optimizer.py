@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,13 @@ class Optimization:
 
 
 class FluxMemoryOptimizer:
-    """Chooses by device, plan and settings. Making one sets what belongs to the process; :meth:`improve` is for every model as it is read."""
+    """Chooses by device, plan and settings. Making one sets what belongs to the process; :meth:`improve` is for every model as it is read.
 
-    def __init__(self, device: Device, plan: MemoryPlan, settings: Settings) -> None:
-        self.device, self.plan, self.settings = device, plan, settings
+    ``upscalers`` are what the model cache calls them.
+    """
+
+    def __init__(self, device: Device, plan: MemoryPlan, settings: Settings, upscalers: Collection[str] = ("upscaler",)) -> None:
+        self.device, self.plan, self.settings, self.upscalers = device, plan, settings, upscalers
         self.report: list[Optimization] = []
         self._note("threads", True, f"{torch.get_num_threads()} of torch, on {os.cpu_count()} processors of the machine")
         self._set_matmul_precision()
@@ -60,7 +63,7 @@ class FluxMemoryOptimizer:
             self._choose_attention(module)
             self._keep_rotary_tables(module)
             self._compile_blocks(module)
-        elif name in ("vae", "unet") or name.startswith("upscaler"):  # of upscalers there may be several
+        elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
             if name == "vae":
                 tiled = bool(getattr(module, "use_tiling", False))

@@ -17,6 +17,7 @@ from modules.adetailer.mediapipe_faces import why_not
 from modules.adetailer.vocabulary import Vocabulary
 from modules.family import Family
 from modules.request import SAMPLERS, Hires, ImageRequest, choose_size, random_seed
+from modules.upscaler_names import FACE_RESTORERS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
@@ -105,8 +106,10 @@ def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, det
             raise InputError(field, f"ad_model_classes of {name}: {objection}")
 
 
-def build_request(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = ()) -> ImageRequest:
-    """The request that the inputs ask for, by what a family can do and the detectors (the first is the default) and upscalers that are there.
+def build_request(
+    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = (), restores_faces: bool = False
+) -> ImageRequest:
+    """The request that the inputs ask for, by what a family can do and what is there: detectors (the first is the default), upscalers, a face restorer.
 
     Raises :class:`InputError` for what cannot be honoured.
     """
@@ -114,6 +117,8 @@ def build_request(inputs: Mapping[str, Any], family: Family, detectors: Mapping[
     if inputs["upscaler"] and inputs["upscaler"] not in upscalers:
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
         raise InputError("upscaler", f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}")
+    if inputs["face_enhance"] and not restores_faces:
+        raise InputError("face_enhance", f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/")
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
     width, height = choose_size(family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
@@ -137,6 +142,7 @@ def build_request(inputs: Mapping[str, Any], family: Family, detectors: Mapping[
         adetailer=adetailer_units(inputs, family, detectors),
         scale=inputs["scale"],
         upscaler=inputs["upscaler"],
+        face_enhance=inputs["face_enhance"],
         output_format=inputs["output_format"],
         output_quality=inputs["output_quality"],
         prompt_upsampling=inputs["prompt_upsampling"],

@@ -20,7 +20,7 @@ from backend.cost_model import Kind
 from backend.errors import WeightsError
 from backend.families import FAMILIES, Component, ModelSizes
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
-from backend.folder_sizes import embedded_sizes, unet_sizes, with_prompt_upsampler
+from backend.folder_sizes import embedded_sizes, unet_sizes, with_face_restorer, with_prompt_upsampler
 from backend.memory_management import Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
@@ -33,7 +33,8 @@ from modules.extension_optimizer import select
 from modules.family import Family, read_family, read_json
 from modules.outputs import ModelInfo
 from modules.prompt_upsampler import MODEL, find_prompt_upsampler
-from modules.upscaler_names import cached_as, find_upscalers, upscaler_parameters
+from modules.restore_faces import MODEL as FACE_RESTORER
+from modules.upscaler_names import cached_as, find_face_restorer, find_upscalers, upscaler_parameters
 
 VERSION = "cog-flux-adetailer 0.1"
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -53,6 +54,7 @@ class Files:
     checkpoint: Path | None
     upscalers: Mapping[str, Path]
     detectors: Mapping[str, Path]
+    face_restorer: Path | None = None
     prompt_upsampler: Path | None = None
 
     @property
@@ -96,6 +98,8 @@ class Files:
         if self.upscalers:
             components["upscaler"] = Component(sum(map(upscaler_parameters, self.upscalers.values())), "fp32")
         sizes = replace(sizes, components=components)
+        if self.face_restorer:
+            sizes = with_face_restorer(sizes, upscaler_parameters(self.face_restorer))
         return with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components[sizes.denoiser].dtype) if self.prompt_upsampler else sizes
 
     def workload(self, settings: Settings) -> Workload:
@@ -118,6 +122,8 @@ class Files:
         loaders["vae"] = partial(self.load_autoencoder, dtype, tile)
         for name, cached in self.cached_upscalers.items():
             loaders[cached] = partial(load_upscaler, self.upscalers[name])
+        if self.face_restorer:
+            loaders[FACE_RESTORER] = partial(load_restorer, self.face_restorer)
         if self.prompt_upsampler:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
@@ -182,7 +188,8 @@ def find_files(settings: Settings) -> Files:
     """What the settings and the enabled stages ask for. Raises :class:`WeightsError` for what is not there."""
     unused = select(settings).unused_models
     upscalers = {} if "upscaler" in unused else find_upscalers(settings)
-    detectors = {} if "detectors" in unused else find_detectors(settings)
+    restorer = None if "face_restorer" in unused else find_face_restorer(settings)
+    detectors = {} if "detectors" in unused and not restorer else find_detectors(settings)
     found = resolve_model(settings)
     if found.is_dir():
         files = Files(found, None, upscalers, detectors)
@@ -193,7 +200,7 @@ def find_files(settings: Settings) -> Files:
     else:
         raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
     upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
-    return replace(files, prompt_upsampler=upsampler)
+    return replace(files, face_restorer=restorer, prompt_upsampler=upsampler)
 
 
 def tensor_names(file: Path) -> list[str]:
@@ -209,6 +216,12 @@ def load_upscaler(path: Path) -> nn.Module:
     from modules.upscaler import load_upscaler_network
 
     return load_upscaler_network(path)
+
+
+def load_restorer(path: Path) -> nn.Module:
+    from modules.face_restorer import load_face_restorer
+
+    return load_face_restorer(path)
 
 
 def load_language_model(folder: Path, dtype: torch.dtype) -> nn.Module:

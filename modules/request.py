@@ -93,6 +93,7 @@ class ImageRequest:
     adetailer: tuple[AdetailerUnit, ...] = ()
     scale: float = 1.0
     upscaler: str = ""
+    face_enhance: bool = False
     output_format: str = "webp"
     output_quality: int = 80
     prompt_upsampling: bool = False

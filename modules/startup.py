@@ -51,6 +51,7 @@ class Service:
     sizes: ModelSizes
     detectors: Mapping[str, Vocabulary]
     upscalers: tuple[str, ...]
+    restores_faces: bool
     extensions: Selection
     models: ModelCache
     ladder: Ladder
@@ -82,7 +83,7 @@ class Service:
                 # the server lets 2.0 through for a whole number; here it becomes one
                 schema = InputSchema()
                 wanted = self.extensions.turn_off(schema.validate(inputs), schema.defaults)
-                request = build_request(wanted, self.family, self.detectors, self.upscalers)
+                request = build_request(wanted, self.family, self.detectors, self.upscalers, self.restores_faces)
             with ProgressBars() as bars, self.computer.computing():
                 request = upsampled(request, self.upsampler, timeline)
                 batch = self.pipeline.run(request, progress or bars, timeline, show)
@@ -177,7 +178,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         sizes = files.sizes(device.dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
-    optimizer = FluxMemoryOptimizer(device, computer.plan, settings)
+    optimizer = FluxMemoryOptimizer(device, computer.plan, settings, files.cached_upscalers.values())
     models = ModelCache(device.torch_device, computer.transfers, files.kinds(computer.kinds), computer.plan.inference_bytes, optimizer.improve)
     ladder = Ladder(models.make_leaner)
     with timeline.span("stages"):
@@ -190,7 +191,8 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     outputs.mkdir()
     (scratch / "brought").mkdir()
     parts = assembled.upsampler, assembled.pipeline, assembled.model
-    service = Service(computer, assembled.family, sizes, assembled.detectors, assembled.upscalers, extensions, models, ladder, *parts, timeline, outputs)
+    there = assembled.detectors, assembled.upscalers, assembled.restores_faces
+    service = Service(computer, assembled.family, sizes, *there, extensions, models, ladder, *parts, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -20,8 +19,7 @@ from PIL import Image
 from torch import nn
 
 from backend.errors import WeightsError
-from backend.torchvision_operators import ensure_torchvision_operators
-from backend.weight_content import check_content, is_safetensors
+from modules.spandrel_files import read_network
 
 logger = logging.getLogger(__name__)
 
@@ -152,28 +150,10 @@ class Upscaler:
 def load_upscaler_network(path: Path) -> UpscalerNetwork:
     """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`.
 
-    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted unpickler takes
-    tensors only and runs no code. Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
+    Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
     """
-    ensure_torchvision_operators()
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
-
-    try:
-        check_content(path, path.name)
-        tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
-        model = ModelLoader("cpu").load_from_state_dict(canonicalize_state_dict(tensors))
-    except FileNotFoundError:
-        raise WeightsError(f"{path.name}: is missing; put it into the weights folder or choose another upscaler") from None
-    except OSError as error:
-        raise WeightsError(f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk") from error
-    except UnsupportedModelError as error:
-        raise WeightsError(f"{path.name}: holds no upscaler that spandrel knows; use an ESRGAN-type network") from error
-    # what the unpickler and the architectures raise on bytes or shapes that they do not understand
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
-        raise WeightsError(f"{path.name}: is damaged, or not what its name says; copy or download it again") from error
-    if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
+    model = read_network(path, "upscaler", "use an ESRGAN-type network")
+    if model.purpose == "FaceSR" or (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
     logger.info("upscaler %s: %s, factor %d", path.name, model.architecture.name, model.scale)
     return UpscalerNetwork(model.model.float().eval().requires_grad_(False), model.scale)

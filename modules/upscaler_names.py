@@ -1,4 +1,7 @@
-"""Which upscalers are there: the names that the input ``upscaler`` takes, and their files. Light: nothing is read but headers."""
+"""Which upscalers are there, and which restorer of faces: the names that the input ``upscaler`` takes, and their files.
+
+Light: nothing is read but headers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ PUBLISHED = ("ESRGAN_4x.pth", "4x-UltraSharp.pth")
 OWN = "upscaler.safetensors"
 FOLDER = "upscalers"
 """Folder under ``weights/`` for any other upscaler that spandrel knows."""
+FACE_RESTORERS = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth", "RestoreFormer.ckpt")
+"""What "auto" takes, best first, where one lies under ``weights/``."""
 FIRST = "upscaler"
 """What the cache and the memory plan call the default one."""
 
@@ -32,6 +37,16 @@ def find_upscalers(settings: Settings) -> dict[str, Path]:
     for path in present:
         found.setdefault(path.stem, resolve_file("upscaler", str(path), (), settings))
     return {name: safe_form(path, settings) for name, path in found.items()}
+
+
+def find_face_restorer(settings: Settings) -> Path | None:
+    """The file that the setting ``face_restorer`` names; with "auto" the best that is there, or None.
+
+    Raises :class:`~backend.errors.WeightsError` where it names one that is missing, or the file is not what was installed.
+    """
+    wanted = settings.face_restorer
+    names = [name for name in FACE_RESTORERS if (settings.weights_path / name).is_file()] if wanted == "auto" else [wanted] if wanted else []
+    return safe_form(resolve_file("face_restorer", names[0], (), settings), settings) if names else None
 
 
 def upscaler_parameters(path: Path) -> int:

@@ -65,7 +65,7 @@ def test_an_unknown_name_is_refused(extensions: tuple[str, ...], scripts: tuple[
 
 
 def test_a_model_goes_only_when_no_stage_is_left_that_uses_it() -> None:
-    assert selected("upscale").unused_models == selected("hires").unused_models == frozenset()
+    assert selected("hires").unused_models == frozenset() and selected("upscale").unused_models == {"face_restorer"}
     assert selected("upscale", "hires", "adetailer").unused_models >= {"upscaler", "detectors"}
 
 
@@ -86,6 +86,8 @@ def turned_off(selection: Selection, **changes: Any) -> dict[str, Any]:
         ("adetailer", {"ad_prompt": "a smile"}),
         ("adetailer", {"adetailer_args": '{"ad_confidence": 0.5}'}),
         ("upscale", {"scale": 4.0}),
+        ("upscale", {"face_enhance": True}),
+        ("upscale", {"face_enhance": True, "scale": 1.0}),
     ],
 )
 def test_asking_for_a_disabled_stage_is_refused_and_names_the_setting(name: str, changes: dict[str, Any]) -> None:

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_request import EMBEDDED, INPUTS
 
 from backend.errors import InputError
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
-from backend.settings import ROOT, Settings
+from backend.settings import Settings
 from modules.adetailer.detection import offline_ultralytics
 from modules.adetailer.detector_names import find_detectors
 from modules.adetailer.detectors import Detectors
 from modules.adetailer.masks import Detections
 from modules.adetailer.mediapipe_faces import INSTALL, NAMES, MediaPipeFaces, why_not
-from modules.family import read_family
 from modules.inputs import build_request
-from tests.test_detector_names import INPUTS
 
 HERE = pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
 FACE = (916, 120, 1070, 275)
@@ -88,16 +87,14 @@ def test_they_are_names_like_any_other(photograph: Image.Image, tmp_path: Path) 
     detectors = Detectors(find_detectors(settings), settings, models, Ladder(models.make_leaner))
     models.load("face_detector")
     assert next(iter(detectors.vocabularies)) == detectors.default == "face_detector", "the default is ours"
-    request = build_request(
-        {**INPUTS, "adetailer_args": '{"ad_model": "mediapipe_face_mesh"}'}, read_family(ROOT / "weights/embedded/flux"), detectors.vocabularies
-    )
+    request = build_request({**INPUTS, "adetailer_args": '{"ad_model": "mediapipe_face_mesh"}'}, EMBEDDED, detectors.vocabularies)
     found: list[Detections] = detectors.detect([photograph.crop(REGION)], 0.3, request.adetailer[0].model)
     assert len(found[0]) == 1
 
 
 def refusal(name: str) -> str:
     with pytest.raises(InputError) as caught:
-        build_request({**INPUTS, "adetailer_args": f'{{"ad_model": "{name}"}}'}, read_family(ROOT / "weights/embedded/flux"), {})
+        build_request({**INPUTS, "adetailer_args": f'{{"ad_model": "{name}"}}'}, EMBEDDED, {})
     return str(caught.value)
 
 

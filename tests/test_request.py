@@ -45,6 +45,7 @@ INPUTS: dict[str, Any] = {
     "adetailer_args": "",
     "adetailer_args_hands": "",
     "upscaler": "",
+    "face_enhance": False,
     "scale": 2.0,
     "prompt_upsampling": False,
     "prompt_upsampling_seed": None,

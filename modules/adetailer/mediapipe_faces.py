@@ -54,7 +54,7 @@ class MediaPipeFaces:
 
 
 def open_solution(name: str, confidence: float) -> Any:
-    from mediapipe.python import solutions
+    from mediapipe.python import solutions  # type: ignore[import-not-found]  # not one of the requirements
 
     if "mesh" in name:
         return solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=MAX_MESHES, min_detection_confidence=confidence)
@@ -73,7 +73,7 @@ def find_boxes(solution: Any, image: Image.Image, name: str) -> Detections:
 def find_meshes(solution: Any, image: Image.Image, name: str) -> Detections:
     masks = []
     for mesh in solution.process(np.array(image)).multi_face_landmarks or ():
-        points = np.array([(point.x, point.y) for point in mesh.landmark], np.float32) * image.size
+        points = np.array([(point.x, point.y) for point in mesh.landmark], np.float64) * np.array(image.size, np.float64)
         masks.append(filled_hulls([points[eye] for eye in eyes()] if name.endswith("eyes_only") else [points], image.size))
     masks = [mask for mask in masks if mask.any()]
     boxes = np.array([bounding_box(mask) for mask in masks], np.float64).reshape(-1, 4)
@@ -82,7 +82,7 @@ def find_meshes(solution: Any, image: Image.Image, name: str) -> Detections:
 
 def eyes() -> list[list[int]]:
     """The numbers of a mesh's points around either eye."""
-    from mediapipe.python.solutions import face_mesh
+    from mediapipe.python.solutions import face_mesh  # type: ignore[import-not-found]
 
     return [sorted({point for edge in edges for point in edge}) for edges in (face_mesh.FACEMESH_LEFT_EYE, face_mesh.FACEMESH_RIGHT_EYE)]
 
