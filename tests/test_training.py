@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.adherence import held_out_prompts, measure
+from modules.adetailer.masks import Detections, rectangle_masks
+from training import figure_captions
+from training.adherence import chest, count_persons, held_out_prompts, measure, nearest_colour
 from training.captions import caption
 from training.drawing import draw_scene, face_boxes
-from training.scene import ASPECTS, BACKGROUND_COLOURS, Placement, is_held_out, sample_scene, sample_training_scene
+from training.figure_drawing import draw_figures
+from training.figures import LOWER_COLOURS, POSES, Figures, sample_figures, sample_hand, sample_training_figures
+from training.held_out import held_out_figures
+from training.scene import ASPECTS, BACKGROUND_COLOURS, SHIRT_COLOURS, Placement, is_held_out, sample_scene, sample_training_scene
 
 
 def test_a_scene_is_drawn_the_same_every_time_and_at_every_scale() -> None:
@@ -64,3 +69,59 @@ def test_the_measure_reads_drawings_right() -> None:
         right += sum(seen[name] == truth[name] for name in truth)
         asked += 3
     assert right / asked > 0.97
+
+
+# Whole figures and hands
+
+
+def seen_as_drawn(figures: Figures) -> Detections:
+    boxes = np.array(draw_figures(figures).person_boxes, np.float64).reshape(-1, 4)
+    return Detections(boxes, rectangle_masks(boxes, (figures.scene.width, figures.scene.height)), np.ones(len(boxes)))
+
+
+def test_a_caption_of_figures_says_nothing_that_is_not_in_the_picture() -> None:
+    rng = random.Random(8)
+    for _ in range(300):
+        figures = sample_figures(rng)
+        text, poses = figure_captions.caption(figures, rng), [stance.pose for stance in figures.stances]
+        assert ("waving" not in text) or "waving" in poses
+        assert ("arms raised" not in text) or "raised" in poses
+        assert ("skirt" not in text) or any(stance.lower == "skirt" for stance in figures.stances)
+        for number, word in ((2, "two people"), (3, "three people"), (4, "four people")):
+            assert (word not in text) or len(figures.scene.people) == number
+
+
+def test_everybody_does_the_same_where_the_caption_says_so() -> None:
+    rng = random.Random(9)
+    together = [figures for figures in (sample_training_figures(rng, (256, 256)) for _ in range(200)) if len(figures.scene.people) > 1]
+    same = [figures for figures in together if len({stance.pose for stance in figures.stances}) == 1]
+    assert len(same) > 0.3 * len(together) and {stance.pose for figures in together for stance in figures.stances} <= set(POSES)
+    assert not any(is_held_out(person, figures.scene.background) for figures in together for person in figures.scene.people)
+    assert all(stance.lower_colour in LOWER_COLOURS for figures in together for stance in figures.stances)
+
+
+def test_a_picture_of_a_hand_shows_it_large_and_whole() -> None:
+    rng, whole = random.Random(10), 0
+    for _ in range(30):
+        figures = sample_hand(rng, (256, 256))
+        boxes = draw_figures(figures).hands
+        large = [box for box in boxes if (box[2] - box[0]) * (box[3] - box[1]) > 40 * 40]
+        whole += any(box[0] > 0 and box[1] > 0 and box[2] < 256 and box[3] < 256 for box in large)
+    assert whole > 24
+
+
+def test_the_measure_of_figures_reads_drawings_right() -> None:
+    rng = random.Random(11)
+    drawn = [sample_training_figures(rng, (256, 256)) for _ in range(60)]
+    prompts = [("", {"people": str(len(figures.scene.people)), "background": figures.scene.background}) for figures in drawn]
+    right = count_persons([seen_as_drawn(figures) for figures in drawn], [draw_figures(figures).image for figures in drawn], prompts)
+    assert right["background"] > 55 and right["people"] > 55  # somebody may stand behind another
+    single = [figures for figures in drawn if len(figures.scene.people) == 1 and figures.scene.placements[0].y + 9 * figures.scene.placements[0].size < 256]
+    shirts = [nearest_colour(chest(np.asarray(draw_figures(figures).image).astype(int), seen_as_drawn(figures).boxes[0]), SHIRT_COLOURS) for figures in single]
+    assert sum(seen == figures.scene.people[0].shirt for seen, figures in zip(shirts, single)) > 0.8 * len(single) > 5
+
+
+def test_held_out_figures_ask_for_one_to_four() -> None:
+    prompts = held_out_figures()
+    assert len(prompts) == 40 and {asked["people"] for _, asked in prompts} == {"1", "2", "3", "4"}
+    assert all(("a shirt" in text or " shirt" in text) == ("shirt" in asked) for text, asked in prompts)

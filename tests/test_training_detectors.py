@@ -13,7 +13,8 @@ from modules.adetailer.masks import Detections, Mask, rectangle_masks
 from training.detector_samples import KINDS, Sample, label_lines, outline, soften
 from training.detector_score import average_precision, mask_overlap, median_overlap, overlap, score
 from training.drawing import Box, draw_scene
-from training.figures import Figures, draw_figures, draw_portraits, sample_figures
+from training.figure_drawing import draw_figures, draw_portraits
+from training.figures import Figures, sample_figures
 from training.scene import sample_scene
 
 

@@ -1,8 +1,8 @@
-"""Measures whether the pictures show what was asked: ``python -m training.adherence [--weights DIR] [--sheet FILE]``.
+"""Measures whether the pictures show what was asked: ``python -m training.adherence [--subject figures] [--weights DIR] [--sheet FILE]``.
 
-Forty prompts with combinations of hair, shirt and background that training never saw. The face detector says where the
-face is; the colours above, below and beside it are compared with the palette that the drawings use. The prompts run through
-the package's own generate stage, alone.
+Forty prompts with combinations of hair, shirt and background that training never saw. In portraits the face detector says where the
+face is; the colours above, below and beside it are compared with the palette that the drawings use. In pictures of whole figures the
+person detector counts. The prompts run through the package's own generate stage, alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from backend.settings import Settings
 from modules.adetailer.detection import Detector
+from modules.adetailer.masks import Detections
 from modules.pipeline import ImagePipeline
 from modules.request import ImageRequest
 from modules.startup import Service, start
-from training.held_out import held_out_prompts
+from training.held_out import held_out_figures, held_out_prompts
 from training.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour
 
+Prompts = list[tuple[str, dict[str, str]]]
 COLOURS: Mapping[str, Mapping[str, Colour]] = {"background": BACKGROUND_COLOURS, "hair": HAIR_COLOURS, "shirt": SHIRT_COLOURS}
 
 
@@ -54,7 +56,7 @@ def measure(image: Image.Image, box: np.ndarray) -> dict[str, str]:
     }
 
 
-def generate(service: Service, prompts: list[tuple[str, dict[str, str]]], steps: int, guidance: float) -> list[Image.Image]:
+def generate(service: Service, prompts: Prompts, steps: int, guidance: float) -> list[Image.Image]:
     alone = ImagePipeline(service.pipeline.stages[:1])
     side = service.family.native
     pictures = []
@@ -62,6 +64,44 @@ def generate(service: Service, prompts: list[tuple[str, dict[str, str]]], steps:
         request = ImageRequest(prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, guidance_scale=guidance)
         pictures.append(alone.run(request).pictures[0].image)
     return pictures
+
+
+def chest(array: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The pixels of a standing figure's shirt: a third of the way down the middle of its box."""
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    middle, tall = (x1 + x2) / 2, y2 - y1
+    return array[int(y1 + 0.3 * tall) : int(y1 + 0.42 * tall), int(middle - 0.05 * tall) : int(middle + 0.05 * tall) + 1]
+
+
+def count_faces(found: list[Detections], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    """How many pictures have a face, and how many the colours that were asked for; prints what is wrong."""
+    right = {"face": 0, **dict.fromkeys(COLOURS, 0)}
+    for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
+        if not len(detections):
+            print(f"no face: {prompt}")
+            continue
+        right["face"] += 1
+        seen = measure(picture, detections.boxes[int(detections.confidences.argmax())])
+        for name, colour in asked.items():
+            right[name] += seen[name] == colour
+            if seen[name] != colour:
+                print(f"{name} is {seen[name]}: {prompt}")
+    return right
+
+
+def count_persons(found: list[Detections], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    """How many pictures have as many persons as were asked for, and the background; of single figures how many have the shirt."""
+    right = {"people": 0, "background": 0, "shirt": 0, "single": sum("shirt" in asked for _, asked in prompts)}
+    for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
+        array = np.asarray(picture.convert("RGB")).astype(np.int16)
+        seen = {"people": str(len(detections)), "background": nearest_colour(np.concatenate([array[:24, :24], array[:24, -24:]]), BACKGROUND_COLOURS)}
+        if "shirt" in asked and len(detections):
+            seen["shirt"] = nearest_colour(chest(array, detections.boxes[0]), SHIRT_COLOURS)
+        for name, wanted in asked.items():
+            right[name] += seen.get(name) == wanted
+            if seen.get(name) != wanted:
+                print(f"{name}: {seen.get(name)}: {prompt}")
+    return right
 
 
 def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int = 8) -> Image.Image:
@@ -84,28 +124,19 @@ def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subject", choices=("portraits", "figures"), default="portraits")
     parser.add_argument("--weights", default="weights")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance", type=float, default=3.5)
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING"))
-    prompts = held_out_prompts()
+    portraits = arguments.subject == "portraits"
+    prompts, detector, count = (held_out_prompts(), "face_detector", count_faces) if portraits else (held_out_figures(), "person_detector", count_persons)
     pictures = generate(service, prompts, arguments.steps, arguments.guidance)
-    with service.models.on_device("face_detector") as (network,):
+    with service.models.on_device(detector) as (network,):
         found = Detector(network).detect(pictures, 0.3)
-    right = {"face": 0, **dict.fromkeys(COLOURS, 0)}
-    for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
-        if not len(detections):
-            print(f"no face: {prompt}")
-            continue
-        right["face"] += 1
-        seen = measure(picture, detections.boxes[int(detections.confidences.argmax())])
-        for name, colour in asked.items():
-            right[name] += seen[name] == colour
-            if seen[name] != colour:
-                print(f"{name} is {seen[name]}: {prompt}")
-    print(json.dumps({"prompts": len(prompts), **right}))
+    print(json.dumps({"prompts": len(prompts), **count(found, pictures, prompts)}))
     if arguments.sheet:
         contact_sheet(pictures, [prompt for prompt, _ in prompts]).save(arguments.sheet, quality=88)
 

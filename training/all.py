@@ -20,6 +20,8 @@ from training.detector_samples import KINDS
 logger = logging.getLogger(__name__)
 
 EMBEDDED = ROOT / "weights" / "embedded"
+LATENTS = {"portraits": 13_000, "figures": 6_500, "hands": 2_000}
+"""Pictures of every subject that the transformer learns from."""
 
 
 def run_step(name: str, work: Path, module: str, *arguments: str) -> None:
@@ -45,7 +47,7 @@ def main() -> None:
     def minutes(amount: float) -> tuple[str, str]:
         return "--minutes", str(amount * arguments.scale)
 
-    vae, latents, transformer = parts / "vae", work / "latents.pt", parts / "transformer"
+    vae, transformer = parts / "vae", parts / "transformer"
 
     def step(name: str, module: str, *options: str | Path) -> None:
         run_step(name, work, module, *map(str, options))
@@ -55,17 +57,20 @@ def main() -> None:
     step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
     step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
-    step("latents", "latents", "--autoencoder", vae, "--out", latents)
-    step("transformer", "transformer", "--models", parts, "--latents", latents, "--out", transformer, *minutes(75))
+    for subject, count in LATENTS.items():
+        step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
+    step("transformer", "transformer", "--models", parts, "--latents", *(work / f"{name}.pt" for name in LATENTS), "--out", transformer, *minutes(180))
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
     step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
     detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
     for name in (*detectors, "upscaler/upscaler.safetensors"):
         shutil.copy(work / name, EMBEDDED)
-    step("redrawn faces", "redrawn", "--weights", EMBEDDED.parent, "--out", work / "redrawn")
-    shutil.copy(work / "redrawn" / "face_detector.safetensors", EMBEDDED)
+    for kind in KINDS:
+        step(f"{kind} detector, redrawn", "redrawn", "--kind", kind, "--weights", EMBEDDED.parent, "--out", work / "redrawn")
+        shutil.copy(work / "redrawn" / f"{kind}_detector.safetensors", EMBEDDED)
     step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
+    step("adherence of figures", "adherence", "--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ FRAMING_WORDS = {
     "half-body": ("a half-body portrait of", "an upper body picture of", "a medium shot of", "a wide portrait of"),
 }
 SHIRT_NOUNS = ("shirt", "shirt", "shirt", "t-shirt", "sweater", "top")
-NUMBER_WORDS = {2: "two", 3: "three"}
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 
 
 def pick(rng: random.Random, words: dict[str, tuple[str, ...]], key: str) -> str:
@@ -124,20 +124,29 @@ def describe_person(rng: random.Random, person: Person, thorough: float) -> str:
     return text
 
 
+def background_phrase(rng: random.Random, background: str) -> str:
+    colour = pick(rng, COLOUR_WORDS, background)
+    return rng.choice((f"{colour} background", f"{colour} background", f"{article(colour)} background", f"{colour} backdrop"))
+
+
+def enumeration(people: Sequence[str]) -> str:
+    """ "a man, a woman and a girl" """
+    return " and ".join([", ".join(article(person) for person in people[:-1]), article(people[-1])])
+
+
 def caption(scene: Scene, rng: random.Random) -> str:
     """One of many true captions of the scene."""
     # several people in full detail would not fit into the prompt's 40 tokens
     thorough = rng.choice((0.45, 0.75, 0.9, 1.0, 1.0) if len(scene.people) == 1 else (0.4, 0.55, 0.7))
     people = [describe_person(rng, person, thorough) for person in scene.people]
-    colour = pick(rng, COLOUR_WORDS, scene.background)
-    background = rng.choice((f"{colour} background", f"{colour} background", f"{article(colour)} background", f"{colour} backdrop"))
+    background = background_phrase(rng, scene.background)
     framing = pick(rng, FRAMING_WORDS, scene.framing)
     if len(people) == 1:
         subject = people[0]
         text = f"{framing} {article(subject)}" if framing and rng.random() < 0.85 else (framing + " " + subject).strip()
     else:
         group = f"{NUMBER_WORDS[len(people)]} people"
-        listed = " and ".join([", ".join(article(p) for p in people[:-1]), article(people[-1])])
+        listed = enumeration(people)
         text = rng.choice((f"{group}: {listed}", f"{group}, {listed}", listed, f"{framing} {group}, {listed}".strip()))
     if rng.random() < max(thorough, 0.6):
         joint = rng.choice((", ", ", ", " on ", " in front of "))

@@ -17,10 +17,12 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from PIL import Image, ImageFilter
 
-from modules.adetailer.masks import Mask, bounding_box
+from modules.adetailer.masks import Mask
 from training.drawing import Box, draw_scene, face_boxes
-from training.figures import draw_figures, draw_portraits, sample_figures
-from training.scene import Placement, sample_scene
+from training.figure_drawing import draw_figures, draw_portraits
+from training.figures import sample_figures
+from training.scene import Placement, Scene, sample_scene
+from training.subjects import Subject, draw_subject
 
 SPECK = 4
 """Pixels; a piece of a mask that covers no more is left out of the label."""
@@ -35,8 +37,18 @@ class Sample:
     masks: tuple[Mask, ...] = ()
 
 
+def labelled(label: str, subject: Subject) -> Sample:
+    """What is drawn of a subject, and where in it the things of this label are."""
+    if label == "face":
+        return Sample(draw_subject(subject), face_boxes(subject if isinstance(subject, Scene) else subject.scene))
+    drawn = draw_portraits(subject) if isinstance(subject, Scene) else draw_figures(subject)
+    return Sample(drawn.image, list(drawn.hands)) if label == "hand" else Sample(drawn.image, list(drawn.person_boxes), drawn.persons)
+
+
 def draw_faces(rng: random.Random) -> Sample:
-    """A drawing and its faces; now and then a face that fills the frame, or nobody."""
+    """A portrait or figures, and the faces; now and then a face that fills the frame, or nobody."""
+    if rng.random() < 0.3:
+        return labelled("face", sample_figures(rng))
     scene = sample_scene(rng)
     chance = rng.random()
     if chance < 0.12:
@@ -45,26 +57,23 @@ def draw_faces(rng: random.Random) -> Sample:
         scene = replace(scene, people=scene.people[:1], placements=(place,))
     elif chance < 0.15:
         scene = replace(scene, people=(), placements=())
-    return Sample(draw_scene(scene), face_boxes(scene))
+    return labelled("face", scene)
 
 
 def draw_hands(rng: random.Random) -> Sample:
     """Figures and their hands; one picture in eight is a portrait, which shows none."""
     if rng.random() < 0.12:
         return Sample(draw_scene(sample_scene(rng)), [])
-    drawn = draw_figures(sample_figures(rng))
-    return Sample(drawn.image, list(drawn.hands))
+    return labelled("hand", sample_figures(rng))
 
 
 def draw_persons(rng: random.Random) -> Sample:
     """Figures, one picture in four a portrait, now and then nobody."""
     chance = rng.random()
-    if chance < 0.25:
-        scene = sample_scene(rng)
-        drawn = draw_portraits(replace(scene, people=(), placements=()) if chance < 0.03 else scene)
-    else:
-        drawn = draw_figures(sample_figures(rng))
-    return Sample(drawn.image, [box for mask in drawn.persons if (box := bounding_box(mask))], drawn.persons)
+    if chance >= 0.25:
+        return labelled("person", sample_figures(rng))
+    scene = sample_scene(rng)
+    return labelled("person", replace(scene, people=(), placements=()) if chance < 0.03 else scene)
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "face": Kind("face", "detect", 192, draw_faces, 700, 9),
-        "hand": Kind("hand", "detect", 256, draw_hands, 1000, 12),
+        "face": Kind("face", "detect", 256, draw_faces, 700, 9),
+        "hand": Kind("hand", "detect", 384, draw_hands, 1000, 12),
         "person": Kind("person", "segment", 192, draw_persons, 1000, 10),
     }
 )

@@ -1,50 +1,54 @@
-"""Scenes of one to four whole figures, drawn with the heads of :mod:`training.drawing`, and exact masks of persons and hands.
+"""What a picture of whole figures, or of a hand near by, shows: one to four people with their stances, as plain data.
 
-Everything is drawn twice: in its colour, and as a number in a map of labels. What the map shows is what the picture shows, so a
-mask knows of everything that stands in front. Units are those of a head: the face's centre is 0, 0 and its half height is 1.
+Units are those of a head: the face's centre is 0, 0 and its half height is 1. ``training.figure_drawing`` draws it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-from modules.adetailer.masks import Mask, bounding_box
-from training.drawing import (
-    SUPERSAMPLE,
-    Box,
-    Point,
-    draw_background,
-    draw_layers,
-    draw_person,
-    ellipse,
-    mirrored,
-    shade,
-    smooth,
-)
-from training.scene import BACKGROUND_COLOURS, SHIRT_COLOURS, SKIN_TONES, Colour, Person, Placement, Scene, sample_person
+from training.drawing import Point
+from training.scene import BACKGROUND_COLOURS, SHIRT_COLOURS, Colour, Person, Placement, Scene, is_held_out, sample_person
 
 SHAPES: tuple[tuple[int, int], ...] = ((256, 256), (288, 224), (224, 288), (320, 224), (224, 320), (352, 192), (192, 352))
 """Picture sizes, width and height in pixels."""
-TROUSERS: tuple[Colour, ...] = ((52, 68, 112), (44, 44, 52), (120, 98, 72), (92, 96, 104), (70, 84, 62), (150, 120, 92), (86, 46, 50), (196, 190, 178))
+FULL_BODY, HAND_CLOSE_UP = "full body", "hand"
+TROUSERS: Mapping[str, Colour] = MappingProxyType(
+    {
+        "blue": (52, 68, 112),
+        "black": (44, 44, 52),
+        "brown": (120, 98, 72),
+        "gray": (92, 96, 104),
+        "green": (70, 84, 62),
+        "beige": (150, 120, 92),
+        "maroon": (86, 46, 50),
+        "white": (196, 190, 178),
+    }
+)
+LOWER_COLOURS: Mapping[Colour, str] = MappingProxyType({colour: name for names in (TROUSERS, SHIRT_COLOURS) for name, colour in names.items()})
+"""The words for the colours of trousers and skirts."""
 SHOES: tuple[Colour, ...] = ((38, 34, 38), (92, 58, 38), (226, 226, 222), (170, 44, 48), (48, 76, 140))
-SHOULDER, UPPER_ARM, FOREARM = (1.02, 1.84), 1.72, 1.6
+SHOULDER, UPPER_ARM, FOREARM, HAND = (1.02, 1.84), 1.72, 1.6, 0.62
+"""Where the shoulder is; lengths of the arm's parts and of the palm."""
 HIP, LEG = 4.75, 4.1
-PARTS = 4
-"""Labels of a person: number times ``PARTS``, plus 1 or 2 on the hands. 0 is the background."""
-SEEN = 0.35
-"""A hand of which less than this share can be seen is none: nobody could find it."""
+GESTURES: Mapping[str, int] = MappingProxyType({"hanging": 30, "waving": 26, "raised": 12, "hip": 12, "pointing": 8, "front": 7, "forward": 5})
+"""What one arm does, and how often in a hundred."""
+POSES = ("standing", "waving", "raised", "pointing", "hip", "other")
+"""What a figure does, as words can tell it."""
+GARMENTS = ("trousers", "shorts", "skirt", "dress")
+TOGETHER = 0.45
+"""How often all the figures of a picture do the same."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """Degrees from hanging straight down, outwards: 90 is level, 180 straight up. The forearm's are its own, not the elbow's."""
 
+    gesture: str
     upper: float
     fore: float
     hand: str  # open | relaxed | fist | pointing
@@ -56,78 +60,67 @@ class Stance:
 
     arms: tuple[Arm, Arm]  # the left and the right one in the picture
     legs: tuple[float, float]  # degrees outwards
-    lower: str  # trousers | shorts | skirt | dress
+    lower: str  # one of GARMENTS
     lower_colour: Colour
     sleeves: float  # 0 = none, 1 = to the wrist
     shoes: Colour
 
+    @property
+    def pose(self) -> str:
+        """One of ``POSES``: what somebody would say that this figure does."""
+        gestures = [arm.gesture for arm in self.arms]
+        if gestures == ["raised", "raised"]:
+            return "raised"
+        for name in ("waving", "pointing", "raised", "hip"):
+            if name in gestures:
+                return name
+        return "standing" if gestures == ["hanging", "hanging"] else "other"
+
 
 @dataclass(frozen=True)
 class Figures:
-    """People with their stances; ``scene.placements`` are where the faces are."""
+    """People with their stances; ``scene.placements`` are where the faces are, outside of the picture where it shows a hand alone."""
 
     scene: Scene
     stances: tuple[Stance, ...]
+    side: int = 0  # of the hand that is shown near by: -1 is the left one in the picture
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A picture and what is in it. ``persons`` are masks H x W of 0 or 255, one for everybody who can be seen; boxes are pixels."""
-
-    image: Image.Image
-    persons: tuple[Mask, ...]
-    hands: tuple[Box, ...]
-
-    @property
-    def person_boxes(self) -> list[Box]:
-        return [box for mask in self.persons if (box := bounding_box(mask))]
-
-
-class LabelledDraw(ImageDraw.ImageDraw):
-    """Draws every polygon in its colour, and in ``label`` on a map beside."""
-
-    def __init__(self, image: Image.Image) -> None:
-        super().__init__(image)
-        self.map = Image.new("L", image.size)
-        self.label = 0
-        self._labels = ImageDraw.Draw(self.map)
-
-    def polygon(self, xy, fill=None, outline=None, width=1) -> None:  # type: ignore[no-untyped-def]  # Pillow's own is typed loosely
-        super().polygon(xy, fill, outline, width)
-        if self.label:
-            self._labels.polygon(xy, self.label)
-
-    def labels(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        return np.asarray(self.map)
-
-
-def sample_arm(rng: random.Random) -> Arm:
-    gesture = rng.choices(("hanging", "waving", "raised", "hip", "pointing", "front", "forward"), (30, 26, 12, 12, 8, 7, 5))[0]
+def sample_arm(rng: random.Random, gesture: str | None = None) -> Arm:
+    gesture = gesture or rng.choices(list(GESTURES), list(GESTURES.values()))[0]
     if gesture == "hanging":
         upper = rng.uniform(4, 24)
-        return Arm(upper, upper + rng.uniform(-10, 8), rng.choices(("relaxed", "fist", "open"), (70, 20, 10))[0])
+        return Arm(gesture, upper, upper + rng.uniform(-10, 8), rng.choices(("relaxed", "fist", "open"), (70, 20, 10))[0])
     if gesture == "waving":
-        return Arm(rng.uniform(45, 115), rng.uniform(135, 200), "open")
+        return Arm(gesture, rng.uniform(45, 115), rng.uniform(135, 200), "open")
     if gesture == "raised":
         upper = rng.uniform(125, 165)
-        return Arm(upper, upper + rng.uniform(-5, 30), rng.choice(("open", "open", "fist", "pointing")))
+        return Arm(gesture, upper, upper + rng.uniform(-5, 30), rng.choice(("open", "open", "fist", "pointing")))
     if gesture == "hip":
-        return Arm(rng.uniform(35, 55), rng.uniform(-62, -40), rng.choice(("fist", "relaxed")))
+        return Arm(gesture, rng.uniform(35, 55), rng.uniform(-62, -40), rng.choice(("fist", "relaxed")))
     if gesture == "pointing":
         upper = rng.uniform(65, 115)
-        return Arm(upper, upper + rng.uniform(-15, 15), rng.choice(("pointing", "open", "fist")))
+        return Arm(gesture, upper, upper + rng.uniform(-15, 15), rng.choice(("pointing", "open", "fist")))
     if gesture == "front":
-        return Arm(rng.uniform(8, 22), rng.uniform(-95, -60), rng.choice(("relaxed", "fist", "open")))
-    return Arm(rng.uniform(8, 30), rng.uniform(100, 150), rng.choice(("open", "fist", "pointing")))
+        return Arm(gesture, rng.uniform(8, 22), rng.uniform(-95, -60), rng.choice(("relaxed", "fist", "open")))
+    return Arm(gesture, rng.uniform(8, 30), rng.uniform(100, 150), rng.choice(("open", "fist", "pointing")))
 
 
-def sample_stance(rng: random.Random, person: Person) -> Stance:
+def sample_arms(rng: random.Random, pose: str) -> tuple[Arm, Arm]:
+    """Both arms of a figure that does what ``pose`` says: one of the gestures, on one side or on both."""
+    both = pose in ("hanging", "raised") or rng.random() < 0.3
+    arms = [sample_arm(rng, pose), sample_arm(rng, pose if both else "hanging")]
+    rng.shuffle(arms)
+    return arms[0], arms[1]
+
+
+def sample_stance(rng: random.Random, person: Person, pose: str | None = None) -> Stance:
     female = person.kind in ("woman", "girl")
     return Stance(
-        arms=(sample_arm(rng), sample_arm(rng)),
+        arms=sample_arms(rng, pose) if pose else (sample_arm(rng), sample_arm(rng)),
         legs=(rng.uniform(0, 12), rng.uniform(0, 12)),
-        lower=rng.choices(("trousers", "shorts", "skirt", "dress"), (45, 15, 22, 18) if female else (75, 25, 0, 0))[0],
-        lower_colour=rng.choice(TROUSERS) if rng.random() < 0.75 else rng.choice(list(SHIRT_COLOURS.values())),
+        lower=rng.choices(GARMENTS, (45, 15, 22, 18) if female else (75, 25, 0, 0))[0],
+        lower_colour=rng.choice(list(TROUSERS.values())) if rng.random() < 0.75 else rng.choice(list(SHIRT_COLOURS.values())),
         sleeves=rng.choices((1.0, 0.3, 0.0), (50, 40, 10))[0],
         shoes=rng.choice(SHOES),
     )
@@ -142,8 +135,25 @@ def leg_share(person: Person) -> float:
     return 0.74 if person.kind in ("girl", "boy") else 1.0
 
 
-def sample_figures(rng: random.Random, size: tuple[int, int] | None = None) -> Figures:
-    """One to four figures side by side, whole or with the legs cut off by the picture's edge."""
+def breadth(person: Person) -> float:
+    return {"man": 1.1, "woman": 0.95, "boy": 0.86, "girl": 0.82}[person.kind]
+
+
+def along(start: Point, degrees: float, length: float, side: int) -> Point:
+    """The point ``length`` away from ``start``, in the direction of an :class:`Arm`'s degrees on this side of the body."""
+    return start[0] + side * length * math.sin(math.radians(degrees)), start[1] + length * math.cos(math.radians(degrees))
+
+
+def arm_joints(person: Person, stance: Stance, side: int) -> tuple[Point, Point, Point]:
+    """Shoulder, elbow and wrist."""
+    arm, shorter = stance.arms[(side + 1) // 2], 0.85 + 0.15 * leg_share(person)
+    shoulder = (side * SHOULDER[0] * breadth(person), SHOULDER[1])
+    elbow = along(shoulder, arm.upper, UPPER_ARM * shorter, side)
+    return shoulder, elbow, along(elbow, arm.fore, FOREARM * shorter, side)
+
+
+def sample_figures(rng: random.Random, size: tuple[int, int] | None = None, pose: str | None = None) -> Figures:
+    """One to four figures side by side, whole or with the legs cut off by the picture's edge; ``pose`` is the gesture of everybody."""
     width, height = size or rng.choice(SHAPES)
     count = rng.choices((1, 2, 3, 4), (34, 30, 20, 16) if width >= height else (60, 30, 10, 0))[0]
     people = tuple(sample_person(rng) for _ in range(count))
@@ -160,202 +170,27 @@ def sample_figures(rng: random.Random, size: tuple[int, int] | None = None) -> F
         y = max(feet - height_of(person) * own, top) if whole else rng.uniform(1.0, 1.25) * top
         placements.append(Placement(slot * (index + 0.5 + rng.uniform(-0.1, 0.1)), y, own, rng.uniform(-8, 8)))
     spot = (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.5)) if rng.random() < 0.4 else None
-    scene = Scene(people, tuple(placements), rng.choice(list(BACKGROUND_COLOURS)), spot, "full body", width, height)
-    return Figures(scene, tuple(sample_stance(rng, person) for person in people))
+    scene = Scene(people, tuple(placements), rng.choice(list(BACKGROUND_COLOURS)), spot, FULL_BODY, width, height)
+    return Figures(scene, tuple(sample_stance(rng, person, pose) for person in people))
 
 
-class Painter:
-    """Paints polygons of a figure's own units onto the canvas; ``tilt`` turns them around the face's centre."""
-
-    def __init__(self, draw: LabelledDraw, place: Placement, scale: float, tilt: float = 0.0) -> None:
-        self.draw, self.size = draw, place.size * scale
-        self.x, self.y = place.x * scale, place.y * scale
-        self.cos, self.sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
-
-    def __call__(self, points: Sequence[Point], colour: Colour) -> None:
-        turned = [(self.x + (x * self.cos - y * self.sin) * self.size, self.y + (x * self.sin + y * self.cos) * self.size) for x, y in points]
-        self.draw.polygon(turned, fill=colour)
-
-
-def limb(a: Point, b: Point, wide_a: float, wide_b: float) -> list[Point]:
-    """A tapered limb with round ends; the widths are half ones."""
-    angle = math.degrees(math.atan2(b[1] - a[1], b[0] - a[0]))
-    ends = ((a, wide_a, angle + 90), (b, wide_b, angle - 90))
-    return [(x + r * math.cos(t), y + r * math.sin(t)) for (x, y), r, start in ends for t in (math.radians(start + 15 * k) for k in range(13))]
+def sample_hand(rng: random.Random, size: tuple[int, int]) -> Figures:
+    """A picture that one hand fills to a third or more, as the detail pass sees it: the figure is there, and most of it outside."""
+    width, height = size
+    person, side = sample_person(rng), rng.choice((-1, 1))
+    stance = sample_stance(rng, person)
+    unit = rng.uniform(0.3, 0.75) * min(width, height)
+    wrist = arm_joints(person, stance, side)[2]
+    x, y = along(wrist, stance.arms[(side + 1) // 2].fore, 0.75 * HAND, side)
+    place = Placement(width * rng.uniform(0.4, 0.6) - x * unit, height * rng.uniform(0.4, 0.6) - y * unit, unit, 0.0)
+    scene = Scene((person,), (place,), rng.choice(list(BACKGROUND_COLOURS)), None, HAND_CLOSE_UP, width, height)
+    return Figures(scene, (stance,), side)
 
 
-def along(start: Point, degrees: float, length: float, side: int) -> Point:
-    """The point ``length`` away from ``start``, in the direction of an :class:`Arm`'s degrees on this side of the body."""
-    return start[0] + side * length * math.sin(math.radians(degrees)), start[1] + length * math.cos(math.radians(degrees))
-
-
-FINGERS: dict[str, tuple[tuple[float, float], ...]] = {
-    # of every finger: degrees from the hand's direction (the thumb's side is negative), and its length
-    "open": ((-30, 0.62), (-11, 0.74), (7, 0.72), (25, 0.6)),
-    "relaxed": ((-8, 0.52), (-2, 0.62), (4, 0.6), (10, 0.5)),
-    "fist": (),
-    "pointing": ((-6, 0.78),),
-}
-THUMBS = {"open": (-72.0, 0.6), "relaxed": (-34.0, 0.5), "fist": (-24.0, 0.36), "pointing": (-64.0, 0.42)}
-PALM = smooth([(-0.1, 0.26), (0.22, 0.36), (0.62, 0.38), (0.78, 0.2), (0.8, -0.2), (0.62, -0.38), (0.2, -0.34), (-0.1, -0.26)])
-FIST = smooth([(-0.1, 0.26), (0.2, 0.4), (0.6, 0.44), (0.86, 0.26), (0.88, -0.22), (0.62, -0.44), (0.2, -0.38), (-0.1, -0.26)])
-HAND = 0.62
-"""Length of the palm in half faces."""
-
-
-def draw_hand(paint: Painter, wrist: Point, degrees: float, side: int, hand: str, skin: Colour) -> None:
-    """A palm with its fingers. The thumb points to the body when the arm hangs."""
-    cos, sin = side * math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-
-    def placed(points: Sequence[Point], colour: Colour) -> None:
-        # the palm lies along x; the thumb's side is -y, which is towards the body of a hanging arm
-        paint([(wrist[0] + HAND * (x * cos - side * y * sin), wrist[1] + HAND * (x * sin + side * y * cos)) for x, y in points], colour)
-
-    line = shade(skin, -0.2)
-    fingers = FINGERS[hand]
-    for index, (turn, length) in enumerate(fingers):
-        base = (0.62, -0.28 + 0.185 * index)
-        tip = (base[0] + (length + 0.14) * math.cos(math.radians(turn)), base[1] + (length + 0.14) * math.sin(math.radians(turn)))
-        placed(limb(base, tip, 0.115, 0.1), line if index % 2 else skin)
-        placed(limb(base, tip, 0.095, 0.08), skin)
-    placed(FIST if hand in ("fist", "pointing") else PALM, skin)
-    if hand in ("fist", "pointing"):
-        for index in range(3):
-            y = -0.2 + 0.2 * index
-            placed(limb((0.52, y), (0.84, y), 0.025, 0.025), line)
-    turn, length = THUMBS[hand]
-    tip = (0.2 + length * math.cos(math.radians(turn)), -0.24 + length * math.sin(math.radians(turn)))
-    placed(limb((0.2, -0.2), tip, 0.15, 0.1), line if hand == "fist" else skin)
-    placed(limb((0.2, -0.2), tip, 0.12, 0.085), skin)
-
-
-def draw_arm(paint: Painter, person: Person, stance: Stance, side: int, number: int) -> None:
-    """One arm with its hand, which gets a label of its own."""
-    arm, skin, shirt = stance.arms[(side + 1) // 2], SKIN_TONES[person.skin], SHIRT_COLOURS[person.shirt]
-    sleeve = shade(shirt, -0.1)
-    broad = breadth(person)
-    shoulder = (side * SHOULDER[0] * broad, SHOULDER[1])
-    elbow = along(shoulder, arm.upper, UPPER_ARM * (0.85 + 0.15 * leg_share(person)), side)
-    wrist = along(elbow, arm.fore, FOREARM * (0.85 + 0.15 * leg_share(person)), side)
-    person_label = paint.draw.label
-    paint.draw.label = person_label + number
-    draw_hand(paint, wrist, arm.fore, side, arm.hand, skin)
-    paint.draw.label = person_label
-    paint(limb(shoulder, elbow, 0.36, 0.28), skin)
-    paint(limb(elbow, wrist, 0.28, 0.19), skin)
-    if stance.sleeves > 0:
-        end = elbow if stance.sleeves >= 0.5 else along(shoulder, arm.upper, 0.75 * UPPER_ARM, side)
-        paint(limb(shoulder, end, 0.42, 0.36), sleeve)
-    if stance.sleeves >= 0.5:
-        cuff = (elbow[0] + 0.93 * (wrist[0] - elbow[0]), elbow[1] + 0.93 * (wrist[1] - elbow[1]))
-        paint(limb(elbow, cuff, 0.36, 0.25), sleeve)
-
-
-def breadth(person: Person) -> float:
-    return {"man": 1.1, "woman": 0.95, "boy": 0.86, "girl": 0.82}[person.kind]
-
-
-def draw_legs(paint: Painter, person: Person, stance: Stance) -> None:
-    skin, length, broad = SKIN_TONES[person.skin], LEG * leg_share(person), breadth(person)
-    for side in (-1, 1):
-        hip = (side * 0.46 * broad, HIP)
-        degrees = stance.legs[(side + 1) // 2]
-        knee, ankle = along(hip, degrees, 0.5 * length, side), along(hip, degrees, length, side)
-        shoe = along(ankle, 90, 0.26, side)
-        paint(
-            smooth(
-                [
-                    (ankle[0] - 0.3, ankle[1] - 0.1),
-                    (shoe[0] + 0.1 * side, ankle[1] - 0.05),
-                    (shoe[0] + 0.34 * side, ankle[1] + 0.3),
-                    (ankle[0] - side * 0.3, ankle[1] + 0.34),
-                ]
-            ),
-            stance.shoes,
-        )
-        bare = stance.lower != "trousers"
-        colour = skin if bare else stance.lower_colour
-        thick = 0.5 * broad
-        paint(limb(hip, knee, thick, 0.38), colour)
-        paint(limb(knee, ankle, 0.38, 0.22 if bare else 0.3), colour)
-        if stance.lower == "shorts":
-            paint(limb(hip, along(hip, degrees, 0.42 * length, side), thick + 0.04, 0.46), stance.lower_colour)
-        if not bare:
-            paint(limb((knee[0] - side * 0.2, knee[1]), (ankle[0] - side * 0.14, ankle[1]), 0.05, 0.05), shade(colour, -0.2))
-
-
-def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
-    shirt, broad = SHIRT_COLOURS[person.shirt], breadth(person)
-    waist = 0.82 if person.kind in ("woman", "girl") else 0.95
-    lower = shirt if stance.lower == "dress" else stance.lower_colour
-    if stance.lower in ("skirt", "dress"):
-        hem = HIP + 0.5 * LEG * leg_share(person)
-        paint(smooth(mirrored([(0.0, 3.5), (0.72 * broad, 3.55), (1.05 * broad, HIP - 0.1), (1.5 * broad, hem), (0.0, hem + 0.16)])), shade(lower, -0.06))
-    else:
-        paint(smooth(mirrored([(0.0, 3.6), (0.8 * broad, 3.65), (0.94 * broad, HIP), (0.5 * broad, HIP + 0.4), (0.0, HIP + 0.2)])), lower)
-    outline = [(0.0, 1.14), (0.42, 1.22), (1.0, 1.46), (1.22, 1.8), (1.08, 2.6), (waist, 3.4), (0.98, 4.35), (0.0, 4.42)]
-    paint(smooth(mirrored([(x * broad, y) for x, y in outline])), shirt)
-    paint(smooth([(0.62 * broad, 2.2), (0.92 * broad, 2.4), (waist * 0.9 * broad, 3.4), (0.9 * broad, 4.2), (0.55 * broad, 4.3)]), shade(shirt, -0.08))
-    if person.style % 3 == 0:  # a collar
-        for side in (-1, 1):
-            paint([(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)], shade(shirt, 0.22 if sum(shirt) < 620 else -0.1))
-
-
-def draw_figure(draw: LabelledDraw, person: Person, stance: Stance, place: Placement, scale: float) -> None:
-    upright, tilted = Painter(draw, place, scale), Painter(draw, place, scale, place.tilt)
-
-    def body() -> None:
-        draw_legs(upright, person, stance)
-        draw_torso(upright, person, stance)
-
-    draw_layers(upright, tilted, person, body)
-    for number, side in enumerate((-1, 1), start=1):
-        draw_arm(upright, person, stance, side, number)
-
-
-def draw_ground(draw: LabelledDraw, figures: Figures, scale: float) -> None:
-    """A shadow under every figure, so that it stands somewhere."""
-    colour = shade(BACKGROUND_COLOURS[figures.scene.background], -0.2)
-    for person, place in zip(figures.scene.people, figures.scene.placements):
-        y = place.y + height_of(person) * place.size
-        Painter(draw, Placement(place.x, y, place.size, 0), scale)(ellipse(0, -0.1, 1.7, 0.3), colour)
-
-
-def draw_figures(figures: Figures) -> Drawn:
-    """The picture, RGB, antialiased, with its persons and hands."""
-    scene, height = figures.scene, figures.scene.height * SUPERSAMPLE
-    canvas = Image.new("RGB", (scene.width * SUPERSAMPLE, height))
-    draw = LabelledDraw(canvas)
-    draw_background(draw, scene, *canvas.size)
-    draw_ground(draw, figures, SUPERSAMPLE)
-    whole: dict[int, int] = {}
-    for number, (person, stance, place) in enumerate(sorted(zip(scene.people, figures.stances, scene.placements), key=lambda one: one[2].y), start=1):
-        draw.label = PARTS * number
-        draw_figure(draw, person, stance, place, SUPERSAMPLE)
-        counts = np.bincount(draw.labels().ravel(), minlength=256)
-        whole.update({label: int(counts[label]) for label in (PARTS * number + 1, PARTS * number + 2)})
-    return _drawn(canvas, draw.labels(), len(scene.people), whole)
-
-
-def draw_portraits(scene: Scene) -> Drawn:
-    """The same picture as :func:`training.drawing.draw_scene`, with its persons; they show no hands."""
-    canvas = Image.new("RGB", (scene.width * SUPERSAMPLE, scene.height * SUPERSAMPLE))
-    draw = LabelledDraw(canvas)
-    draw_background(draw, scene, *canvas.size)
-    for number, (person, place) in enumerate(sorted(zip(scene.people, scene.placements), key=lambda pair: pair[1].y), start=1):
-        draw.label = PARTS * number
-        draw_person(draw, person, place, SUPERSAMPLE)
-    return _drawn(canvas, draw.labels(), len(scene.people), {})
-
-
-def _drawn(canvas: Image.Image, labels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], people: int, whole: dict[int, int]) -> Drawn:
-    """``whole`` has the pixels that every hand had when it was drawn, before others came in front of it."""
-    persons = [np.asarray(Image.fromarray(np.where(labels // PARTS == number, 255, 0).astype(np.uint8)).reduce(SUPERSAMPLE)) for number in range(1, people + 1)]
-    masks = [np.where(person >= 128, 255, 0).astype(np.uint8) for person in persons]
-    hands = []
-    for label, pixels in whole.items():
-        seen = labels == label
-        if pixels and np.count_nonzero(seen) >= SEEN * pixels:
-            x1, y1, x2, y2 = bounding_box(seen.astype(np.uint8)) or (0, 0, 0, 0)
-            hands.append((x1 / SUPERSAMPLE, y1 / SUPERSAMPLE, x2 / SUPERSAMPLE, y2 / SUPERSAMPLE))
-    return Drawn(canvas.reduce(SUPERSAMPLE), tuple(mask for mask in masks if mask.any()), tuple(hands))
+def sample_training_figures(rng: random.Random, size: tuple[int, int]) -> Figures:
+    """Figures whose people all have combinations of colours that are not held out; often all do the same."""
+    while True:
+        pose = rng.choice(("hanging", "waving", "raised", "pointing", "hip")) if rng.random() < TOGETHER else None
+        figures = sample_figures(rng, size, pose)
+        if not any(is_held_out(person, figures.scene.background) for person in figures.scene.people):
+            return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from training.captions import NUMBER_WORDS, article
 from training.scene import BACKGROUND_COLOURS, Person, is_held_out, sample_person
 
 PROMPTS = 40
@@ -42,3 +43,22 @@ def sentence(rng: random.Random, person: Person, background: str) -> str:
             f"{subject}, {person.shirt} top, {hair}{listed}, {background} background",
         )
     )
+
+
+def held_out_figures(seed: int = 9) -> list[tuple[str, dict[str, str]]]:
+    """Prompts for whole figures: one person of a held-out combination, or several who all do the same. Each with what it names."""
+    rng = random.Random(seed)
+    prompts: list[tuple[str, dict[str, str]]] = []
+    while len(prompts) < PROMPTS:
+        person, background = sample_held_out(rng)
+        count = 1 + len(prompts) % 4
+        pose = rng.choice(("waving", "standing", "pointing", "arms raised", "hands on hips"))
+        asked = {"people": str(count), "background": background}
+        if count == 1:
+            asked["shirt"] = person.shirt
+            one = article(f"{person.expression} {person.kind} with {person.hair_colour} hair in a {person.shirt} shirt")
+            text = f"{one}, {pose}, full body, {background} background"
+        else:
+            text = f"{NUMBER_WORDS[count]} people {pose}, full body, {background} background"
+        prompts.append((text, asked))
+    return prompts

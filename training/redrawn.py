@@ -1,7 +1,7 @@
-"""Teaches the face detector the look of the generator: ``python -m training.redrawn --weights DIR --out DIR``.
+"""Teaches a detector the look of the generator: ``python -m training.redrawn --kind face --weights DIR --out DIR``.
 
 The detector is trained on drawings, but works on what the transformer draws, which leaves out and blots more than any filter would.
-So drawings are redrawn by the package's own image-to-image at half strength: the faces stay where they are known to be, and get the
+So drawings are redrawn by the package's own image-to-image at half strength: everything stays where it is known to be, and gets the
 generator's look. The detector in DIR goes on from its weights with those pictures beside plain drawings.
 """
 
@@ -25,49 +25,54 @@ from modules.adetailer.detection import Detector, load_detector_network
 from modules.drawing import Drawing, DrawingService
 from modules.generate import GenerateStage
 from modules.startup import start
-from training.captions import caption
 from training.detector import ARCHITECTURES, evaluate, export, train
-from training.detector_samples import KINDS, Sample, softened, write_dataset
-from training.drawing import draw_scene, face_boxes
-from training.scene import sample_training_scene
+from training.detector_samples import KINDS, Kind, Sample, labelled, softened, write_dataset
+from training.subjects import SUBJECTS, caption
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.35, 0.65)
+STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45)}
+"""How much is redrawn. Hands, and faces of whole figures, are small: much more, and they would no longer be where they are known to be."""
+FIGURES = {"face": 0.5, "hand": 0.9, "person": 0.75}
+"""The share of figures among the pictures of a kind; the others are portraits."""
 STEPS = 10
-KIND = KINDS["face"]
 GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}
 
 
-def redrawn(flux: DrawingService, rng: random.Random) -> Sample:
-    """A drawing as the generator would have drawn it, and its faces."""
-    scene = sample_training_scene(rng)
+def redrawn(flux: DrawingService, kind: Kind, rng: random.Random) -> Sample:
+    """A drawing as the generator would have drawn it, and what is to be found in it."""
+    name = "figures" if rng.random() < FIGURES[kind.label] else "portraits"
+    sample, sizes = SUBJECTS[name]
+    subject = sample(rng, rng.choice(sizes))
+    drawn = labelled(kind.label, subject)
     drawing = Drawing(
-        prompts=(caption(scene, rng),),
+        prompts=(caption(subject, rng),),
         seeds=(rng.getrandbits(31),),
-        width=scene.width,
-        height=scene.height,
+        width=drawn.image.width,
+        height=drawn.image.height,
         steps=STEPS,
         guidance=rng.uniform(2, 4.5),
-        images=(draw_scene(scene),),
-        strength=rng.uniform(*STRENGTHS),
+        images=(drawn.image,),
+        strength=rng.uniform(*STRENGTHS[name]),
     )
-    return Sample(flux.draw(drawing, Timeline())[0], face_boxes(scene))
+    return replace(drawn, image=flux.draw(drawing, Timeline())[0])
 
 
-def as_trained(weights: Path) -> torch.nn.Module:
-    """The face detector of ``weights``, not fused, to be trained further."""
-    from ultralytics.nn.tasks import DetectionModel
+def as_trained(weights: Path, kind: Kind) -> torch.nn.Module:
+    """The detector of this file, not fused, to be trained further."""
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
-    model: torch.nn.Module = DetectionModel(ARCHITECTURES[KIND.task], nc=1, verbose=False)
+    build = {"detect": DetectionModel, "segment": SegmentationModel}[kind.task]
+    model: torch.nn.Module = build(ARCHITECTURES[kind.task], nc=1, verbose=False)
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
     return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", required=True, help="the folder with embedded/, whose generator and face detector are taken")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the new face_detector.safetensors and its yaml")
+    parser.add_argument("--kind", choices=KINDS, default="face")
+    parser.add_argument("--weights", required=True, help="the folder with embedded/, whose generator and detector are taken")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new detector and its yaml")
     parser.add_argument("--pictures", type=int, default=450)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -75,18 +80,19 @@ def main() -> None:
     service = start(replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING"))
     generate = service.pipeline.stages[0]
     assert isinstance(generate, GenerateStage)
-    weights = ROOT / arguments.weights / EMBEDDED / "face_detector.safetensors"
+    kind = KINDS[arguments.kind]
+    weights = ROOT / arguments.weights / EMBEDDED / f"{kind.name}.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         rng = random.Random(arguments.seed)
-        pictures = (redrawn(generate.service, rng) if index % 3 else KIND.draw(rng) for index in range(arguments.pictures))
-        data = write_dataset(Path(folder, "data"), KIND.label, (softened(picture, rng, 0.2) for picture in pictures))
+        pictures = (redrawn(generate.service, kind, rng) if index % 3 else kind.draw(rng) for index in range(arguments.pictures))
+        data = write_dataset(Path(folder, "data"), kind.label, (softened(picture, rng, 0.2) for picture in pictures))
         logger.info("%d pictures are drawn", arguments.pictures)
         course = {**GOING_ON, "epochs": arguments.epochs, "close_mosaic": arguments.epochs}
-        trained = train(Path(folder), KIND, data, course, arguments.seed, lambda: as_trained(weights))
-    out = arguments.out / "face_detector.safetensors"
-    export(trained, out, ARCHITECTURES[KIND.task], KIND.task, [KIND.label], KIND.imgsz)
-    figures = evaluate(Detector(load_detector_network(out)), KIND, arguments.seed)
-    (arguments.out / "face_detector.json").write_text(json.dumps(figures, indent=2) + "\n")
+        trained = train(Path(folder), kind, data, course, arguments.seed, lambda: as_trained(weights, kind))
+    out = arguments.out / f"{kind.name}.safetensors"
+    export(trained, out, ARCHITECTURES[kind.task], kind.task, [kind.label], kind.imgsz)
+    figures = evaluate(Detector(load_detector_network(out)), kind, arguments.seed)
+    (arguments.out / f"{kind.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
     logger.info("%s", json.dumps(figures))
 
 

@@ -22,12 +22,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from training.captions import caption
 from training.latents import Bucket
 from training.muon import Muon
 from training.precision import fast_products
-from training.scene import Scene
-from training.text_encoders import MAX_TOKENS
+from training.subjects import Subject, caption
+from training.vocabulary import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +115,8 @@ class Batches:
         texts = [self.words(bucket.scenes[i]) for i in picked]
         return bucket.tokens[picked].float(), self.ids[index], texts
 
-    def words(self, scene: Scene) -> str:
-        if self.rng.random() < CAPTION_DROPOUT:
-            return ""
-        text = caption(scene, self.rng)
-        return text[0].upper() + text[1:] if self.rng.random() < 0.25 else text
+    def words(self, subject: Subject) -> str:
+        return "" if self.rng.random() < CAPTION_DROPOUT else caption(subject, self.rng)
 
 
 def noise_levels(count: int) -> torch.Tensor:
@@ -155,12 +151,21 @@ def make_optimizer(model: FluxTransformer2DModel, rate: float) -> Muon:
 
 
 def train(
-    models: Path, latents: Path, out: Path, minutes: float, distill_share: float, batch: int, rate: float, seed: int, compiled: bool, undistilled: Path | None
+    models: Path,
+    latents: list[Path],
+    out: Path,
+    minutes: float,
+    distill_share: float,
+    batch: int,
+    rate: float,
+    seed: int,
+    compiled: bool,
+    undistilled: Path | None,
 ) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
-    batches = Batches(torch.load(latents, weights_only=False), batch, seed)
+    batches = Batches([bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed)
     model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = make_optimizer(model, rate)
@@ -198,7 +203,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, required=True, help="folder with the tokenizers and text encoders")
-    parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--latents", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
