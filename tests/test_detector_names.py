@@ -262,7 +262,7 @@ def exported(folder: Path, network: Any, **options: Any) -> Path:
 
     network.pt_path, network.args = str(folder / "exported.pt"), {**network.args, "data": ""}
     network.task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
-    file = Exporter(overrides={"format": "onnx", "imgsz": 192, "simplify": False, "device": "cpu", **options})(model=network)
+    file = Exporter(overrides={"format": "onnx", "imgsz": network.args["imgsz"], "simplify": False, "device": "cpu", **options})(model=network)
     return Path(file)
 
 
@@ -272,7 +272,7 @@ def test_an_onnx_file_finds_what_the_network_finds(tmp_path: Path, kind: str, op
     pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
     pytest.importorskip("onnx", reason="onnx writes the file")
     own = WEIGHTS.with_stem(f"{kind}_detector")
-    images = [KINDS[kind].draw(Random(seed)).image.resize((192, 192)) for seed in (1, 2, 3)]
+    images = [KINDS[kind].draw(Random(seed)).image.resize((KINDS[kind].imgsz,) * 2) for seed in (1, 2, 3)]
     file = exported(tmp_path, load_detector_network(own), **options)
     ours, theirs = (Detector(load_detector_network(path)).detect(images, 0.3) for path in (own, file))
     assert sum(len(found) for found in ours) > 0
