@@ -75,7 +75,8 @@ def main() -> None:
             request = ImageRequest(prompt=PROMPT, width=SIZE[0], height=SIZE[1], seed=4, adetailer=(unit,))
             after = stage.run(ImageBatch((Picture(drawn, 4),), Timeline(), no_progress), request).pictures[0].image
             shown = {key: value for key, value in values.items() if key in label or (key not in BLUE and key != "mask_blur")}
-            pen.text((column * SIZE[0] + 6, top + 3), (", ".join(f"{key} {value}" for key, value in shown.items()) or "as it is by default")[:48], fill="black", font=font)
+            words = ", ".join(f"{key} {value}" for key, value in shown.items()) or "by default"
+            pen.text((column * SIZE[0] + 6, top + 3), words[:48], fill="black", font=font)
             sheet.paste(after, (column * SIZE[0], top + line))
     sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(arguments.out, quality=85)
 
