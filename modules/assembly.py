@@ -102,7 +102,7 @@ def register_detectors(files: Files, settings: Settings, models: ModelCache, lad
         return None
     from modules.adetailer.detection import offline_ultralytics
 
-    offline_ultralytics(scratch / "ultralytics")
+    offline_ultralytics(scratch / "ultralytics")  # the detail pass has done so; it may be turned off while faces are restored
     from modules.adetailer.detectors import Detectors
     from modules.adetailer_patch import redirect_detectors
 

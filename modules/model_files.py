@@ -33,8 +33,7 @@ from modules.extension_optimizer import select
 from modules.family import Family, read_family, read_json
 from modules.outputs import ModelInfo
 from modules.prompt_upsampler import MODEL, find_prompt_upsampler
-from modules.restore_faces import MODEL as FACE_RESTORER
-from modules.upscaler_names import cached_as, find_face_restorer, find_upscalers, upscaler_parameters
+from modules.upscaler_names import FACE_RESTORER, cached_as, find_face_restorer, find_upscalers, upscaler_parameters
 
 VERSION = "cog-flux-adetailer 0.1"
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

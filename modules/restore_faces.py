@@ -15,9 +15,8 @@ from modules.adetailer.masks import Floats
 from modules.face_restorer import restored
 from modules.pipeline import ImageBatch
 from modules.request import ImageRequest
+from modules.upscaler_names import FACE_RESTORER
 
-MODEL = "face_restorer"
-"""Its name in the model cache and in the memory plan."""
 CONFIDENCE = 0.5
 """Only faces that the detector is so sure of are restored."""
 
@@ -47,7 +46,7 @@ class RestoreFacesStage:
 
     def restore(self, image: Image.Image, boxes: Floats, tick: Callable[[], None]) -> Image.Image:
         def one(picture: Image.Image, box: Floats) -> Image.Image:
-            with self.models.on_device(MODEL) as (network,):
+            with self.models.on_device(FACE_RESTORER) as (network,):
                 return restored(network, picture, box)
 
         for box in boxes:

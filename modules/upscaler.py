@@ -153,7 +153,7 @@ def load_upscaler_network(path: Path) -> UpscalerNetwork:
     Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
     """
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
-    if model.purpose == "FaceSR" or (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
+    if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
     logger.info("upscaler %s: %s, factor %d", path.name, model.architecture.name, model.scale)
     return UpscalerNetwork(model.model.float().eval().requires_grad_(False), model.scale)

@@ -20,6 +20,8 @@ FOLDER = "upscalers"
 """Folder under ``weights/`` for any other upscaler that spandrel knows."""
 FACE_RESTORERS = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth", "RestoreFormer.ckpt")
 """What "auto" takes, best first, where one lies under ``weights/``."""
+FACE_RESTORER = "face_restorer"
+"""What the cache and the memory plan call that one."""
 FIRST = "upscaler"
 """What the cache and the memory plan call the default one."""
 

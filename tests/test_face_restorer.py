@@ -108,7 +108,6 @@ def test_the_whole_way(service: Service, tmp_path: Path) -> None:
 
 
 def test_without_the_file_asking_is_refused_before_anything_runs() -> None:
-
     with pytest.raises(InputError, match="^face_enhance: no face restorer is here; leave it out, or put GFPGANv1.4.pth under weights/$"):
         build_request({**INPUTS, "face_enhance": True}, EMBEDDED, DETECTORS)
 
