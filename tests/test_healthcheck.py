@@ -37,6 +37,6 @@ def test_an_answer_that_is_none_is_not(body: bytes) -> None:
 def test_nobody_there_and_nobody_answering_are_noticed_at_once() -> None:
     begin = time.monotonic()
     assert healthcheck("http://127.0.0.1:9").returncode == 1
-    with answering(b'{"status": "READY"}', delay=3) as url:
+    with answering(b'{"status": "READY"}', delay=20) as url:
         assert healthcheck(url).returncode == 1
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 10

