@@ -78,6 +78,11 @@ def optional_stages(
         from modules.enlarger import Enlarger
 
         enlarger = Enlarger(models, files.cached_upscalers, plan.upscale_tile, ladder)
+    restoration = None
+    if detectors and files.face_restorer:
+        from modules.face_restoration import FaceRestoration
+
+        restoration = FaceRestoration(models, detectors, ladder, files.face_restorer.stem)
     if "hires" in extensions.enabled:
         from modules.hires import HiresStage
 
@@ -85,15 +90,15 @@ def optional_stages(
     if detectors and "adetailer" in extensions.enabled:
         from modules.adetailer.stage import AdetailerStage
 
-        stages.append(AdetailerStage(service, detectors, plan.details_together))
+        stages.append(AdetailerStage(service, detectors, plan.details_together, restoration))
     if "upscale" in extensions.enabled:
         from modules.upscale import UpscaleStage
 
         stages.append(UpscaleStage(enlarger))
-    if detectors and files.face_restorer:
-        from modules.restore_faces import RestoreFacesStage
+        if restoration:
+            from modules.restore_faces import RestoreFacesStage
 
-        stages.append(RestoreFacesStage(models, detectors, ladder, files.face_restorer.stem))
+            stages.append(RestoreFacesStage(restoration))
     return stages
 
 

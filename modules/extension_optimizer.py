@@ -64,7 +64,7 @@ EXTENSIONS: Mapping[str, Extension] = MappingProxyType(
         "hires": Extension(_bring_hires, ("upscaler",), {"enable_hr": False}),
         "adetailer": Extension(
             _bring_adetailer,
-            ("detectors",),
+            ("detectors", "face_restorer"),
             {"adetailer": False, **dict.fromkeys(("ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands"), "")},
         ),
         "upscale": Extension(_bring_upscale, ("upscaler", "face_restorer"), {"scale": 1.0, "upscaler": "", "face_enhance": False}),

@@ -22,6 +22,7 @@ from modules.upscaler_names import FACE_RESTORERS
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 128 * 2**20
+NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/"
 
 
 def only_temporary(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -58,7 +59,9 @@ def read_image(path: Path, field: str) -> Image.Image:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary]) -> tuple[AdetailerUnit, ...]:
+def adetailer_units(
+    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool = False
+) -> tuple[AdetailerUnit, ...]:
     """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for those over hands.
 
     ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
@@ -66,13 +69,13 @@ def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mappin
     if not inputs["adetailer"]:
         return ()
     units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES)
-    _check_units(units, "adetailer_args", family, detectors)
+    _check_units(units, "adetailer_args", family, detectors, restores_faces)
     field = "adetailer_args_hands"
     if inputs[field].strip() or inputs["ad_hands_prompt"]:
         asking = field if inputs[field].strip() else "ad_hands_prompt"
         hands = _units_of(inputs, field, "ad_hands_prompt", HANDS)
         hands = tuple(unit if unit.model else replace(unit, model=_finds("hand", asking, detectors)) for unit in hands)
-        _check_units(hands, field, family, detectors)
+        _check_units(hands, field, family, detectors, restores_faces)
         if len(units) + len(hands) > MAX_UNITS:
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
@@ -93,9 +96,11 @@ def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: Adetailer
     return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
-def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, Vocabulary]) -> None:
-    """Raises :class:`InputError` for what the family or the detectors that are there cannot do."""
+def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool) -> None:
+    """Raises :class:`InputError` for what the family or the models that are there cannot do."""
     for unit in units:
+        if unit.restore_face and not restores_faces:
+            raise InputError(field, f"ad_restore_face cannot be honoured: {NO_FACE_RESTORER}")
         if unit.negative_prompt and not family.negative_prompts:
             raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
         if unit.model and unit.model not in detectors:
@@ -118,7 +123,7 @@ def build_request(
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
         raise InputError("upscaler", f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}")
     if inputs["face_enhance"] and not restores_faces:
-        raise InputError("face_enhance", f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/")
+        raise InputError("face_enhance", NO_FACE_RESTORER)
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
     width, height = choose_size(family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
@@ -139,7 +144,7 @@ def build_request(
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
         hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"]) if inputs["enable_hr"] else None,
-        adetailer=adetailer_units(inputs, family, detectors),
+        adetailer=adetailer_units(inputs, family, detectors, restores_faces),
         scale=inputs["scale"],
         upscaler=inputs["upscaler"],
         face_enhance=inputs["face_enhance"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,9 +108,47 @@ def test_the_whole_way(service: Service, tmp_path: Path) -> None:
     assert service.computer.plan.predicted_peak_bytes == pytest.approx(metrics["face_enhance.peak_bytes"], rel=FORETOLD)
 
 
-def test_without_the_file_asking_is_refused_before_anything_runs() -> None:
-    with pytest.raises(InputError, match="^face_enhance: no face restorer is here; leave it out, or put GFPGANv1.4.pth under weights/$"):
-        build_request({**INPUTS, "face_enhance": True}, EMBEDDED, DETECTORS)
+def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Service) -> None:
+    def pictures(**arguments: Any) -> tuple[np.ndarray, str, dict[str, Any]]:
+        file = service.predict({**PICTURE, "scale": 1.0, "output_format": "png", "adetailer_args": json.dumps(arguments)}, lambda name, value: None)[0]
+        text, record = read_parameters(file)
+        return np.asarray(Image.open(file).convert("RGB")).astype(int), text, record
+
+    painted, plain_text, _ = pictures()
+    restored_too, text, record = pictures(ad_restore_face=True)
+    assert "ADetailer restore face: True" in text and "restore face" not in plain_text
+    changed = (restored_too != painted).any(axis=2)
+    assert changed.any()
+    (left, top, right, bottom), *others = record["parameters"]["_adetailer_regions"]
+    assert not others
+    changed[top:bottom, left:right] = False
+    assert not changed.any()
+
+
+def test_the_detail_pass_restores_where_the_stage_for_it_is_turned_off(weights: Path) -> None:
+    settings = replace(Settings(), model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",))
+    service = start(settings)
+    files = service.predict({**PICTURE, "scale": 1.0, "adetailer_args": '{"ad_restore_face": true}'}, lambda name, value: None)
+    assert "ADetailer restore face: True" in read_parameters(files[0])[0]
+    with pytest.raises(InputError, match="^face_enhance: needs the stage 'upscale'"):
+        service.predict({**PICTURE, "scale": 1.0, "face_enhance": True}, lambda name, value: None)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"face_enhance": True}, "face_enhance: "),
+        ({"adetailer_args": '[{}, {"ad_restore_face": true}]'}, "adetailer_args: ad_restore_face cannot be honoured: "),
+        (
+            {"adetailer_args_hands": json.dumps({"ad_model": next(iter(DETECTORS)), "ad_restore_face": True})},
+            "adetailer_args_hands: ad_restore_face cannot be honoured: ",
+        ),
+    ],
+)
+def test_without_the_file_asking_is_refused_before_anything_runs(inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_request({**INPUTS, **inputs}, EMBEDDED, DETECTORS)
+    assert str(caught.value) == f"{message}no face restorer is here; leave it out, or put GFPGANv1.4.pth under weights/"
 
 
 def test_it_is_found_by_its_name_or_not_at_all(weights: Path) -> None:

@@ -169,6 +169,7 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("adetailer_args", {"adetailer_args": '{"ad_model": "eyes_yolov8n.pt"}'}),
         ("upscaler", {"upscaler": "4x-none"}),
         ("face_enhance", {"face_enhance": True}),
+        ("adetailer_args", {"adetailer_args": '{"ad_restore_face": true}'}),
         ("adetailer_args_hands", {"adetailer_args_hands": '{"ad_confidense": 0.5}'}),
         *(
             ("adetailer_args", {"adetailer_args": json.dumps({f"ad_{name}": "something" if nothing in ("", "None") else True})})

@@ -63,6 +63,7 @@ class AdetailerUnit:
     steps: int = 28
     use_cfg_scale: bool = False
     cfg_scale: float = 7.0
+    restore_face: bool = False
     bbox_sortby: str = "None"
     same_seed_for_each_tab: bool = False
     dynamic_denoise_power: float = 0.0
@@ -122,7 +123,6 @@ NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "use_sampler": (False, "the detail pass takes Euler steps, placed as the input scheduler says"),
         "use_noise_multiplier": (False, "the noise has one strength"),
         "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
-        "restore_face": (False, "there is no face restoration model"),
         "controlnet_model": ("None", "there is no ControlNet model"),
     }
 )

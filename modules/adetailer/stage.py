@@ -14,6 +14,7 @@ from modules.adetailer.detectors import Detectors
 from modules.adetailer.masks import Detections
 from modules.adetailer.regions import Found, Region, choose_regions, rounds
 from modules.drawing import Drawing, DrawingService
+from modules.face_restoration import FaceRestoration
 from modules.pipeline import ImageBatch, Picture
 from modules.request import MAX_SEED, ImageRequest
 from modules.samplers import EULER
@@ -48,10 +49,11 @@ class AdetailerStage:
 
     name = "adetailer"
 
-    def __init__(self, service: DrawingService, detectors: Detectors, together: int) -> None:
+    def __init__(self, service: DrawingService, detectors: Detectors, together: int, restoration: FaceRestoration | None = None) -> None:
         self.service = service
         self.detectors = detectors
         self.together = together
+        self.restoration = restoration
 
     def wanted(self, request: ImageRequest) -> bool:
         return bool(request.adetailer)
@@ -124,6 +126,10 @@ class AdetailerStage:
             negative=together[0].negative,
         )
         painted = self.service.draw(drawing, batch.timeline)
+        if unit.restore_face:
+            assert self.restoration is not None  # else the argument is refused before anything runs
+            with batch.timeline.span("restore"):
+                painted = [image for image, _ in self.restoration.restore(painted, self.name)]
         if not unit.color_correction:
             return painted
         return [correct_colors(new, crop, mask) for new, crop, mask in zip(painted, crops, masks, strict=True)]
