@@ -59,9 +59,7 @@ def read_image(path: Path, field: str) -> Image.Image:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def adetailer_units(
-    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool = False
-) -> tuple[AdetailerUnit, ...]:
+def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool = False) -> tuple[AdetailerUnit, ...]:
     """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for those over hands.
 
     ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
