@@ -33,7 +33,7 @@ BLUE = {"prompt": "a serious woman with long blue hair, glasses", "denoising_str
 """Words that change the faces much, so that one sees where they were painted."""
 
 ROWS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
-    ("ad_prompt", ({}, {"prompt": "a surprised man with a beard", "denoising_strength": 0.7}, BLUE)),
+    ("ad_prompt", ({}, {"prompt": "a surprised man with a beard", "denoising_strength": 0.7}, {**BLUE, "denoising_strength": 0.8})),
     (
         "[SEP], [SKIP]",
         ({**BLUE, "prompt": "[SKIP] [SEP] a woman with blue hair"}, {**BLUE, "prompt": "a man with a beard [SEP] [SKIP]"}, {**BLUE, "mask_select": "2"}),
@@ -46,8 +46,11 @@ ROWS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
     ("ad_inpaint_only_masked_padding", tuple({**BLUE, "inpaint_only_masked_padding": value} for value in (0, 32, 96))),
     ("ad_inpaint_only_masked", ({**BLUE, "inpaint_only_masked": True}, {**BLUE, "inpaint_only_masked": False}, {})),
     ("ad_mask_k", ({**BLUE, "mask_k": 1}, {**BLUE, "mask_k": 1, "mask_filter_method": "Confidence"}, {**BLUE, "mask_k": 2})),
-    ("ad_soft_mask (blur 24)", ({**BLUE, "mask_blur": 24}, {**BLUE, "mask_blur": 24, "soft_mask": True}, {**BLUE, "mask_blur": 48, "soft_mask": True})),
-    ("ad_color_correction", ({**BLUE}, {**BLUE, "color_correction": True}, {"denoising_strength": 0.4, "color_correction": True})),
+    (
+        "ad_soft_mask",
+        ({**BLUE, "mask_blur": 24, "soft_mask": False}, {**BLUE, "mask_blur": 24, "soft_mask": True}, {**BLUE, "mask_blur": 48, "soft_mask": True}),
+    ),
+    ("ad_color_correction", ({**BLUE, "color_correction": False}, {**BLUE, "color_correction": True}, {"denoising_strength": 0.4, "color_correction": True})),
 )
 
 
@@ -63,7 +66,7 @@ def main() -> None:
     service = start(replace(Settings(), model="embedded", log_level="ERROR"))
     stage = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
     drawn = draw_scene(couple())
-    font, line = ImageFont.load_default(15), 24
+    font, line = ImageFont.load_default(14), 24
     sheet = Image.new("RGB", (4 * SIZE[0], len(ROWS) * (SIZE[1] + line)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (label, variants) in enumerate(ROWS):
@@ -74,9 +77,9 @@ def main() -> None:
             unit = AdetailerUnit(**{"bbox_sortby": "Position (left to right)", "same_seed_for_each_tab": True, **values})
             request = ImageRequest(prompt=PROMPT, width=SIZE[0], height=SIZE[1], seed=4, adetailer=(unit,))
             after = stage.run(ImageBatch((Picture(drawn, 4),), Timeline(), no_progress), request).pictures[0].image
-            shown = {key: value for key, value in values.items() if key in label or (key not in BLUE and key != "mask_blur")}
-            words = ", ".join(f"{key} {value}" for key, value in shown.items()) or "by default"
-            pen.text((column * SIZE[0] + 6, top + 3), words[:48], fill="black", font=font)
+            shown = {key: value for key, value in values.items() if key in label or BLUE.get(key) != value}
+            words = ", ".join(str(value) if key == "prompt" else f"{key} {value}" for key, value in shown.items()) or "by default"
+            pen.text((column * SIZE[0] + 6, top + 3), words, fill="black", font=font)
             sheet.paste(after, (column * SIZE[0], top + line))
     sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(arguments.out, quality=85)
 

@@ -59,13 +59,14 @@ def main() -> None:
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
     for subject, count in LATENTS.items():
         step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
-    step("transformer", "transformer", "--models", parts, "--latents", *(work / f"{name}.pt" for name in LATENTS), "--out", transformer, *minutes(180))
+    latents = [work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
+    step("transformer", "transformer", "--models", parts, "--latents", *latents, "--out", transformer, *minutes(350))
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
     step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
     detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
     for name in (*detectors, "upscaler/upscaler.safetensors"):
         shutil.copy(work / name, EMBEDDED)
-    for kind in KINDS:
+    for kind in ("face", "hand"):
         step(f"{kind} detector, redrawn", "redrawn", "--kind", kind, "--weights", EMBEDDED.parent, "--out", work / "redrawn")
         shutil.copy(work / "redrawn" / f"{kind}_detector.safetensors", EMBEDDED)
     step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
