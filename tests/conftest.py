@@ -20,6 +20,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 import pytest
 import requests
+from hypothesis import settings
 
 from backend.settings import ROOT, Settings
 from backend.torchvision_operators import ensure_torchvision_operators
@@ -27,6 +28,12 @@ from backend.torchvision_operators import ensure_torchvision_operators
 ensure_torchvision_operators()  # before any test module imports diffusers
 
 from modules.startup import Service, start  # noqa: E402
+
+# the same examples on every machine: whoever changes something else shall not be stopped by a draw. New ones are drawn by
+# `python -m pytest --hypothesis-profile=thorough`, twenty times as many
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=20 * settings.default.max_examples)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_finish() -> None:

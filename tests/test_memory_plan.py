@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from backend.activation_model import Workload, prediction_steps
@@ -19,7 +20,8 @@ from backend.memory_management import QUALITIES, ROUNDING, MemoryPlan, MemoryPla
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=settings.default.max_examples // 4, suppress_health_check=[HealthCheck.filter_too_much])
+"""A plan tries thousands of combinations; half of the cases are too large for their device."""
 
 sides = st.integers(4, 32).map(lambda n: 64 * n)
 memories = st.integers(1 * GB, 160 * GB)
@@ -63,6 +65,12 @@ def feasible_plan(device: DeviceMemory, workload: Workload, rules: MemoryRules) 
     return plan_or_none(device, workload, rules) or reject()
 
 
+def seconds(device: DeviceMemory, workload: Workload, rules: MemoryRules) -> float:
+    """What does not fit never ends."""
+    plan = plan_or_none(device, workload, rules)
+    return plan.predicted_seconds if plan else math.inf
+
+
 # What holds for every device and workload
 
 
@@ -82,8 +90,7 @@ def test_no_plan_exceeds_the_device_or_the_host(device: DeviceMemory, workload: 
 @given(devices, workloads, rules, memories)
 def test_more_memory_never_gives_a_slower_plan(device: DeviceMemory, workload: Workload, rules: MemoryRules, other: int) -> None:
     small, large = sorted((device.total_bytes, other))
-    plan = feasible_plan(replace(device, total_bytes=small), workload, rules)
-    assert plan_memory(replace(device, total_bytes=large), FLUX_DEV, workload, rules).predicted_seconds <= plan.predicted_seconds
+    assert seconds(replace(device, total_bytes=large), workload, rules) <= seconds(replace(device, total_bytes=small), workload, rules)
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -98,10 +105,9 @@ def test_more_memory_never_gives_a_slower_plan_around_the_large_card_limit(quali
 @FEW
 @given(devices, workloads, st.integers(0, 64 * GB))
 def test_more_host_memory_or_more_freedom_never_gives_a_slower_plan(device: DeviceMemory, workload: Workload, more: int) -> None:
-    exact = feasible_plan(device, workload, MemoryRules())
-    assert plan_memory(device, FLUX_DEV, workload, MemoryRules(quality="nf4")).predicted_seconds <= exact.predicted_seconds
-    roomy = replace(device, host_bytes=device.host_bytes + more)
-    assert plan_memory(roomy, FLUX_DEV, workload, MemoryRules()).predicted_seconds <= exact.predicted_seconds
+    exact = seconds(device, workload, MemoryRules())
+    assert seconds(device, workload, MemoryRules(quality="nf4")) <= exact
+    assert seconds(replace(device, host_bytes=device.host_bytes + more), workload, MemoryRules()) <= exact
 
 
 @FEW

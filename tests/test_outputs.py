@@ -88,7 +88,6 @@ class TestText:
         assert text.startswith("a red fox\nNegative prompt: blur, noise\nSteps: 28")
         assert text.count("Negative prompt") == 1
 
-    @settings(deadline=None)
     @given(value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
     @example('a, "b": c\nd\\')
     def test_any_value_comes_back_through_webuis_own_expression(self, value: str) -> None:
@@ -153,7 +152,7 @@ class TestRoundTrip:
         assert record["parameters"] == {"_boxes": [[1.0, 2.0, 3.0, 4.0]], "_score": 0.5}
 
     @EVERY_FORMAT
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(prompt=st.text(min_size=1).filter(str.strip))
     def test_any_prompt_comes_back(self, tmp_path_factory: pytest.TempPathFactory, output_format: str, prompt: str) -> None:
         wanted = request(prompt, output_format=output_format)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
@@ -78,7 +78,6 @@ def half_a_file() -> bytes:
 
 
 class TestTiles:
-    @settings(deadline=None)
     @given(size=st.integers(1, 3000), tile=st.integers(1, 600), overlap=st.integers(0, 40))
     def test_cover_the_picture_and_share_the_overlap(self, size: int, tile: int, overlap: int) -> None:
         overlap = min(overlap, tile // 2)
@@ -87,7 +86,6 @@ class TestTiles:
         assert len({stop - start for start, stop in spans}) == 1 and spans[0][1] <= tile
         assert all(before[0] < after[0] and before[1] - after[0] >= overlap for before, after in pairwise(spans))
 
-    @settings(deadline=None)
     @given(size=st.integers(1, 600), tile=st.integers(8, 200), overlap=st.integers(0, 20), factor=st.integers(1, 4))
     def test_weigh_every_pixel_once(self, size: int, tile: int, overlap: int, factor: int) -> None:
         spans = [(factor * start, factor * stop) for start, stop in tile_spans(size, tile, min(overlap, tile // 2))]
@@ -137,7 +135,6 @@ class TestSeams:
 
 
 class TestSizes:
-    @settings(deadline=None)
     @given(width=st.integers(1, 2000), height=st.integers(1, 2000), scale=st.floats(1, 8), factor=st.sampled_from([2, 3, 4]))
     def test_every_run_is_followed_by_a_reduction(self, width: int, height: int, scale: float, factor: int) -> None:
         sizes = pass_sizes((width, height), scale, factor)
