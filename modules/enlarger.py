@@ -17,12 +17,11 @@ from modules.upscaler import TileProgress, Upscaler, UpscalerNetwork
 class Enlarger:
     """Enlarges with the upscalers of the cache.
 
-    ``upscalers`` has by name what the cache calls each, the default one first; ``tile_size`` is the longest side of a tile in pixels,
-    ``together`` how many tiles may be worked on at once.
+    ``upscalers`` has by name what the cache calls each, the default one first; ``tile_size`` is the longest side of a tile in pixels.
     """
 
-    def __init__(self, models: ModelCache, upscalers: Mapping[str, str], tile_size: int, ladder: Ladder, together: int = 1) -> None:
-        self.models, self.upscalers, self.tile_size, self.ladder, self.together = models, upscalers, tile_size, ladder, together
+    def __init__(self, models: ModelCache, upscalers: Mapping[str, str], tile_size: int, ladder: Ladder) -> None:
+        self.models, self.upscalers, self.tile_size, self.ladder = models, upscalers, tile_size, ladder
 
     @property
     def default(self) -> str:
@@ -37,7 +36,7 @@ class Enlarger:
 
         def tiled(tile_size: int) -> Image.Image:
             with self.models.on_device(cached) as (network,):
-                return Upscaler(cast(UpscalerNetwork, network), tile_size, self.together).upscale(image, scale, progress)
+                return Upscaler(cast(UpscalerNetwork, network), tile_size).upscale(image, scale, progress)
 
         rungs = [Rung(f"tiles of {size} pixels", partial(tiled, size)) for size in halved_tiles(self.tile_size)]
         return self.ladder.climb("upscale", rungs, lower)

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backend.cores import side_by_side
 from backend.errors import WeightsError
 from modules.spandrel_files import read_network
 
@@ -86,12 +85,11 @@ class UpscalerNetwork(nn.Module):
 class Upscaler:
     """Enlarges pictures with a network that is lent to it, on the device and in the dtype of its parameters.
 
-    ``tile_size`` is the longest side of a tile in pixels of the input, context not counted; so many tiles of a row are worked on
-    ``together``.
+    ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
     """
 
-    def __init__(self, network: UpscalerNetwork, tile_size: int, together: int = 1) -> None:
-        self.network, self.tile_size, self.factor, self.together = network, tile_size, network.factor, together
+    def __init__(self, network: UpscalerNetwork, tile_size: int) -> None:
+        self.network, self.tile_size, self.factor = network, tile_size, network.factor
         self.overlap = min(FEATHER, tile_size // 2)
         self.context = min(receptive_reach(network), CONTEXT_LIMIT)
 
@@ -131,8 +129,8 @@ class Upscaler:
         for (top, bottom), next_top, row_weight in zip(rows, next_tops, row_weights):
             band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
             band[:, : shared.shape[1]] = shared
-            cut = [padded[top : bottom + 2 * edge, left : right + 2 * edge] for left, right in columns]
-            for tile, (left, right), column_weight in zip(side_by_side(self.enlarge_tile, cut, self.together), columns, column_weights):
+            for (left, right), column_weight in zip(columns, column_weights):
+                tile = self.enlarge_tile(padded[top : bottom + 2 * edge, left : right + 2 * edge])
                 band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
                 tick()
             finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
@@ -142,8 +140,9 @@ class Upscaler:
     def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
         """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed."""
         weight = next(self.network.parameters())
-        tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
-        enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
+        with torch.inference_mode():
+            tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
+            enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
         edge = self.context * self.factor
         return enlarged[:, edge : enlarged.shape[1] - edge, edge : enlarged.shape[2] - edge]
 

@@ -15,7 +15,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import torch_threads
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -120,11 +119,6 @@ class TestSeams:
     def test_also_for_pictures_as_small_as_a_tile_and_its_border(self, size: tuple[int, int]) -> None:
         tiled = Upscaler(network(), 64).upscale(picture(*size), 3.7)
         assert largest_difference(tiled, untiled(*size, 3.7)) <= 1
-
-    def test_tiles_side_by_side_are_the_same_tiles(self) -> None:
-        with torch_threads(4):
-            several = Upscaler(network(), 64, together=4).upscale(picture(203, 67), 3.7)
-        assert largest_difference(several, Upscaler(network(), 64).upscale(picture(203, 67), 3.7)) <= 1
 
     def test_the_context_is_what_prevents_them(self) -> None:
         bare = Upscaler(network(), 64)
