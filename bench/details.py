@@ -1,4 +1,4 @@
-"""What n faces cost against one: ``python -m bench.details [--faces 4] [--runs 5] [--json]``.
+"""What n faces cost against one: ``python -m bench.details [--faces 4] [--runs 15] [--json]``.
 
 The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, in turn in one process, so that
 the ratios do not depend on how busy the machine is. Also what the batches change in the pictures.
@@ -53,7 +53,7 @@ def seconds(stage: AdetailerStage, image: Image.Image, request: ImageRequest) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=4)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", log_level="ERROR"))
