@@ -22,8 +22,8 @@ from backend.families import Component, ModelSizes
 __all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory", "predicted_peak"]
 
 GIB = 2**30
-MOST_TOGETHER = 8
-"""Details in one batch, or pictures side by side, at most: more gain little, and are what is lost when memory is short after all."""
+MOST_DETAILS = 8
+"""Details in one batch at most: a large batch gains little more, and is what is lost when memory is short after all."""
 QUALITIES = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows what stands before it."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
@@ -101,13 +101,11 @@ class MemoryPlan:
         model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
         reserve_bytes: Kept back for the driver's context and fragmentation.
         details_together: How many details may be repainted in one batch: as many as fit beside the models, at most 8.
-        pictures_together: How many pictures the autoencoder may work on at once: on a CPU, whose cores share them out, as many as fit
-            beside the models, at most 8; elsewhere one.
         upscale_tile: Side in pixels of the upscaler's tiles: the workload's, or a half or a quarter of it where memory is short.
         pin_bytes: Host memory to pin for models that are not resident.
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models in use,
-            their activations, one detail and one picture of the autoencoder at a time, and the reserve. An emulated device has no reserve.
+            their activations, and the reserve. An emulated device has no reserve.
         predicted_seconds: A warm prediction with a new prompt, to a tenth: computation and copies, without files and image formats.
         reasons: Why, one sentence each.
     """
@@ -118,7 +116,6 @@ class MemoryPlan:
     reserve_bytes: int
     placements: Mapping[str, Placement]
     details_together: int
-    pictures_together: int
     upscale_tile: int
     pin_bytes: int
     use_streams: bool
@@ -302,7 +299,6 @@ class _Search:
             reserve_bytes=self.reserve,
             placements=MappingProxyType({option.name: option.placement for option in choice}),
             details_together=self.details_together(choice),
-            pictures_together=self.pictures_together(choice),
             upscale_tile=self.workload.upscale_tile,
             pin_bytes=pin,
             use_streams=device.kind == "cuda",
@@ -317,13 +313,7 @@ class _Search:
             return 1
         denoiser = choice[list(self.models.components).index(self.models.denoiser)]
         room = self.usable - sum(option.standing for option in choice) - denoiser.passing
-        return min(MOST_TOGETHER, max(1, room // denoising[0].memory) * self.workload.outputs)
-
-    def pictures_together(self, choice: _Choice) -> int:
-        if self.device.kind != "cpu":
-            return 1
-        room = self.usable - sum(option.standing for option in choice)
-        return min(MOST_TOGETHER, max(1, room // max(step.memory for step in self.steps if step.components == ("vae",))))
+        return min(MOST_DETAILS, max(1, room // denoising[0].memory) * self.workload.outputs)
 
     def state(self, kinds: set[Kind], overrun: int) -> VRAMState:
         if not self.has_own_memory:

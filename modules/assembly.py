@@ -59,7 +59,7 @@ def assemble(
     for name, loader in files.loaders(dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
         models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
-    service = files.drawing_service(models, dtype, ladder, settings.prompt_cache_entries, plan.pictures_together)
+    service = files.drawing_service(models, dtype, ladder, settings.prompt_cache_entries)
     extensions = select(settings)
     extensions.bring(timeline or Timeline(), scratch)
     detectors = register_detectors(files, settings, models, ladder, scratch)

@@ -21,7 +21,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
-from backend.cores import side_by_side
 from backend.errors import WeightsError
 from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
@@ -124,18 +123,14 @@ class PromptCache:
 class DrawingService(ABC):
     """Draws with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
 
-    ``pipeline`` is diffusers' own, made without any model; it gets the denoising one for as long as that is lent. ``together`` is
-    how many pictures the autoencoder may work on at once.
+    ``pipeline`` is diffusers' own, made without any model; it gets the denoising one for as long as that is lent.
     """
 
-    def __init__(
-        self, models: ModelCache, family: Family, pipeline: Any, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int = 32, together: int = 1
-    ) -> None:
+    def __init__(self, models: ModelCache, family: Family, pipeline: Any, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int = 32) -> None:
         self.models = models
         self.ladder = ladder
         self.family = family
         self.dtype = dtype
-        self._together = together
         self._prompts = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
         self._pipeline = pipeline
@@ -257,20 +252,16 @@ class DrawingService(ABC):
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x channels x height/factor x width/factor. As many at once as the memory plan allows."""
+        """Pictures of one size to scaled latents, N x channels x height/factor x width/factor. One at a time, which needs the least memory."""
         with self.models.on_device("vae") as loan:
             vae: Any = loan[0]
-
-            def encode(image: Image.Image) -> Any:
-                pixels = self._processor.preprocess(image).to(self.models.device, vae.dtype)
-                # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
-                return vae.encode(pixels).latent_dist.mode()
-
-            latents = torch.cat(side_by_side(encode, images, self._together))
+            pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
+            # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
+            latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
             return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
 
     def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
-        """Packed latents to pictures. As many at once as the memory plan allows.
+        """Packed latents to pictures. One at a time, which needs the least memory.
 
         Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
         """
@@ -278,14 +269,13 @@ class DrawingService(ABC):
             vae: Any = loan[0]
             unpacked = self.unpack(latents, width, height).to(vae.dtype)
             scaled = unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-
-            def decode(one: torch.Tensor) -> Image.Image:
+            pictures: list[Image.Image] = []
+            for one in scaled.split(1):
                 pixels = vae.decode(one, return_dict=False)[0]
                 if not pixels.isfinite().all():
                     raise WeightsError(f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' is too narrow for it")
-                return self._processor.postprocess(pixels, output_type="pil")[0]  # type: ignore[no-any-return]
-
-            return side_by_side(decode, scaled.split(1), self._together)
+                pictures += self._processor.postprocess(pixels, output_type="pil")
+            return pictures
 
     def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
         """From noise (or from noised ``start`` latents) to packed latents."""

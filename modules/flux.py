@@ -34,9 +34,8 @@ class FluxService(DrawingService):
         dtype: torch.dtype,
         ladder: Ladder,
         prompt_cache_entries: int = 32,
-        together: int = 1,
     ) -> None:
-        super().__init__(models, family, FluxPipeline(scheduler, None, None, None, None, None, None), dtype, ladder, prompt_cache_entries, together)
+        super().__init__(models, family, FluxPipeline(scheduler, None, None, None, None, None, None), dtype, ladder, prompt_cache_entries)
         self._tokenizers = tokenizers
         self._scheduler = scheduler
 

@@ -55,7 +55,6 @@ class FluxMemoryOptimizer:
         self.device, self.plan, self.settings, self.upscalers = device, plan, settings, upscalers
         self.report: list[Optimization] = []
         self._note("threads", True, f"{torch.get_num_threads()} of torch, on {os.cpu_count()} processors of the machine")
-        self._share_cores()
         self._set_matmul_precision()
 
     def improve(self, name: str, module: nn.Module) -> nn.Module:
@@ -78,15 +77,6 @@ class FluxMemoryOptimizer:
 
     def _note(self, name: str, applied: bool, reason: str) -> None:
         self.report.append(Optimization(name, applied, reason))
-
-    def _share_cores(self) -> None:
-        name, most = "pictures side by side", min(self.plan.pictures_together, torch.get_num_threads())
-        if self.device.kind != "cpu":
-            self._note(name, False, "one fills the device")
-        elif most == 1:
-            self._note(name, False, "there is one core" if torch.get_num_threads() == 1 else "memory holds only one, or a device is emulated")
-        else:
-            self._note(name, True, f"up to {most} at once in the autoencoder, each on cores of its own")
 
     def _set_matmul_precision(self) -> None:
         name = "TensorFloat-32"

@@ -127,8 +127,8 @@ class Files:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
 
-    def drawing_service(self, models: ModelCache, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int, together: int) -> DrawingService:
-        """What draws with this family's models; the autoencoder may work on so many pictures ``together``."""
+    def drawing_service(self, models: ModelCache, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int) -> DrawingService:
+        """What draws with this family's models."""
         parts, family = self.parts, self.family
         clip = CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True)
         if family.kind == "flux":
@@ -136,13 +136,13 @@ class Files:
 
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
             t5 = T5TokenizerFast.from_pretrained(parts / "tokenizer_2", local_files_only=True)
-            return FluxService(models, family, scheduler, (clip, t5), dtype, ladder, prompt_cache_entries, together)
+            return FluxService(models, family, scheduler, (clip, t5), dtype, ladder, prompt_cache_entries)
         from modules.stable_diffusion import StableDiffusionService
 
         tokenizers = (clip, *(CLIPTokenizer.from_pretrained(parts / "tokenizer_2", local_files_only=True) for _ in family.encoders[1:]))
         configuration = read_json(parts / "scheduler" / "scheduler_config.json")
         zero = family.kind == "sdxl" and bool(read_json(parts / "model_index.json").get("force_zeros_for_empty_prompt", True))
-        return StableDiffusionService(models, family, configuration, tokenizers, dtype, ladder, prompt_cache_entries, together, zero)
+        return StableDiffusionService(models, family, configuration, tokenizers, dtype, ladder, prompt_cache_entries, zero)
 
     def denoiser_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / self.family.denoiser)

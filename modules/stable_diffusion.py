@@ -38,7 +38,6 @@ class StableDiffusionService(DrawingService):
         dtype: torch.dtype,
         ladder: Ladder,
         prompt_cache_entries: int = 32,
-        together: int = 1,
         zero_when_empty: bool = False,
     ) -> None:
         euler = EulerDiscreteScheduler.from_config(scheduler)
@@ -48,7 +47,7 @@ class StableDiffusionService(DrawingService):
             if len(tokenizers) > 1
             else StableDiffusionPipeline(**parts, scheduler=euler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         )
-        super().__init__(models, family, pipeline, dtype, ladder, prompt_cache_entries, together)
+        super().__init__(models, family, pipeline, dtype, ladder, prompt_cache_entries)
         self._tokenizers = tokenizers
         self._scheduler = scheduler
         self._zero_when_empty = zero_when_empty

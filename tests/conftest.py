@@ -9,7 +9,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 import pytest
 import requests
-import torch
 from hypothesis import settings
 
 from backend.settings import ROOT, Settings
@@ -94,16 +92,6 @@ class Server:
     def predict(self, inputs: dict[str, Any], prediction: str = "") -> requests.Response:
         self.wait_until_ready()
         return requests.put(f"{self.url}/predictions/{prediction or self.new_id()}", json={"input": inputs}, timeout=PREDICTION_SECONDS)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _free_port() -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, torch_threads
+from conftest import PROMPT
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from PIL import Image
 
@@ -109,24 +107,6 @@ def test_a_picture_of_a_batch_is_the_picture_drawn_alone(flux: FluxService) -> N
     together = flux.draw(drawing(prompts=(PROMPT, PROMPT), seeds=(3, 4)), Timeline())
     alone = flux.draw(drawing(seeds=(4,)), Timeline())[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
-
-
-def test_pictures_go_through_the_autoencoder_side_by_side(service: Service, flux: FluxService) -> None:
-    """Each on a thread of its own where there are two, and they come out as from one after the other."""
-    names: list[str] = []
-    with service.models.on_device("vae") as (autoencoder,):
-        hook = autoencoder.decoder.register_forward_pre_hook(lambda *_: names.append(threading.current_thread().name))  # type: ignore[operator,union-attr]
-    with torch.inference_mode():
-        latents = flux.pack(flux.encode_images([picture(), picture().rotate(90)]))
-        with torch_threads(1):
-            alone = flux.decode(latents, 256, 256)
-        with torch_threads(2):
-            beside = flux.decode(flux.pack(flux.encode_images([picture(), picture().rotate(90)])), 256, 256)
-    hook.remove()
-    assert names[:2] == [threading.main_thread().name] * 2
-    assert len(set(names[2:])) == 2 and threading.main_thread().name not in names[2:]
-    assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(alone, beside, strict=True))
-    assert np.abs(pixels(beside[0]) - pixels(beside[1])).max() > 1
 
 
 def test_strength_0_gives_the_picture_back(flux: FluxService) -> None:

@@ -212,15 +212,6 @@ def test_fp8_where_the_card_computes_it_and_storage_elsewhere() -> None:
     assert plan_memory(card(80, (8, 0)), FLUX_DEV, PLAIN, allowed).placements["transformer"].dtype == "bf16"
 
 
-def test_only_the_cores_of_a_cpu_share_pictures_and_only_as_many_as_fit() -> None:
-    """Flux takes 33.8 GB in bfloat16, its autoencoder 2.7 more for a picture of 1024 x 1024."""
-    wanted = Workload(1024, 1024, outputs=4)
-    together = [plan_memory(DeviceMemory("cpu", gigabytes * GB), FLUX_DEV, wanted).pictures_together for gigabytes in (40, 44, 48, 200)]
-    assert together == [1, 3, 4, 8]
-    for kind in ("cuda", "emulated", "unified"):
-        assert plan_memory(DeviceMemory(kind, 200 * GB), FLUX_DEV, wanted).pictures_together == 1
-
-
 def test_a_large_second_pass_makes_the_autoencoder_work_in_tiles() -> None:
     plan = plan_memory(card(8), FLUX_DEV, Workload(1024, 1024, hires=(2048, 2048)))
     assert plan.placements["vae"].tiled
