@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+from torch.nn import functional
 
 from backend.devices import Device
 from backend.memory_management import MemoryPlan
@@ -66,6 +68,7 @@ class FluxMemoryOptimizer:
         elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
             if name == "vae":
+                self._work_in_place(module)
                 tiled = bool(getattr(module, "use_tiling", False))
                 self._note("autoencoder in tiles", tiled, "the memory plan asks for it" if tiled else "whole pictures fit")
         return module
@@ -111,6 +114,13 @@ class FluxMemoryOptimizer:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._note(f"channels last: {name}", True, "convolutions read it without reordering")
 
+    def _work_in_place(self, autoencoder: nn.Module) -> None:
+        plain = (block for block in autoencoder.modules() if isinstance(block, ResnetBlock2D))
+        blocks = [block for block in plain if isinstance(block.nonlinearity, nn.SiLU) and block.output_scale_factor == 1]
+        for block in blocks:
+            block.__class__ = ResidualInPlace  # its weights, hooks and names stay what they are
+        self._note("residual blocks in place", True, f"{len(blocks)} blocks of the autoencoder hold fewer copies of the picture and pass over it less often")
+
     def _compile_blocks(self, transformer: nn.Module) -> None:
         name, stored_as, kind = "compiled blocks", self.plan.placements["transformer"].dtype, self.plan.placements["transformer"].kind
         against = {
@@ -132,6 +142,20 @@ class FluxMemoryOptimizer:
             # the forward, not the module: hooks that stream weights or skip blocks then stay outside of the compiled code
             block.forward = torch.compile(block.forward)
         self._note(name, True, f"{len(blocks)} blocks; the code is {'kept' if kept else 'lost with the process: it cannot be written'} in '{folder.name}'")
+
+
+class ResidualInPlace(ResnetBlock2D):  # type: ignore[misc]  # diffusers has no types
+    """A residual block of an ``AutoencoderKL``, N x C x H x W to N x D x H x W, to the bit.
+
+    Where diffusers makes new tensors for the activations, for the sum and for a division by 1, this overwrites those that nobody reads again.
+    """
+
+    def forward(self, input_tensor: torch.Tensor, temb: None = None) -> torch.Tensor:
+        """``temb`` is a time step's embedding, which an autoencoder does not have."""
+        hidden = self.conv1(functional.silu(self.norm1(input_tensor), inplace=True))
+        hidden = self.conv2(functional.silu(self.norm2(hidden), inplace=True))
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return hidden.add_(shortcut)  # type: ignore[no-any-return]
 
 
 class RotaryTables(nn.Module):

@@ -92,7 +92,13 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
     made.improve("upscaler", nn.Conv2d(3, 3, 3))
     names = [one.name for one in made.report]
     assert len(set(names)) == len(names) and all(one.reason for one in made.report)
-    assert {one.name for one in made.report if one.applied} == {"threads", "rotary tables kept", "channels last: vae", "channels last: upscaler"}
+    assert {one.name for one in made.report if one.applied} == {
+        "threads",
+        "rotary tables kept",
+        "channels last: vae",
+        "residual blocks in place",
+        "channels last: upscaler",
+    }
 
 
 def load(name: str) -> nn.Module:
@@ -145,6 +151,21 @@ def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
         vae.decoder.conv_out.register_forward_hook(lambda module, args, output: seen.append(output.is_contiguous(memory_format=torch.channels_last)))
         assert torch.allclose(vae.decode(latents, return_dict=False)[0], right, atol=1e-4)
     assert entry(made, "channels last: vae")[0] and seen == [True]
+
+
+def test_residual_blocks_overwrite_what_nobody_reads_again(plan: MemoryPlan) -> None:
+    vae: Any = load("vae")
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        vae.to(memory_format=torch.channels_last)
+        assert "aten::silu" in operators(lambda: vae.decode(latents)) and "aten::silu_" not in operators(lambda: vae.decode(latents))
+        drawn = vae.decode(latents, return_dict=False)[0]
+        read = vae.encode(drawn).latent_dist.mode()
+        made = optimizer(plan)
+        made.improve("vae", vae)
+        assert {"aten::silu_", "aten::add_"} <= operators(lambda: vae.decode(latents))
+        assert torch.equal(vae.decode(latents, return_dict=False)[0], drawn) and torch.equal(vae.encode(drawn).latent_dist.mode(), read)
+    assert entry(made, "residual blocks in place")[0]
 
 
 def test_tiles_are_reported_as_they_are(plan: MemoryPlan) -> None:
