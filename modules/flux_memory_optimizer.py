@@ -119,7 +119,7 @@ class FluxMemoryOptimizer:
         blocks = [block for block in plain if isinstance(block.nonlinearity, nn.SiLU) and block.output_scale_factor == 1]
         for block in blocks:
             block.__class__ = ResidualInPlace  # its weights, hooks and names stay what they are
-        self._note("residual blocks in place", True, f"{len(blocks)} blocks of the autoencoder hold fewer copies of the picture and pass over it less often")
+        self._note("residual blocks in place", bool(blocks), f"{len(blocks)} blocks of the autoencoder overwrite what nobody reads again")
 
     def _compile_blocks(self, transformer: nn.Module) -> None:
         name, stored_as, kind = "compiled blocks", self.plan.placements["transformer"].dtype, self.plan.placements["transformer"].kind

@@ -27,7 +27,7 @@ from backend.settings import ROOT, Settings
 from backend.stream import HostTransfers
 from backend.timeline import Timeline
 from modules.drawing import Drawing
-from modules.flux_memory_optimizer import FluxMemoryOptimizer, RotaryTables, fastest_attention, first_block_cache, set_attention
+from modules.flux_memory_optimizer import FluxMemoryOptimizer, ResidualInPlace, RotaryTables, fastest_attention, first_block_cache, set_attention
 from modules.startup import Service
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
@@ -166,6 +166,14 @@ def test_residual_blocks_overwrite_what_nobody_reads_again(plan: MemoryPlan) -> 
         assert {"aten::silu_", "aten::add_"} <= operators(lambda: vae.decode(latents))
         assert torch.equal(vae.decode(latents, return_dict=False)[0], drawn) and torch.equal(vae.encode(drawn).latent_dist.mode(), read)
     assert entry(made, "residual blocks in place")[0]
+
+
+def test_residual_blocks_of_another_kind_stay_what_they_are(plan: MemoryPlan) -> None:
+    vae: Any = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32, act_fn="mish")
+    made = optimizer(plan)
+    made.improve("vae", vae)
+    assert not entry(made, "residual blocks in place")[0]
+    assert not any(isinstance(module, ResidualInPlace) for module in vae.modules())
 
 
 def test_tiles_are_reported_as_they_are(plan: MemoryPlan) -> None:
