@@ -1,8 +1,9 @@
 """Does the detail pass repair faces? ``python -m bench.repaired_faces [--pictures 12] [--sheet FILE]``.
 
-Scenes of two and three people are drawn, so that every face is known exactly, and sent through the autoencoder, which blurs small
-faces as it blurs them in a generated picture. Every face that the detector finds is then repainted with its person's own words. Of every
-face before and after: the detector's confidence, and its sharpness against the drawing's (the spread of the Laplacian; 1 is as sharp).
+Several people are drawn, half of the pictures portraits and half whole figures, so that every face is known exactly, and sent through the
+autoencoder, which blurs small faces as it blurs them in a generated picture. Every face that the detector finds is then repainted with its
+person's own words. Of every face before and after: the detector's confidence, and its sharpness against the drawing's (the spread of the
+Laplacian; 1 is as sharp).
 """
 
 from __future__ import annotations
@@ -31,17 +32,24 @@ from modules.pipeline import ImageBatch, Picture, no_progress  # noqa: E402
 from modules.request import ImageRequest  # noqa: E402
 from modules.startup import start  # noqa: E402
 from training.captions import describe_person  # noqa: E402
-from training.drawing import draw_scene  # noqa: E402
+from training.figures import Figures, sample_figures  # noqa: E402
 from training.scene import Scene, sample_scene  # noqa: E402
+from training.subjects import Subject, draw_subject  # noqa: E402
 
 SIZE = (384, 256)
 SURE = 0.3
 
 
-def scenes(count: int, seed: int) -> list[Scene]:
+def several(count: int, seed: int) -> list[tuple[Scene, Subject]]:
+    """Scenes of several people with what is drawn of them, portraits and whole figures in turn."""
     rng = random.Random(seed)
-    found = (scene for scene in iter(lambda: sample_scene(rng, SIZE), None) if len(scene.people) > 1)
-    return [next(found) for _ in range(count)]
+    found: list[tuple[Scene, Subject]] = []
+    while len(found) < count:
+        subject = sample_figures(rng, SIZE) if len(found) % 2 else sample_scene(rng, SIZE)
+        scene = subject.scene if isinstance(subject, Figures) else subject
+        if len(scene.people) > 1:
+            found.append((scene, subject))
+    return found
 
 
 def words(scene: Scene) -> str:
@@ -83,8 +91,8 @@ def main() -> None:
     unit = AdetailerUnit(bbox_sortby="Position (left to right)", confidence=0.2)
     rows, figures = [], []
     faces = found_faces = 0
-    for number, scene in enumerate(scenes(arguments.pictures, arguments.seed)):
-        drawn = draw_scene(scene)
+    for number, (scene, subject) in enumerate(several(arguments.pictures, arguments.seed)):
+        drawn = draw_subject(subject)
         before = stage.service.decode(stage.service.pack(stage.service.encode_images([drawn])), *SIZE)[0]
         request = ImageRequest(prompt=words(scene), width=SIZE[0], height=SIZE[1], seed=number, adetailer=(replace(unit, prompt=words(scene)),))
         batch = ImageBatch((Picture(before, number),), Timeline(), no_progress)
