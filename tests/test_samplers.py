@@ -79,20 +79,29 @@ def drawn(flux: FluxService, **changes: object) -> np.ndarray:
     return np.asarray(flux.draw(Drawing(**{**values, **changes}), Timeline())[0]).astype(float)  # type: ignore[arg-type]
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(one - other).mean()))
+SEEDS = tuple(range(1, 7))
+"""Of several, because how fast the steps of one seed come to an end is chance: between two pictures it may go either way for long."""
+
+
+def several(flux: FluxService, **changes: object) -> np.ndarray:
+    return np.stack(flux.draw(Drawing((PROMPT,) * len(SEEDS), SEEDS, 128, 128, guidance=3.5, **changes), Timeline())).astype(float)  # type: ignore[arg-type]
+
+
+def psnr(ones: np.ndarray, others: np.ndarray) -> float:
+    """The median over the pictures, in dB."""
+    return float(np.median(10 * np.log10(255**2 / np.square(ones - others).mean(axis=(1, 2, 3)))))
 
 
 @pytest.fixture(scope="module")
 def exact(flux: FluxService) -> np.ndarray:
-    """The picture that infinitely many steps would give, nearly."""
-    return drawn(flux, steps=100)
+    """The pictures that infinitely many steps would give, nearly."""
+    return several(flux, steps=100)
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), [*((EULER, schedule) for schedule in SCHEDULES), *((sampler, SCHEDULES[0]) for sampler in SOLVERS)])
 def test_all_lead_to_the_same_picture(flux: FluxService, exact: np.ndarray, sampler: str, schedule: str) -> None:
-    few, many = (psnr(drawn(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (8, 24))
-    assert many > few + 3 and many > 18  # those that spend their steps on the last noise come there slowly
+    few, many = (psnr(several(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (4, 24))
+    assert many > few + 3 and many > 22  # those that spend their steps on the last noise come there slowly
 
 
 def test_the_pictures_of_a_schedule_are_repainted_with_it(flux: FluxService) -> None:

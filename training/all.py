@@ -55,7 +55,7 @@ def main() -> None:
     for kind in KINDS:
         step(f"{kind} detector", "detector", "--kind", kind, "--out", work / "detector")
     step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
-    step("autoencoder", "autoencoder", "--out", vae, *minutes(25))
+    step("autoencoder", "autoencoder", "--out", vae, *minutes(60))
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
     for subject, count in LATENTS.items():
         step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
