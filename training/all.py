@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 EMBEDDED = ROOT / "weights" / "embedded"
 LATENTS = {"portraits": 13_000, "figures": 6_500, "hands": 2_000}
 """Pictures of every subject that the transformer learns from."""
+REDRAWN = {"face": (500, 5), "person": (400, 4), "hand": (1200, 9)}
+"""Pictures and epochs with which every kind of detector learns the generator's look."""
 
 
 def run_step(name: str, work: Path, module: str, *arguments: str) -> None:
@@ -66,9 +68,10 @@ def main() -> None:
     detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
     for name in (*detectors, "upscaler/upscaler.safetensors"):
         shutil.copy(work / name, EMBEDDED)
-    for kind in ("face", "hand"):
-        step(f"{kind} detector, redrawn", "redrawn", "--kind", kind, "--weights", EMBEDDED.parent, "--out", work / "redrawn")
-        shutil.copy(work / "redrawn" / f"{kind}_detector.safetensors", EMBEDDED)
+    for name, (pictures, epochs) in REDRAWN.items():
+        course = ("--pictures", str(pictures), "--epochs", str(epochs))
+        step(f"{name} detector, redrawn", "redrawn", "--kind", name, "--weights", EMBEDDED.parent, "--out", work / "redrawn", *course)
+        shutil.copy(work / "redrawn" / f"{name}_detector.safetensors", EMBEDDED)
     step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
     step("adherence of figures", "adherence", "--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
