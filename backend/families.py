@@ -72,6 +72,11 @@ class Cost:
     memory: Curve
     work: Curve
 
+    def wider(self, factor: float) -> Cost:
+        """The same with activations of ``factor`` times the bytes."""
+        memory = Curve(self.memory.fixed * factor, self.memory.linear * factor, self.memory.square * factor)
+        return replace(self, memory=memory)
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -99,12 +104,12 @@ class ModelSizes:
 
 
 CLIP_L = Component(123_060_480)
-AFTERWARDS = {"detectors": Component(1_600_000, dtype="fp32"), "upscaler": Component(16_697_987, dtype="fp32")}
+AFTERWARDS = {"detectors": Component(1_600_000, dtype="fp32"), "upscaler": Component(16_697_987, dtype="fp16")}
 """What repairs and enlarges, whatever drew the picture: one YOLO, ESRGAN."""
 
 AUTOENCODER = {"encode_image": Cost(Curve(linear=1300), Curve(linear=4.88e12 / 1024**2)), "decode": Cost(Curve(linear=2600), Curve(linear=10.47e12 / 1024**2))}
 """Of AutoencoderKL with 128, 256, 512 and 512 channels in bf16, which all these families have: five of the widest map."""
-AFTER_COSTS = {"detect": Cost(Curve(linear=0.1e9), Curve(linear=8.7e9)), "upscale": Cost(Curve(linear=13.5e3), Curve(linear=35.9e6))}
+AFTER_COSTS = {"detect": Cost(Curve(linear=0.1e9), Curve(linear=8.7e9)), "upscale": Cost(Curve(linear=6.75e3), Curve(linear=35.9e6))}
 
 FLUX_DEV = ModelSizes(
     name="flux-dev",
@@ -201,3 +206,12 @@ SD15 = replace(
 
 FAMILIES: Mapping[str, ModelSizes] = MappingProxyType({family.name: family for family in (FLUX_DEV, FLUX_SCHNELL, SDXL, SD15)})
 """The families whose sizes are known without their files."""
+
+
+def in_precision(family: ModelSizes, dtype: str, upscaler: str) -> ModelSizes:
+    """One of ``FAMILIES``, which are counted in 16 bits, with what draws in ``dtype`` and its upscaler in ``upscaler``. Detectors stay in fp32."""
+    precisions = {name: {"upscaler": upscaler, "detectors": "fp32"}.get(name, dtype) for name in family.components}
+    components = {name: replace(component, dtype=precisions[name]) for name, component in family.components.items()}
+    bytes_per_value = {"upscale": BYTES_PER_PARAMETER[upscaler], "detect": 2}  # a detector's cost is that in fp32
+    costs = {name: cost.wider(bytes_per_value.get(name, BYTES_PER_PARAMETER[dtype]) / 2) for name, cost in family.costs.items()}
+    return replace(family, components=components, costs=costs)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import WeightsError
-from backend.families import BYTES_PER_PARAMETER, COMPONENTS, Component, Cost, Curve, ModelSizes
+from backend.families import BYTES_PER_PARAMETER, COMPONENTS, Component, Cost, Curve, ModelSizes, in_precision
 
 GFPGAN = Cost(Curve(linear=0.58e9), Curve(linear=0.396e12))
 """Of one face of 512 x 512 in float32: measured on the emulated device, and counted on the real class."""
@@ -23,16 +23,18 @@ REPEATED = re.compile(
 """The blocks that ``backend/residence.py`` streams, by the beginnings of their tensors' names."""
 
 
-def embedded_sizes(folder: Path, dtype: str = "fp32") -> ModelSizes:
+def embedded_sizes(folder: Path, dtype: str = "fp32", upscaler: str = "fp32") -> ModelSizes:
     """The family whose files lie in ``folder`` (``flux/`` in diffusers' layout, ``*_detector.`` and ``upscaler.safetensors``).
 
-    ``dtype`` is what the weights are computed in. Only headers and configurations are read. Memory costs are so many
-    vectors of a model's width, as ``bench/activations.py`` measures them. Raises WeightsError that names what is missing or damaged.
+    ``dtype`` is what those compute in that draw, ``upscaler`` what the upscaler does. Only headers and configurations are read.
+    Memory costs are so many vectors of a model's width, as ``bench/activations.py`` measures them. Raises WeightsError that names what is
+    missing or damaged.
     """
     tensors = {name: _tensors(folder, name) for name in COMPONENTS}
     transformer, vae, encoder = (_json(folder / "flux" / name / "config.json") for name in ("transformer", "vae", "text_encoder_2"))
     own = _json(folder / "flux" / "family.json")
-    components = {name: _component(shapes, dtype) for name, shapes in tensors.items()}
+    precisions = {"detectors": "fp32", "upscaler": upscaler}
+    components = {name: _component(shapes, precisions.get(name, dtype)) for name, shapes in tensors.items()}
     width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
     words, channels = int(encoder["d_model"]), vae["block_out_channels"]
     token_pixels, item, per_token = 2 ** len(channels), BYTES_PER_PARAMETER[dtype], 2 * components["transformer"].parameters
@@ -44,20 +46,21 @@ def embedded_sizes(folder: Path, dtype: str = "fp32") -> ModelSizes:
         "denoise": Cost(Curve(linear=16.25 * width * item), Curve(linear=per_token, square=4 * width * len(components["transformer"].blocks))),
         "encode_image": Cost(Curve(linear=4.2 * channels[0] * item), Curve(linear=vae_work / 2)),
         "decode": Cost(Curve(linear=3.01 * channels[min(1, len(channels) - 1)] * item), Curve(linear=vae_work)),
-        "detect": Cost(Curve(linear=1.33e6), Curve(linear=0.3e9)),
-        "upscale": Cost(Curve(linear=36.4 * features * item), Curve(linear=2 * components["upscaler"].parameters)),
+        "detect": Cost(Curve(linear=2.36e6), Curve(linear=0.3e9)),
+        "upscale": Cost(Curve(linear=36.4 * features * BYTES_PER_PARAMETER[upscaler]), Curve(linear=2 * components["upscaler"].parameters)),
     }
     native = int(own["native"])
     source = "measured on the emulated device (python -m bench.activations)"
     return ModelSizes("embedded", native, 28, components, costs, source, token_pixels, int(own["tokens"]), native // 2)
 
 
-def unet_sizes(folder: Path, known: ModelSizes, dtype: str = "fp32") -> ModelSizes:
-    """The Stable Diffusion model of a folder in diffusers' layout, of the family ``known``, from whose costs its own are scaled.
+def unet_sizes(folder: Path, known: ModelSizes, dtype: str = "fp32", upscaler: str = "fp32") -> ModelSizes:
+    """The Stable Diffusion model of a folder in diffusers' layout, of the family ``known`` (one of ``FAMILIES``), from whose costs its own are scaled.
 
-    ``dtype`` is what the weights are computed in. Detectors and upscaler are those of ``known``. Raises WeightsError that names
-    what is missing or damaged.
+    ``dtype`` is what those compute in that draw, ``upscaler`` what the upscaler does. Detectors and upscaler are those of ``known``.
+    Raises WeightsError that names what is missing or damaged.
     """
+    known = in_precision(known, dtype, upscaler)
     own = [name for name in known.components if any((folder / name).glob("*.safetensors"))]  # none beside a single file
     unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
     readers = [_json(folder / name / "config.json") for name in known.encoders]
@@ -70,7 +73,7 @@ def unet_sizes(folder: Path, known: ModelSizes, dtype: str = "fp32") -> ModelSiz
     costs = {
         **known.costs,
         "encode": Cost(Curve(linear=kept * item), Curve(linear=4 * sum(components[name].parameters for name in known.encoders))),
-        "denoise": Cost(Curve(linear=per_token / (320 * 2) * unet["block_out_channels"][0] * item), Curve(0, work.linear * share, work.square * share)),
+        "denoise": Cost(Curve(linear=per_token / 320 * unet["block_out_channels"][0]), Curve(0, work.linear * share, work.square * share)),
         "encode_image": Cost(Curve(linear=5 * channels[0] * item), Curve(linear=known.costs["encode_image"].work.linear * vae_share)),
         "decode": Cost(Curve(linear=3 * channels[min(1, len(channels) - 1)] * item), Curve(linear=known.costs["decode"].work.linear * vae_share)),
     }

@@ -4,7 +4,7 @@ Both draw a picture with the embedded models, repaint every face that is found, 
 what a user writes: ``FluxPipeline``, then ``FluxInpaintPipeline`` with ``padding_mask_crop`` face by face, then the upscaler on the whole
 picture; it finds the faces with our detector, because ultralytics does not read its file.
 
-From process start: one picture by ``scripts/predict`` beside one by the script, from the start of the process to its end. Warm: the
+Both compute in float32. From process start: one picture by ``scripts/predict`` beside one by the script, from the start of the process to its end. Warm: the
 jobs after the first one of a process, each with a prompt not seen before. Ratios are taken pair by pair, and their medians quoted,
 also of processor time, which other work on the machine disturbs less;
 peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead, ``--layouts`` what the order
@@ -90,7 +90,7 @@ def plain_script(steps: int) -> Job:
 def our_service(steps: int) -> Job:
     from modules.startup import start
 
-    service = start(replace(Settings(), model="embedded", log_level="WARNING"))
+    service = start(replace(Settings(), model="embedded", dtype="float32", log_level="WARNING"))
 
     def job(number: int, file: Path) -> None:
         inputs = {"prompt": prompt_of(number), "seed": number, "num_inference_steps": steps}
@@ -124,7 +124,7 @@ class Process:
 
 def run(*command: str) -> Process:
     """Runs python with these arguments. Raises RuntimeError when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_LOG_LEVEL": "WARNING"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_DTYPE": "float32", "FLUX_LOG_LEVEL": "WARNING"}
     with tempfile.TemporaryFile("w+") as output:
         begin = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-P", *command], env=environment, stdout=output, stderr=subprocess.DEVNULL)
@@ -181,7 +181,7 @@ def profile(steps: int) -> str:
     """Set-up and one warm prediction, span by span."""
     from modules.startup import start
 
-    service = start(replace(Settings(), model="embedded", log_level="ERROR"))
+    service = start(replace(Settings(), model="embedded", dtype="float32", log_level="ERROR"))
     timeline = service.new_timeline()
     for number in range(2):
         timeline = service.new_timeline()

@@ -1,7 +1,7 @@
-"""What n faces cost against one: ``python -m bench.details [--faces 4] [--runs 15] [--json]``.
+"""What n faces cost against one: ``python -m bench.details [--faces 4] [--runs 15] [--dtype auto] [--json]``.
 
 The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, in turn in one process, so that
-the ratios do not depend on how busy the machine is. Also what the batches change in the pictures.
+the ratios do not depend on how busy the machine is. Also what the batches change in the pictures: rounding, of float32 or of bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backend.torchvision_operators import ensure_torchvision_operators
 
 ensure_torchvision_operators()  # before anything imports diffusers
 
-from backend.settings import Settings  # noqa: E402
+from backend.settings import CHOICES, Settings  # noqa: E402
 from backend.timeline import Timeline  # noqa: E402
 from modules.adetailer.arguments import AdetailerUnit  # noqa: E402
 from modules.adetailer.stage import AdetailerStage  # noqa: E402
@@ -54,9 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=4)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--dtype", default="auto", choices=CHOICES["dtype"], help="as the setting of that name")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    service = start(replace(Settings(), model="embedded", log_level="ERROR"))
+    service = start(replace(Settings(), model="embedded", dtype=arguments.dtype, log_level="ERROR"))
     batched = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
     single = AdetailerStage(batched.service, batched.detectors, together=1)
     one, many = portraits(1), portraits(arguments.faces)
@@ -72,6 +73,7 @@ def main() -> None:
     changed = np.abs(np.asarray(pictures["in batches"]).astype(int) - np.asarray(pictures["one at a time"]).astype(int))
     figures = {
         "faces": arguments.faces,
+        "dtype": str(service.computer.device.dtype).removeprefix("torch."),
         **{f"{name}, seconds": round(value, 3) for name, value in medians.items()},
         "ratio": round(medians["in batches"] / medians["one face"], 2),
         "ratio_one_at_a_time": round(medians["one at a time"] / medians["one face"], 2),

@@ -62,7 +62,7 @@ class Outcome:
 
 
 def prepare(vram: str) -> tuple[Service, ImageRequest]:
-    service = start(replace(Settings(), model="embedded", emulate_vram=vram, log_level="ERROR", warm_up=False, prompt_cache_entries=0))
+    service = start(replace(Settings(), model="embedded", dtype="float32", emulate_vram=vram, log_level="ERROR", warm_up=False, prompt_cache_entries=0))
     logging.getLogger("backend.out_of_memory").setLevel(logging.ERROR)
     side = service.family.native // 2
     unit = AdetailerUnit(confidence=0.1, use_inpaint_width_height=True, inpaint_width=side, inpaint_height=side)

@@ -1,7 +1,7 @@
 """What our generate stage costs beside bare diffusers: ``python -m bench.overhead [--json] [--runs 9] [--steps 28] [--account]``.
 
 The same embedded folder, prompt, seed and steps, warm, in turns; the ratio is taken pair by pair and its median is quoted.
-The pictures must be the same to a 255th, else the comparison would mean nothing.
+Both in float32, and the pictures must be the same to a 255th, else the comparison would mean nothing.
 
 ``--account`` runs a whole warm prediction instead and says of every span how much of it no model was at work.
 """
@@ -50,7 +50,7 @@ def bare_diffusers(steps: int, tokens: int, side: int) -> Callable[[], Image.Ima
 
 
 def ours(steps: int) -> tuple[Callable[[], Image.Image], int, int]:
-    service = start(replace(Settings(), model="embedded", log_level="WARNING"))
+    service = start(replace(Settings(), model="embedded", dtype="float32", log_level="WARNING"))
     stage = ImagePipeline(service.pipeline.stages[:1])
     side = service.family.native
     request = ImageRequest(prompt=PROMPT, width=side, height=side, seed=0, num_inference_steps=steps, guidance_scale=3.5)

@@ -50,7 +50,7 @@ class Drawn:
 
 def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) -> Drawn:
     """All prompts with one technique, each with a seed of its own; the median of the seconds, and what is as it was asked."""
-    changes = dict(TECHNIQUES[technique])
+    changes = {"dtype": "float32", **TECHNIQUES[technique]}
     go_fast, stored_as = changes.pop("go_fast", False), changes.pop("stored_as", "")
     service = start(replace(Settings(), model="embedded", log_level="ERROR", warm_up=False, **changes))
     if stored_as:

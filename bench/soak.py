@@ -131,12 +131,12 @@ def pixels(file: Path) -> bytes:
         return image.convert("RGB").tobytes()
 
 
-def fresh_pictures(request: SoakRequest, folder: Path) -> list[bytes]:
-    """The pixels that a process of its own makes of the request."""
+def fresh_pictures(request: SoakRequest, folder: Path, dtype: str) -> list[bytes]:
+    """The pixels that a process of its own makes of the request, computing in ``dtype``."""
     given = [f"{name}={'@' if isinstance(value, Path) else ''}{value}" for name, value in request.inputs.items()]
     command = [sys.executable, "-P", "-m", "modules.command", "-o", str(folder), *(part for text in given for part in ("-i", text))]
     # another number of threads would round differently
-    own = {"PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_LOG_LEVEL": "ERROR", "FLUX_CPU_THREADS": str(torch.get_num_threads())}
+    own = {"PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_LOG_LEVEL": "ERROR", "FLUX_CPU_THREADS": str(torch.get_num_threads()), "FLUX_DTYPE": dtype}
     subprocess.run(command, cwd=folder, env={**os.environ, **own}, check=True, capture_output=True)
     return [pixels(file) for file in sorted(folder.iterdir())]
 
@@ -185,7 +185,8 @@ def soak(service: Service, requests: list[SoakRequest], scratch: Path, leak: int
         if outcome == "done" and every and index % every == 0:
             with tempfile.TemporaryDirectory() as folder:
                 seen.compared += 1
-                if fresh_pictures(request, Path(folder)) != [pixels(file) for file in last]:
+                dtype = str(service.computer.device.dtype).removeprefix("torch.")
+                if fresh_pictures(request, Path(folder), dtype) != [pixels(file) for file in last]:
                     seen.different.append(index)
     kept = {path for path in scratch.rglob("*") if path.is_file()} - at_rest - set(last)
     seen.left_files = [str(path.relative_to(scratch)) for path in sorted(kept)]

@@ -41,7 +41,8 @@ DRAWING_ONLY = {"FLUX_DISABLED_EXTENSIONS": "prompt_upsampler,hires,adetailer,up
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_LOG_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1", **changes}
+    settings = {"FLUX_MODEL": "embedded", "FLUX_DTYPE": "float32", "FLUX_LOG_LEVEL": "WARNING"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **settings, **changes}
 
 
 def times_of(command: Sequence[str], changes: Mapping[str, str]) -> tuple[float, float]:

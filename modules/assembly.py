@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from backend.devices import Device
 from backend.memory_management import MemoryPlan
 from backend.model_cache_optimizer import ModelCache
 from backend.narrow_storage import FORMATS, store_narrow
@@ -30,6 +30,8 @@ from modules.prompt_upsampler import PromptUpsampler
 from modules.upscaler_names import FIRST
 
 if TYPE_CHECKING:
+    import torch
+
     from modules.adetailer.detectors import Detectors
 
 
@@ -47,19 +49,19 @@ class Assembled:
 
 
 def assemble(
-    files: Files, settings: Settings, dtype: torch.dtype, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path, timeline: Timeline | None = None
+    files: Files, settings: Settings, device: Device, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path, timeline: Timeline | None = None
 ) -> Assembled:
     """Registers every model with the cache and builds the enabled stages. Reads configurations, but no weights yet.
 
     ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every stage's imports.
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
-    tile = files.sizes(dtype).vae_tile if plan.placements["vae"].tiled else 0
+    tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
-    for name, loader in files.loaders(dtype, tile).items():
+    for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
-        models.register(name, partial(load_narrow, loader, stored_as, dtype) if stored_as in FORMATS else loader)
-    service = files.drawing_service(models, dtype, ladder, settings.prompt_cache_entries)
+        models.register(name, partial(load_narrow, loader, stored_as, device.dtype) if stored_as in FORMATS else loader)
+    service = files.drawing_service(models, device.dtype, ladder, settings.prompt_cache_entries)
     extensions = select(settings)
     extensions.bring(timeline or Timeline(), scratch)
     detectors = register_detectors(files, settings, models, ladder, scratch)

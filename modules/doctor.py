@@ -92,7 +92,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         files = find_files(settings)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         found = probe_device(settings.device, settings.dtype)
-        sizes = files.sizes(found.dtype)
+        sizes = files.sizes(found.dtype, found.upscaler_dtype)
         return plan_as_text(plan_device(found, sizes, files.workload(settings), emulated, settings.quality).plan, sizes)
 
     def stages() -> str:

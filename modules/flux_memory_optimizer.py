@@ -57,6 +57,7 @@ class FluxMemoryOptimizer:
         self.device, self.plan, self.settings, self.upscalers = device, plan, settings, upscalers
         self.report: list[Optimization] = []
         self._note("threads", True, f"{torch.get_num_threads()} of torch, on {os.cpu_count()} processors of the machine")
+        self._note_precision()
         self._set_matmul_precision()
 
     def improve(self, name: str, module: nn.Module) -> nn.Module:
@@ -81,6 +82,13 @@ class FluxMemoryOptimizer:
     def _note(self, name: str, applied: bool, reason: str) -> None:
         self.report.append(Optimization(name, applied, reason))
 
+    def _note_precision(self) -> None:
+        drawing, upscaling = (str(dtype).removeprefix("torch.") for dtype in (self.device.dtype, self.device.upscaler_dtype))
+        half = self.device.dtype != torch.float32
+        asked = "the setting 'dtype' asks for it" if self.settings.dtype != "auto" else ""
+        chosen = "multiplied faster here than float32" if half else "this processor multiplies nothing shorter faster"
+        self._note("16 bits", half, f"models that draw compute in {drawing}, upscalers in {upscaling}: {asked or chosen}")
+
     def _set_matmul_precision(self) -> None:
         name = "TensorFloat-32"
         if self.device.kind != "cuda":
@@ -89,7 +97,7 @@ class FluxMemoryOptimizer:
             self._note(name, False, "the device is older than Ampere")
         else:
             torch.set_float32_matmul_precision("high")
-            self._note(name, True, "for the matrix products of what computes in float32 (detector, upscaler)")
+            self._note(name, True, "for the matrix products of what computes in float32 (detectors, some upscalers)")
 
     def _choose_attention(self, transformer: nn.Module) -> None:
         name = "attention kernel"

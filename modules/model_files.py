@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from backend.checkpoint_loader import RESTORE, assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
 from backend.cost_model import Kind
 from backend.errors import WeightsError
-from backend.families import FAMILIES, Component, ModelSizes
+from backend.families import FAMILIES, Component, ModelSizes, in_precision
 from backend.flux_checkpoint import is_original_layout, to_diffusers, transformer_config
 from backend.folder_sizes import embedded_sizes, unet_sizes, with_face_restorer, with_prompt_upsampler
 from backend.memory_management import Workload
@@ -79,23 +79,25 @@ class Files:
         """By name what the model cache calls each."""
         return cached_as(tuple(self.upscalers))
 
-    def sizes(self, dtype: torch.dtype = torch.float32) -> ModelSizes:
-        """What the memory plan counts with, without what no stage uses: UNets as their files are, computed in ``dtype``; our own Flux; any other as FLUX.1."""
-        family = self.family
+    def sizes(self, dtype: torch.dtype = torch.float32, upscaler_dtype: torch.dtype = torch.float32) -> ModelSizes:
+        """What the memory plan counts with, without what no stage uses: UNets and our own Flux as their files are; any other Flux as FLUX.1."""
+        family, drawing, upscaling = self.family, DTYPES[dtype], DTYPES[upscaler_dtype]
         if family.kind != "flux":
-            sizes = unet_sizes(self.parts, FAMILIES[family.kind], DTYPES[dtype])
+            sizes = unet_sizes(self.parts, FAMILIES[family.kind], drawing, upscaling)
             afterwards = (*self.upscalers.values(), *self.detectors.values())
             if afterwards and all(path.parent.name == EMBEDDED for path in afterwards):  # smaller ones than the family counts with
-                own = embedded_sizes(afterwards[0].parent).costs
+                own = embedded_sizes(afterwards[0].parent, upscaler=upscaling).costs
                 sizes = replace(sizes, costs={**sizes.costs, "detect": own["detect"], "upscale": own["upscale"]})
+        elif self.is_embedded:
+            sizes = embedded_sizes(self.parts.parent, drawing, upscaling)
         else:
-            sizes = embedded_sizes(self.parts.parent) if self.is_embedded else FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"]
+            sizes = in_precision(FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"], drawing, upscaling)
         unused = [name for name, file in (("upscaler", self.upscalers), ("detectors", self.detectors)) if not file]
         components = {name: component for name, component in sizes.components.items() if name not in unused}
         if self.detectors:
             components["detectors"] = Component(sum(map(detector_parameters, self.detectors.values())), "fp32")
         if self.upscalers:
-            components["upscaler"] = Component(sum(map(upscaler_parameters, self.upscalers.values())), "fp32")
+            components["upscaler"] = Component(sum(map(upscaler_parameters, self.upscalers.values())), upscaling)
         sizes = replace(sizes, components=components)
         if self.face_restorer:
             sizes = with_face_restorer(sizes, upscaler_parameters(self.face_restorer))
@@ -111,7 +113,7 @@ class Files:
         upscalers = dict.fromkeys(self.cached_upscalers.values(), planned.get("upscaler", "resident"))
         return {**planned, **upscalers, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
 
-    def loaders(self, dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
+    def loaders(self, dtype: torch.dtype, upscaler_dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
         """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many pixels."""
         flux = self.family.kind == "flux"
         second = T5EncoderModel if flux else CLIPTextModelWithProjection
@@ -120,7 +122,7 @@ class Files:
         loaders[self.family.denoiser] = partial(self.load_transformer, dtype) if flux else partial(self.load_part, "unet", UNet2DConditionModel, dtype)
         loaders["vae"] = partial(self.load_autoencoder, dtype, tile)
         for name, cached in self.cached_upscalers.items():
-            loaders[cached] = partial(load_upscaler, self.upscalers[name])
+            loaders[cached] = partial(load_upscaler, self.upscalers[name], upscaler_dtype)
         if self.face_restorer:
             loaders[FACE_RESTORER] = partial(load_restorer, self.face_restorer)
         if self.prompt_upsampler:
@@ -211,10 +213,10 @@ def tensor_names(file: Path) -> list[str]:
         raise WeightsError(f"{file.name} is damaged or cut off; {RESTORE}") from None
 
 
-def load_upscaler(path: Path) -> nn.Module:
+def load_upscaler(path: Path, dtype: torch.dtype) -> nn.Module:
     from modules.upscaler import load_upscaler_network
 
-    return load_upscaler_network(path)
+    return load_upscaler_network(path, dtype)
 
 
 def load_restorer(path: Path) -> nn.Module:

@@ -175,14 +175,14 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     with timeline.span("plan"):
         files = find_files(settings)
-        sizes = files.sizes(device.dtype)
+        sizes = files.sizes(device.dtype, device.upscaler_dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
     optimizer = FluxMemoryOptimizer(device, computer.plan, settings, files.cached_upscalers.values())
     models = ModelCache(device.torch_device, computer.transfers, files.kinds(computer.kinds), computer.plan.inference_bytes, optimizer.improve)
     ladder = Ladder(models.make_leaner)
     with timeline.span("stages"):
-        assembled = assemble(files, settings, device.dtype, computer.plan, models, ladder, scratch, timeline)
+        assembled = assemble(files, settings, device, computer.plan, models, ladder, scratch, timeline)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):

@@ -138,22 +138,30 @@ class Upscaler:
         return Image.fromarray(pixels)
 
     def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
-        """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed."""
+        """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed.
+
+        Raises WeightsError where a network's numbers go beyond what its dtype can hold.
+        """
         weight = next(self.network.parameters())
         with torch.inference_mode():
             tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
             enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
+        if not enlarged.isfinite().all():
+            advice = "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
+            raise WeightsError(f"upscaler: its numbers go beyond what {weight.dtype} can hold; {advice}choose another one")
         edge = self.context * self.factor
         return enlarged[:, edge : enlarged.shape[1] - edge, edge : enlarged.shape[2] - edge]
 
 
-def load_upscaler_network(path: Path) -> UpscalerNetwork:
-    """Reads an ESRGAN-type network in float32 on the CPU, ready for :class:`Upscaler`.
+def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
+    """Reads an ESRGAN-type network to the CPU, ready for :class:`Upscaler`, in ``dtype`` or, where its architecture cannot compute in that, in float32.
 
     Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
     """
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
     if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
-    logger.info("upscaler %s: %s, factor %d", path.name, model.architecture.name, model.scale)
-    return UpscalerNetwork(model.model.float().eval().requires_grad_(False), model.scale)
+    able = {torch.float16: model.supports_half, torch.bfloat16: model.supports_bfloat16}
+    dtype = dtype if able.get(dtype, True) else torch.float32
+    logger.info("upscaler %s: %s, factor %d, %s", path.name, model.architecture.name, model.scale, str(dtype).removeprefix("torch."))
+    return UpscalerNetwork(model.model.to(dtype).eval().requires_grad_(False), model.scale)

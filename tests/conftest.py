@@ -122,9 +122,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     temporary, log = folder / "tmp", folder / "log"
     temporary.mkdir()
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [ROOT / "scripts" / "serve", "--port", str(port)], cwd=folder, env={**os.environ, "TMPDIR": str(temporary)}, stdout=output, stderr=output
-        )
+        environment = {**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"}  # as ``service``
+        process = subprocess.Popen([ROOT / "scripts" / "serve", "--port", str(port)], cwd=folder, env=environment, stdout=output, stderr=output)
     try:
         running = Server(f"http://127.0.0.1:{port}", temporary, log)
         begin = time.monotonic()
@@ -163,7 +162,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     process = subprocess.run(
         [ROOT / "scripts" / "predict", *inputs, "-o", "pictures", "--timeline", "timeline.png", "--debug-images", "found", "--json"],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(temporary)},
+        env={**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"},
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
@@ -174,5 +173,5 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 @pytest.fixture(scope="session")
 def service() -> Service:
-    """The package on its embedded models, in this process."""
-    return start(replace(Settings(), model="embedded"))
+    """The package on its embedded models, in this process; in float32 on every machine, so that pictures can be compared to a 255th."""
+    return start(replace(Settings(), model="embedded", dtype="float32"))

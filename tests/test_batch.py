@@ -55,7 +55,7 @@ def table_of_forty(folder: Path) -> Path:
 
 def run_command(*arguments: str | Path, python: str = sys.executable) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "FLUX_MODEL": "embedded", "FLUX_WARM_UP": "false"}
+    environment = {**os.environ, "PYTHONPATH": path, "FLUX_MODEL": "embedded", "FLUX_DTYPE": "float32", "FLUX_WARM_UP": "false"}
     return subprocess.Popen(
         [python, "-m", "modules.batch", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )

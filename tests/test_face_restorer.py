@@ -46,7 +46,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(weights: Path) -> Iterator[Service]:
-    yield start(replace(Settings(), model="embedded", weights_dir=str(weights), emulate_vram="1GB", warm_up=False, log_level="WARNING"))
+    yield start(replace(Settings(), model="embedded", dtype="float32", weights_dir=str(weights), emulate_vram="1GB", warm_up=False, log_level="WARNING"))
 
 
 def test_a_face_lies_in_its_square_as_in_the_frame_that_the_networks_were_trained_on() -> None:
@@ -126,7 +126,7 @@ def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Servic
 
 
 def test_the_detail_pass_restores_where_the_stage_for_it_is_turned_off(weights: Path) -> None:
-    settings = replace(Settings(), model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",))
+    settings = Settings(model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",))
     service = start(settings)
     files = service.predict({**PICTURE, "scale": 1.0, "adetailer_args": '{"ad_restore_face": true}'}, lambda name, value: None)
     assert "ADetailer restore face: True" in read_parameters(files[0])[0]

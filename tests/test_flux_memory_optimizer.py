@@ -119,6 +119,22 @@ def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "upscaler", "asked", "expected"),
+    [
+        (torch.bfloat16, torch.float16, "auto", (True, "in bfloat16, upscalers in float16: multiplied faster here than float32")),
+        (torch.float32, torch.float32, "auto", (False, "in float32, upscalers in float32: this processor multiplies nothing shorter faster")),
+        (torch.float32, torch.float32, "float32", (False, "in float32, upscalers in float32: the setting 'dtype' asks for it")),
+    ],
+)
+def test_the_precision_is_told_with_its_reason(
+    plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]
+) -> None:
+    device = Device("cpu", "a processor", 0, 0, None, dtype, upscaler)
+    applied, reason = entry(optimizer(plan, device, dtype=asked), "16 bits")
+    assert (applied, reason) == (expected[0], f"models that draw compute {expected[1]}")
+
+
 @pytest.mark.parametrize(("capability", "applied"), [((9, 0), True), ((7, 5), False)])
 def test_tensorfloat_is_for_ampere_and_newer(plan: MemoryPlan, capability: tuple[int, int], applied: bool) -> None:
     card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, capability, torch.bfloat16)

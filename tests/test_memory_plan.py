@@ -130,7 +130,8 @@ def test_an_impossible_case_names_what_is_missing(device: DeviceMemory, workload
 def test_weights_are_rounded_only_as_far_as_allowed_and_as_the_device_can(device: DeviceMemory, workload: Workload, rules: MemoryRules) -> None:
     plan = feasible_plan(device, workload, rules)
     dtypes = {p.dtype for p in plan.placements.values()}
-    assert dtypes <= {"exact": {"bf16", "fp32"}, "fp8": {"bf16", "fp32", "fp8"}}.get(rules.quality, dtypes - {"fp8_compute"})
+    exact = {component.dtype for component in FLUX_DEV.components.values()}
+    assert dtypes <= {"exact": exact, "fp8": exact | {"fp8"}}.get(rules.quality, dtypes - {"fp8_compute"})
     if device.kind != "cuda":
         assert plan.pin_bytes == 0 and not plan.use_streams
 

@@ -59,7 +59,7 @@ def run(placements: Mapping[str, Placement] | None, budget: int, folder: Path, m
     kinds = files.kinds({name: placement.kind for name, placement in placements.items()})
     models = ModelCache(torch.device("cpu"), device, kinds, prepare=optimizer.improve)
     ladder = Ladder(models.make_leaner)
-    pipeline = assemble(files, settings, torch.float32, plan, models, ladder, folder).pipeline
+    pipeline = assemble(files, settings, DEVICE, plan, models, ladder, folder).pipeline
     for name in models.names():
         models.load(name)
     with device:

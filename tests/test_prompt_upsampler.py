@@ -183,7 +183,7 @@ def test_its_size_is_that_of_its_files() -> None:
 
 
 def test_on_a_small_emulated_card_it_makes_room_for_flux_and_writes_the_same(service: Service) -> None:
-    small = start(replace(Settings(), model="embedded", emulate_vram="54MB", warm_up=False))
+    small = start(replace(Settings(), model="embedded", dtype="float32", emulate_vram="54MB", warm_up=False))
     assert small.computer.plan.placements[MODEL].kind == "swapped"
     inputs = {"prompt": "red hair woman", "prompt_upsampling": True}
     assert predict(small, **inputs)[1]["request"]["prompt"] == predict(service, **inputs)[1]["request"]["prompt"]

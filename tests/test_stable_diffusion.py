@@ -71,7 +71,7 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Service:
-    return start(replace(Settings(), model=str(folder), log_level="WARNING"))
+    return start(replace(Settings(), model=str(folder), dtype="float32", log_level="WARNING"))
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def single(folder: Path, family: str, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_single_file_draws_what_its_folder_draws(service: Service, folder: Path, single: Path, tmp_path: Path) -> None:
     """The folder beside it only has to say how the parts look: its own weights are not read, and need not be there."""
     shutil.copytree(folder, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
-    started = start(replace(Settings(), model=str(single), model_parts=str(tmp_path / "parts"), log_level="WARNING", warm_up=False))
+    started = start(replace(Settings(), model=str(single), model_parts=str(tmp_path / "parts"), dtype="float32", log_level="WARNING", warm_up=False))
     asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
     drawn, text, _, _ = predict(started, **asked)
     assert np.abs(pixels(drawn) - pixels(predict(service, **asked)[0])).mean() < 1  # its weights have half the precision
@@ -312,7 +312,7 @@ def test_a_single_file_that_lacks_a_tensor_is_refused(folder: Path, single: Path
         save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / "less.safetensors")
         files = find_files(replace(Settings(), model=str(tmp_path / "less.safetensors"), model_parts=str(folder)))
         with pytest.raises(WeightsError, match=r"of less.safetensors does not fit its config.json \(1 tensors differ"):
-            for loader in files.loaders(torch.float32, 0).values():
+            for loader in files.loaders(torch.float32, torch.float32, 0).values():
                 loader()
 
 
@@ -326,7 +326,7 @@ def test_a_repository_is_found_in_the_hubs_cache_also_in_half_precision(
     for file in list(snapshot.glob("*/*.safetensors")):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    again = start(replace(Settings(), model="somebody/their-model", log_level="WARNING", warm_up=False))
+    again = start(replace(Settings(), model="somebody/their-model", dtype="float32", log_level="WARNING", warm_up=False))
     asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
     assert np.array_equal(pixels(predict(again, **asked)[0]), pixels(predict(service, **asked)[0]))
 

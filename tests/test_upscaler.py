@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
+from spandrel.architectures.RCAN import RCAN
 from test_request import DETECTORS, INPUTS
 from test_request import EMBEDDED as CANVAS
 
@@ -168,10 +169,19 @@ class TestModes:
     def test_every_opaque_picture_becomes_rgb(self, mode: str) -> None:
         assert Upscaler(network(), 64).upscale(picture(16, 16).convert(mode), 2).mode == "RGB"
 
-    def test_a_network_in_half_precision_gives_nearly_the_same(self) -> None:
-        half = deepcopy(network()).bfloat16()
+    @pytest.mark.parametrize(("dtype", "largest", "mean"), [(torch.float16, 1, 0.1), (torch.bfloat16, 8, 1)])
+    def test_a_network_in_half_precision_gives_nearly_the_same(self, dtype: torch.dtype, largest: int, mean: float) -> None:
+        half = load_upscaler_network(EMBEDDED, dtype)
+        assert {parameter.dtype for parameter in half.parameters()} == {dtype}
         result = Upscaler(half, 64).upscale(picture(40, 30), 4)
-        assert np.abs(np.asarray(result, np.int16) - np.asarray(untiled(40, 30, 4), np.int16)).mean() < 4
+        assert largest_difference(result, untiled(40, 30, 4)) <= largest
+        assert np.abs(np.asarray(result, np.int16) - np.asarray(untiled(40, 30, 4), np.int16)).mean() < mean
+
+    def test_numbers_that_half_precision_cannot_hold_are_an_error_and_no_black_picture(self) -> None:
+        loud = deepcopy(network()).half()
+        next(loud.parameters()).data.fill_(60_000)
+        with pytest.raises(WeightsError, match=r"^upscaler: its numbers go beyond what torch.float16 can hold; set 'dtype' to \"bfloat16\""):
+            Upscaler(loud, 64).upscale(picture(40, 30), 4)
 
 
 def test_progress_counts_every_tile_of_every_run() -> None:
@@ -189,6 +199,11 @@ class TestLoading:
         assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
         for name, value in network().state_dict().items():
             torch.testing.assert_close(loaded.state_dict()[name], value.half().float(), rtol=0, atol=0)
+
+    def test_an_architecture_that_overflows_in_half_precision_is_not_asked_for_it(self, tmp_path: Path) -> None:
+        save_file(RCAN(scale=2, n_resgroups=1, n_resblocks=1, n_feats=16).state_dict(), tmp_path / "a.safetensors")
+        loaded = load_upscaler_network(tmp_path / "a.safetensors", torch.float16)
+        assert loaded.factor == 2 and {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
     def test_a_pth_file_too(self, tmp_path: Path) -> None:
         torch.save({"params_ema": export(network().network)}, tmp_path / "a.pth")

@@ -28,7 +28,8 @@ class Ground:
         return self.device.type == "cuda"
 
     def settings(self, **changes: Any) -> Settings:
-        return replace(Settings(), **{"model": self.model, "log_level": "ERROR", "warm_up": False, **changes})
+        dtype = "auto" if self.on_gpu else "float32"  # in which the embedded models' sizes are those of ``caps`` on every machine
+        return replace(Settings(), **{"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes})
 
 
 @dataclass(frozen=True)
