@@ -98,8 +98,13 @@ class Drawing:
         return EULER if self.images else self.sampler
 
     def steps_run(self) -> int:
-        """Steps that are really run: all, or the share that ``strength`` asks for, at least one."""
-        return self.steps if not self.images else max(1, min(self.steps, int(self.steps * self.strength)))
+        """Steps that are really run: all, or with images the share that ``strength`` asks for."""
+        return steps_run(self.steps, self.strength) if self.images else self.steps
+
+
+def steps_run(steps: int, strength: float) -> int:
+    """How many of a drawing's steps a picture is redrawn with: the share of ``strength`` (0 to 1), at least one."""
+    return max(1, min(steps, int(steps * strength)))
 
 
 class PromptCache:

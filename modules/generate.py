@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from modules.drawing import Drawing, DrawingService
+from modules.inpaint_mask import inpaint_mask
 from modules.pipeline import ImageBatch, Picture
 from modules.request import ImageRequest
-
-MASK_FEATHER = 4
-"""Radius in pixels over which an inpainted region passes into the untouched picture."""
 
 
 class GenerateStage:
@@ -44,9 +42,8 @@ class GenerateStage:
             negative=request.negative_prompt,
         )
         drawn = self.service.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
-        if image and mask:
-            # grown first, so that the feather lies outside of what was asked for
-            soft = mask.filter(ImageFilter.MaxFilter(2 * MASK_FEATHER + 1)).filter(ImageFilter.GaussianBlur(MASK_FEATHER / 2))
+        if image and request.mask:
+            soft = inpaint_mask(request.mask, size)
             drawn = [Image.composite(new, image, soft) for new in drawn]
         parameters: dict[str, object] = {}
         if self.service.family.negative_prompts:  # its guidance is the classic one

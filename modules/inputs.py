@@ -16,7 +16,8 @@ from modules.adetailer.mediapipe_faces import NAMES as MEDIAPIPE
 from modules.adetailer.mediapipe_faces import why_not
 from modules.adetailer.vocabulary import Vocabulary
 from modules.family import Family
-from modules.request import SAMPLERS, Hires, ImageRequest, choose_size, random_seed
+from modules.request import Hires, ImageRequest, choose_size, random_seed
+from modules.sampler_names import SAMPLERS
 from modules.upscaler_names import FACE_RESTORERS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -101,6 +102,8 @@ def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, det
             raise InputError(field, f"ad_restore_face cannot be honoured: {NO_FACE_RESTORER}")
         if unit.negative_prompt and not family.negative_prompts:
             raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
+        if unit.use_cfg_scale and not (family.distilled_guidance or family.negative_prompts):
+            raise InputError(field, f"ad_use_cfg_scale cannot be honoured: {family.name} takes no guidance; leave it out")
         if unit.model and unit.model not in detectors:
             why = f" ({why_not()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
             raise InputError(field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")

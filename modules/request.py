@@ -11,6 +11,7 @@ from PIL import Image
 
 from backend.errors import InputError, nearest
 from modules.adetailer.arguments import AdetailerUnit
+from modules.sampler_names import SAMPLERS, SCHEDULES
 
 ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -32,9 +33,6 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 CUSTOM = "custom"
 MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
 HIRES_UPSCALERS = ("ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)")
-SAMPLERS = ("Euler", "DPM++ 2M", "UniPC")
-SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
-"""The names of ``modules/samplers.py``; the first of each is the default."""
 OUTPUT_FORMATS = ("webp", "jpg", "png")
 MAX_SEED = 2**32 - 1
 

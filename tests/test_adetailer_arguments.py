@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from test_request import DETECTORS, EMBEDDED, INPUTS
 
 from backend.errors import InputError
-from modules.adetailer.arguments import CHOICES, HANDS, NOT_HERE, RANGES, AdetailerUnit, region_prompt, units_from_json
+from modules.adetailer.arguments import CHOICES, HANDS, NOT_HERE, RANGES, WITHOUT_EFFECT, AdetailerUnit, region_prompt, units_from_json
 from modules.adetailer.vocabulary import Vocabulary
 from modules.inputs import build_request
 
@@ -28,14 +29,39 @@ def refused(given: object) -> str:
 
 def test_every_range_and_choice_is_that_of_a_field() -> None:
     names = {field.name for field in fields(AdetailerUnit)}
-    assert set(RANGES) | set(CHOICES) <= names
-    assert not set(NOT_HERE) & names
+    assert set(RANGES) | set(CHOICES) <= names | set(WITHOUT_EFFECT)
+    assert not (set(NOT_HERE) | set(WITHOUT_EFFECT)) & names
+
+
+ADETAILERS: dict[str, Any] = {
+    **{"model_classes": "", "tab_enable": True, "prompt": "", "negative_prompt": "", "confidence": 0.3, "mask_filter_method": "Area", "mask_k": 0},
+    **{"mask_min_ratio": 0.0, "mask_max_ratio": 1.0, "dilate_erode": 4, "x_offset": 0, "y_offset": 0, "mask_merge_invert": "None", "mask_blur": 4},
+    **{"denoising_strength": 0.4, "inpaint_only_masked": True, "inpaint_only_masked_padding": 32, "use_inpaint_width_height": False},
+    **{"inpaint_width": 512, "inpaint_height": 512, "use_steps": False, "steps": 28, "use_cfg_scale": False, "cfg_scale": 7.0},
+    **{"use_sampler": False, "sampler": "DPM++ 2M Karras", "scheduler": "Use same scheduler", "restore_face": False},
+}
+"""Of ADetailer 25.3.0, arguments with a default that this package takes over."""
+OTHERS = {"use_checkpoint", "checkpoint", "use_vae", "vae", "use_noise_multiplier", "noise_multiplier", "use_clip_skip", "clip_skip"}
+CONTROLNET = {"controlnet_model", "controlnet_module", "controlnet_weight", "controlnet_guidance_start", "controlnet_guidance_end"}
 
 
 def test_the_defaults_are_adetailers() -> None:
-    assert units({}) == (AdetailerUnit(),)
-    unit = AdetailerUnit()
-    assert (unit.confidence, unit.dilate_erode, unit.mask_blur, unit.denoising_strength, unit.inpaint_only_masked_padding) == (0.3, 4, 4, 0.4, 32)
+    [unit] = units({})
+    assert {name: getattr(unit, name) for name in ADETAILERS} == ADETAILERS
+
+
+def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settings_and_three_more_are_not_its() -> None:
+    ours = {field.name for field in fields(AdetailerUnit)}
+    assert {*ours, *NOT_HERE, *WITHOUT_EFFECT} >= {"model", *ADETAILERS, *OTHERS, *CONTROLNET}
+    settings = {"bbox_sortby", "same_seed_for_each_tab", "dynamic_denoise_power", "match_inpaint_bbox_size"}
+    assert ours - {"model", *ADETAILERS} == settings | {"mask_select", "soft_mask", "color_correction"}
+
+
+def test_a_unit_as_adetailer_writes_it_is_taken_as_it_is() -> None:
+    off = {"use_checkpoint": False, "checkpoint": None, "use_vae": False, "vae": None, "use_noise_multiplier": False, "noise_multiplier": 1.0}
+    controlnet = {"controlnet_model": "None", "controlnet_module": "None", "controlnet_weight": 1.0, "controlnet_guidance_start": 0.0}
+    whole = {f"ad_{name}": value for name, value in {**ADETAILERS, **off, **controlnet, "use_clip_skip": False, "clip_skip": 1, "steps": 60}.items()}
+    assert units({**whole, "is_api": True}) == (AdetailerUnit(steps=60),)
 
 
 def test_one_unit_or_a_list_of_four() -> None:
@@ -55,10 +81,12 @@ def test_a_unit_that_is_off_is_not_run() -> None:
 @pytest.mark.parametrize("name", RANGES)
 def test_every_range_is_held_at_both_ends(name: str) -> None:
     low, high = RANGES[name]
-    for value in (low, high):
-        assert getattr(units({f"ad_{name}": value})[0], name) == value
-    for value in (low - 1, high + 1):
-        assert f"ad_{name} must be from {low} to {high}, not {value}" in refused({f"ad_{name}": value})
+    for value in (low, high if math.isfinite(high) else 10**6):
+        [unit] = units({f"ad_{name}": value})
+        assert getattr(unit, name, value) == value
+    range_in_words = f"from {low} to {high}" if math.isfinite(high) else f"{low} or more"
+    for value in (low - 1, high + 1) if math.isfinite(high) else (low - 1,):
+        assert f"ad_{name} must be {range_in_words}, not {value}" in refused({f"ad_{name}": value})
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -97,8 +125,48 @@ def test_what_cannot_be_honoured_is_refused_only_when_it_is_asked_for(name: str)
     assert f"ad_{name} cannot be honoured: {reason}" in refused({f"ad_{name}": asked})
 
 
-def test_their_companions_alone_change_nothing() -> None:
-    assert units({"ad_sampler": "DPM++ 2M Karras", "ad_checkpoint": None, "ad_controlnet_weight": 1.0, "ad_clip_skip": 1}) == (AdetailerUnit(),)
+@pytest.mark.parametrize(("name", "value"), [("checkpoint", 5), ("clip_skip", "x"), ("noise_multiplier", 9), ("controlnet_guidance_start", "banana")])
+def test_what_counts_beside_them_only_is_checked_all_the_same(name: str, value: object) -> None:
+    assert f"ad_{name} must be " in refused({f"ad_{name}": value})
+    assert units({f"ad_{name}": None}) == (AdetailerUnit(),)
+
+
+class TestSampling:
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({}, ("UniPC", "Beta")),
+            ({"ad_sampler": "Euler", "ad_scheduler": "Karras"}, ("UniPC", "Beta")),
+            ({"ad_use_sampler": True}, ("DPM++ 2M", "Karras")),
+            ({"ad_use_sampler": True, "ad_sampler": "Euler"}, ("Euler", "Beta")),
+            ({"ad_use_sampler": True, "ad_sampler": "Euler", "ad_scheduler": "Karras"}, ("Euler", "Karras")),
+            ({"ad_use_sampler": True, "ad_sampler": "DPM++ 2M Karras", "ad_scheduler": "SGM Uniform"}, ("DPM++ 2M", "SGM Uniform")),
+        ],
+    )
+    def test_a_units_own_goes_over_the_requests_where_it_is_switched_on(self, given: dict[str, Any], expected: tuple[str, str]) -> None:
+        assert units(given)[0].sampling("UniPC", "Beta") == expected
+
+    def test_names_without_a_counterpart_are_refused_with_those_that_work(self) -> None:
+        assert "ad_sampler must be one of Euler, DPM++ 2M, UniPC, not 'Euler a'" in refused({"ad_use_sampler": True, "ad_sampler": "Euler a"})
+        asked = {"ad_use_sampler": True, "ad_sampler": "Euler", "ad_scheduler": "Polyexponential"}
+        assert "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Polyexponential'" in refused(asked)
+
+
+def test_strict_may_be_called_as_in_adetailers_settings() -> None:
+    assert units({"ad_match_inpaint_bbox_size": "Strict (SDXL only)"}) == units({"ad_match_inpaint_bbox_size": "Strict"})
+
+
+@pytest.mark.parametrize(("power", "area", "strength"), [(1, 0.25, 0.3), (-1, 0.5, 0.8), (-10, 1.0, 0.999), (10, 1.0, 0.0), (0, 1.0, 0.4)])
+def test_dynamic_strength_stays_between_nothing_and_everything(power: float, area: float, strength: float) -> None:
+    assert AdetailerUnit(dynamic_denoise_power=power).strength(area) == pytest.approx(strength)
+
+
+def test_guidance_of_its_own_is_refused_where_the_model_takes_none() -> None:
+    schnell = replace(EMBEDDED, name="flux-schnell", distilled_guidance=False)
+    asked = {**INPUTS, "adetailer_args": '{"ad_use_cfg_scale": true, "ad_cfg_scale": 5}'}
+    assert build_request(asked, EMBEDDED, DETECTORS).adetailer[0].cfg_scale == 5
+    with pytest.raises(InputError, match="^adetailer_args: ad_use_cfg_scale cannot be honoured: flux-schnell takes no guidance; leave it out$"):
+        build_request(asked, schnell, DETECTORS)
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 5000, '{"ad_prompt": "x"} x', '{"ad_prompt": "' + "x" * 30_000 + '"}'])

@@ -15,7 +15,7 @@ from backend.timeline import Timeline
 from modules.adetailer.arguments import AdetailerUnit
 from modules.adetailer.crops import blur_mask, correct_colors
 from modules.adetailer.stage import AdetailerStage
-from modules.drawing import Drawing
+from modules.drawing import Drawing, steps_run
 from modules.pipeline import ImageBatch, Picture, no_progress
 from modules.request import ImageRequest
 from modules.startup import Service
@@ -95,6 +95,20 @@ class TestAdetailer:
         noted = {key: value for key, value in own.parameters.items() if key.startswith("ADetailer") and key != "ADetailer model"}
         assert noted == {"ADetailer use separate steps": True, "ADetailer steps": 9, "ADetailer use separate CFG scale": True, "ADetailer CFG scale": 1.0}
 
+    def test_a_sampler_of_its_own_is_used_as_far_as_it_can_be_and_noted(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
+        plain, karras, solver = (
+            stage.run(drawn, replace(REQUEST, adetailer=(unit,))).pictures[0]
+            for unit in (
+                AdetailerUnit(),
+                AdetailerUnit(use_sampler=True, sampler="Euler", scheduler="Karras"),
+                AdetailerUnit(use_sampler=True),  # DPM++ 2M Karras
+            )
+        )
+        assert not np.array_equal(pixels(plain.image), pixels(karras.image)) and np.array_equal(pixels(karras.image), pixels(solver.image))
+        assert karras.parameters["ADetailer use separate sampler"] and karras.parameters["ADetailer scheduler"] == "Karras"
+        assert solver.parameters["ADetailer sampler"] == "Euler" and "_adetailer_sampler" not in karras.parameters
+        assert solver.parameters["_adetailer_sampler"] == "DPM++ 2M begins from pure noise only, so Euler repainted the details"
+
     def test_units_run_one_after_the_other_each_on_the_result_before(self, stage: AdetailerStage, drawn: ImageBatch) -> None:
         first, second = AdetailerUnit(prompt="a sad bald man"), AdetailerUnit(prompt="a woman with blue hair", mask_blur=2)
         both = stage.run(drawn, replace(REQUEST, adetailer=(first, second))).pictures[0]
@@ -116,7 +130,7 @@ class TestSeveralFaces:
     def repainted(self, stage: AdetailerStage, couple: ImageBatch, **arguments: Any) -> set[str]:
         """Which faces were repainted, the "left" or the "right" one."""
         unit = AdetailerUnit(bbox_sortby="Position (left to right)", mask_blur=0, denoising_strength=1.0, **arguments)
-        left, right = stage.find(couple.pictures, unit)[0].regions
+        left, right = stage.find(couple.pictures, replace(unit, prompt=""))[0].regions
         after = stage.run(couple, replace(REQUEST, adetailer=(unit,))).pictures[0].image
         changed = (pixels(couple.pictures[0].image) != pixels(after)).any(axis=2)
         return {name for name, region in (("left", left), ("right", right)) if changed[region.mask > 0].mean() > 0.5}
@@ -129,6 +143,17 @@ class TestSeveralFaces:
     def test_a_face_is_skipped_by_its_prompt(self, stage: AdetailerStage, couple: ImageBatch) -> None:
         assert self.repainted(stage, couple, prompt="[SKIP] [SEP] [PROMPT]") == {"right"}
         assert self.repainted(stage, couple, prompt="[PROMPT] [SEP] [SKIP]") == {"left"}
+
+    def test_what_is_skipped_is_neither_recorded_as_repainted_nor_drawn_so(self, stage: AdetailerStage, couple: ImageBatch) -> None:
+        shown: list[Image.Image] = []
+        for prompt in ("", "[SKIP] [SEP] [PROMPT]"):
+            unit = AdetailerUnit(prompt=prompt)
+            batch = replace(couple, show=lambda name, image: shown.append(image))
+            parameters = stage.run(batch, replace(REQUEST, adetailer=(unit,))).pictures[0].parameters
+            regions, skipped = parameters["_adetailer_regions"], parameters["_adetailer_skipped"]
+            assert isinstance(regions, list) and isinstance(skipped, list) and len(regions) + len(skipped) == 2
+        assert skipped == ["detection 1: [SKIP] in ad_prompt, it is number 1"]
+        assert not np.array_equal(pixels(shown[0]), pixels(shown[1]))
 
     def test_the_seed_of_a_face_is_the_pictures_plus_its_number_or_the_same(self, stage: AdetailerStage, couple: ImageBatch) -> None:
         for same, seeds in ((False, {11, 12}), (True, {11})):
@@ -162,6 +187,14 @@ class TestTogether:
         unit = REQUEST.adetailer[0]
         batches = stage.repaints(crowd.pictures, stage.find(crowd.pictures, unit), unit, REQUEST)
         assert [len(together) for together in batches] == [4]
+
+    def test_with_dynamic_strength_those_with_as_many_steps_are_still_painted_together(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
+        unit = AdetailerUnit(dynamic_denoise_power=1)
+        found = stage.find(crowd.pictures, unit)
+        assert len({unit.strength(region.area_ratio) for region in found[0].regions}) == 4
+        steps = [steps_run(28, unit.strength(region.area_ratio)) for region in found[0].regions]
+        batches = stage.repaints(crowd.pictures, found, unit, replace(REQUEST, num_inference_steps=28))
+        assert sorted(len(together) for together in batches) == sorted(steps.count(number) for number in set(steps)) and len(batches) < 4
 
     def test_the_pictures_are_those_of_one_face_at_a_time(self, stage: AdetailerStage, crowd: ImageBatch) -> None:
         alone = AdetailerStage(stage.service, stage.detectors, together=1)

@@ -12,7 +12,9 @@ from PIL import Image
 from test_pipeline import pixels, predicted
 
 from backend.errors import InputError
+from backend.out_of_memory import Ladder
 from backend.timeline import Timeline
+from modules.enlarger import Enlarger
 from modules.hires import LATENT_MODES, HiresStage
 from modules.outputs import read_parameters
 from modules.pipeline import ImageBatch, Picture, no_progress
@@ -89,6 +91,35 @@ def test_latents_can_be_enlarged_in_place_of_pixels(stage: HiresStage, drawn: Im
     plain = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7))).pictures[0]
     assert result.image.size == plain.image.size and not np.array_equal(pixels(result.image), pixels(plain.image))
     assert result.parameters["Hires upscaler"] == upscaler
+
+
+def test_the_input_upscaler_names_the_network_here_too(stage: HiresStage, drawn: ImageBatch) -> None:
+    several = Enlarger(stage.enlarger.models, {"first": "a model that is not there", "second": "upscaler"}, 192, Ladder())
+    result = HiresStage(stage.service, several).run(drawn, replace(REQUEST, upscaler="second"))
+    assert {picture.parameters["Hires upscaler"] for picture in result.pictures} == {"second"}
+
+
+@pytest.mark.parametrize("upscaler", ["ESRGAN", "Lanczos", *LATENT_MODES])
+def test_it_enlarges_also_where_nothing_is_redrawn(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+    assert stage.run(drawn, replace(REQUEST, hires=Hires(strength=0, upscaler=upscaler))).pictures[0].image.size == (320, 256)
+
+
+@pytest.mark.parametrize("upscaler", ["ESRGAN", "Latent"])
+def test_what_an_input_mask_keeps_is_enlarged_only(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+    mask = Image.new("L", (256, 192))
+    mask.paste(255, (128, 0, 256, 192))
+    before = drawn.pictures[0].image
+    asked = replace(REQUEST, image=before, mask=mask, hires=Hires(strength=0.9, upscaler=upscaler))
+    after = pixels(stage.run(drawn, asked).pictures[0].image)
+    kept = pixels(stage.enlarged(before, Hires())) if upscaler == "ESRGAN" else pixels(before.resize((320, 256), Image.Resampling.LANCZOS))
+    assert np.array_equal(after[:, :144], kept[:, :144]) and not np.array_equal(after[:, 176:], kept[:, 176:])
+
+
+def test_the_whole_of_the_noise_is_never_asked_for(stage: HiresStage, drawn: ImageBatch) -> None:
+    """As in the WebUI: of 6 steps the last 5 are run, so that something of the picture is left."""
+    told: list[tuple[int, int]] = []
+    stage.run(replace(drawn, progress=lambda name, done, total: told.append((done, total))), replace(REQUEST, hires=Hires(strength=1)))
+    assert told[-1] == (5, 5)
 
 
 @pytest.mark.parametrize(

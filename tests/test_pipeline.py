@@ -77,9 +77,13 @@ def test_inpainting_leaves_what_the_mask_leaves(service: Service, tmp_path: Path
     mask.paste(255, (0, 128, 256, 256))
     source.save(tmp_path / "source.png")
     mask.save(tmp_path / "mask.png")
-    result = predicted(service, image=tmp_path / "source.png", mask=tmp_path / "mask.png", prompt_strength=1.0, scale=1, adetailer=False)[0][0]
+    given = {"image": tmp_path / "source.png", "mask": tmp_path / "mask.png", "prompt_strength": 1.0, "scale": 1}
+    result = predicted(service, adetailer=False, **given)[0][0]
     changed = np.abs(pixels(result) - pixels(source)).max(axis=2)
     assert changed[:112].max() == 0 and changed[140:].mean() > 2
+    every_stage = predicted(service, enable_hr=True, hr_scale=1, denoising_strength=0.9, **given)[0][0]
+    changed = np.abs(pixels(every_stage) - pixels(source)).max(axis=2)
+    assert changed[:112].max() == 0 and not np.array_equal(pixels(every_stage), pixels(result))
 
 
 def test_a_failed_prediction_leaves_no_file_and_the_next_one_is_right(service: Service) -> None:

@@ -33,13 +33,26 @@ def test_everything_found_is_repainted_by_default() -> None:
 @pytest.mark.parametrize(
     ("arguments", "left", "reasons"),
     [
-        ({"mask_min_ratio": 0.01}, 2, ["detection 3: covers less of the picture than ad_mask_min_ratio, 0.01"]),
-        ({"mask_max_ratio": 0.1}, 2, ["detection 2: covers more of the picture than ad_mask_max_ratio, 0.1"]),
-        ({"mask_k": 1}, 1, ["detection 1: not among the first 1 by Area (ad_mask_k)", "detection 3: not among the first 1 by Area (ad_mask_k)"]),
-        ({"mask_k": 2, "mask_filter_method": "Confidence"}, 2, ["detection 3: not among the first 2 by Confidence (ad_mask_k)"]),
+        ({"mask_min_ratio": 0.01}, 2, ["detection 3: covers 0.0013 of the picture, less than ad_mask_min_ratio, 0.01"]),
+        ({"mask_max_ratio": 0.1}, 2, ["detection 2: covers 0.24 of the picture, more than ad_mask_max_ratio, 0.1"]),
+        (
+            {"mask_k": 1},
+            1,
+            [
+                "detection 1: covers 0.041 of the picture, not among the first 1 by Area (ad_mask_k)",
+                "detection 3: covers 0.0013 of the picture, not among the first 1 by Area (ad_mask_k)",
+            ],
+        ),
+        ({"mask_k": 2, "mask_filter_method": "Confidence"}, 2, ["detection 3: has the confidence 0.70, not among the first 2 by Confidence (ad_mask_k)"]),
         ({"dilate_erode": -20}, 2, ["detection 3: nothing is left of its mask after offset and erosion"]),
         ({"mask_blur": 40, "dilate_erode": -8}, 2, ["detection 3: nothing is left of its mask after the blur"]),
         ({"mask_merge_invert": "Merge"}, 1, []),
+        (
+            {"mask_merge_invert": "Merge and Invert", "dilate_erode": 128, "mask_k": 1},
+            1,
+            [f"detection {number}: covers {share} of the picture, not among the first 1 by Area (ad_mask_k)" for number, share in ((1, 0.041), (3, 0.0013))],
+        ),
+        ({"prompt": "a [SEP] [SKIP] [SEP] b"}, 2, ["detection 2: [SKIP] in ad_prompt, it is number 2"]),
         (
             {"mask_select": "1, 3"},
             2,
@@ -55,6 +68,61 @@ def test_everything_found_is_repainted_by_default() -> None:
 def test_what_is_not_repainted_is_explained(arguments: dict[str, object], left: int, reasons: list[str]) -> None:
     found = chosen(**arguments)
     assert len(found.regions) == left and list(found.skipped) == reasons
+
+
+def test_a_merged_mask_that_covers_everything_leaves_nothing_when_it_is_inverted() -> None:
+    whole = np.array([[0, 0, 256, 192]], float)
+    found = choose_regions(
+        Detections(whole, rectangle_masks(whole, SIZE), np.array([0.9])), AdetailerUnit(mask_merge_invert="Merge and Invert"), SIZE, Canvas(256, 32)
+    )
+    assert found.regions == () and found.skipped == ("all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)",)
+
+
+def test_two_detections_with_one_box_are_told_apart() -> None:
+    twice = np.array([BOXES[0], BOXES[0]])
+    found = Detections(twice, rectangle_masks(twice, SIZE), np.array([0.9, 0.8]))
+    canvas = Canvas(256, 32)
+    [reason] = choose_regions(found, AdetailerUnit(mask_k=1), SIZE, canvas).skipped
+    assert reason.startswith("detection 2: covers")
+    [reason] = choose_regions(found, AdetailerUnit(mask_select="2"), SIZE, canvas).skipped
+    assert reason == "detection 1: not among the regions of ad_mask_select, it is number 1"
+
+
+def test_a_segmented_mask_without_a_pixel_is_explained() -> None:
+    masks = rectangle_masks(BOXES, SIZE)
+    masks[1] = 0
+    found = choose_regions(Detections(BOXES, masks, np.array([0.9, 0.8, 0.7])), AdetailerUnit(), SIZE, Canvas(256, 32))
+    assert len(found.regions) == 2 and found.skipped == ("detection 2: its mask is blank",)
+
+
+@pytest.mark.parametrize("match", ["Off", "Free", "Strict"])
+def test_a_box_at_the_edge_without_a_width_is_repainted_too(match: str) -> None:
+    thin = np.array([[0, 20, 0, 70]], float)
+    found = Detections(thin, rectangle_masks(thin, SIZE), np.array([0.9]))
+    assert len(choose_regions(found, AdetailerUnit(match_inpaint_bbox_size=match), SIZE, Canvas(256, 32)).regions) == 1
+
+
+class TestInputMask:
+    """What may change, 255; the left half of the picture."""
+
+    allowed = np.zeros((192, 256), np.uint8)
+    allowed[:, :128] = 255
+
+    def chosen(self, **arguments: object) -> Found:
+        found = Detections(BOXES, rectangle_masks(BOXES, SIZE), np.array([0.9, 0.8, 0.7]))
+        return choose_regions(found, AdetailerUnit(**arguments), SIZE, Canvas(256, 32), self.allowed)  # type: ignore[arg-type]
+
+    def test_what_lies_outside_of_it_is_not_repainted_and_not_counted(self) -> None:
+        found = self.chosen(bbox_sortby="Position (left to right)")
+        assert [region.number for region in found.regions] == [1, 2] and found.skipped == ("detection 3: lies outside of the input 'mask'",)
+
+    def test_what_lies_across_its_edge_is_cut_out_whole_and_repainted_within(self) -> None:
+        within, free = self.chosen().regions[1], chosen().regions[1]
+        assert within.box == free.box
+        assert np.array_equal(within.mask, np.minimum(free.mask, self.allowed)) and within.mask.any()
+
+    def test_the_whole_picture_as_the_region_too(self) -> None:
+        assert not any(region.mask[:, 128:].any() for region in self.chosen(inpaint_only_masked=False).regions)
 
 
 @pytest.mark.parametrize(

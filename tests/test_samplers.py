@@ -12,7 +12,8 @@ from modules.drawing import Drawing
 from modules.flux import FluxService
 from modules.generate import GenerateStage
 from modules.pipeline import ImageBatch, no_progress
-from modules.request import SAMPLERS, SCHEDULES, ImageRequest
+from modules.request import ImageRequest
+from modules.sampler_names import SAMPLERS, SCHEDULES
 from modules.samplers import EULER, LEAST_TIME, SOLVERS, noise_levels
 from modules.samplers import SCHEDULES as KNOWN_SCHEDULES
 from modules.startup import Service

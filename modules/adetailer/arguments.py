@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backend.errors import InputError, nearest
+from modules.sampler_names import MOST_STRENGTH, SAMPLERS, SCHEDULES
 
 MAX_UNITS = 4
 MAX_TEXT = 20_000
@@ -25,6 +26,8 @@ SORT_ORDERS: Mapping[str, str] = MappingProxyType(
     {"None": "None", "Position (left to right)": "Left to right", "Position (center to edge)": "Center to edge", "Area (large to small)": "Area"}
 )
 """ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
+
+SAME_SCHEDULER = "Use same scheduler"
 
 PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
 """What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area, rising or falling."""
@@ -63,6 +66,9 @@ class AdetailerUnit:
     steps: int = 28
     use_cfg_scale: bool = False
     cfg_scale: float = 7.0
+    use_sampler: bool = False
+    sampler: str = "DPM++ 2M Karras"
+    scheduler: str = SAME_SCHEDULER
     restore_face: bool = False
     bbox_sortby: str = "None"
     same_seed_for_each_tab: bool = False
@@ -82,14 +88,27 @@ class AdetailerUnit:
         return frozenset(int(number) for number in self.mask_select.split(",") if number.strip())
 
     def strength(self, area_ratio: float) -> float:
-        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a power above 0."""
-        return min(1.0, max(0.0, self.denoising_strength * math.pow(1 - area_ratio, self.dynamic_denoise_power)))
+        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a power above 0,
+        more with one below."""
+        rest = max(1 - area_ratio, 1e-6)  # of a box that is the picture, 0 could not be raised to a power below 0
+        return min(MOST_STRENGTH, self.denoising_strength * math.pow(rest, self.dynamic_denoise_power))
+
+    def sampling(self, sampler: str, schedule: str) -> tuple[str, str]:
+        """Sampler and schedule that the unit asks for, where the request has these; names as in ``modules/samplers.py``.
+
+        An older name holds both, "DPM++ 2M Karras"; a schedule that is named by itself goes over it.
+        """
+        if not self.use_sampler:
+            return sampler, schedule
+        old = next((name for name in SCHEDULES if self.sampler.endswith(f" {name}")), "")
+        own = old or schedule if self.scheduler == SAME_SCHEDULER else self.scheduler
+        return self.sampler.removesuffix(f" {old}") if old else self.sampler, own
 
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "confidence": (0, 1),
-        "mask_k": (0, 1000),
+        "mask_k": (0, math.inf),
         "mask_min_ratio": (0, 1),
         "mask_max_ratio": (0, 1),
         "dilate_erode": (-128, 128),
@@ -100,12 +119,17 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "inpaint_only_masked_padding": (0, 256),
         "inpaint_width": (64, 2048),
         "inpaint_height": (64, 2048),
-        "steps": (1, 50),
-        "cfg_scale": (0, 10),
-        "dynamic_denoise_power": (0, 10),
+        "steps": (1, 150),
+        "cfg_scale": (0, 30),
+        "dynamic_denoise_power": (-10, 10),
+        "noise_multiplier": (0.5, 1.5),
+        "clip_skip": (1, 12),
+        "controlnet_weight": (0, 1),
+        "controlnet_guidance_start": (0, 1),
+        "controlnet_guidance_end": (0, 1),
     }
 )
-"""ADetailer's, those of its sliders; steps and guidance as this package's own inputs have them."""
+"""ADetailer's, those of its sliders; of steps and guidance those of the WebUI's."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -120,7 +144,6 @@ NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
         "use_vae": (False, "the model's own autoencoder is used"),
-        "use_sampler": (False, "the detail pass takes Euler steps, placed as the input scheduler says"),
         "use_noise_multiplier": (False, "the noise has one strength"),
         "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
         "controlnet_model": ("None", "there is no ControlNet model"),
@@ -128,11 +151,15 @@ NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
 )
 """What cannot be honoured, the value that asks for nothing, and why."""
 
-WITHOUT_EFFECT = (
-    *("checkpoint", "vae", "sampler", "scheduler", "noise_multiplier", "clip_skip"),
-    *("controlnet_module", "controlnet_weight", "controlnet_guidance_start", "controlnet_guidance_end"),
+WITHOUT_EFFECT: Mapping[str, type] = MappingProxyType(
+    {
+        **{"checkpoint": str, "vae": str, "noise_multiplier": float, "clip_skip": int},
+        **{"controlnet_module": str, "controlnet_weight": float, "controlnet_guidance_start": float, "controlnet_guidance_end": float},
+    }
 )
-"""Arguments that only count beside one of ``NOT_HERE``, so a WebUI sends them always."""
+"""Arguments that only count beside one of ``NOT_HERE``, and what they are. A WebUI sends them always, null where there is none."""
+PASSED_OVER = "is_api"
+"""What ADetailer writes into every unit beside its arguments."""
 
 
 FACES = AdetailerUnit()
@@ -171,13 +198,21 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
     values: dict[str, Any] = {}
     for key, value in given.items():
         name = key.removeprefix(PREFIX)
+        if key == PASSED_OVER:
+            continue
         if key not in known:
             raise InputError(field, f"{where}unknown argument '{key}'{nearest(key, known)}")
         if name in NOT_HERE and value not in (NOT_HERE[name][0], None):
             raise InputError(field, f"{where}{key} cannot be honoured: {NOT_HERE[name][1]}; leave it out")
+        if name in WITHOUT_EFFECT and value is not None:
+            _checked(name, value, WITHOUT_EFFECT[name], f"{where}{key}", field)
         if name in kinds:
             values[name] = _checked(name, value, kinds[name], f"{where}{key}", field)
     unit = replace(base, **values)
+    if unit.use_sampler:
+        for name, value, offered in zip(("sampler", "scheduler"), unit.sampling(*SAMPLERS[:1], *SCHEDULES[:1]), (SAMPLERS, SCHEDULES), strict=True):
+            if value not in offered:
+                raise InputError(field, f"{where}ad_{name} must be one of {', '.join(offered)}, not '{value[:40]}'{nearest(value, offered)}")
     if unit.mask_min_ratio > unit.mask_max_ratio:
         raise InputError(field, f"{where}ad_mask_min_ratio is {unit.mask_min_ratio}, more than ad_mask_max_ratio, {unit.mask_max_ratio}")
     return unit
@@ -191,7 +226,9 @@ def _checked(name: str, value: Any, kind: type, label: str, field: str) -> Any:
         raise InputError(field, f"{label} must be {words[kind]}, not {json.dumps(value)[:40]}")
     if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
         low, high = RANGES[name]
-        raise InputError(field, f"{label} must be from {low} to {high}, not {value}")
+        raise InputError(field, f"{label} must be {f'from {low} to {high}' if math.isfinite(high) else f'{low} or more'}, not {value}")
+    if name == "match_inpaint_bbox_size" and value == "Strict (SDXL only)":  # as ADetailer's settings have it
+        return "Strict"
     if name in CHOICES and value not in CHOICES[name]:
         raise InputError(field, f"{label} must be one of {', '.join(CHOICES[name])}, not '{value}'{nearest(value, CHOICES[name])}")
     if name == "mask_select" and not re.fullmatch(r"(\s*[1-9]\d{0,3}\s*(,(?=.)|$))*", value):

@@ -190,8 +190,7 @@ class Detector:
                 masks = shapes.cpu().numpy() * np.uint8(255)
             else:
                 masks = rectangle_masks(boxes, images[0].size)
-            found = Detections(boxes, masks, rows[:, 4].cpu().numpy().astype(np.float64))
-            results.append(found.take(np.flatnonzero(found.masks.any(axis=(1, 2)))))
+            results.append(Detections(boxes, masks, rows[:, 4].cpu().numpy().astype(np.float64)))
         return results
 
     def _forward(self, pixels: torch.Tensor) -> Any:

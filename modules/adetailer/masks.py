@@ -10,7 +10,7 @@ around the edge, no mask is blank, and a box, its mask and its confidence are on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,32 +28,42 @@ MERGE_INVERT = ("None", "Merge", "Merge and Invert")
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image: N boxes with their masks and confidences.
+    """What was found in one image: N boxes with their masks, confidences and numbers.
 
-    Whatever chooses or reorders goes through :meth:`take`, so the three cannot come apart.
+    Whatever chooses or reorders goes through :meth:`take`, so these cannot come apart.
 
     Attributes:
         boxes: N x 4, x1, y1, x2, y2 in pixels.
         masks: N x H x W, 0 or 255, each of the image's size.
         confidences: N, from 0 to 1.
+        numbers: N, what each is called; by default 1, 2, 3 in their order.
     """
 
     boxes: Floats
     masks: Mask
     confidences: Floats
+    numbers: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
-        if self.boxes.shape != (count, 4) or self.masks.ndim != 3 or len(self.masks) != count or self.confidences.shape != (count,):
-            raise ValueError(f"boxes {self.boxes.shape}, masks {self.masks.shape} and confidences {self.confidences.shape} do not belong together")
+        if not len(self.numbers):
+            object.__setattr__(self, "numbers", np.arange(1, count + 1))
+        if self.boxes.shape != (count, 4) or self.masks.ndim != 3 or len(self.masks) != count or {self.confidences.shape, self.numbers.shape} != {(count,)}:
+            shapes = f"boxes {self.boxes.shape}, masks {self.masks.shape}, confidences {self.confidences.shape} and numbers {self.numbers.shape}"
+            raise ValueError(f"{shapes} do not belong together")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def areas(self) -> Floats:
+        """Of the boxes, N, in square pixels."""
+        x1, y1, x2, y2 = self.boxes.T
+        return np.asarray((x2 - x1) * (y2 - y1))
+
     def take(self, indices: Sequence[int] | npt.NDArray[np.intp]) -> Detections:
         """The detections with these indices, in this order."""
         chosen = np.asarray(indices, dtype=np.intp)
-        return Detections(self.boxes[chosen], self.masks[chosen], self.confidences[chosen])
+        return Detections(self.boxes[chosen], self.masks[chosen], self.confidences[chosen], self.numbers[chosen])
 
 
 def rectangle_masks(boxes: Floats, image_size: tuple[int, int]) -> Mask:
@@ -122,7 +132,7 @@ def preprocess_detections(detections: Detections, dilate_erode: int = 0, x_offse
 
 def filter_by_ratio(detections: Detections, min_ratio: float, max_ratio: float, image_size: tuple[int, int]) -> Detections:
     """Those whose box covers at least ``min_ratio`` and at most ``max_ratio`` of the image."""
-    ratios = _areas(detections) / (image_size[0] * image_size[1])
+    ratios = detections.areas() / (image_size[0] * image_size[1])
     return detections.take(np.flatnonzero((min_ratio <= ratios) & (ratios <= max_ratio)))
 
 
@@ -164,20 +174,15 @@ def _stack(masks: list[Mask], like: Mask) -> Mask:
     return np.array(masks, np.uint8).reshape(-1, *like.shape[1:])
 
 
-def _areas(detections: Detections) -> Floats:
-    x1, y1, x2, y2 = detections.boxes.T
-    return np.asarray((x2 - x1) * (y2 - y1))
-
-
 def _distances(detections: Detections, image_size: tuple[int, int]) -> Floats:
     x1, y1, x2, y2 = detections.boxes.T
     return np.asarray(np.hypot((x1 + x2) / 2 - image_size[0] / 2, (y1 + y2) / 2 - image_size[1] / 2))
 
 
-_MEASURES: Mapping[str, Callable[[Detections], Floats]] = {"Area": _areas, "Confidence": lambda detections: detections.confidences}
+_MEASURES: Mapping[str, Callable[[Detections], Floats]] = {"Area": Detections.areas, "Confidence": lambda detections: detections.confidences}
 _SORT_KEYS: Mapping[str, Callable[[Detections, tuple[int, int]], Floats]] = {
     "None": lambda detections, _: np.zeros(len(detections)),
     "Left to right": lambda detections, _: detections.boxes[:, 0],
     "Center to edge": _distances,
-    "Area": lambda detections, _: -_areas(detections),
+    "Area": lambda detections, _: -detections.areas(),
 }

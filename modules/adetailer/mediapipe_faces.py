@@ -88,10 +88,10 @@ def eyes() -> list[list[int]]:
 
 
 def filled_hulls(groups: Iterable[Floats], size: tuple[int, int]) -> Mask:
-    """H x W, 255 within the convex hull of each group of points, N x 2 in pixels."""
+    """H x W, 255 within the convex hull of each group of points, N x 2 in pixels, their fractions dropped as ADetailer does."""
     import cv2
 
     mask = Image.new("L", size)
     for points in groups:
-        ImageDraw.Draw(mask).polygon(cv2.convexHull(points.astype(np.float32)).reshape(-1).tolist(), fill=255)
+        ImageDraw.Draw(mask).polygon(cv2.convexHull(points.astype(np.int32)).reshape(-1).tolist(), fill=255)
     return np.asarray(mask)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
-from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit, prompt_order
+from modules.adetailer.arguments import SORT_ORDERS, AdetailerUnit, prompt_order, region_prompt
 from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_region
 from modules.adetailer.masks import Detections, Floats, Mask, bounding_box, filter_by_ratio, keep_largest, preprocess_detections, sort_detections
 from modules.request import ASPECT_RATIOS, Canvas
@@ -56,35 +56,52 @@ class Found:
     detections: Detections
 
 
-def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int], canvas: Canvas) -> Found:
-    """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order. Detections are numbered as found, the surest is 1."""
-    numbers = {tuple(box): number for number, box in enumerate(detections.boxes, start=1)}
+def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int], canvas: Canvas, allowed: Mask | None = None) -> Found:
+    """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order. Detections are numbered as found, the surest is 1.
+
+    ``allowed`` is the picture's, 0 where nothing may change.
+    """
     skipped: list[str] = []
 
-    def explain(before: Detections, after: Detections, reason: str) -> None:
-        kept = {tuple(box) for box in after.boxes}
-        skipped.extend(f"detection {numbers[tuple(box)]}: {reason}" for box in before.boxes if tuple(box) not in kept)
+    def explain(before: Detections, after: Detections, reason: Callable[[int], str]) -> None:
+        """``reason`` takes an index of ``before``."""
+        skipped.extend(f"detection {number}: {reason(index)}" for index, number in enumerate(before.numbers) if number not in after.numbers)
 
-    small = filter_by_ratio(detections, unit.mask_min_ratio, 1, image_size)
-    explain(detections, small, f"covers less of the picture than ad_mask_min_ratio, {unit.mask_min_ratio:g}")
-    fitting = filter_by_ratio(small, 0, unit.mask_max_ratio, image_size)
-    explain(small, fitting, f"covers more of the picture than ad_mask_max_ratio, {unit.mask_max_ratio:g}")
+    shares = {number: area / (image_size[0] * image_size[1]) for number, area in zip(detections.numbers, detections.areas())}
+    fitting = filter_by_ratio(detections, unit.mask_min_ratio, unit.mask_max_ratio, image_size)
+    explain(detections, fitting, lambda index: _ratio_reason(shares[detections.numbers[index]], unit))
     kept = keep_largest(fitting, unit.mask_k, unit.mask_filter_method)
-    explain(fitting, kept, f"not among the first {unit.mask_k} by {unit.mask_filter_method} (ad_mask_k)")
+    explain(fitting, kept, lambda index: _rank_reason(shares[fitting.numbers[index]], float(fitting.confidences[index]), unit))
     kept = _sorted(kept, unit, image_size)
     shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset)
-    explain(kept, shaped, "nothing is left of its mask after offset and erosion")
+    explain(kept, shaped, lambda index: "nothing is left of its mask after offset and erosion" if kept.masks[index].any() else "its mask is blank")
     merged = preprocess_detections(shaped, merge_invert=unit.mask_merge_invert)
+    if len(shaped) and not len(merged):
+        skipped.append("all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)")
+    within = merged if allowed is None else merged.take([index for index, mask in enumerate(merged.masks) if np.minimum(mask, allowed).any()])
+    name = {int(number): f"detection {number}" if unit.mask_merge_invert == "None" else "all detections, merged" for number in merged.numbers}
+    skipped += [f"{name[number]}: lies outside of the input 'mask'" for number in merged.numbers if number not in within.numbers]
     regions: list[Region] = []
-    for number, (box, mask) in enumerate(zip(merged.boxes, merged.masks, strict=True), start=1):
-        name = f"detection {numbers.get(tuple(box), 'of all, merged')}"
+    for number, (own, box, mask) in enumerate(zip(within.numbers, within.boxes, within.masks), start=1):
         if unit.selected and number not in unit.selected:
-            skipped.append(f"{name}: not among the regions of ad_mask_select, it is number {number}")
-        elif region := _region(number, box, mask, image_size, unit, canvas):
+            skipped.append(f"{name[own]}: not among the regions of ad_mask_select, it is number {number}")
+        elif region_prompt(unit.prompt, "", number - 1) is None:
+            skipped.append(f"{name[own]}: [SKIP] in ad_prompt, it is number {number}")
+        elif region := _region(number, box, mask, image_size, unit, canvas, allowed):
             regions.append(region)
         else:
-            skipped.append(f"{name}: nothing is left of its mask after the blur")
+            skipped.append(f"{name[own]}: nothing is left of its mask after the blur")
     return Found(tuple(regions), tuple(skipped), detections)
+
+
+def _ratio_reason(share: float, unit: AdetailerUnit) -> str:
+    name, asked = ("mask_min_ratio", unit.mask_min_ratio) if share < unit.mask_min_ratio else ("mask_max_ratio", unit.mask_max_ratio)
+    return f"covers {share:.2g} of the picture, {'less' if share < asked else 'more'} than ad_{name}, {asked:g}"
+
+
+def _rank_reason(share: float, confidence: float, unit: AdetailerUnit) -> str:
+    own = f"covers {share:.2g} of the picture" if unit.mask_filter_method == "Area" else f"has the confidence {confidence:.2f}"
+    return f"{own}, not among the first {unit.mask_k} by {unit.mask_filter_method} (ad_mask_k)"
 
 
 def rounds(regions: Sequence[Region]) -> list[list[Region]]:
@@ -105,16 +122,20 @@ def _sorted(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, 
     return detections.take(rising[::-1] if order.startswith("[DSC") else rising)
 
 
-def _region(number: int, box: Floats, mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit, canvas: Canvas) -> Region | None:
+def _region(number: int, box: Floats, mask: Mask, image_size: tuple[int, int], unit: AdetailerUnit, canvas: Canvas, allowed: Mask | None) -> Region | None:
     blurred = blur_mask(mask, unit.mask_blur)
+    free = blurred if allowed is None else np.minimum(blurred, allowed)
+    if not free.any():
+        return None
     x1, y1, x2, y2 = (float(side) for side in box)
     ratio = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
-    target = _painting_size((x2 - x1) / max(1.0, y2 - y1), unit, canvas)
+    target = _painting_size(max(1.0, x2 - x1) / max(1.0, y2 - y1), unit, canvas)
     if not unit.inpaint_only_masked:
         size = target if unit.use_inpaint_width_height else canvas.fitted(*image_size)
-        return Region((0, 0, *image_size), blurred, size, number, ratio) if np.any(blurred) else None
+        return Region((0, 0, *image_size), free, size, number, ratio)
     crop = crop_region(blurred, unit.inpaint_only_masked_padding)
-    return Region(expand_crop_region(crop, *target, *image_size), blurred, target, number, ratio) if crop else None
+    assert crop is not None  # a mask that is not blank has a box
+    return Region(expand_crop_region(crop, *target, *image_size), free, target, number, ratio)
 
 
 def _painting_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 from PIL import Image
 
 from modules.adetailer.arguments import AdetailerUnit, region_prompt
@@ -13,16 +14,19 @@ from modules.adetailer.debug_images import draw_found
 from modules.adetailer.detectors import Detectors
 from modules.adetailer.masks import Detections
 from modules.adetailer.regions import Found, Region, choose_regions, rounds
-from modules.drawing import Drawing, DrawingService
+from modules.drawing import Drawing, DrawingService, steps_run
 from modules.face_restoration import FaceRestoration
+from modules.inpaint_mask import inpaint_mask
 from modules.pipeline import ImageBatch, Picture
 from modules.request import MAX_SEED, ImageRequest
 from modules.samplers import EULER
 
 LABELS = {
     "inpaint_only_masked_padding": "inpaint padding",
+    "mask_filter_method": "method to decide top k masks",
     "mask_k": "mask only top k",
     "use_steps": "use separate steps",
+    "use_sampler": "use separate sampler",
     "use_cfg_scale": "use separate CFG scale",
     "cfg_scale": "CFG scale",
 }
@@ -61,7 +65,7 @@ class AdetailerStage:
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         for number, unit in enumerate(request.adetailer):
             with batch.timeline.span("detect"):
-                found = self.find(batch.pictures, unit)
+                found = self.find(batch.pictures, unit, request.mask)
             if batch.show:
                 for index, (picture, of_picture) in enumerate(zip(batch.pictures, found, strict=True)):
                     batch.show(f"found-{index}-unit-{number + 1}", draw_found(picture.image, of_picture))
@@ -81,24 +85,32 @@ class AdetailerStage:
         return batch
 
     def repaints(self, pictures: Sequence[Picture], found: Sequence[Found], unit: AdetailerUnit, request: ImageRequest) -> list[list[Repaint]]:
-        """What is painted together, in order. All of one batch have one size, one strength and one negative prompt."""
+        """What is painted together, in order. All of one batch have one size, as many steps to run, and one negative prompt."""
         alike: dict[tuple[float | str, ...], list[Repaint]] = {}
         for index, (picture, of_picture) in enumerate(zip(pictures, found, strict=True)):
-            words = {region: region_prompt(unit.prompt, request.prompt, region.number - 1) for region in of_picture.regions}
-            for turn, regions in enumerate(rounds([region for region in of_picture.regions if words[region] is not None])):
+            for turn, regions in enumerate(rounds(of_picture.regions)):
                 for region in regions:
                     seed = picture.seed + (0 if unit.same_seed_for_each_tab else region.number - 1)
+                    words = region_prompt(unit.prompt, request.prompt, region.number - 1) or ""
                     negative = region_prompt(unit.negative_prompt, request.negative_prompt, region.number - 1) or ""
-                    key = (turn, *region.size, unit.strength(region.area_ratio), negative)
-                    alike.setdefault(key, []).append(Repaint(index, region, words[region] or "", negative, seed % (MAX_SEED + 1)))
+                    strength = unit.strength(region.area_ratio)
+                    # the strength decides how many steps are run, and nothing else
+                    key = (turn, *region.size, strength > 0, steps_run(self.steps(unit, request), strength), negative)
+                    alike.setdefault(key, []).append(Repaint(index, region, words, negative, seed % (MAX_SEED + 1)))
         groups = [alike[key] for key in sorted(alike, key=lambda key: key[0])]
         return [group[start : start + self.together] for group in groups for start in range(0, len(group), self.together)]
 
-    def find(self, pictures: Sequence[Picture], unit: AdetailerUnit) -> list[Found]:
-        """What is to be repainted in every picture."""
+    def find(self, pictures: Sequence[Picture], unit: AdetailerUnit, mask: Image.Image | None = None) -> list[Found]:
+        """What is to be repainted in every picture; nothing where the input ``mask`` keeps it."""
         found = self.detect([picture.image for picture in pictures], unit)
-        canvas = self.service.family.canvas
-        return [choose_regions(detections, unit, picture.image.size, canvas) for picture, detections in zip(pictures, found, strict=True)]
+        size, canvas = pictures[0].image.size, self.service.family.canvas  # the pictures of a batch have one size
+        allowed = np.asarray(inpaint_mask(mask, size)) if mask else None
+        return [choose_regions(detections, unit, size, canvas, allowed) for detections in found]
+
+    @staticmethod
+    def steps(unit: AdetailerUnit, request: ImageRequest) -> int:
+        """Of a whole drawing, of which the strength then runs a share."""
+        return unit.steps if unit.use_steps else request.num_inference_steps
 
     def detect(self, images: Sequence[Image.Image], unit: AdetailerUnit) -> list[Detections]:
         """All that the unit's detector sees in every image."""
@@ -110,18 +122,19 @@ class AdetailerStage:
         """The new content of some regions' boxes, at the size that is painted at."""
         regions = [one.region for one in together]
         crops, masks = [one.region.crop(images[one.picture]) for one in together], [region.crop_mask() for region in regions]
+        _, schedule = unit.sampling(request.sampler, request.scheduler)
         drawing = Drawing(
             prompts=tuple(one.prompt for one in together),
             seeds=tuple(one.seed for one in together),
             width=regions[0].size[0],
             height=regions[0].size[1],
-            steps=unit.steps if unit.use_steps else request.num_inference_steps,
+            steps=self.steps(unit, request),
             guidance=unit.cfg_scale if unit.use_cfg_scale else request.guidance_scale,
             images=tuple(crops),
             masks=tuple(masks),
             strength=unit.strength(regions[0].area_ratio),
             soft=unit.soft_mask,
-            schedule=request.scheduler,
+            schedule=schedule,
             go_fast=request.go_fast,
             negative=together[0].negative,
         )
@@ -145,11 +158,13 @@ class AdetailerStage:
             for field in fields(unit)
             if field.name != "model" and getattr(unit, field.name) != field.default
         }
-        if request.sampler != EULER:  # others cannot begin from a picture
+        sampler, _ = unit.sampling(request.sampler, request.scheduler)
+        if sampler != EULER:
             changed["sampler"] = EULER
-        by_prompt = [f"region {region.number}: [SKIP]" for region in found.regions if region_prompt(unit.prompt, request.prompt, region.number - 1) is None]
+        note = {f"_adetailer_sampler{suffix}": f"{sampler} begins from pure noise only, so {EULER} repainted the details"} if sampler != EULER else {}
         return {
+            **note,
             **{f"ADetailer {label}{suffix}": value for label, value in {"model": unit.model or self.detectors.default, **changed}.items()},
             f"_adetailer_regions{suffix}": [region.box for region in found.regions],
-            f"_adetailer_skipped{suffix}": [*found.skipped, *by_prompt],
+            f"_adetailer_skipped{suffix}": list(found.skipped),
         }
