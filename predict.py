@@ -46,7 +46,7 @@ class Predictor(BasePredictor):
         ),
         sampler: str = Input(
             default="Euler",
-            choices=["Euler", "DPM++ 2M", "UniPC"],
+            choices=["Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"],
             description="What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always take Euler.",
         ),
         scheduler: str = Input(
@@ -62,7 +62,9 @@ class Predictor(BasePredictor):
             default=None, regex="^(data:|https?://)", description="A picture to start from (image to image), or to paint into when a mask is given."
         ),
         mask: Optional[Path] = Input(
-            default=None, regex="^(data:|https?://)", description="White where the image is repainted, black where it stays, also in Hires fix and the detail pass. Same size as the image."
+            default=None,
+            regex="^(data:|https?://)",
+            description="White where the image is repainted, black where it stays, also in Hires fix and the detail pass. Same size as the image.",
         ),
         prompt_strength: float = Input(default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."),
         enable_hr: bool = Input(default=False, description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted."),
@@ -88,7 +90,9 @@ class Predictor(BasePredictor):
             default="", description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt."
         ),
         scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
-        upscaler: str = Input(default="", description="Which upscaler enlarges, here and in Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best."),
+        upscaler: str = Input(
+            default="", description="Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best."
+        ),
         face_enhance: bool = Input(default=False, description="Restore the faces of the finished picture with GFPGAN, where its weights are present."),
         prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
         prompt_upsampling_seed: Optional[int] = Input(

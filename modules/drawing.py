@@ -26,7 +26,7 @@ from backend.out_of_memory import Ladder, Rung
 from backend.timeline import Timeline
 from modules.family import Family
 from modules.flux_memory_optimizer import first_block_cache
-from modules.samplers import EULER, SIMPLE
+from modules.samplers import EULER, SIMPLE, SeededSDE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -291,6 +291,8 @@ class DrawingService(ABC):
         noise = self.pack(randn_tensor((len(generators), channels, rows, columns), generator=generators, device=device, dtype=self.dtype))
         total = drawing.steps_run()
         steps = self.prepare_steps(drawing, noise.shape[1])
+        if isinstance(self._pipeline.scheduler, SeededSDE):
+            self._pipeline.scheduler.generators = generators
         origin = self.pack(start) if start is not None else None
         latents = noise
         if origin is not None and total < drawing.steps:

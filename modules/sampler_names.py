@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SAMPLERS = ("Euler", "DPM++ 2M", "UniPC")
+SAMPLERS = ("Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC")
 SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
 """Those of ``modules/samplers.py``; the first of each is the default."""
 

@@ -1,20 +1,22 @@
 """Samplers and schedules by the names that WebUI users know, each true to its name.
 
 A schedule is computed here and given to Euler's scheduler as it is: diffusers' own Karras, exponential and beta schedules end at a noise
-level of 0.14 on Flux, where the WebUI's end at 0.0003. Samplers that draw fresh noise at every step are not offered: their pictures
-would not be decided by the seed.
+level of 0.14 on Flux, where the WebUI's end at 0.0003. Of the samplers that draw fresh noise at every step one is offered, whose noise the
+seed decides here; the others, such as Euler a, have no counterpart for flow matching that is true to the name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.utils.torch_utils import randn_tensor
 
 Levels = npt.NDArray[np.float64]
 Shift = Callable[[Levels], Levels]
@@ -65,8 +67,25 @@ SCHEDULES: Mapping[str, Callable[[int, Shift, bool], Levels]] = MappingProxyType
     {SIMPLE: _even, "Karras": _karras, "Exponential": _exponential, "Beta": _beta, "Normal": _normal, "SGM Uniform": _sgm_uniform}
 )
 
-SOLVERS: Mapping[str, type[Any]] = MappingProxyType({"DPM++ 2M": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler})
+
+class SeededSDE(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
+    """DPM++ 2M SDE (Lu et al. 2022, as a stochastic differential equation) whose fresh noise comes from the pictures' own generators.
+
+    So a seed decides its picture, whatever is drawn beside it; diffusers' own asks the process' generator, or one for the whole batch.
+    """
+
+    generators: Sequence[torch.Generator] = ()
+    """One a picture, on the CPU."""
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, generator: None = None, return_dict: bool = True) -> Any:
+        noise = randn_tensor(tuple(sample.shape), generator=list(self.generators), device=sample.device, dtype=torch.float32)
+        return super().step(model_output, timestep, sample, variance_noise=noise, return_dict=return_dict)
+
+
+SOLVERS: Mapping[str, type[Any]] = MappingProxyType({"DPM++ 2M": DPMSolverMultistepScheduler, "DPM++ 2M SDE": SeededSDE, "UniPC": UniPCMultistepScheduler})
 """What is not Euler: they place their steps themselves, and begin from pure noise only."""
+KIND_OF_SOLVER: Mapping[str, Mapping[str, str]] = MappingProxyType({"DPM++ 2M SDE": {"algorithm_type": "sde-dpmsolver++"}})
+"""What diffusers asks of a solver beside its class."""
 
 
 def noise_levels(schedule: str, steps: int, shift: Shift, told_times: bool = False) -> Levels:
@@ -84,7 +103,8 @@ def verbatim_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 def flow_solver(sampler: str, shift: float) -> Any:
     """A scheduler of :data:`SOLVERS` for a flow model that is trained with so much shift to the noisy side (1 is none)."""
-    scheduler = SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True)
+    asked = KIND_OF_SOLVER.get(sampler, {})
+    scheduler = SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True, **asked)
     # FluxPipeline works out a shift by the picture's size, between these two
     scheduler.register_to_config(base_shift=math.log(shift), max_shift=math.log(shift))
     return scheduler
@@ -93,4 +113,4 @@ def flow_solver(sampler: str, shift: float) -> Any:
 def solver(sampler: str, schedule: str, configuration: Mapping[str, Any]) -> Any:
     """A scheduler of :data:`SOLVERS` for a model with this configuration of one; ``schedule`` is Simple, Karras or Exponential."""
     asked = {f"use_{name.lower()}_sigmas": name == schedule for name in ("Karras", "Exponential")}
-    return SOLVERS[sampler].from_config(dict(configuration), **asked)
+    return SOLVERS[sampler].from_config(dict(configuration), **asked, **KIND_OF_SOLVER.get(sampler, {}))

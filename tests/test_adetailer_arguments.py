@@ -147,7 +147,7 @@ class TestSampling:
         assert units(given)[0].sampling("UniPC", "Beta") == expected
 
     def test_names_without_a_counterpart_are_refused_with_those_that_work(self) -> None:
-        assert "ad_sampler must be one of Euler, DPM++ 2M, UniPC, not 'Euler a'" in refused({"ad_use_sampler": True, "ad_sampler": "Euler a"})
+        assert "ad_sampler must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'" in refused({"ad_use_sampler": True, "ad_sampler": "Euler a"})
         asked = {"ad_use_sampler": True, "ad_sampler": "Euler", "ad_scheduler": "Polyexponential"}
         assert "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Polyexponential'" in refused(asked)
 

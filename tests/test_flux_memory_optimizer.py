@@ -127,9 +127,7 @@ def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
         (torch.float32, torch.float32, "float32", (False, "in float32, upscalers in float32: the setting 'dtype' asks for it")),
     ],
 )
-def test_the_precision_is_told_with_its_reason(
-    plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]
-) -> None:
+def test_the_precision_is_told_with_its_reason(plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]) -> None:
     device = Device("cpu", "a processor", 0, 0, None, dtype, upscaler)
     applied, reason = entry(optimizer(plan, device, dtype=asked), "16 bits")
     assert (applied, reason) == (expected[0], f"models that draw compute {expected[1]}")

@@ -94,7 +94,7 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
         ({"num_outputs": 5}, "num_outputs", "from 1 to 4"),
         ({"num_inference_steps": 0}, "num_inference_steps", "from 1 to 50"),
         ({"guidance_scale": -1}, "guidance_scale", "from 0 to 10"),
-        ({"sampler": "Euler a"}, "sampler", "must be one of Euler, DPM++ 2M, UniPC, not 'Euler a'"),
+        ({"sampler": "Euler a"}, "sampler", "must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'"),
         ({"scheduler": "KL Optimal"}, "scheduler", "must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'KL Optimal'"),
         ({"negative_prompt": "blurry"}, "negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead"),
         ({"sampler": "UniPC", "scheduler": "Karras"}, "scheduler", "'Karras' goes with the sampler Euler; UniPC takes Simple"),

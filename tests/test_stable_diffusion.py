@@ -119,12 +119,13 @@ def test_without_guidance_nothing_is_avoided(ours: StableDiffusionService, euler
     assert np.array_equal(drawn, theirs(euler, guidance_scale=1.0, width=256, height=256))
 
 
-def test_dpm_with_karras_steps_is_that_of_bare_diffusers(ours: StableDiffusionService, bare: Any) -> None:
+@pytest.mark.parametrize(("sampler", "algorithm"), [("DPM++ 2M", "dpmsolver++"), ("DPM++ 2M SDE", "sde-dpmsolver++")])
+def test_dpm_with_karras_steps_is_that_of_bare_diffusers(ours: StableDiffusionService, bare: Any, sampler: str, algorithm: str) -> None:
     own = bare.scheduler
-    bare.scheduler = DPMSolverMultistepScheduler.from_config(own.config, use_karras_sigmas=True)
+    bare.scheduler = DPMSolverMultistepScheduler.from_config(own.config, use_karras_sigmas=True, algorithm_type=algorithm)
     expected = theirs(bare, width=256, height=256)
     bare.scheduler = own
-    assert np.array_equal(pixels(ours.draw(drawing(sampler="DPM++ 2M", schedule="Karras"), Timeline())[0]), expected)
+    assert np.array_equal(pixels(ours.draw(drawing(sampler=sampler, schedule="Karras"), Timeline())[0]), expected)
 
 
 @pytest.mark.parametrize("schedule", ["Karras", "Exponential", "Beta", "Normal", "SGM Uniform"])
