@@ -85,7 +85,7 @@ def test_every_range_is_held_at_both_ends(name: str) -> None:
         [unit] = units({f"ad_{name}": value})
         assert getattr(unit, name, value) == value
     range_in_words = f"from {low} to {high}" if math.isfinite(high) else f"{low} or more"
-    for value in (low - 1, high + 1) if math.isfinite(high) else (low - 1,):
+    for value in _beyond(name):
         assert f"ad_{name} must be {range_in_words}, not {value}" in refused({f"ad_{name}": value})
 
 
@@ -96,9 +96,13 @@ def test_every_choice_is_held(name: str) -> None:
     assert "did you mean" in refused({f"ad_{name}": CHOICES[name][1][:-1]})
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def _beyond(name: str) -> list[float]:
+    low, high = RANGES[name]
+    return [low - 1, high + 1] if math.isfinite(high) else [low - 1]
+
+
+WRONG: list[tuple[object, str]] = [
+    *[
         ({"ad_confidense": 0.5}, "unknown argument 'ad_confidense' (did you mean 'ad_confidence'?)"),
         ({"confidence": 0.5}, "unknown argument 'confidence' (did you mean 'ad_confidence'?)"),
         ([{}, {"ad_mask_k": "2"}], 'unit 2: ad_mask_k must be a whole number, not "2"'),
@@ -111,8 +115,19 @@ def test_every_choice_is_held(name: str) -> None:
         ({"ad_mask_min_ratio": 0.5, "ad_mask_max_ratio": 0.4}, "ad_mask_min_ratio is 0.5, more than ad_mask_max_ratio, 0.4"),
         (["x"], "must be a JSON object"),
         (7, "must be a JSON object"),
+        ([{}] * 5, "has 5 units; at most 4 are run"),
+        ({"ad_use_sampler": True, "ad_sampler": "Euler a"}, "ad_sampler must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'"),
+        ({"ad_use_sampler": True, "ad_scheduler": "Turbo"}, "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Turbo'"),
+        ({"ad_checkpoint": 5}, "ad_checkpoint must be text, not 5"),
     ],
-)
+    *[({f"ad_{name}": value}, f"ad_{name} must be ") for name in RANGES for value in _beyond(name)],
+    *[({f"ad_{name}": "something"}, f"ad_{name} must be one of {', '.join(CHOICES[name])}, not 'something'") for name in CHOICES],
+    *[({f"ad_{name}": True if nothing is False else "something"}, f"ad_{name} cannot be honoured: {reason}") for name, (nothing, reason) in NOT_HERE.items()],
+]
+"""Units that are refused, and words of the error; ``tests/test_server.py`` sends them all over HTTP."""
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG)
 def test_what_is_wrong_is_named(given: object, words: str) -> None:
     assert words in refused(given)
 
@@ -145,11 +160,6 @@ class TestSampling:
     )
     def test_a_units_own_goes_over_the_requests_where_it_is_switched_on(self, given: dict[str, Any], expected: tuple[str, str]) -> None:
         assert units(given)[0].sampling("UniPC", "Beta") == expected
-
-    def test_names_without_a_counterpart_are_refused_with_those_that_work(self) -> None:
-        assert "ad_sampler must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'" in refused({"ad_use_sampler": True, "ad_sampler": "Euler a"})
-        asked = {"ad_use_sampler": True, "ad_sampler": "Euler", "ad_scheduler": "Polyexponential"}
-        assert "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Polyexponential'" in refused(asked)
 
 
 def test_strict_may_be_called_as_in_adetailers_settings() -> None:

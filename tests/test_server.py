@@ -14,11 +14,12 @@ import pytest
 import requests
 from conftest import PICTURE, PROMPT, Server
 from PIL import Image
+from test_adetailer_arguments import WRONG
 
 from backend.input_schema import PREDICTOR_FILE, openapi
 from backend.settings import ROOT
-from modules.adetailer.arguments import NOT_HERE
-from modules.request import ASPECT_RATIOS, OUTPUT_FORMATS
+from modules.request import ASPECT_RATIOS, HIRES_UPSCALERS, OUTPUT_FORMATS
+from modules.sampler_names import SAMPLERS, SCHEDULES
 from modules.startup import Service
 
 STAGES = ("generate", "adetailer", "upscale", "outputs")
@@ -84,6 +85,8 @@ def test_a_bad_input_is_refused_at_the_door(server: Server, field: str, inputs: 
     (problem,) = response.json()["detail"]
     assert problem["loc"] == ["body", "input", field]
     assert problem["msg"]
+    offered: tuple[str, ...] = {"sampler": SAMPLERS, "scheduler": SCHEDULES, "hr_upscaler": HIRES_UPSCALERS}.get(field, ())
+    assert all(f'"{name}"' in problem["msg"] for name in offered)
 
 
 def test_a_prediction_gives_a_picture_and_the_metrics_of_every_stage(answer: dict[str, Any]) -> None:
@@ -163,18 +166,15 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("negative_prompt", {"negative_prompt": "a hat"}),
         ("adetailer_args", {"adetailer_args": '{"ad_negative_prompt": "a hat"}'}),
         ("adetailer_args", {"adetailer_args": "{"}),
-        ("adetailer_args", {"adetailer_args": '{"ad_confidense": 0.5}'}),
-        ("adetailer_args", {"adetailer_args": '{"ad_mask_blur": 65}'}),
         ("adetailer_args", {"adetailer_args": '{"ad_mask_select": "left"}'}),
         ("adetailer_args", {"adetailer_args": '{"ad_model": "eyes_yolov8n.pt"}'}),
         ("upscaler", {"upscaler": "4x-none"}),
         ("face_enhance", {"face_enhance": True}),
         ("adetailer_args", {"adetailer_args": '{"ad_restore_face": true}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_model": "mediapipe_face_full"}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_model_classes": "zebra"}'}),
         ("adetailer_args_hands", {"adetailer_args_hands": '{"ad_confidense": 0.5}'}),
-        *(
-            ("adetailer_args", {"adetailer_args": json.dumps({f"ad_{name}": "something" if nothing in ("", "None") else True})})
-            for name, (nothing, _) in NOT_HERE.items()
-        ),
+        ("adetailer_args_hands", {"adetailer_args_hands": "[{}, {}, {}, {}]"}),
         ("mask", {"image": png(Image.new("RGB", (64, 64))), "mask": png(Image.new("L", (64, 32)))}),
     ],
 )
@@ -185,6 +185,12 @@ def test_what_only_the_package_can_judge_fails_with_one_clear_line(server: Serve
     assert "\n" not in result["error"]
     assert "Traceback" not in result["error"]
     assert not any(secret in result["error"] for secret in (str(ROOT), str(server.temporary), "/tmp", "root:x"))
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG)
+def test_every_unit_that_is_refused_is_refused_over_http_in_the_same_words(server: Server, given: object, words: str) -> None:
+    result = server.predict({"prompt": "a fox", "adetailer_args": json.dumps(given)}).json()
+    assert result["status"] == "failed" and ": adetailer_args: " in result["error"] and words in result["error"] and "\n" not in result["error"]
 
 
 def test_the_next_prediction_is_right_and_nothing_stays_behind(server: Server, answer: dict[str, Any]) -> None:
