@@ -12,14 +12,19 @@ import math
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from backend.errors import WeightsError
 from modules.spandrel_files import read_network
+
+if TYPE_CHECKING:
+    from spandrel import SizeRequirements
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +33,11 @@ CONTEXT_LIMIT = 32
 FEATHER = 8
 """Pixels that neighbouring tiles share and over which they are blended."""
 
+FLOAT32_ONLY = ("ATD", "DRCT", "GRL", "Swin2SR", "SwinIR")
+"""Architectures of which spandrel 0.4.2 says that they compute in bfloat16, and whose attention masks are float32 all the same."""
+
 Span = tuple[int, int]
+Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 TileProgress = Callable[[int, int], None]
 """Told after every tile: tiles done, tiles to do."""
 
@@ -71,15 +80,24 @@ def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[i
 
 
 class UpscalerNetwork(nn.Module):
-    """A network with the factor, 2 or more, that it enlarges by. N x 3 x H x W in and out, RGB from 0 to 1."""
+    """A network with the factor, 2 or more, that it enlarges by. N x 3 x H x W in and out, RGB from 0 to 1, of any size.
 
-    def __init__(self, network: nn.Module, factor: int) -> None:
+    ``call`` runs the network where calling it is not all, ``requirements`` are the sizes that it takes; both are spandrel's. The result is
+    that of spandrel's own call, but for the clamping to 0 and 1, which would hide numbers that are not finite.
+    """
+
+    def __init__(self, network: nn.Module, factor: int, call: Call = nn.Module.__call__, requirements: SizeRequirements | None = None) -> None:
         super().__init__()
-        self.network, self.factor = network, factor
+        self.network, self.factor, self.call, self.requirements = network, factor, call, requirements
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        enlarged: torch.Tensor = self.network(pixels)
-        return enlarged
+        height, width = pixels.shape[2:]
+        right, below = self.requirements.get_padding(width, height) if self.requirements else (0, 0)
+        if right or below:
+            mirrored = min(right, width - 1), min(below, height - 1)  # torch cannot reflect more than there is
+            pixels = functional.pad(pixels, (0, mirrored[0], 0, mirrored[1]), "reflect")
+            pixels = functional.pad(pixels, (0, right - mirrored[0], 0, below - mirrored[1]), "replicate")
+        return self.call(self.network, pixels)[..., : height * self.factor, : width * self.factor]
 
 
 class Upscaler:
@@ -161,7 +179,8 @@ def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> Ups
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
     if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
-    able = {torch.float16: model.supports_half, torch.bfloat16: model.supports_bfloat16}
+    able = {torch.float16: model.supports_half, torch.bfloat16: model.supports_bfloat16 and model.architecture.id not in FLOAT32_ONLY}
     dtype = dtype if able.get(dtype, True) else torch.float32
     logger.info("upscaler %s: %s, factor %d, %s", path.name, model.architecture.name, model.scale, str(dtype).removeprefix("torch."))
-    return UpscalerNetwork(model.model.to(dtype).eval().requires_grad_(False), model.scale)
+    network = model.model.to(dtype).eval().requires_grad_(False)
+    return UpscalerNetwork(network, model.scale, model._call_fn, model.size_requirements)  # spandrel has no public name for the first
