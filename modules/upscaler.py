@@ -3,6 +3,10 @@
 A tile is given to the network with ``context`` more pixels on every side, as far as the network looks; what comes out of
 that border is thrown away. Neighbouring tiles then agree to rounding, and are blended over a few shared pixels all the same,
 for networks that look farther than ``CONTEXT_LIMIT``.
+
+A network that is not made of convolutions alone treats pixels by their place: by windows of attention, or by strides. Its tiles begin
+at multiples of ``GRID``, so that they fall into the same windows as in the whole picture. That no seam shows is not promised where a
+window is no part of ``GRID``, nor where a network looks at the whole picture at once (OmniSR, RGT, CRAFT, GRL, IPT).
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ CONTEXT_LIMIT = 32
 """Pixels of context at most. Deep networks could look much farther, but what lies beyond weighs next to nothing."""
 FEATHER = 8
 """Pixels that neighbouring tiles share and over which they are blended."""
+GRID = 16
+"""Pixels: a multiple of the windows of attention and of the strides that most architectures have (8 or 16; 2 to 8)."""
 
 FLOAT32_ONLY = ("ATD", "DRCT", "GRL", "Swin2SR", "SwinIR")
 """Architectures of which spandrel 0.4.2 says that they compute in bfloat16, and whose attention masks are float32 all the same."""
@@ -64,8 +70,15 @@ def blend_weights(spans: list[Span], ramp: int) -> list[torch.Tensor]:
 
 
 def receptive_reach(network: nn.Module) -> int:
-    """An upper bound of how many input pixels away from its own place a convolutional network looks."""
-    return sum(max(module.kernel_size) // 2 for module in network.modules() if isinstance(module, nn.Conv2d))
+    """An upper bound of how many input pixels away from its own place a network that :func:`is_convolutional` looks."""
+    return sum(max(module.kernel_size) // 2 * max(module.dilation) for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
+def is_convolutional(network: UpscalerNetwork) -> bool:
+    """Whether a pixel's place makes no difference: all that learned are convolutions that go on by one pixel, over a picture of any size."""
+    learned = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    plain = all(isinstance(module, nn.PReLU) or isinstance(module, nn.Conv2d) and module.stride == (1, 1) for module in learned)
+    return plain and (network.requirements is None or network.requirements.multiple_of == 1)
 
 
 def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[int, int]]:
@@ -109,7 +122,7 @@ class Upscaler:
     def __init__(self, network: UpscalerNetwork, tile_size: int) -> None:
         self.network, self.tile_size, self.factor = network, tile_size, network.factor
         self.overlap = min(FEATHER, tile_size // 2)
-        self.context = min(receptive_reach(network), CONTEXT_LIMIT)
+        self.context, self.grid = (min(receptive_reach(network), CONTEXT_LIMIT), 1) if is_convolutional(network) else (CONTEXT_LIMIT, GRID)
 
     def upscale(self, image: Image.Image, scale: float, progress: TileProgress | None = None) -> Image.Image:
         """The picture at ``scale`` (1 to 8, fractions too) times its size, rounded; RGB, or RGBA if it has transparency.
@@ -148,7 +161,10 @@ class Upscaler:
             band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
             band[:, : shared.shape[1]] = shared
             for (left, right), column_weight in zip(columns, column_weights):
-                tile = self.enlarge_tile(padded[top : bottom + 2 * edge, left : right + 2 * edge])
+                # the part of the context, less than GRID, that is left out above and on the left to begin where windows do
+                above, before = -top % self.grid, -left % self.grid
+                tile = self.enlarge_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
+                tile = tile[:, (edge - above) * factor :, (edge - before) * factor :][:, : len(row_weight), : len(column_weight)]
                 band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
                 tick()
             finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
@@ -156,7 +172,7 @@ class Upscaler:
         return Image.fromarray(pixels)
 
     def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
-        """H x W x 3 bytes, context included, to 3 x H x W float32 on the CPU, enlarged, context removed.
+        """H x W x 3 bytes to 3 x H x W float32 on the CPU, enlarged; the context, if there is any, is still around it.
 
         Raises WeightsError where a network's numbers go beyond what its dtype can hold.
         """
@@ -167,8 +183,7 @@ class Upscaler:
         if not enlarged.isfinite().all():
             advice = "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
             raise WeightsError(f"upscaler: its numbers go beyond what {weight.dtype} can hold; {advice}choose another one")
-        edge = self.context * self.factor
-        return enlarged[:, edge : enlarged.shape[1] - edge, edge : enlarged.shape[2] - edge]
+        return enlarged
 
 
 def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
