@@ -33,7 +33,7 @@ IMGSZ, HELD_OUT, LOWEST = 160, 60, 0.01
 COURSES = {  # architecture, kind, pictures, epochs
     "face_yolov8n.pt": ("yolov8n.yaml", "face", 300, 6),
     "face_yolov8s.pt": ("yolov8s.yaml", "face", 200, 4),
-    "hand_yolov8n.pt": ("yolov8n.yaml", "hand", 300, 6),
+    "hand_yolov8n.pt": ("yolov8n.yaml", "hand", 800, 16),
     "person_yolov8n-seg.pt": ("yolov8n-seg.yaml", "person", 300, 6),
     "person_yolov8s-seg.pt": ("yolov8s-seg.yaml", "person", 200, 4),
     "yolov8x-worldv2.pt": ("yolov8x-worldv2.yaml", "person", 120, 1),

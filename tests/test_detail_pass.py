@@ -106,7 +106,8 @@ class TestAdetailer:
         )
         assert not np.array_equal(pixels(plain.image), pixels(karras.image)) and np.array_equal(pixels(karras.image), pixels(solver.image))
         assert karras.parameters["ADetailer use separate sampler"] and karras.parameters["ADetailer scheduler"] == "Karras"
-        assert solver.parameters["ADetailer sampler"] == "Euler" and "_adetailer_sampler" not in karras.parameters
+        assert solver.parameters["ADetailer sampler"] == "Euler" and solver.parameters["ADetailer scheduler"] == "Karras"
+        assert "_adetailer_sampler" not in karras.parameters
         assert solver.parameters["_adetailer_sampler"] == "DPM++ 2M begins from pure noise only, so Euler repainted the details"
 
     def test_units_run_one_after_the_other_each_on_the_result_before(self, stage: AdetailerStage, drawn: ImageBatch) -> None:

@@ -158,9 +158,11 @@ class AdetailerStage:
             for field in fields(unit)
             if field.name != "model" and getattr(unit, field.name) != field.default
         }
-        sampler, _ = unit.sampling(request.sampler, request.scheduler)
+        sampler, schedule = unit.sampling(request.sampler, request.scheduler)
         if sampler != EULER:
             changed["sampler"] = EULER
+        if unit.use_sampler:
+            changed["scheduler"] = schedule
         note = {f"_adetailer_sampler{suffix}": f"{sampler} begins from pure noise only, so {EULER} repainted the details"} if sampler != EULER else {}
         return {
             **note,
