@@ -15,6 +15,9 @@ from backend.weight_content import check_content, is_safetensors
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
+MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What architectures raise on tensors whose names they know and whose shapes they do not understand, besides RuntimeError."""
+
 
 def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[torch.nn.Module]:
     """The network with what spandrel found out of it, on the CPU.
@@ -45,7 +48,7 @@ def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[tor
     except UnsupportedModelError as error:
         raise WeightsError(f"{path.name}: holds no {role} that spandrel knows; {advice}") from error
     # what the unpickler and the architectures raise on bytes or shapes that they do not understand
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, *MISREAD) as error:
         raise WeightsError(f"{path.name}: is damaged, or not what its name says; copy or download it again") from error
     if not isinstance(model, ImageModelDescriptor):
         raise WeightsError(f"{path.name}: holds no {role}, but a network for pictures with masks; {advice}")

@@ -28,7 +28,7 @@ from backend.errors import WeightsError
 from modules.spandrel_files import read_network
 
 if TYPE_CHECKING:
-    from spandrel import SizeRequirements
+    from spandrel import ImageModelDescriptor, SizeRequirements
 
 logger = logging.getLogger(__name__)
 
@@ -186,14 +186,20 @@ class Upscaler:
         return enlarged
 
 
-def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
-    """Reads an ESRGAN-type network to the CPU, ready for :class:`Upscaler`, in ``dtype`` or, where its architecture cannot compute in that, in float32.
-
-    Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else.
-    """
+def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
+    """An upscaler on the CPU, as spandrel describes it. Raises WeightsError when the file is missing, cannot be read, is damaged or holds something else."""
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
     if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more")
+    return model
+
+
+def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
+    """Reads an upscaler to the CPU, ready for :class:`Upscaler`, in ``dtype`` or, where its architecture cannot compute in that, in float32.
+
+    Raises WeightsError as :func:`read_upscaler` does.
+    """
+    model = read_upscaler(path)
     able = {torch.float16: model.supports_half, torch.bfloat16: model.supports_bfloat16 and model.architecture.id not in FLOAT32_ONLY}
     dtype = dtype if able.get(dtype, True) else torch.float32
     logger.info("upscaler %s: %s, factor %d, %s", path.name, model.architecture.name, model.scale, str(dtype).removeprefix("torch."))
