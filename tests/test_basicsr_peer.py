@@ -64,7 +64,9 @@ def test_the_output_is_basicsrs(peer: Path, tmp_path: Path, keys: str) -> None:
     renamed = {name(key): tensor for key, tensor in weights.items()}
     assert (set(renamed) == set(weights)) == (keys == "Real-ESRGAN")
     save_file(renamed, tmp_path / "upscaler.safetensors")
-    network = load_upscaler_network(tmp_path / "upscaler.safetensors")
-    with torch.inference_mode():
-        ours = network(load_file(peer / "pixels.safetensors")["pixels"])
-    assert torch.equal(ours, load_file(peer / "result.safetensors")["result"])
+    torch.save({"params_ema": renamed}, tmp_path / "upscaler.pth")  # as Real-ESRGAN is published
+    for file in ("upscaler.safetensors", "upscaler.pth"):
+        network = load_upscaler_network(tmp_path / file)
+        with torch.inference_mode():
+            ours = network(load_file(peer / "pixels.safetensors")["pixels"])
+        assert torch.equal(ours, load_file(peer / "result.safetensors")["result"])

@@ -19,11 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
+from spandrel.architectures.Compact import Compact
+from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.RCAN import RCAN
+from spandrel.architectures.SAFMN import SAFMN
 from test_request import DETECTORS, INPUTS
 from test_request import EMBEDDED as CANVAS
 
 from backend.errors import InputError, WeightsError
+from backend.fetch_command import trust
 from backend.model_cache_optimizer import ModelCache
 from backend.out_of_memory import Ladder
 from backend.settings import Settings
@@ -222,6 +226,8 @@ class TestLoading:
             ("harmful.pth", lambda path: path.write_bytes(pickle.dumps(Harmful())), "is damaged"),
             ("other.safetensors", lambda path: save_file({"weight": torch.zeros(2)}, path), "holds no upscaler"),
             ("shape.safetensors", lambda path: save_file({**export(network().network), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
+            ("channels.pth", lambda path: torch.save({**Compact(num_feat=8).state_dict(), "body.34.bias": torch.zeros(17)}, path), "is damaged"),
+            ("nothing.pth", lambda path: torch.save({**SAFMN(dim=8, n_blocks=1).state_dict(), "to_feat.weight": torch.zeros(0, 0, 0, 0)}, path), "is damaged"),
             ("program.pt", lambda path: torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), path), "is damaged"),
         ],
     )
@@ -289,6 +295,41 @@ def test_every_file_that_is_there_has_a_name(tmp_path: Path) -> None:
     }
     assert next(iter(find_upscalers(Settings(weights_dir=str(tmp_path), upscaler="upscalers/4x-drawings.safetensors")))) == "4x-drawings"
     assert upscaler_parameters(EMBEDDED) == sum(parameter.numel() for parameter in network().parameters())
+
+
+class TestUnusableFiles:
+    """Four files in the folder for any upscaler: one of factor 1, a web page, a pickle that nobody trusts, and a good one."""
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> Settings:
+        (tmp_path / "embedded").symlink_to(EMBEDDED.parent)
+        folder = tmp_path / "upscalers"
+        folder.mkdir()
+        save_file(ESRGAN(num_filters=8, num_blocks=1, scale=1).state_dict(), folder / "1x-clean.safetensors")
+        (folder / "4x-page.pt").write_text("<html>not found</html>")
+        torch.save({"state_dict": export(network().network)}, folder / "4x-other.ckpt")
+        shutil.copy(EMBEDDED, folder / "4x-drawings.safetensors")
+        return Settings(weights_dir=str(tmp_path))
+
+    def test_those_that_no_setting_names_are_left_out_with_a_warning_each(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+        assert list(find_upscalers(settings)) == ["upscaler", "4x-drawings"]
+        assert [record.message.partition("; ")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+            "upscaler left out: 1x-clean.safetensors: does not enlarge RGB pictures",
+            "upscaler left out: upscalers/4x-other.ckpt: is a pickle whose checksum is not in the lock",
+            "upscaler left out: upscalers/4x-page.pt: is damaged or not what torch saves",
+        ]
+
+    def test_the_one_that_the_setting_names_is_an_error_all_the_same(self, settings: Settings) -> None:
+        for name in ("4x-page.pt", "4x-other.ckpt"):
+            with pytest.raises(WeightsError, match=f"^upscalers/{name}: is "):
+                find_upscalers(replace(settings, upscaler=f"upscalers/{name}"))
+        with pytest.raises(WeightsError, match="^1x-clean.safetensors: does not enlarge RGB pictures"):
+            load_upscaler_network(find_upscalers(replace(settings, upscaler="upscalers/1x-clean.safetensors"))["1x-clean"])
+
+    def test_a_ckpt_file_that_somebody_trusts_is_as_good_as_any(self, settings: Settings) -> None:
+        trust(settings.weights_path / "upscalers" / "4x-other.ckpt", settings.weights_path)
+        found = find_upscalers(settings)
+        assert list(found) == ["upscaler", "4x-drawings", "4x-other"] and load_upscaler_network(found["4x-other"]).factor == 4
 
 
 def test_one_that_is_not_there_is_named_with_those_that_are() -> None:
