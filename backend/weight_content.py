@@ -25,10 +25,14 @@ def is_safetensors(path: Path) -> bool:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the file begins as what torch saves does: a zip archive, or a bare pickle of protocol 2 or later."""
+    """Whether the file begins as what torch saves does: a zip archive, or a bare pickle of protocol 2 or later.
+
+    The length of every 32nd safetensors header begins with a pickle's byte. What could be either counts as safetensors, which every
+    loader here asks first, and reads without running anything.
+    """
     with path.open("rb") as file:
         start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and not is_safetensors(path))
 
 
 def check_content(path: Path, name: str) -> None:

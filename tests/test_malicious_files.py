@@ -28,10 +28,11 @@ from test_detector_files import WEIGHTS, Payload, unfused
 from test_server import data_url, png
 
 from backend.checkpoint_loader import load_diffusers_module
-from backend.errors import InputError, UserError
+from backend.errors import InputError, UserError, WeightsError
 from backend.manifest import LockedFile, write_lock
 from backend.settings import ROOT, Settings
-from backend.weights import resolve_file
+from backend.weight_content import is_pickle, is_safetensors
+from backend.weights import check_file, resolve_file
 from modules.adetailer.arguments import units_from_json
 from modules.adetailer.detection import load_detector_network, offline_ultralytics
 from modules.conversion import convert
@@ -164,6 +165,30 @@ def test_another_network_under_a_hand_detectors_name_is_refused(settings: Settin
 def test_a_detector_under_an_upscalers_name_is_refused(settings: Settings) -> None:
     path = trusted(settings, "ESRGAN_4x.pth", lambda path: torch.save({"model": unfused(WEIGHTS)}, path))
     assert re.search("^ESRGAN_4x.pth: (is damaged, or not what its name says|holds no upscaler)", refusal(lambda: load_upscaler_network(path)))
+
+
+def like_a_pickle(tensors: dict[str, torch.Tensor]) -> bytes:
+    """The tensors as safetensors whose header is so long that they begin with a pickle's byte, as one file in 32 does."""
+    return next(data for size in range(300) if (data := save(tensors, {"note": "x" * size}))[0] == 0x80)
+
+
+def test_safetensors_that_begin_with_a_pickles_byte_are_read_as_what_they_are(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "upscaler.safetensors"
+    file.write_bytes(like_a_pickle(load_file(EMBEDDED / "upscaler.safetensors")))
+    assert not is_pickle(file) and load_upscaler_network(file).factor == 4
+    check_file("upscalers/mine.safetensors", file, {})
+
+
+def test_a_pickle_that_begins_as_safetensors_do_runs_no_code(tmp_path: Path, planted: Path) -> None:
+    """The length of a header that fits, and "{", within a number that a pickle throws away before it does what it is for."""
+    program = pickle.dumps(Payload(planted), protocol=2)
+    file = tmp_path / "upscaler.pth"
+    file.write_bytes(b"\x80\x02G" + b"\x00\x00\x00\x00\x00{\x00\x00" + b"0" + program[2:] + bytes(5_000_000))
+    assert is_safetensors(file)
+    for load in (load_upscaler_network, load_detector_network):
+        with pytest.raises(WeightsError):
+            load(file)
+    assert not planted.exists()
 
 
 def test_safetensors_under_a_pickles_name_are_read_as_what_they_are(tmp_path: Path) -> None:
