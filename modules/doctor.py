@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from backend.acceleration import acceleration_rows, acceleration_table, installed_version
@@ -74,7 +75,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     from modules.extension_optimizer import select
 
     ensure_torchvision_operators()
-    from modules.model_files import find_files
+    from modules.model_files import Files, find_files
 
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
@@ -82,14 +83,18 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         memory = f"{readable(found.free_bytes)} of {readable(found.total_bytes)} free"
         return f"{found.name}, {found.dtype}, {memory}, {usable_threads()} threads, {built}"
 
+    @cache
+    def found_files() -> Files:
+        return find_files(settings)
+
     def weights() -> str:
-        files = find_files(settings)
+        files = found_files()
         family = files.family
         parts = sum(file.stat().st_size for file in files.parts.rglob("*.safetensors"))
         return f"{'embedded' if files.is_embedded else family.name}, {readable(parts)}, native size {family.native}"
 
     def plan() -> str:
-        files = find_files(settings)
+        files = found_files()
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         found = probe_device(settings.device, settings.dtype)
         sizes = files.sizes(found.dtype, found.upscaler_dtype)
