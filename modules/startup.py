@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 
+SPIN_COUNT = "10000"
+"""How often a thread of OpenMP asks for the next piece of work before it sleeps; GNU's own number is 300,000. As long as it asks it keeps its
+core from whom it waits for: with a neighbour on one core of two a prediction took seven times as long, now 2.5 times; asking less often
+than this costs time on an idle machine (``python -m bench.neighbour``)."""
+
 
 @dataclass
 class Service:
@@ -151,6 +156,8 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     extensions = select(settings)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported, below: nothing here ever asks a hub
     apply_allocator_conf(settings.allocator_conf, os.environ)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch loads OpenMP
     timeline.passed("environment")
     with timeline.span("torch"):
         import torch

@@ -15,7 +15,7 @@ from PIL import Image
 
 from backend.settings import ROOT
 from backend.timeline import Timeline, process_began
-from modules.startup import Service, since_launch
+from modules.startup import SPIN_COUNT, Service, since_launch
 
 PHASES = ("environment", "torch", "imports", "plan", "stages", "models", "warm_up")
 LIGHT_SECONDS = 1.0
@@ -104,3 +104,13 @@ def test_spans_that_have_passed_have_a_place_in_metrics_and_table() -> None:
     timeline.passed("environment")
     assert timeline.metrics()["environment.seconds"] == pytest.approx(2, abs=0.9)
     assert timeline.table().splitlines()[1].startswith("environment")
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_waiting_threads_leave_their_core_soon_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
+    """OpenMP itself tells what it goes by when torch loads it."""
+    code = "from backend.settings import Settings; from modules.startup import start; start(Settings(model='embedded', device='cuda'))"
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**kept, "OMP_DISPLAY_ENV": "verbose", **given}
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in process.stderr
