@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 
 from backend.settings import ROOT, Settings
+from bench.markdown import table
 
 ROUNDS = 2
 """Processes of every kind; their predictions are taken together."""
@@ -75,9 +76,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows))
         return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from backend.settings import Settings
+from bench.markdown import table
 from modules.adetailer.detection import Detector
 from modules.pipeline import ImagePipeline
 from modules.request import ImageRequest
@@ -117,9 +118,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"prompts": arguments.prompts, "steps": arguments.steps, "rows": rows}))
         return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print(table(rows))
 
 
 if __name__ == "__main__":
