@@ -1,4 +1,4 @@
-"""The names of samplers and schedules, for what must not import those themselves."""
+"""The names of samplers and schedules, and how much they redraw at most, for what must not import those themselves."""
 
 from __future__ import annotations
 

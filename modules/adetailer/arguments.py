@@ -210,7 +210,7 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
             values[name] = _checked(name, value, kinds[name], f"{where}{key}", field)
     unit = replace(base, **values)
     if unit.use_sampler:
-        for name, value, offered in zip(("sampler", "scheduler"), unit.sampling(*SAMPLERS[:1], *SCHEDULES[:1]), (SAMPLERS, SCHEDULES), strict=True):
+        for name, value, offered in zip(("sampler", "scheduler"), unit.sampling(SAMPLERS[0], SCHEDULES[0]), (SAMPLERS, SCHEDULES), strict=True):
             if value not in offered:
                 raise InputError(field, f"{where}ad_{name} must be one of {', '.join(offered)}, not '{value[:40]}'{nearest(value, offered)}")
     if unit.mask_min_ratio > unit.mask_max_ratio:

@@ -63,18 +63,18 @@ def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tupl
     """
     skipped: list[str] = []
 
-    def explain(before: Detections, after: Detections, reason: Callable[[int], str]) -> None:
-        """``reason`` takes an index of ``before``."""
-        skipped.extend(f"detection {number}: {reason(index)}" for index, number in enumerate(before.numbers) if number not in after.numbers)
+    def explain(before: Detections, after: Detections, reason: Callable[[Detections], str]) -> None:
+        """``reason`` takes one detection."""
+        gone = [before.take([index]) for index, number in enumerate(before.numbers) if number not in after.numbers]
+        skipped.extend(f"detection {one.numbers[0]}: {reason(one)}" for one in gone)
 
-    shares = {number: area / (image_size[0] * image_size[1]) for number, area in zip(detections.numbers, detections.areas())}
     fitting = filter_by_ratio(detections, unit.mask_min_ratio, unit.mask_max_ratio, image_size)
-    explain(detections, fitting, lambda index: _ratio_reason(shares[detections.numbers[index]], unit))
+    explain(detections, fitting, lambda one: _ratio_reason(one, unit, image_size))
     kept = keep_largest(fitting, unit.mask_k, unit.mask_filter_method)
-    explain(fitting, kept, lambda index: _rank_reason(shares[fitting.numbers[index]], float(fitting.confidences[index]), unit))
+    explain(fitting, kept, lambda one: _rank_reason(one, unit, image_size))
     kept = _sorted(kept, unit, image_size)
     shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset)
-    explain(kept, shaped, lambda index: "nothing is left of its mask after offset and erosion" if kept.masks[index].any() else "its mask is blank")
+    explain(kept, shaped, lambda one: "nothing is left of its mask after offset and erosion" if one.masks.any() else "its mask is blank")
     merged = preprocess_detections(shaped, merge_invert=unit.mask_merge_invert)
     if len(shaped) and not len(merged):
         skipped.append("all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)")
@@ -94,13 +94,19 @@ def choose_regions(detections: Detections, unit: AdetailerUnit, image_size: tupl
     return Found(tuple(regions), tuple(skipped), detections)
 
 
-def _ratio_reason(share: float, unit: AdetailerUnit) -> str:
+def _share(one: Detections, image_size: tuple[int, int]) -> float:
+    """Of the picture, that the box of one detection covers."""
+    return float(one.areas()[0]) / (image_size[0] * image_size[1])
+
+
+def _ratio_reason(one: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> str:
+    share = _share(one, image_size)
     name, asked = ("mask_min_ratio", unit.mask_min_ratio) if share < unit.mask_min_ratio else ("mask_max_ratio", unit.mask_max_ratio)
     return f"covers {share:.2g} of the picture, {'less' if share < asked else 'more'} than ad_{name}, {asked:g}"
 
 
-def _rank_reason(share: float, confidence: float, unit: AdetailerUnit) -> str:
-    own = f"covers {share:.2g} of the picture" if unit.mask_filter_method == "Area" else f"has the confidence {confidence:.2f}"
+def _rank_reason(one: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> str:
+    own = f"covers {_share(one, image_size):.2g} of the picture" if unit.mask_filter_method == "Area" else f"has the confidence {one.confidences[0]:.2f}"
     return f"{own}, not among the first {unit.mask_k} by {unit.mask_filter_method} (ad_mask_k)"
 
 
@@ -117,8 +123,8 @@ def _sorted(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, 
     order, _ = prompt_order(unit.prompt)
     if not order:
         return sort_detections(detections, SORT_ORDERS[unit.bbox_sortby], image_size)
-    x1, y1, x2, y2 = detections.boxes.T
-    rising = np.argsort((x2 - x1) * (y2 - y1), kind="stable") if "SIZE" in order else np.lexsort((y1, x1))
+    x1, y1, _, _ = detections.boxes.T
+    rising = np.argsort(detections.areas(), kind="stable") if "SIZE" in order else np.lexsort((y1, x1))
     return detections.take(rising[::-1] if order.startswith("[DSC") else rising)
 
 
