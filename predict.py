@@ -1,6 +1,6 @@
 """The package as Cog sees it: the inputs with their ranges, and nothing else.
 
-Every ``Input`` holds literals only, because ``cog build`` and ``backend/input_schema.py`` read this file without running it.
+Every ``Input`` holds literals only, because ``cog build`` and ``backend/api/input_schema.py`` read this file without running it.
 """
 
 from typing import Optional
@@ -15,8 +15,8 @@ class Predictor(BasePredictor):
         """Reads the settings, loads the models and warms them up."""
         import tempfile
 
-        from backend.settings import load_settings
-        from modules.startup import start_for_life
+        from backend.core.settings import load_settings
+        from modules.app.service import start_for_life
 
         self.service = start_for_life(load_settings(), served=True)
         tempfile.tempdir = str(self.service.brought)  # Cog's server puts the files of a request there, and does not always delete them
@@ -137,6 +137,6 @@ class Predictor(BasePredictor):
             "output_format": output_format,
             "output_quality": output_quality,
         }
-        from modules.inputs import only_temporary
+        from modules.request.parser import only_temporary
 
         return [Path(file) for file in self.service.predict(only_temporary(inputs), self.record_metric)]

@@ -14,10 +14,10 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from backend.activation_model import Step, Workload, halved_tiles, prediction_steps
-from backend.cost_model import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
-from backend.errors import SettingsError, UserError, nearest
-from backend.families import Component, ModelSizes
+from backend.core.errors import SettingsError, UserError, nearest
+from backend.planning.activations import Step, Workload, halved_tiles, prediction_steps
+from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
+from backend.planning.model_specs import Component, ModelSizes
 
 __all__ = ["DeviceMemory", "MemoryPlan", "MemoryPlanError", "MemoryRules", "ModelSizes", "Placement", "VRAMState", "Workload", "plan_memory", "predicted_peak"]
 
@@ -28,7 +28,7 @@ QUALITIES = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows what stands before it."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
 LOADED_FORMATS = frozenset({"fp8", "nf4"})
-"""What ``backend/narrow_storage.py`` loads. "fp8_compute" (matrix products in fp8) is priced, for the day it is loaded too."""
+"""What ``backend/offload/quantized_linear.py`` loads. "fp8_compute" (matrix products in fp8) is priced, for the day it is loaded too."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
 SECONDS_DIGITS = 1
 """Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and no weight

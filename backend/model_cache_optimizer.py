@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from backend.cost_model import Kind
-from backend.residence import LEANER, RESIDENCES, Residence, block_modules
+from backend.offload.placements import LEANER, RESIDENCES, Residence, block_modules
+from backend.planning.costs import Kind
 from backend.stream import HostTransfers, Transfers
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backend.errors import UserError
-from modules.command import BAD_INPUT, OneLineParser
+from backend.core.errors import UserError
+from modules.cli.predict import BAD_INPUT, OneLineParser
 
 WARM_UP_TOKENS = 8
 
@@ -51,7 +51,7 @@ def memory_report() -> str:
     """Allocated, reserved and share of every GPU; without one, of this process."""
     import torch
 
-    from backend.devices import host_memory, process_memory
+    from backend.devices.probe import host_memory, process_memory
 
     if not torch.cuda.is_available():
         held, total = process_memory(), host_memory()[0]
@@ -68,9 +68,9 @@ def memory_report() -> str:
 def run(options: argparse.Namespace) -> None:
     import torch
 
-    from backend.language_model import ENGINES, Budget, TooLarge, flash_attention
-    from backend.out_of_memory import is_out_of_memory
-    from backend.torchvision_operators import ensure_torchvision_operators
+    from backend.devices.torchvision_ops import ensure_torchvision_operators
+    from backend.llm.language_model import ENGINES, Budget, TooLarge, flash_attention
+    from backend.offload.oom_fallback import is_out_of_memory
 
     ensure_torchvision_operators()  # transformers asks torchvision for them when it is imported
     engine = options.engine or ("exllamav2" if torch.cuda.is_available() else "transformers")

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from backend.manifest import Model, find_model, read_manifest
-from backend.settings import Settings
-from backend.weights import resolve
+from backend.core.settings import Settings
+from backend.weights.catalog import Model, find_model, read_manifest
+from backend.weights.resolver import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Redirection:
         return self._local(model) if model else original(file, *arguments, **options)
 
     def _local(self, model: Model) -> str:
-        """Raises :class:`~backend.errors.WeightsError` when it is missing and may not be downloaded."""
+        """Raises :class:`~backend.core.errors.WeightsError` when it is missing and may not be downloaded."""
         found = str(resolve(model.name, self._settings))
         self.spared[model.name] += 1
         logger.debug("%s: the local file, in place of a look-up", model.name)

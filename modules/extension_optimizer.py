@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backend.errors import InputError, SettingsError, nearest
-from backend.settings import Settings
-from backend.timeline import Timeline
+from backend.core.errors import InputError, SettingsError, nearest
+from backend.core.settings import Settings
+from backend.core.timeline import Timeline
 
 EXTENSIONS_KEY, SCRIPTS_KEY = "disabled_extensions", "disabled_scripts"
 
@@ -34,28 +34,28 @@ class Extension:
 
 
 def _bring_prompt_upsampler(scratch: Path) -> None:
-    import backend.language_model  # noqa: F401
+    import backend.llm.language_model  # noqa: F401
 
 
 def _bring_hires(scratch: Path) -> None:
     import spandrel  # noqa: F401 - so that its time is counted here and not with the models
 
-    import modules.hires  # noqa: F401
+    import modules.pipeline.hires  # noqa: F401
 
 
 def _bring_adetailer(scratch: Path) -> None:
-    from modules.adetailer.detection import offline_ultralytics
+    from modules.detection.yolo import offline_ultralytics
 
     offline_ultralytics(scratch / "ultralytics")
     import ultralytics.nn.tasks  # noqa: F401
 
-    import modules.adetailer.stage  # noqa: F401
+    import modules.pipeline.adetailer  # noqa: F401
 
 
 def _bring_upscale(scratch: Path) -> None:
     import spandrel  # noqa: F401
 
-    import modules.upscale  # noqa: F401
+    import modules.pipeline.upscale  # noqa: F401
 
 
 EXTENSIONS: Mapping[str, Extension] = MappingProxyType(

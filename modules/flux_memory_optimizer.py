@@ -1,7 +1,7 @@
 """What makes Flux fast on this device: each technique by name, whether it was applied, and why or why not.
 
 Nothing is reported as applied that is not: every report is made where the technique was put in force, and
-``tests/test_flux_memory_optimizer.py`` observes each of them from outside. None of them changes what is drawn by more than
+``tests/unit/modules/test_flux_memory_optimizer.py`` observes each of them from outside. None of them changes what is drawn by more than
 rounding; the one that does, the first-block cache, is an input of its own (``go_fast``).
 """
 
@@ -20,11 +20,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional
 
-from backend.devices import Device
+from backend.core.settings import ROOT, Settings
+from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
-from backend.narrow_storage import FORMATS
-from backend.residence import block_modules
-from backend.settings import ROOT, Settings
+from backend.offload.placements import block_modules
+from backend.offload.quantized_linear import FORMATS
 
 ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from backend.settings import ROOT
-from training.detector_samples import KINDS
+from backend.core.settings import ROOT
+from training.data.detector_samples import KINDS
 
 logger = logging.getLogger(__name__)
 

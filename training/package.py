@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
-from training.transformer import SHIFT
-from training.vocabulary import MAX_TOKENS
+from training.data.vocabulary import MAX_TOKENS
+from training.models.transformer import SHIFT
 
 MODEL_INDEX = {
     "_class_name": "FluxPipeline",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.errors import UserError
+from backend.core.errors import UserError
 from backend.memory_management import MemoryPlan, VRAMState
 from backend.nodes.table import Row
 

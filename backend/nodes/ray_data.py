@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.errors import SettingsError
+from backend.core.errors import SettingsError
+from backend.core.settings import ROOT
 from backend.nodes.images import ImageGenerateNode, Outcome
 from backend.nodes.table import Row
-from backend.settings import ROOT
 
 LOCAL = "local"
 """In place of a cluster's address: Ray on this machine, for as long as the table takes."""

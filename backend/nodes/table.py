@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.errors import InputError, nearest
-from backend.input_schema import InputSchema
+from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError, nearest
 
 ID = "id"
 MAX_ID_BYTES = 100

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from backend.settings import ROOT, parse_bytes
-from backend.torchvision_operators import ensure_torchvision_operators
+from backend.core.settings import ROOT, parse_bytes
+from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu.ground import Ground, Row
 
 NAMES = ("copies", "attention", "loading", "steps", "caps", "ladder")

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from backend.settings import ROOT
+from backend.core.settings import ROOT
 from training.package import MODEL_INDEX
 
 Sizes = Mapping[str, Mapping[str, Any]]

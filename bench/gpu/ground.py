@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backend.settings import Settings
+from backend.core.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from backend.families import FLUX_DEV
+from backend.checkpoints.page_cache import is_cached
 from backend.memory_management import MemoryPlanError
-from backend.out_of_memory import OutOfMemory
-from backend.page_cache import is_cached
+from backend.offload.oom_fallback import OutOfMemory
+from backend.planning.model_specs import FLUX_DEV
 from bench.gpu.ground import Ground, Row
-from modules.drawing import Drawing, PromptEmbeddings
-from modules.flux import FluxService
+from modules.app.service import Service, start
+from modules.diffusion.base import Drawing, PromptEmbeddings
+from modules.families.flux1.service import FluxService
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
-from modules.startup import Service, start
 
 PROMPT = "two people: a man with a beard, a woman with red hair"
 BUS = 55e9

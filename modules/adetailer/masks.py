@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from backend.errors import InputError, nearest
+from backend.core.errors import InputError, nearest
 
 Mask = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,163 @@
+"""The command: ``name=value`` texts in, picture files out, through the same service as Cog's server.
+
+Nothing heavy is imported before the inputs are known to be right, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError, UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 is done, 1 any other failure
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}\n")
+
+
+def _parser(schema: InputSchema) -> argparse.ArgumentParser:
+    lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
+    parser = OneLineParser(
+        prog="scripts/predict",
+        description="Draws pictures from words: Flux, then ADetailer, then ESRGAN.",
+        epilog="inputs:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; a file is given as NAME=@FILE; repeat for more")
+    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder for out-0.webp and on (default: the current one)")
+    parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went; FILE.json gives the figures")
+    parser.add_argument("--startup", type=Path, metavar="FILE.png", help="the same for what went before the prediction, from process start")
+    parser.add_argument("--debug-images", type=Path, metavar="DIR", help="also write the pictures with all that the detail pass found in them")
+    parser.add_argument("--emulate-vram", metavar="48MB", help="try the memory plan for a card of this size, with host memory in its place")
+    parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
+    return parser
+
+
+def _copy_in(inputs: dict[str, object], folder: Path) -> None:
+    """Replaces the files that the caller named by temporary copies, which is all that the service opens."""
+    for name, value in inputs.items():
+        if isinstance(value, Path):
+            copy = folder / f"{name}{value.suffix}"
+            try:
+                shutil.copyfile(value, copy)
+            except OSError as error:
+                raise InputError(name, f"cannot read '{value}': {error.strerror}") from None
+            inputs[name] = copy
+
+
+def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
+    targets = [folder / file.name for file in files]
+    parts = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
+    try:
+        for file, part in zip(files, parts, strict=True):
+            shutil.copyfile(file, part)
+        for part, target in zip(parts, targets, strict=True):
+            part.replace(target)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return targets
+
+
+def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
+    files = [folder / f"{name}.png" for name in images]
+    for file, image in zip(files, images.values(), strict=True):
+        image.save(file)
+    return files
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Makes the folder that an option names, or raises :class:`InputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "not writable")
+    except OSError as error:
+        raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
+
+
+def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
+    inputs = schema.validate(schema.parse(options.input))
+    _copy_in(inputs, temporary)
+    check_folder("-o", options.output)
+    if options.debug_images:
+        check_folder("--debug-images", options.debug_images)
+    for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
+        if file:
+            check_folder(option, file.parent)
+
+    from backend.core.settings import load_settings, parse_bytes
+    from modules.app.service import start_for_life
+
+    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
+    if options.emulate_vram:
+        parse_bytes(options.emulate_vram)
+        settings = replace(settings, emulate_vram=options.emulate_vram)
+    service = start_for_life(settings, served=False)
+    metrics: dict[str, float] = {}
+    timeline = service.new_timeline()
+    shown: dict[str, Image.Image] = {}
+    files = service.predict(inputs, metrics.__setitem__, timeline=timeline, show=shown.__setitem__ if options.debug_images else None)
+    try:
+        written = _deliver(files, options.output)
+        if options.debug_images:
+            _deliver(_saved(shown, temporary), options.debug_images)
+        if options.timeline:
+            timeline.write(options.timeline)
+        if options.startup:
+            service.timeline.write(options.startup)
+    except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
+        sys.exit(f"error: cannot write the files: {error.strerror}")
+    if options.json:
+        print(json.dumps({"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}))
+    else:
+        print(*written, sep="\n")
+    return 0
+
+
+def answered(run: Callable[[Path], int], interrupted: str) -> int:
+    """The exit code of a command that works in a scratch folder of its own, which goes away with everything in it.
+
+    Everything foreseen is one line on standard error, ``interrupted`` what is said after Ctrl-C or a kill; a bug keeps its stack trace.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
+    try:
+        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
+            tempfile.tempdir = folder  # whatever the service writes goes away with it
+            return run(Path(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one prediction; returns the exit code. Progress and the table of times come from the service."""
+    schema = InputSchema()
+    options = _parser(schema).parse_args(arguments)
+    return answered(lambda folder: _predict(options, schema, folder), "no file was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
