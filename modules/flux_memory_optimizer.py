@@ -1,8 +1,8 @@
 """What makes Flux fast on this device: each technique by name, whether it was applied, and why or why not.
 
 Nothing is reported as applied that is not: every report is made where the technique was put in force, and
-``tests/unit/modules/test_flux_memory_optimizer.py`` observes each of them from outside. None of them changes what is drawn by more than
-rounding; the one that does, the first-block cache, is an input of its own (``go_fast``).
+``tests/unit/modules/test_flux_memory_optimizer.py`` observes each of them from outside. None of them changes what is
+drawn by more than rounding; the one that does, the first-block cache, is an input of its own (``go_fast``).
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package
 ``flash_attn_interface``), cuDNN, xformers, and what PyTorch chooses itself (FlashAttention 2 from Ampere on)."""
 ATTENTION_GAIN = 0.97
-"""Another kernel than PyTorch's own choice has to be this much faster: less is noise, and a choice that changes from start to start
-would change the last bits of every picture."""
+"""Another kernel than PyTorch's own choice has to be this much faster: less is noise, and a choice that changes from
+start to start would change the last bits of every picture."""
 ATTENTION_ERROR = 0.02
-"""Relative difference from PyTorch's own kernel that rounding to 16 bits explains; a kernel beyond it computes something else."""
+"""Relative difference from PyTorch's own kernel that rounding to 16 bits explains; a kernel beyond it computes
+something else."""
 FIRST_BLOCK_THRESHOLD = 0.08
-"""ParaAttention's value for Flux: a step whose first block changes less than this, relative to the last one computed, is not computed."""
+"""ParaAttention's value for Flux: a step whose first block changes less than this, relative to the last one
+computed, is not computed."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,26 @@ class Optimization:
 
 
 class FluxMemoryOptimizer:
-    """Chooses by device, plan and settings. Making one sets what belongs to the process; :meth:`improve` is for every model as it is read.
+    """Chooses by device, plan and settings. Making one sets what belongs to the process; :meth:`improve` is for every
+    model as it is read.
 
     ``upscalers`` are what the model cache calls them.
     """
 
-    def __init__(self, device: Device, plan: MemoryPlan, settings: Settings, upscalers: Collection[str] = ("upscaler",)) -> None:
+    def __init__(
+        self, device: Device, plan: MemoryPlan, settings: Settings, upscalers: Collection[str] = ("upscaler",)
+    ) -> None:
         self.device, self.plan, self.settings, self.upscalers = device, plan, settings, upscalers
         self.report: list[Optimization] = []
-        self._note("threads", True, f"{torch.get_num_threads()} of torch, on {os.cpu_count()} processors of the machine")
+        self._note(
+            "threads", True, f"{torch.get_num_threads()} of torch, on {os.cpu_count()} processors of the machine"
+        )
         self._note_precision()
         self._set_matmul_precision()
 
     def improve(self, name: str, module: nn.Module) -> nn.Module:
-        """The model that was read under this name of the model cache, made faster; weights and results stay the same."""
+        """The model that was read under this name of the model cache, made faster; weights and results stay the
+        same."""
         if name == "transformer":
             self._choose_attention(module)
             self._keep_rotary_tables(module)
@@ -71,7 +79,9 @@ class FluxMemoryOptimizer:
             if name == "vae":
                 self._work_in_place(module)
                 tiled = bool(getattr(module, "use_tiling", False))
-                self._note("autoencoder in tiles", tiled, "the memory plan asks for it" if tiled else "whole pictures fit")
+                self._note(
+                    "autoencoder in tiles", tiled, "the memory plan asks for it" if tiled else "whole pictures fit"
+                )
         return module
 
     def table(self) -> str:
@@ -83,11 +93,15 @@ class FluxMemoryOptimizer:
         self.report.append(Optimization(name, applied, reason))
 
     def _note_precision(self) -> None:
-        drawing, upscaling = (str(dtype).removeprefix("torch.") for dtype in (self.device.dtype, self.device.upscaler_dtype))
+        drawing, upscaling = (
+            str(dtype).removeprefix("torch.") for dtype in (self.device.dtype, self.device.upscaler_dtype)
+        )
         half = self.device.dtype != torch.float32
         asked = "the setting 'dtype' asks for it" if self.settings.dtype != "auto" else ""
         chosen = "multiplied faster here than float32" if half else "this processor multiplies nothing shorter faster"
-        self._note("16 bits", half, f"models that draw compute in {drawing}, upscalers in {upscaling}: {asked or chosen}")
+        self._note(
+            "16 bits", half, f"models that draw compute in {drawing}, upscalers in {upscaling}: {asked or chosen}"
+        )
 
     def _set_matmul_precision(self) -> None:
         name = "TensorFloat-32"
@@ -124,20 +138,33 @@ class FluxMemoryOptimizer:
 
     def _work_in_place(self, autoencoder: nn.Module) -> None:
         plain = (block for block in autoencoder.modules() if isinstance(block, ResnetBlock2D))
-        blocks = [block for block in plain if isinstance(block.nonlinearity, nn.SiLU) and block.output_scale_factor == 1]
+        blocks = [
+            block for block in plain if isinstance(block.nonlinearity, nn.SiLU) and block.output_scale_factor == 1
+        ]
         for block in blocks:
             block.__class__ = ResidualInPlace  # its weights, hooks and names stay what they are
-        self._note("residual blocks in place", bool(blocks), f"{len(blocks)} blocks of the autoencoder overwrite what nobody reads again")
+        self._note(
+            "residual blocks in place",
+            bool(blocks),
+            f"{len(blocks)} blocks of the autoencoder overwrite what nobody reads again",
+        )
 
     def _compile_blocks(self, transformer: nn.Module) -> None:
-        name, stored_as, kind = "compiled blocks", self.plan.placements["transformer"].dtype, self.plan.placements["transformer"].kind
+        name, stored_as, kind = (
+            "compiled blocks",
+            self.plan.placements["transformer"].dtype,
+            self.plan.placements["transformer"].kind,
+        )
         against = {
             "the setting 'compile' is off": self.settings.compile == "off",
-            "takes longer than it saves in a few pictures on a CPU; the setting 'compile' turns it on": self.settings.compile == "auto"
-            and self.device.kind == "cpu",
+            "takes longer than it saves in a few pictures on a CPU; the setting 'compile' turns it on": (
+                self.settings.compile == "auto" and self.device.kind == "cpu"
+            ),
             f"weights in {stored_as} are widened by hooks inside of the blocks": stored_as in FORMATS,
-            "the memory plan lets its layers come one by one, by hooks inside of the blocks": kind == "sequential",
-            "there is no C compiler (gcc or cc) for the code that it makes": not (shutil.which("gcc") or shutil.which("cc")),
+            "the memory plan lets its layers come one by one, by hooks inside of the blocks": kind == "layer offload",
+            "there is no C compiler (gcc or cc) for the code that it makes": not (
+                shutil.which("gcc") or shutil.which("cc")
+            ),
         }
         for reason, holds in against.items():
             if holds:
@@ -147,15 +174,22 @@ class FluxMemoryOptimizer:
         kept = keep_compiled_code(folder)
         blocks = block_modules(transformer)
         for block in blocks:
-            # the forward, not the module: hooks that stream weights or skip blocks then stay outside of the compiled code
+            # the forward, not the module: hooks that stream weights or skip blocks then stay outside of the compiled
+            # code
             block.forward = torch.compile(block.forward)
-        self._note(name, True, f"{len(blocks)} blocks; the code is {'kept' if kept else 'lost with the process: it cannot be written'} in '{folder.name}'")
+        self._note(
+            name,
+            True,
+            f"{len(blocks)} blocks; the code is {'kept' if kept else 'lost with the process: it cannot be written'} "
+            f"in '{folder.name}'",
+        )
 
 
 class ResidualInPlace(ResnetBlock2D):  # type: ignore[misc]  # diffusers has no types
     """A residual block of an ``AutoencoderKL``, N x C x H x W to N x D x H x W, to the bit.
 
-    Where diffusers makes new tensors for the activations, for the sum and for a division by 1, this overwrites those that nobody reads again.
+    Where diffusers makes new tensors for the activations, for the sum and for a division by 1, this overwrites those
+    that nobody reads again.
     """
 
     def forward(self, input_tensor: torch.Tensor, temb: None = None) -> torch.Tensor:
@@ -167,16 +201,21 @@ class ResidualInPlace(ResnetBlock2D):  # type: ignore[misc]  # diffusers has no 
 
 
 class RotaryTables(nn.Module):
-    """Flux's rotary position embedding, computed again only when the position ids are other tensors than in the step before.
+    """Flux's rotary position embedding, computed again only when the position ids are other tensors than in the step
+    before.
 
-    Within one denoising the pipeline hands the same two tensors to every step; ``FluxTransformer2DModel`` joins them anew each time.
+    Within one denoising the pipeline hands the same two tensors to every step; ``FluxTransformer2DModel`` joins them
+    anew each time.
     """
 
     def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
         self.embedding = embedding
         self.computed = 0
-        self._ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # held, so that no other tensor gets their identity
+        self._ids: tuple[torch.Tensor | None, torch.Tensor | None] = (
+            None,
+            None,
+        )  # held, so that no other tensor gets their identity
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def look_at(self, module: nn.Module, args: object, arguments: dict[str, Any]) -> None:
@@ -212,8 +251,11 @@ def set_attention(transformer: Any, backend: str) -> None:
         transformer.set_attention_backend(backend)
 
 
-def fastest_attention(backends: Sequence[str], shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The fastest kernel for queries of ``shape`` (batch, tokens, heads, head size), and a sentence with the milliseconds of all.
+def fastest_attention(
+    backends: Sequence[str], shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """The fastest kernel for queries of ``shape`` (batch, tokens, heads, head size), and a sentence with the
+    milliseconds of all.
 
     A kernel that refuses, or whose result is not that of "native", is not taken; it is named with the reason.
     """
@@ -236,7 +278,9 @@ def fastest_attention(backends: Sequence[str], shape: tuple[int, int, int, int],
             try:
                 with attention_backend(backend):
                     error = float((attend().float() - right).norm() / right.norm())
-                    seconds[backend] = Timer("attend()", globals={"attend": attend}).blocked_autorange(min_run_time=0.05).median
+                    seconds[backend] = (
+                        Timer("attend()", globals={"attend": attend}).blocked_autorange(min_run_time=0.05).median
+                    )
             except (RuntimeError, ValueError, TypeError, ImportError) as refusal:
                 words.append(f"{backend}: {str(refusal).partition('.')[0]}")
                 continue
@@ -250,7 +294,8 @@ def fastest_attention(backends: Sequence[str], shape: tuple[int, int, int, int],
 
 @contextmanager
 def first_block_cache(transformer: Any, wanted: bool) -> Iterator[None]:
-    """While it is open, and ``wanted``, steps that change little are taken from the step before instead of being computed.
+    """While it is open, and ``wanted``, steps that change little are taken from the step before instead of being
+    computed.
 
     Faster by the share of steps that are skipped, at the price of the picture: ``docs/performance.md`` has both.
     """

@@ -1,4 +1,5 @@
-"""What several test files share: the real package, one real server and one real run of the command, each started once."""
+"""What several test files share: the real package, one real server and one real run of the command, each started
+once."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # every worker its own cores, before torch counts them: threads of two workers on one core wait for each other at every operation
+    # every worker its own cores, before torch counts them: threads of two workers on one core wait for each other at
+    # every operation
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
+    os.sched_setaffinity(
+        0, cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores
+    )
 
 import pytest
 from hypothesis import settings
@@ -27,7 +31,8 @@ from support.processes import START_SECONDS, Drawn, Server, answers, free_port  
 
 from modules.app.service import Service, start  # noqa: E402
 
-# the same examples on every machine: whoever changes something else shall not be stopped by a draw. New ones are drawn by
+# the same examples on every machine: whoever changes something else shall not be stopped by a draw. New ones are drawn
+# by
 # `python -m pytest --hypothesis-profile=thorough`, twenty times as many
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=20 * settings.default.max_examples)
@@ -54,7 +59,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     temporary.mkdir()
     with log.open("w") as output:
         environment = {**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"}  # as ``service``
-        process = subprocess.Popen([ROOT / "scripts" / "serve", "--port", str(port)], cwd=folder, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [ROOT / "scripts" / "serve", "--port", str(port)], cwd=folder, env=environment, stdout=output, stderr=output
+        )
     try:
         running = Server(f"http://127.0.0.1:{port}", temporary, log)
         begin = time.monotonic()
@@ -76,12 +83,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline, debug images and JSON, from a folder of its own."""
+    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline, debug images and JSON, from a folder of its
+    own."""
     folder, temporary = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("tmp")
     inputs = [option for name, value in PICTURE.items() for option in ("-i", f"{name}={value}")]
     begin = time.monotonic()
     process = subprocess.run(
-        [ROOT / "scripts" / "predict", *inputs, "-o", "pictures", "--timeline", "timeline.png", "--debug-images", "found", "--json"],
+        [
+            ROOT / "scripts" / "predict",
+            *inputs,
+            "-o",
+            "pictures",
+            "--timeline",
+            "timeline.png",
+            "--debug-images",
+            "found",
+            "--json",
+        ],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"},
         capture_output=True,
@@ -94,5 +112,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 @pytest.fixture(scope="session")
 def service() -> Service:
-    """The package on its embedded models, in this process; in float32 on every machine, so that pictures can be compared to a 255th."""
+    """The package on its embedded models, in this process; in float32 on every machine, so that pictures can be
+    compared to a 255th."""
     return start(replace(Settings(), model="embedded", dtype="float32"))

@@ -1,7 +1,7 @@
 """Rebuilds ``weights/embedded`` from nothing: ``python -m training.all [--work build/training] [--scale 1.0]``.
 
-Every step is a command of its own and leaves its result in the work folder; a step whose result is there is not run again,
-so an interrupted run goes on where it was. ``--scale`` lengthens or shortens the steps whose length is a time.
+Every step is a command of its own and leaves its result in the work folder; a step whose result is there is not run
+again, so an interrupted run goes on where it was. ``--scale`` lengthens or shortens the steps whose length is a time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,18 @@ def main() -> None:
     step("autoencoder", "autoencoder", "--out", vae, *minutes(60))
     step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
     for subject, count in LATENTS.items():
-        step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
+        step(
+            f"latents of {subject}",
+            "latents",
+            "--autoencoder",
+            vae,
+            "--out",
+            work / f"{subject}.pt",
+            "--subject",
+            subject,
+            "--count",
+            str(count),
+        )
     latents = [work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
     step("transformer", "transformer", "--models", parts, "--latents", *latents, "--out", transformer, *minutes(350))
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
@@ -70,11 +81,37 @@ def main() -> None:
         shutil.copy(work / name, EMBEDDED)
     for name, (pictures, epochs) in REDRAWN.items():
         course = ("--pictures", str(pictures), "--epochs", str(epochs))
-        step(f"{name} detector, redrawn", "redrawn", "--kind", name, "--weights", EMBEDDED.parent, "--out", work / "redrawn", *course)
+        step(
+            f"{name} detector, redrawn",
+            "redrawn",
+            "--kind",
+            name,
+            "--weights",
+            EMBEDDED.parent,
+            "--out",
+            work / "redrawn",
+            *course,
+        )
         shutil.copy(work / "redrawn" / f"{name}_detector.safetensors", EMBEDDED)
-    step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
+    step(
+        "prompt upsampler",
+        "prompt_upsampler",
+        "--out",
+        EMBEDDED / "prompt_upsampler",
+        "--steps",
+        str(round(2400 * arguments.scale)),
+        "--batch",
+        "32",
+    )
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
-    step("adherence of figures", "adherence", "--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
+    step(
+        "adherence of figures",
+        "adherence",
+        "--subject",
+        "figures",
+        "--sheet",
+        ROOT / "docs" / "images" / "figures.webp",
+    )
 
 
 if __name__ == "__main__":

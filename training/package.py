@@ -1,4 +1,5 @@
-"""Puts the trained parts together as a diffusers folder in half precision: ``python -m training.package --parts DIR --out weights/embedded/flux``."""
+"""Puts the trained parts together as a diffusers folder in half precision: ``python -m training.package --parts DIR
+--out weights/embedded/flux``."""
 
 from __future__ import annotations
 
@@ -35,21 +36,27 @@ def package(parts: Path, out: Path) -> None:
         shutil.copytree(parts / name, building / name)
     CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(building / "text_encoder")
     T5EncoderModel.from_pretrained(parts / "text_encoder_2").half().save_pretrained(building / "text_encoder_2")
-    FluxTransformer2DModel.from_pretrained(parts / "transformer", torch_dtype=torch.float16).save_pretrained(building / "transformer")
+    FluxTransformer2DModel.from_pretrained(parts / "transformer", torch_dtype=torch.float16).save_pretrained(
+        building / "transformer"
+    )
     AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16).save_pretrained(building / "vae")
     for config in building.glob("*/config.json"):  # where the parts lay says nothing about the model
         kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(building / "scheduler")
     (building / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
-    (building / "family.json").write_text(json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS}, indent=2) + "\n")
+    (building / "family.json").write_text(
+        json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS}, indent=2) + "\n"
+    )
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", type=Path, required=True, help="folder with vae, transformer, text encoders and tokenizers")
+    parser.add_argument(
+        "--parts", type=Path, required=True, help="folder with vae, transformer, text encoders and tokenizers"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     package(arguments.parts, arguments.out)

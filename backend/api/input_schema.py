@@ -1,8 +1,9 @@
 """The inputs of ``predict.py``: read without running it, written as the OpenAPI document of Cog's server, and checked.
 
-Cog's server checks a request only against ``.cog/openapi_schema.json``. In an image ``cog build`` writes that file; everywhere
-else it comes from here (``python -m backend.api.input_schema``), and the command checks its ``name=value`` texts against the same
-document. Reading is static, as Cog's is: a bound that is not a literal would be dropped there without a word, here it is an error.
+Cog's server checks a request only against ``.cog/openapi_schema.json``. In an image ``cog build`` writes that file;
+everywhere else it comes from here (``python -m backend.api.input_schema``), and the command checks its ``name=value``
+texts against the same document. Reading is static, as Cog's is: a bound that is not a literal would be dropped there
+without a word, here it is an error.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def _keywords(call: ast.expr | None, name: str) -> dict[str, Any]:
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError:
-            raise ValueError(f"{name}: {keyword.arg} must be a literal, because Cog drops what it would have to compute") from None
+            raise ValueError(
+                f"{name}: {keyword.arg} must be a literal, because Cog drops what it would have to compute"
+            ) from None
     return values
 
 
@@ -80,7 +83,9 @@ def _property(name: str, order: int, annotation: ast.expr, call: ast.expr | None
         prop["nullable"] = True
     prop |= {_KEYWORDS[keyword]: value for keyword, value in given.items() if keyword != "choices"}
     if prop.get("default", ...) is None and not optional:
-        raise ValueError(f"{name}: a default of None needs the type Optional[{kind}], else Cog makes the input required")
+        raise ValueError(
+            f"{name}: a default of None needs the type Optional[{kind}], else Cog makes the input required"
+        )
     return prop, choices
 
 
@@ -116,7 +121,8 @@ def read_inputs(source: str) -> tuple[Schema, dict[str, Schema]]:
 
 
 def openapi(source: str) -> Schema:
-    """The whole document that ``/openapi.json`` answers with, as ``cog build`` writes it for a predictor that gives ``list[Path]``."""
+    """The whole document that ``/openapi.json`` answers with, as ``cog build`` writes it for a predictor that gives
+    ``list[Path]``."""
     inputs, choices = read_inputs(source)
 
     def ref(name: str) -> Schema:
@@ -155,8 +161,14 @@ def openapi(source: str) -> Schema:
             },
         ),
         "Status": {"title": "Status", "description": "An enumeration.", "enum": states, "type": "string"},
-        "HTTPValidationError": record("HTTPValidationError", {"detail": {"title": "Detail", "type": "array", "items": ref("ValidationError")}}),
-        "ValidationError": record("ValidationError", {"loc": loc, "msg": text("Message"), "type": text("Error Type")}, required=["loc", "msg", "type"]),
+        "HTTPValidationError": record(
+            "HTTPValidationError", {"detail": {"title": "Detail", "type": "array", "items": ref("ValidationError")}}
+        ),
+        "ValidationError": record(
+            "ValidationError",
+            {"loc": loc, "msg": text("Message"), "type": text("Error Type")},
+            required=["loc", "msg", "type"],
+        ),
     }
     predict = {
         "summary": "Predict",
@@ -176,7 +188,13 @@ def openapi(source: str) -> Schema:
         "info": {"title": "Cog", "version": "0.1.0"},
         "paths": {
             "/": {"get": {"summary": "Root", "operationId": "root__get", "responses": {"200": answer({})}}},
-            "/health-check": {"get": {"summary": "Healthcheck", "operationId": "healthcheck_health_check_get", "responses": {"200": answer({})}}},
+            "/health-check": {
+                "get": {
+                    "summary": "Healthcheck",
+                    "operationId": "healthcheck_health_check_get",
+                    "responses": {"200": answer({})},
+                }
+            },
             "/predictions": {"post": predict},
             "/predictions/{prediction_id}/cancel": {"post": cancel},
         },
@@ -185,7 +203,8 @@ def openapi(source: str) -> Schema:
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
-    """Writes the document in one move, so that a server that starts meanwhile reads the old or the new one, never a half."""
+    """Writes the document in one move, so that a server that starts meanwhile reads the old or the new one, never a
+    half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps(openapi(PREDICTOR_FILE.read_text()), indent=2))
@@ -197,9 +216,13 @@ class InputSchema:
 
     def __init__(self, source: str | None = None) -> None:
         inputs, choices = read_inputs(source if source is not None else PREDICTOR_FILE.read_text())
-        self.properties: dict[str, Schema] = {name: {**choices.get(name, {}), **prop} for name, prop in inputs["properties"].items()}
+        self.properties: dict[str, Schema] = {
+            name: {**choices.get(name, {}), **prop} for name, prop in inputs["properties"].items()
+        }
         self.required: list[str] = inputs["required"]
-        self.defaults: dict[str, object] = {name: prop["default"] for name, prop in self.properties.items() if "default" in prop}
+        self.defaults: dict[str, object] = {
+            name: prop["default"] for name, prop in self.properties.items() if "default" in prop
+        }
 
     def parse(self, texts: Iterable[str]) -> dict[str, object]:
         """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``.
@@ -219,18 +242,25 @@ class InputSchema:
     def validate(self, inputs: Mapping[str, object]) -> dict[str, object]:
         """The inputs checked, with the defaults filled in and whole numbers as ``int`` (JSON may say 4.0).
 
-        Raises :class:`InputError` for the first that is unknown, missing, of the wrong type, out of range or not among the choices.
+        Raises :class:`InputError` for the first that is unknown, missing, of the wrong type, out of range or not among
+        the choices.
         """
         for name in inputs:
             self._known(name)
         for name in self.required:
             if name not in inputs:
                 raise InputError(name, "is missing")
-        return {name: self._checked(name, prop, inputs.get(name, prop.get("default"))) for name, prop in self.properties.items()}
+        return {
+            name: self._checked(name, prop, inputs.get(name, prop.get("default")))
+            for name, prop in self.properties.items()
+        }
 
     def _known(self, name: str) -> Schema:
         if name not in self.properties:
-            raise InputError(name, f"is not an input{nearest(name, self.properties) or '; the inputs are ' + ', '.join(self.properties)}")
+            raise InputError(
+                name,
+                f"is not an input{nearest(name, self.properties) or '; the inputs are ' + ', '.join(self.properties)}",
+            )
         return self.properties[name]
 
     @staticmethod
@@ -276,7 +306,9 @@ class InputSchema:
         elif len(value) < prop.get("minLength", 0):
             raise InputError(name, "must not be empty")
         elif "enum" in prop and value not in prop["enum"]:
-            raise InputError(name, f"must be one of {', '.join(prop['enum'])}, not {value!r}{nearest(value, prop['enum'])}")
+            raise InputError(
+                name, f"must be one of {', '.join(prop['enum'])}, not {value!r}{nearest(value, prop['enum'])}"
+            )
         return value
 
 

@@ -27,8 +27,8 @@ def is_safetensors(path: Path) -> bool:
 def is_pickle(path: Path) -> bool:
     """Whether the file begins as what torch saves does: a zip archive, or a bare pickle of protocol 2 or later.
 
-    The length of every 32nd safetensors header begins with a pickle's byte. What could be either counts as safetensors, which every
-    loader here asks first, and reads without running anything.
+    The length of every 32nd safetensors header begins with a pickle's byte. What could be either counts as safetensors,
+    which every loader here asks first, and reads without running anything.
     """
     with path.open("rb") as file:
         start = file.read(4)

@@ -1,7 +1,9 @@
-"""safetensors -> module: built without memory, then given the file's tensors in the wanted precision. No second copy, no random start.
+"""safetensors -> module: built without memory, then given the file's tensors in the wanted precision. No second copy,
+no random start.
 
-The tensors of a file are mapped, and several readers bring its pages in: as fast as the disk when they are not in memory, nothing
-to do when they are, and no byte of a second copy. ``bench/speed/loading.py`` holds this against the other loaders there are.
+The tensors of a file are mapped, and several readers bring its pages in: as fast as the disk when they are not in
+memory, nothing to do when they are, and no byte of a second copy. ``bench/speed/loading.py`` holds this against the
+other loaders there are.
 """
 
 from __future__ import annotations
@@ -37,8 +39,11 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(files: Iterable[Path], dtype: torch.dtype | None, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, by name; floating point ones in ``dtype`` when it is given. A damaged file is a :class:`WeightsError`."""
+def read_tensors(
+    files: Iterable[Path], dtype: torch.dtype | None, prefixes: tuple[str, ...] = ("",)
+) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, by name; floating point ones in ``dtype`` when it is given. A damaged file
+    is a :class:`WeightsError`."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -53,11 +58,14 @@ def read_tensors(files: Iterable[Path], dtype: torch.dtype | None, prefixes: tup
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], label: str) -> None:
-    """Gives a module (built on the meta device) its tensors. Missing, surplus and misshapen ones are a :class:`WeightsError`."""
+    """Gives a module (built on the meta device) its tensors. Missing, surplus and misshapen ones are a
+    :class:`WeightsError`."""
     own = module.state_dict()
     wrong = sorted(set(own) ^ set(tensors)) or sorted(name for name in own if own[name].shape != tensors[name].shape)
     if wrong:
-        raise WeightsError(f"{label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}")
+        raise WeightsError(
+            f"{label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
+        )
     module.load_state_dict(dict(tensors), assign=True)
 
 
@@ -76,12 +84,19 @@ def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.
     half = ".fp16." in files[0].name  # the half-precision variant of a repository that has several
     try:
         module, info = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, variant="fp16" if half else None
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant="fp16" if half else None,
         )
     except SafetensorError:
         raise WeightsError(f"{folder.name} holds a damaged or cut off file; {RESTORE}") from None
     # transformers would start what the file lacks with random numbers
     wrong = sorted(str(name) for kind_of_fault in ("missing_keys", "mismatched_keys") for name in info[kind_of_fault])
     if wrong:
-        raise WeightsError(f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}")
+        raise WeightsError(
+            f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
+        )
     return module  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
-"""Brings files into the kernel's page cache with several readers, so that whoever maps them later never waits for the disk.
+"""Brings files into the kernel's page cache with several readers, so that whoever maps them later never waits for the
+disk.
 
-A mapped file is read by page faults, one small piece after the other; no disk is at its fastest then. Needs nothing but Python, so
-it may begin before the heavy imports.
+A mapped file is read by page faults, one small piece after the other; no disk is at its fastest then. Needs nothing but
+Python, so it may begin before the heavy imports.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ READERS = 4
 
 
 def read_ahead(files: Iterable[Path]) -> int:
-    """Reads what is not in the page cache yet, and returns the bytes of it. Returns when all is there. Raises OSError."""
+    """Reads what is not in the page cache yet, and returns the bytes of it. Returns when all is there. Raises
+    OSError."""
     missing = [(file, start) for file in files for start in _missing(file)]
     if not missing:  # the usual case, in which readers would take longer to start than to find nothing to do
         return 0
@@ -48,8 +50,11 @@ def _read(blocks: list[tuple[Path, int]]) -> int:
 
 
 def is_cached(descriptor: int, start: int, length: int) -> bool:
-    """Whether the first, the middle and the last byte of a stretch are in the page cache. False where the file system cannot tell."""
+    """Whether the first, the middle and the last byte of a stretch are in the page cache. False where the file
+    system cannot tell."""
     try:
-        return all(os.preadv(descriptor, [bytearray(1)], start + at, os.RWF_NOWAIT) == 1 for at in (0, length // 2, length - 1))
+        return all(
+            os.preadv(descriptor, [bytearray(1)], start + at, os.RWF_NOWAIT) == 1 for at in (0, length // 2, length - 1)
+        )
     except OSError:  # not there, or not known here
         return False

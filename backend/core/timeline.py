@@ -21,7 +21,8 @@ MemoryProbe = Callable[[], int]
 
 @dataclass
 class Span:
-    """One named piece of time. ``start`` and ``seconds`` are relative to the timeline's beginning; memory is in bytes."""
+    """One named piece of time. ``start`` and ``seconds`` are relative to the timeline's beginning; memory is in
+    bytes."""
 
     name: str
     depth: int
@@ -35,11 +36,16 @@ class Timeline:
     """Spans of one set-up or one prediction, in the order in which they began.
 
     ``peak_memory`` gives the peak memory in bytes since ``reset_peak`` was last called; both are from the device. Spans
-    nest, so an inner span's peak also counts for the outer ones. ``begin`` is a moment of ``time.perf_counter()``; now, when it is
-    left out.
+    nest, so an inner span's peak also counts for the outer ones. ``begin`` is a moment of ``time.perf_counter()``; now,
+    when it is left out.
     """
 
-    def __init__(self, peak_memory: MemoryProbe | None = None, reset_peak: Callable[[], None] | None = None, begin: float | None = None) -> None:
+    def __init__(
+        self,
+        peak_memory: MemoryProbe | None = None,
+        reset_peak: Callable[[], None] | None = None,
+        begin: float | None = None,
+    ) -> None:
         self._begin = time.perf_counter() if begin is None else begin
         self._peak_memory = peak_memory
         self._reset_peak = reset_peak
@@ -64,7 +70,8 @@ class Timeline:
             self._open.remove(span)
 
     def passed(self, name: str, until: float | None = None) -> None:
-        """Adds what went on between the last span (or the timeline's beginning) and ``until``, a moment as ``begin`` is; else until now."""
+        """Adds what went on between the last span (or the timeline's beginning) and ``until``, a moment as ``begin``
+        is; else until now."""
         start = max((span.start + span.seconds for span in self.spans), default=0.0)
         end = self.seconds if until is None else until - self._begin
         self.spans.append(Span(name, 0, start, max(0.0, end - start), path=name))
@@ -81,7 +88,8 @@ class Timeline:
         return time.perf_counter() - self._begin
 
     def metrics(self) -> dict[str, float]:
-        """``{"generate.seconds": .., "generate.peak_bytes": .., "generate.encode.seconds": ..}``; repeated spans add up."""
+        """``{"generate.seconds": .., "generate.peak_bytes": .., "generate.encode.seconds": ..}``; repeated spans add
+        up."""
         values: dict[str, float] = {}
         for span in self.spans:
             seconds = f"{span.path}.seconds"
@@ -96,7 +104,15 @@ class Timeline:
         if path.suffix.lower() != ".json":
             self.chart(path)
             return
-        spans = [{"name": span.path, "start": round(span.start, 4), "seconds": round(span.seconds, 4), "peak_bytes": span.peak_bytes} for span in self.spans]
+        spans = [
+            {
+                "name": span.path,
+                "start": round(span.start, 4),
+                "seconds": round(span.seconds, 4),
+                "peak_bytes": span.peak_bytes,
+            }
+            for span in self.spans
+        ]
         temporary = path.with_name(f".{path.name}.part")
         temporary.write_text(json.dumps(spans, indent=2))
         temporary.replace(path)
@@ -141,7 +157,10 @@ class Timeline:
 
 
 def process_began(pid: int | None = None) -> float:
-    """When a process (this one, when none is named) began, as a moment of ``time.perf_counter()`` of this process (Linux)."""
-    fields = Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()  # a program's name may hold blanks
+    """When a process (this one, when none is named) began, as a moment of ``time.perf_counter()`` of this process
+    (Linux)."""
+    fields = (
+        Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()
+    )  # a program's name may hold blanks
     began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - began)

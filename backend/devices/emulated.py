@@ -1,8 +1,9 @@
-"""Host memory that stands in for a card's: a budget in bytes, a bandwidth, real copies, and the same error when it is full.
+"""Host memory that stands in for a card's: a budget in bytes, a bandwidth, real copies, and the same error when it is
+full.
 
-Every tensor that is made while the device computes counts, from the moment it is made until its last user lets go of it. So
-every placement can be run for real, with its true peak, on a machine without a GPU: ``scripts/predict --emulate-vram 48MB``.
-What single operations need inside themselves is not seen.
+Every tensor that is made while the device computes counts, from the moment it is made until its last user lets go of
+it. So every placement can be run for real, with its true peak, on a machine without a GPU: ``scripts/predict
+--emulate-vram 48MB``. What single operations need inside themselves is not seen.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from backend.stream import tensor_bytes
 
 
 class EmulatedDevice(TorchDispatchMode):
-    """A context: what is made inside it is on the device. Also the :class:`~backend.stream.Transfers` that weights take to it.
+    """A context: what is made inside it is on the device. Also the :class:`~backend.stream.Transfers` that weights take
+    to it.
 
     ``total_bytes`` is the budget; ``copy_bandwidth`` in bytes a second, or 0 for copies as fast as they go.
     """
 
-    separate = True
+    has_device_memory = True
 
     def __init__(self, total_bytes: int, copy_bandwidth: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,12 +39,22 @@ class EmulatedDevice(TorchDispatchMode):
         self._counting = True
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._counting:
             return result
         # a view, and what is changed in place, is no new memory
-        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        given = {
+            tensor.untyped_storage()._cdata
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, torch.Tensor)
+        }
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
                 self._note(tensor)
@@ -63,7 +75,8 @@ class EmulatedDevice(TorchDispatchMode):
         self.allocated_bytes += size
         if self.allocated_bytes > self.total_bytes:
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes. The emulated device has a total capacity of {self.total_bytes} bytes "
+                f"CUDA out of memory. Tried to allocate {size} bytes. The emulated device has a total capacity of "
+                f"{self.total_bytes} bytes "
                 f"of which {max(0, self.total_bytes - self.allocated_bytes + size)} bytes are free."
             )
         self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
@@ -72,7 +85,7 @@ class EmulatedDevice(TorchDispatchMode):
     def reset_peak(self) -> None:
         self.peak_bytes = self.allocated_bytes
 
-    def keep(self, tensor: torch.Tensor) -> None:
+    def pin(self, tensor: torch.Tensor) -> None:
         """Host memory is as near as it gets."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -90,7 +103,7 @@ class EmulatedDevice(TorchDispatchMode):
         finally:
             self._counting = True
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Copies are done when :meth:`upload` returns."""
 
     def free_bytes(self) -> int:

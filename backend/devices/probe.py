@@ -13,7 +13,8 @@ from backend.core.errors import SettingsError
 
 @dataclass(frozen=True)
 class Device:
-    """``kind`` is "cuda" or "cpu"; bytes are the device's own memory (for a CPU: what this process may use of the host's).
+    """``kind`` is "cuda" or "cpu"; bytes are the device's own memory (for a CPU: what this process may use of the
+    host's).
 
     ``dtype`` is what the models that draw compute in, ``upscaler_dtype`` what an upscaler does whose architecture can.
     """
@@ -48,7 +49,8 @@ def process_memory() -> int:
 
 
 def usable_threads() -> int:
-    """CPUs that this process may really use: its affinity, and the control group's quota, which torch does not look at."""
+    """CPUs that this process may really use: its affinity, and the control group's quota, which torch does not look
+    at."""
     count = len(os.sched_getaffinity(0))
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists():
@@ -61,18 +63,23 @@ def usable_threads() -> int:
 def probe_device(kind: str, dtype: str) -> Device:
     """The device to use: ``kind`` "auto", "cpu" or "cuda".
 
-    ``dtype`` "auto" is bfloat16 on CUDA and on a CPU with AMX, which multiplies it faster, and float32 on any other CPU. On CUDA an
-    upscaler then computes in float16: its numbers stay small, and float16 has three bits more of each.
+    ``dtype`` "auto" is bfloat16 on CUDA and on a CPU with AMX, which multiplies it faster, and float32 on any other
+    CPU. On CUDA an upscaler then computes in float16: its numbers stay small, and float16 has three bits more of each.
     """
     cuda = torch.cuda.is_available()
     if kind == "cuda" and not cuda:
-        raise SettingsError("device is 'cuda' but torch finds no CUDA device; set it to 'auto' or 'cpu', or install the CUDA build of torch")
+        raise SettingsError(
+            "device is 'cuda' but torch finds no CUDA device; set it to 'auto' or 'cpu', or install the CUDA build of "
+            "torch"
+        )
     use_cuda = cuda and kind != "cpu"
     multiplies_bfloat16 = use_cuda or bool(torch.cpu.get_capabilities().get("amx_bf16"))
     chosen = getattr(torch, dtype) if dtype != "auto" else (torch.bfloat16 if multiplies_bfloat16 else torch.float32)
     if use_cuda:
         free, total = torch.cuda.mem_get_info()
         upscaling = torch.float16 if dtype == "auto" else chosen
-        return Device("cuda", torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), chosen, upscaling)
+        return Device(
+            "cuda", torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), chosen, upscaling
+        )
     total, free = host_memory()
     return Device("cpu", f"CPU, {usable_threads()} threads", total, free, None, chosen, chosen)

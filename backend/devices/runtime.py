@@ -20,7 +20,7 @@ from backend.stream import CudaTransfers, HostTransfers, Transfers
 
 
 @dataclass(frozen=True)
-class Computer:
+class DeviceRuntime:
     """A device with the plan for its memory and the transfers to it."""
 
     device: Device
@@ -32,7 +32,7 @@ class Computer:
         """How every model lives, for the model cache."""
         return {name: placement.kind for name, placement in self.plan.placements.items()}
 
-    def computing(self) -> AbstractContextManager[object]:
+    def activate(self) -> AbstractContextManager[object]:
         """Inside this context the device computes: an emulated one counts what is made."""
         return self.transfers if isinstance(self.transfers, EmulatedDevice) else nullcontext()
 
@@ -55,20 +55,31 @@ def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
     if device.kind == "cuda":
         memory = nearest_card(device.total_bytes).device(device.total_bytes, available)
         limit = min(emulated_bytes or device.total_bytes, device.total_bytes)
-        return replace(memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability)
+        return replace(
+            memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability
+        )
     if emulated_bytes:
         return emulated_memory(emulated_bytes, available)
     kind: Literal["cpu"] = "cpu"
     return DeviceMemory(kind, total, available, total)
 
 
-def plan_device(device: Device, models: ModelSizes, workload: Workload, emulated_bytes: int | None = None, quality: str = "exact") -> Computer:
-    """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError` when nothing fits."""
+def plan_device(
+    device: Device,
+    models: ModelSizes,
+    workload: Workload,
+    emulated_bytes: int | None = None,
+    weight_precision: str = "exact",
+) -> DeviceRuntime:
+    """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError`
+    when nothing fits."""
     memory = device_memory(device, emulated_bytes)
-    rules = MemoryRules(quality=quality)
+    rules = MemoryRules(weight_precision=weight_precision)
     plan = plan_memory(memory, models, workload, rules)
     if device.kind == "cuda":
         if emulated_bytes:  # the driver's context is outside of what torch counts
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (emulated_bytes - rules.context_bytes) / device.total_bytes))
-        return Computer(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes))
-    return Computer(device, plan, EmulatedDevice(emulated_bytes) if emulated_bytes else HostTransfers())
+            torch.cuda.set_per_process_memory_fraction(
+                min(1.0, (emulated_bytes - rules.context_bytes) / device.total_bytes)
+            )
+        return DeviceRuntime(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes))
+    return DeviceRuntime(device, plan, EmulatedDevice(emulated_bytes) if emulated_bytes else HostTransfers())

@@ -1,8 +1,8 @@
 """Makes ``import torchvision`` work beside a CPU build of torch.
 
-The torchvision wheels on PyPI are built for CUDA; beside torch's CPU build their compiled operators do not load, and the
-import then fails with ``operator torchvision::nms does not exist``. diffusers, transformers, ultralytics and spandrel all
-import torchvision, and none of them needs more than its Python parts and ``nms``.
+The torchvision wheels on PyPI are built for CUDA; beside torch's CPU build their compiled operators do not load, and
+the import then fails with ``operator torchvision::nms does not exist``. diffusers, transformers, ultralytics and
+spandrel all import torchvision, and none of them needs more than its Python parts and ``nms``.
 """
 
 from __future__ import annotations

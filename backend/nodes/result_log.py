@@ -1,7 +1,7 @@
 """What became of a table, in its folder: the pictures, and a line of ``manifest.jsonl`` for every row.
 
-A picture appears under its name when it is complete, and its row in the manifest after that. So a process that is killed at any
-moment leaves a folder with which ``resume`` goes on.
+A picture appears under its name when it is complete, and its row in the manifest after that. So a process that is
+killed at any moment leaves a folder with which ``resume`` goes on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class Manifest:
     def begin(self, rows: Sequence[Row], resume: bool) -> list[Row]:
         """The rows that are still to be made: all, or with ``resume`` those that are not done.
 
-        A row is done when its last line says so, its inputs are the same, and its files are there in full. Lines of other rows
-        are dropped, so that in the end every row has one. Raises :class:`InputError` when the folder holds a manifest already
-        and nobody asked to resume.
+        A row is done when its last line says so, its inputs are the same, and its files are there in full. Lines of
+        other rows are dropped, so that in the end every row has one. Raises :class:`InputError` when the folder holds a
+        manifest already and nobody asked to resume.
         """
         if self.path.exists() and not resume:
-            raise InputError("-o", f"'{self.folder}' holds a {MANIFEST} already; go on with --resume, or choose another folder")
+            raise InputError(
+                "-o", f"'{self.folder}' holds a {MANIFEST} already; go on with --resume, or choose another folder"
+            )
         done = {entry["id"]: entry for entry in self.entries() if entry["status"] == "done"}
         kept = {row.id: done[row.id] for row in rows if row.id in done and self._is_complete(row, done[row.id])}
         part = self.path.with_name(f".{MANIFEST}.part")
@@ -47,7 +49,8 @@ class Manifest:
         return [json.loads(line) for line in lines[:-1]]  # what follows the last line's end is empty, or no whole line
 
     def deliver(self, outcome: Outcome) -> None:
-        """Puts the row's pictures into the folder, then its line into the manifest. Raises OSError when the disk is full, say."""
+        """Puts the row's pictures into the folder, then its line into the manifest. Raises OSError when the disk is
+        full, say."""
         for name, picture in outcome.files.items():
             part = self.folder / f".{name}.part"
             try:
@@ -62,12 +65,20 @@ class Manifest:
 
     def _is_complete(self, row: Row, entry: dict[str, Any]) -> bool:
         files = {self.folder / name: size for name, size in entry["files"].items()}
-        return bool(entry["inputs"] == row.digest and all(file.is_file() and file.stat().st_size == size for file, size in files.items()))
+        return bool(
+            entry["inputs"] == row.digest
+            and all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+        )
 
 
 def _entry(outcome: Outcome) -> dict[str, Any]:
     row = outcome.row
-    entry = {"id": row.id, "status": "failed" if outcome.error else "done", "prompt": row.inputs.get("prompt"), "seed": row.inputs.get("seed")}
+    entry = {
+        "id": row.id,
+        "status": "failed" if outcome.error else "done",
+        "prompt": row.inputs.get("prompt"),
+        "seed": row.inputs.get("seed"),
+    }
     if outcome.error:
         return {**entry, "error": outcome.error}
     return {

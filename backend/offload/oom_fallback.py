@@ -1,7 +1,7 @@
 """When the device is full: clear, then try again in a leaner way, and remember what worked.
 
-One ladder for every stage. Only errors that mean a full memory are caught, in every spelling that torch, CUDA, cuDNN and cuBLAS
-have for it; everything else goes up unchanged.
+One fallback for every stage. Only errors that mean a full memory are caught, in every spelling that torch, CUDA, cuDNN
+and cuBLAS have for it; everything else goes up unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from backend.core.errors import UserError
 from backend.core.settings import parse_bytes
-from backend.memory_management import readable
+from backend.memory_management import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def missing_bytes(error: BaseException) -> int | None:
-    """How much more the operation would have needed, where the error says what it asked for and what was free, as torch's does."""
-    wanted, free = (re.search(pattern, str(error)) for pattern in (r"Tried to allocate ([\d.]+ \w+)", r"of which ([\d.]+ \w+) (?:is|are) free"))
+    """How much more the operation would have needed, where the error says what it asked for and what was free, as
+    torch's does."""
+    wanted, free = (
+        re.search(pattern, str(error))
+        for pattern in (r"Tried to allocate ([\d.]+ \w+)", r"of which ([\d.]+ \w+) (?:is|are) free")
+    )
     if not wanted or not free:
         return None
     amounts = [found[1].replace(" bytes", "") for found in (wanted, free)]
@@ -55,7 +59,7 @@ def missing_bytes(error: BaseException) -> int | None:
 
 
 @dataclass(frozen=True)
-class Rung(Generic[Result]):
+class Strategy(Generic[Result]):
     """One way to do a step: ``way`` in words, and how."""
 
     way: str
@@ -63,29 +67,31 @@ class Rung(Generic[Result]):
 
 
 @dataclass
-class Ladder:
-    """Retries of a service's lifetime. ``learned`` is the rung that each step begins at, ``retries`` counts steps down.
+class OomFallback:
+    """Retries of a service's lifetime. ``learned`` is the strategy that each step begins at, ``retries`` counts steps
+    down.
 
-    ``make_leaner`` places the models leaner and says how, or gives nothing when they cannot be: :meth:`ModelCache.make_leaner`.
+    ``downgrade`` places the models leaner and says how, or gives nothing when they cannot be:
+    :meth:`ModelCache.downgrade`.
     """
 
-    make_leaner: Callable[[], str] = field(default=lambda: "")
+    downgrade: Callable[[], str] = field(default=lambda: "")
     learned: dict[str, int] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
 
-    def climb(self, step: str, rungs: Sequence[Rung[Result]], lower: str) -> Result:
-        """Runs the first rung that fits, beginning with the one that was needed last time. When none does, the models are placed
-        leaner, and it begins anew.
+    def run(self, step: str, strategies: Sequence[Strategy[Result]], lower: str) -> Result:
+        """Runs the first strategy that fits, beginning with the one that was needed last time. When none does, the
+        models are placed leaner, and it begins anew.
 
-        The rungs are ordered from fast to lean, and borrow what they need themselves. ``lower`` names the input that makes the step
-        smaller. Raises :class:`OutOfMemory` when nothing fits.
+        The strategies are ordered from fast to lean, and borrow what they need themselves. ``lower`` names the input
+        that makes the step smaller. Raises :class:`OutOfMemory` when nothing fits.
         """
         tried: list[str] = []
-        index = min(self.learned.get(step, 0), len(rungs) - 1)
+        index = min(self.learned.get(step, 0), len(strategies) - 1)
         while True:
-            way = rungs[index].way
+            way = strategies[index].way
             try:
-                result = rungs[index].run()
+                result = strategies[index].run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -99,11 +105,18 @@ class Ladder:
             self.retries[step] += 1
             logger.warning("%s: out of memory (%s): %s", step, way, reason)
             index += 1
-            if index == len(rungs):
-                leaner = self.make_leaner()
+            if index == len(strategies):
+                leaner = self.downgrade()
                 if not leaner:
-                    lack = f"{readable(missing)} of the device's memory are missing" if missing else "the device's memory is too small"
-                    raise OutOfMemory(f"{lower}: {lack} for the step '{step}' (tried: {'; '.join(dict.fromkeys(tried))}); lower {lower}")
+                    lack = (
+                        f"{format_bytes(missing)} of the device's memory are missing"
+                        if missing
+                        else "the device's memory is too small"
+                    )
+                    raise OutOfMemory(
+                        f"{lower}: {lack} for the step '{step}' (tried: {'; '.join(dict.fromkeys(tried))}); lower "
+                        f"{lower}"
+                    )
                 logger.warning("models are placed leaner: %s", leaner)
                 tried.append(leaner)
                 self.learned.clear()  # there is room again

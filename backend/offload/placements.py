@@ -24,23 +24,26 @@ UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 
 class TensorGroup:
-    """The tensors that some modules hold themselves (not their children), which arrive on the device and leave it together."""
+    """The tensors that some modules hold themselves (not their children), which arrive on the device and leave it
+    together."""
 
     def __init__(self, modules: Iterable[nn.Module], transfers: Transfers) -> None:
-        tensors = {id(t): t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
+        tensors = {
+            id(t): t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        }
         self._pairs = [(tensor, tensor.data) for tensor in tensors.values()]
         self._transfers = transfers
-        self.here = False
+        self.is_loaded = False
         for _, host in self._pairs:
-            transfers.keep(host)
+            transfers.pin(host)
 
     @property
     def bytes(self) -> int:
         return sum(tensor_bytes(host) for _, host in self._pairs)
 
-    def arrive(self) -> None:
+    def load(self) -> None:
         """Uploads what is not on the device. An error leaves nothing half there."""
-        if self.here:
+        if self.is_loaded:
             return
         try:
             # a weight is an ordinary tensor, also when it arrives in the middle of an inference
@@ -48,27 +51,27 @@ class TensorGroup:
                 for tensor, host in self._pairs:
                     tensor.data = self._transfers.upload(host)
         except BaseException:
-            self.depart()
+            self.unload()
             raise
-        self.here = True
+        self.is_loaded = True
 
-    def depart(self) -> None:
+    def unload(self) -> None:
         """Drops the device's copies; nothing is copied back."""
         for tensor, host in self._pairs:
             tensor.data = host
-        self.here = False
+        self.is_loaded = False
 
 
-class Residence:
+class PlacedModel:
     """A model that is resident: it goes to the device once, stays, and leaves nothing on the host.
 
     ``borrowers`` counts the loans that are open; the cache keeps it.
     """
 
-    stays = True
+    is_resident = True
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
-        self.module, self.transfers, self.borrowers, self.here = module, transfers, 0, False
+        self.module, self.transfers, self.borrowers, self.is_loaded = module, transfers, 0, False
 
     @property
     def bytes(self) -> int:
@@ -76,73 +79,75 @@ class Residence:
         return sum(tensor_bytes(tensor) for tensor in (*self.module.parameters(), *self.module.buffers()))
 
     @property
-    def arriving_bytes(self) -> int:
+    def pending_bytes(self) -> int:
         """What :meth:`arrive` would bring now."""
-        return 0 if self.here else self.bytes
+        return 0 if self.is_loaded else self.bytes
 
-    def arrive(self) -> bool:
+    def load(self) -> bool:
         """Makes the model ready to be lent; returns whether it was not."""
-        if self.here:
+        if self.is_loaded:
             return False
         with torch.inference_mode(False), torch.no_grad():
             for tensor in (*self.module.parameters(), *self.module.buffers()):
                 tensor.data = self.transfers.upload(tensor.data)
-        self.here = True
+        self.is_loaded = True
         return True
 
-    def depart(self) -> None:
+    def unload(self) -> None:
         """Leaves the device. A resident model does not."""
 
     def end(self) -> nn.Module:
         """Gives the module back, whole and on the host, to live in another way."""
-        if self.here:
+        if self.is_loaded:
             with torch.inference_mode(False), torch.no_grad():
                 for tensor in (*self.module.parameters(), *self.module.buffers()):
                     tensor.data = self.transfers.download(tensor.data)
-            self.here = False
+            self.is_loaded = False
         return self.module
 
 
-class Swapped(Residence):
+class OffloadedModel(PlacedModel):
     """Uploaded when it is borrowed, dropped when others are."""
 
-    stays = False
+    is_resident = False
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
         super().__init__(module, transfers)
-        self._standing = TensorGroup(self.standing_modules(), transfers)
+        self._offloaded = TensorGroup(self.offloaded_modules(), transfers)
 
-    def standing_modules(self) -> Iterable[nn.Module]:
+    def offloaded_modules(self) -> Iterable[nn.Module]:
         """The modules whose own tensors are on the device for as long as the model is lent."""
         return self.module.modules()
 
     @property
-    def arriving_bytes(self) -> int:
-        return 0 if self.here else self._standing.bytes
+    def pending_bytes(self) -> int:
+        return 0 if self.is_loaded else self._offloaded.bytes
 
-    def arrive(self) -> bool:
-        if self.here:
+    def load(self) -> bool:
+        if self.is_loaded:
             return False
-        self._standing.arrive()
-        self.here = True
+        self._offloaded.load()
+        self.is_loaded = True
         return True
 
-    def depart(self) -> None:
-        self._standing.depart()
-        self.here = False
+    def unload(self) -> None:
+        self._offloaded.unload()
+        self.is_loaded = False
 
     def end(self) -> nn.Module:
-        self.depart()
+        self.unload()
         return self.module
 
 
-class Streamed(Swapped):
+class StreamedModel(OffloadedModel):
     """Its parts arrive when their forward begins and leave when it ends. ``parts`` are in the order in which they run.
 
     With ``ahead`` the next part arrives while one computes, so two are on the device at a time.
     """
 
-    def __init__(self, module: nn.Module, transfers: Transfers, parts: Mapping[nn.Module, Iterable[nn.Module]], ahead: bool) -> None:
+    def __init__(
+        self, module: nn.Module, transfers: Transfers, parts: Mapping[nn.Module, Iterable[nn.Module]], ahead: bool
+    ) -> None:
         self._inside = {id(inner) for modules in parts.values() for inner in modules}
         super().__init__(module, transfers)
         self._groups = [TensorGroup(modules, transfers) for modules in parts.values()]
@@ -151,29 +156,29 @@ class Streamed(Swapped):
             self._hooks.append(part.register_forward_pre_hook(self._before(group, following if ahead else None)))
             self._hooks.append(part.register_forward_hook(self._after(group)))
 
-    def standing_modules(self) -> Iterable[nn.Module]:
+    def offloaded_modules(self) -> Iterable[nn.Module]:
         return [module for module in self.module.modules() if id(module) not in self._inside]
 
     def _before(self, group: TensorGroup, following: TensorGroup | None) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object) -> None:
-            group.arrive()
-            self.transfers.settle()
+            group.load()
+            self.transfers.synchronize()
             if following:
-                following.arrive()
+                following.load()
 
         return hook
 
     @staticmethod
     def _after(group: TensorGroup) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            group.depart()
+            group.unload()
 
         return hook
 
-    def depart(self) -> None:
-        super().depart()
+    def unload(self) -> None:
+        super().unload()
         for group in self._groups:  # a forward that was broken off leaves some behind
-            group.depart()
+            group.unload()
 
     def end(self) -> nn.Module:
         for hook in self._hooks:
@@ -181,17 +186,23 @@ class Streamed(Swapped):
         return super().end()
 
 
-def grouped(module: nn.Module, transfers: Transfers) -> Residence:
+def grouped(module: nn.Module, transfers: Transfers) -> PlacedModel:
     """Streams its blocks; while one computes the next one arrives."""
-    return Streamed(module, transfers, {block: list(block.modules()) for block in block_modules(module)}, ahead=True)
+    return StreamedModel(
+        module, transfers, {block: list(block.modules()) for block in block_modules(module)}, ahead=True
+    )
 
 
-def sequential(module: nn.Module, transfers: Transfers) -> Residence:
+def sequential(module: nn.Module, transfers: Transfers) -> PlacedModel:
     """Its layers pass through the device one at a time: the least memory, and the slowest."""
     for block in block_modules(module):
         vars(block).pop("forward", None)  # a compiled forward, which would not run the hooks of its layers
-    holders = [part for part in module.modules() if any(True for _ in (*part.parameters(recurse=False), *part.buffers(recurse=False)))]
-    return Streamed(module, transfers, {part: [part] for part in holders}, ahead=False)
+    holders = [
+        part
+        for part in module.modules()
+        if any(True for _ in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    ]
+    return StreamedModel(module, transfers, {part: [part] for part in holders}, ahead=False)
 
 
 def block_modules(module: nn.Module) -> list[nn.Module]:
@@ -209,9 +220,11 @@ def _unet_parts(blocks: nn.Module) -> Iterator[nn.Module]:
         yield from getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ()
 
 
-RESIDENCES: Mapping[Kind, Callable[[nn.Module, Transfers], Residence]] = MappingProxyType(
-    {"resident": Residence, "swapped": Swapped, "grouped": grouped, "sequential": sequential}
+PLACED_MODELS: Mapping[Kind, Callable[[nn.Module, Transfers], PlacedModel]] = MappingProxyType(
+    {"resident": PlacedModel, "model offload": OffloadedModel, "block offload": grouped, "layer offload": sequential}
 )
 
-LEANER: Mapping[Kind, Kind] = MappingProxyType({"resident": "swapped", "swapped": "grouped", "grouped": "sequential"})
+DOWNGRADES: Mapping[Kind, Kind] = MappingProxyType(
+    {"resident": "model offload", "model offload": "block offload", "block offload": "layer offload"}
+)
 """The next way that needs less of the device, and more time."""

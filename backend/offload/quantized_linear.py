@@ -1,9 +1,10 @@
 """Weights kept in 8 or 4 bits that compute in their full precision: less memory, at the price of a cast per layer.
 
-"fp8" is diffusers' layerwise casting with two differences: every row has a scale of its own, so that small weights keep their digits
-(e4m3 has none left below 0.002), and the 8 bits stay while a layer computes, so nothing is cast back after it. "nf4" is the format
-of QLoRA (Dettmers et al., https://arxiv.org/abs/2305.14314, 2023), as bitsandbytes has it. All that a layer stores is a weight or a
-buffer of its own, so that a rounded model can be lent, swapped and streamed like any other.
+"fp8" is diffusers' layerwise casting with two differences: every row has a scale of its own, so that small weights keep
+their digits (e4m3 has none left below 0.002), and the 8 bits stay while a layer computes, so nothing is cast back after
+it. "nf4" is the format of QLoRA (Dettmers et al., https://arxiv.org/abs/2305.14314, 2023), as bitsandbytes has it. All
+that a layer stores is a weight or a buffer of its own, so that a rounded model can be lent, swapped and streamed like
+any other.
 """
 
 from __future__ import annotations
@@ -23,8 +24,26 @@ FP8 = torch.float8_e4m3fn
 NF4_BLOCK = 64
 """Neighbouring weights of a row that share a scale."""
 NF4_LEVELS = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    *(
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+    ),
+    *(
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ),
 )
 """Quantiles of a normal distribution between -1 and 1, zero among them (appendix E of the paper)."""
 
@@ -32,46 +51,55 @@ NF4_LEVELS = (
 class Format(Protocol):
     """How a weight, rows x columns, is stored: as ``layer.weight`` and buffers of the layer."""
 
-    def narrow(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+    def quantize(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         """Replaces the layer's weight by what is stored."""
 
-    def widened(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    def dequantized(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         """The weight to compute with."""
 
 
 class Fp8:
     """Every row to the whole range of the format; a row of zeros stays one."""
 
-    def narrow(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+    def quantize(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         weight = layer.weight.data.float()
         scale = weight.abs().amax(dim=1, keepdim=True).div_(torch.finfo(FP8).max)
         scale[scale == 0] = 1
         layer.weight.data = weight.div_(scale).to(FP8)
         layer.register_buffer("scale", scale.to(dtype), persistent=False)
 
-    def widened(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    def dequantized(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         return layer.weight.data.to(dtype).mul_(layer.get_buffer("scale"))
 
 
 class Nf4:
-    """Blocks of 64 weights to 16 levels; two weights a byte. A layer whose rows are no whole number of blocks stays as it is."""
+    """Blocks of 64 weights to 16 levels; two weights a byte. A layer whose rows are no whole number of blocks stays
+    as it is."""
 
-    def narrow(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+    def quantize(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         if layer.in_features % NF4_BLOCK:
             return
         blocks = layer.weight.data.float().unflatten(1, (-1, NF4_BLOCK))
         scale = blocks.abs().amax(dim=2, keepdim=True)
         levels = torch.tensor(NF4_LEVELS)
-        nearest = torch.bucketize(blocks / scale.clamp(min=1e-30), (levels[1:] + levels[:-1]) / 2).to(torch.uint8).flatten(1)
+        nearest = (
+            torch.bucketize(blocks / scale.clamp(min=1e-30), (levels[1:] + levels[:-1]) / 2).to(torch.uint8).flatten(1)
+        )
         layer.weight.data = nearest[:, ::2] + 16 * nearest[:, 1::2]
         byte = torch.arange(256)
         layer.register_buffer("scale", scale.squeeze(2), persistent=False)
-        layer.register_buffer("pairs", torch.stack([levels[byte % 16], levels[byte // 16]], dim=1).to(dtype), persistent=False)
+        layer.register_buffer(
+            "pairs", torch.stack([levels[byte % 16], levels[byte // 16]], dim=1).to(dtype), persistent=False
+        )
 
-    def widened(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    def dequantized(self, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         if layer.weight.dtype != torch.uint8:
             return layer.weight.data
-        blocks = functional.embedding(layer.weight.data.int(), layer.get_buffer("pairs")).flatten(1).unflatten(1, (-1, NF4_BLOCK))
+        blocks = (
+            functional.embedding(layer.weight.data.int(), layer.get_buffer("pairs"))
+            .flatten(1)
+            .unflatten(1, (-1, NF4_BLOCK))
+        )
         weight: torch.Tensor = blocks.mul_(layer.get_buffer("scale").unsqueeze(2).to(dtype)).flatten(1)
         return weight
 
@@ -91,30 +119,34 @@ class _WideWhileRunning:
     def widen(self, module: nn.Module, inputs: object) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for layer in self.layers:
-                wide = self.format.widened(layer, self.dtype)
+                wide = self.format.dequantized(layer, self.dtype)
                 self.stored.append(layer.weight.data)
                 layer.weight.data = wide
 
     def restore(self, module: nn.Module, inputs: object, output: object) -> None:
-        for layer, stored in zip(self.layers, self.stored, strict=False):  # an error in the middle of widen() leaves fewer
+        for layer, stored in zip(
+            self.layers, self.stored, strict=False
+        ):  # an error in the middle of widen() leaves fewer
             layer.weight.data = stored
         self.stored.clear()
 
 
-def store_narrow(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-    """Rounds the matrices of a model's blocks to the format of that name; what lies outside of them stays. It computes in ``dtype``."""
+def quantize(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+    """Rounds the matrices of a model's blocks to the format of that name; what lies outside of them stays. It
+    computes in ``dtype``."""
     for block in block_modules(module):
         for part, layers in _parts(block):
             with torch.no_grad():
                 for layer in layers:
                     layer.weight.requires_grad_(False)  # bytes have no gradient
-                    FORMATS[name].narrow(layer, dtype)
+                    FORMATS[name].quantize(layer, dtype)
             _WideWhileRunning(part, layers, FORMATS[name], dtype)
     return module
 
 
 def _parts(block: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
-    """The linear layers of a block, each by itself; but T5's feed-forward part, which asks its last layer for its type first, whole."""
+    """The linear layers of a block, each by itself; but T5's feed-forward part, which asks its last layer for its
+    type first, whole."""
     whole = [part for part in block.modules() if isinstance(part, T5LayerFF)]
     inside = {id(layer) for part in whole for layer in part.modules()}
     for part in whole:

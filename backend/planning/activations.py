@@ -1,6 +1,8 @@
-"""What a prediction does, step by step: which models it needs at once, for how much work, and with how much memory beside them.
+"""What a prediction does, step by step: which models it needs at once, for how much work, and with how much memory
+beside them.
 
-Pure, without torch. The bytes are a function of the workload with coefficients of the family (``backend/planning/model_specs.py``).
+Pure, without torch. The bytes are a function of the workload with coefficients of the family
+(``backend/planning/model_specs.py``).
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ UPSCALE_CONTEXT, UPSCALE_OVERLAP = 32, 8
 SMALLEST_UPSCALE_TILE = 32
 """Side in pixels; smaller ones would be nearly all context."""
 TILING_WORK = 1.6
-"""Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of 512 for 1024)."""
+"""Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of
+512 for 1024)."""
 
 
 def halved_tiles(side: int) -> list[int]:
-    """Sides in pixels that the upscaler's tiles may have instead of ``side``, it first: a half and a quarter, while not too small."""
+    """Sides in pixels that the upscaler's tiles may have instead of ``side``, it first: a half and a quarter, while
+    not too small."""
     return [side, *(tile for tile in (side // 2, side // 4) if tile >= SMALLEST_UPSCALE_TILE)]
 
 
@@ -27,9 +31,9 @@ def halved_tiles(side: int) -> list[int]:
 class Workload:
     """The largest prediction that the plan must hold. Sizes are pixels.
 
-    ``hires`` is the size of the second pass (None = off). ``detail_crop`` is the side at which a detail is repainted (0 = off),
-    ``details`` how many a picture is expected to have. The strengths are the shares of the steps that those passes run.
-    ``scale`` enlarges at the end (1 = off) in tiles of ``upscale_tile``.
+    ``hires`` is the size of the second pass (None = off). ``detail_crop`` is the side at which a detail is repainted (0
+    = off), ``details`` how many a picture is expected to have. The strengths are the shares of the steps that those
+    passes run. ``scale`` enlarges at the end (1 = off) in tiles of ``upscale_tile``.
     """
 
     width: int
@@ -49,8 +53,9 @@ class Workload:
 class Step:
     """One stretch of a prediction during which the same models are borrowed together; the last named one does the work.
 
-    ``memory`` is bytes of activations, ``tiled_memory`` the same with the autoencoder in tiles. ``work`` is the floating
-    point operations of one forward over all pictures. ``lower`` names the input that makes the step smaller ("" = none does).
+    ``memory`` is bytes of activations, ``tiled_memory`` the same with the autoencoder in tiles. ``work`` is the
+    floating point operations of one forward over all pictures. ``lower`` names the input that makes the step smaller
+    ("" = none does).
     """
 
     stage: str
@@ -63,14 +68,17 @@ class Step:
 
 
 def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = True) -> tuple[Step, ...]:
-    """The steps of one prediction in order. Without ``new_prompt`` the embeddings are remembered and no text encoder runs.
+    """The steps of one prediction in order. Without ``new_prompt`` the embeddings are remembered and no text encoder
+    runs.
 
     The autoencoder takes one picture at a time, the other models all ``outputs`` together.
     """
     w, costs = workload, models.costs
     size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
 
-    def step(stage: str, kind: str, components: tuple[str, ...], x: float, batch: int, forwards: int, lower: str) -> Step:
+    def step(
+        stage: str, kind: str, components: tuple[str, ...], x: float, batch: int, forwards: int, lower: str
+    ) -> Step:
         memory = batch * costs[kind].memory(x)
         return Step(stage, components, int(memory), int(memory), batch * costs[kind].work(x), forwards, lower)
 
@@ -91,14 +99,26 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
         ]
 
     def upscale(stage: str, width: int, height: int) -> Step:
-        tiles = [max(1, math.ceil((side - UPSCALE_OVERLAP) / (w.upscale_tile - UPSCALE_OVERLAP))) for side in (width, height)]
+        tiles = [
+            max(1, math.ceil((side - UPSCALE_OVERLAP) / (w.upscale_tile - UPSCALE_OVERLAP))) for side in (width, height)
+        ]
         pixels = math.prod(min(side, w.upscale_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
         return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "tile_size")
 
     steps = [step("encode", "encode", models.encoders, models.text_tokens, 1, 1, "")] if new_prompt else []
-    if new_prompt and "prompt_upsampler" in models.components:  # as many tokens as the text encoder takes, one forward each
-        steps.insert(0, step("prompt", "write", ("prompt_upsampler",), models.text_tokens, 1, models.text_tokens, "prompt_upsampler"))
-    steps += [denoise("denoise", w.width, w.height, 1, size_inputs), autoencoder("decode", "decode", w.width, w.height, "width and height")]
+    if (
+        new_prompt and "prompt_upsampler" in models.components
+    ):  # as many tokens as the text encoder takes, one forward each
+        steps.insert(
+            0,
+            step(
+                "prompt", "write", ("prompt_upsampler",), models.text_tokens, 1, models.text_tokens, "prompt_upsampler"
+            ),
+        )
+    steps += [
+        denoise("denoise", w.width, w.height, 1, size_inputs),
+        autoencoder("decode", "decode", w.width, w.height, "width and height"),
+    ]
     width, height = w.width, w.height
     if w.hires:
         steps += [upscale("hires", width, height), *repaint("hires", *w.hires, w.hires_strength, "hires scale")]

@@ -1,11 +1,12 @@
-"""``docs/cards.md``: what the memory plan does with every family on usual cards, and what helps where it is tight. Pure, without torch."""
+"""``docs/cards.md``: what the memory plan does with every family on usual cards, and what helps where it is tight.
+Pure, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.memory_management import MemoryPlan, MemoryPlanError, MemoryRules, plan_memory, readable
+from backend.memory_management import MemoryPlan, MemoryPlanError, MemoryRules, format_bytes, plan_memory
 from backend.planning.activations import Workload
 from backend.planning.model_specs import FAMILIES, ModelSizes
 from backend.planning.report import CARDS, Card, described_placements
@@ -13,13 +14,14 @@ from backend.planning.report import CARDS, Card, described_placements
 SIZES_GIB = (8, 12, 16, 24, 48, 80)
 BY_RESOLUTION_GIB = 24
 SAVING: Mapping[str, Mapping[str, Any]] = {
-    "`quality` fp8": {"quality": "fp8"},
-    "`quality` nf4": {"quality": "nf4"},
+    "`weight_precision` fp8": {"weight_precision": "fp8"},
+    "`weight_precision` nf4": {"weight_precision": "nf4"},
     "`megapixels` 0.25": {"side": 0.5},
     "`adetailer` off": {"details": False},
     "`scale` 1": {"scale": 1},
 }
-"""The steps to take where it is tight, as columns: what each changes. Those of ``quality`` are for models whose blocks can be rounded."""
+"""The steps to take where it is tight, as columns: what each changes. Those of ``weight_precision`` are for models
+whose blocks can be rounded."""
 ASKING: Mapping[str, Mapping[str, Any]] = {
     "`num_outputs` 2": {"outputs": 2},
     "`num_outputs` 4": {"outputs": 4},
@@ -42,33 +44,61 @@ def _family(models: ModelSizes, cards: Sequence[Card]) -> str:
     for card in cards:
         plan = _plan(models, card)
         if isinstance(plan, MemoryPlan):
-            told = [plan.state.name, described_placements(plan.placements), readable(plan.predicted_peak_bytes), f"{plan.predicted_seconds:.1f}"]
+            told = [
+                plan.state.name,
+                described_placements(plan.placements),
+                format_bytes(plan.predicted_peak_bytes),
+                f"{plan.predicted_seconds:.1f}",
+            ]
         else:
-            told = ["", f"{readable(plan.missing_bytes)} missing", "", ""]
+            told = ["", f"{format_bytes(plan.missing_bytes)} missing", "", ""]
         usual.append([_name(card), *told])
     rounds = models.components[models.denoiser].rounds
-    saves = {name: change for name, change in SAVING.items() if rounds or "quality" not in change}
-    saving, asking = ([["Card", *columns], *([_name(card), *_cells(models, card, columns)] for card in cards)] for columns in (saves, ASKING))
+    saves = {name: change for name, change in SAVING.items() if rounds or "weight_precision" not in change}
+    saving, asking = (
+        [["Card", *columns], *([_name(card), *_cells(models, card, columns)] for card in cards)]
+        for columns in (saves, ASKING)
+    )
     card = next(card for card in cards if card.gib == BY_RESOLUTION_GIB)
     sides = [["Size", *(f"{count} picture{'s' * (count > 1)}" for count in OUTPUTS)]]
     for side in SIDES:
         pixels = int(models.native * side)
-        sides.append([f"{pixels} x {pixels}", *_cells(models, card, {str(count): {"side": side, "outputs": count} for count in OUTPUTS})])
-    tables = {"": usual, "What saves memory or time:": saving, "What asks for more:": asking, f"By resolution, on {_name(card)}:": sides}
+        sides.append(
+            [
+                f"{pixels} x {pixels}",
+                *_cells(models, card, {str(count): {"side": side, "outputs": count} for count in OUTPUTS}),
+            ]
+        )
+    tables = {
+        "": usual,
+        "What saves memory or time:": saving,
+        "What asks for more:": asking,
+        f"By resolution, on {_name(card)}:": sides,
+    }
     head = f"## {models.name}, {models.native} x {models.native}, {models.steps} steps"
     return "\n\n".join([head, *(part for title, table in tables.items() for part in (title, _markdown(table)) if part)])
 
 
 def _plan(
-    models: ModelSizes, card: Card, quality: str = "exact", side: float = 1, outputs: int = 1, hires: float = 0, details: bool = True, scale: float = 2
+    models: ModelSizes,
+    card: Card,
+    weight_precision: str = "exact",
+    side: float = 1,
+    outputs: int = 1,
+    hires: float = 0,
+    details: bool = True,
+    scale: float = 2,
 ) -> MemoryPlan | MemoryPlanError:
-    """The plan for one picture of the family's own size with one detail repainted, enlarged by 2, but for what is given."""
+    """The plan for one picture of the family's own size with one detail repainted, enlarged by 2, but for what is
+    given."""
     native = int(models.native * side)
     second = (int(native * hires), int(native * hires)) if hires else None
     detail = models.native if details else 0
-    workload = Workload(native, native, outputs=outputs, steps=models.steps, hires=second, detail_crop=detail, scale=scale)
+    workload = Workload(
+        native, native, outputs=outputs, steps=models.steps, hires=second, detail_crop=detail, scale=scale
+    )
     try:
-        return plan_memory(card.device(), models, workload, MemoryRules(quality=quality))
+        return plan_memory(card.device(), models, workload, MemoryRules(weight_precision=weight_precision))
     except MemoryPlanError as error:
         return error
 
@@ -76,7 +106,9 @@ def _plan(
 def _cells(models: ModelSizes, card: Card, columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
     plans = [_plan(models, card, **change) for change in columns.values()]
     return [
-        f"{readable(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.1f} s" if isinstance(plan, MemoryPlan) else f"{readable(plan.missing_bytes)} missing"
+        f"{format_bytes(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.1f} s"
+        if isinstance(plan, MemoryPlan)
+        else f"{format_bytes(plan.missing_bytes)} missing"
         for plan in plans
     ]
 

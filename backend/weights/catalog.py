@@ -1,7 +1,8 @@
-"""``weights/manifest.json``: the models that the package can use. ``lock.json`` beside them: what exactly was installed.
+"""``weights/manifest.json``: the models that the package can use. ``lock.json`` beside them: what exactly was
+installed.
 
-The manifest is written by hand and says where a model comes from. The lock is written when a file is downloaded, converted or trusted, and
-says which bytes those were; commit it, and every other machine gets the same ones.
+The manifest is written by hand and says where a model comes from. The lock is written when a file is downloaded,
+converted or trusted, and says which bytes those were; commit it, and every other machine gets the same ones.
 """
 
 from __future__ import annotations
@@ -83,7 +84,13 @@ def _model(name: str, entry: Mapping[str, Any], layouts: Mapping[str, Mapping[st
     def part(described: Mapping[str, Any]) -> Part:
         files = tuple(
             # a pipeline keeps its folders; a model of one file lies at the top, where settings and users name it
-            WeightFile(name, entry["repository"], entry["revision"], path, f"{name}/{path}" if layout else PurePosixPath(path).name)
+            WeightFile(
+                name,
+                entry["repository"],
+                entry["revision"],
+                path,
+                f"{name}/{path}" if layout else PurePosixPath(path).name,
+            )
             for path in described["files"]
         )
         return Part(described["purpose"], described.get("about_bytes", 0), files)
@@ -102,14 +109,20 @@ def read_manifest(path: Path = MANIFEST_FILE) -> Mapping[str, Model]:
 
 
 def find_model(name: str) -> Model | None:
-    """The model of this name (``FLUX.1-dev``), of this repository (``stabilityai/stable-diffusion-xl-base-1.0``) or with a file of this name."""
+    """The model of this name (``FLUX.1-dev``), of this repository (``stabilityai/stable-diffusion-xl-base-1.0``) or
+    with a file of this name."""
     models = read_manifest()
     pipelines = (model for model in models.values() if model.repository == name and "pipeline" in model.parts)
-    return models.get(name) or next(pipelines, None) or next((model for model in models.values() if any(file.local == name for file in model.files)), None)
+    return (
+        models.get(name)
+        or next(pipelines, None)
+        or next((model for model in models.values() if any(file.local == name for file in model.files)), None)
+    )
 
 
 def choose_files(only: tuple[str, ...]) -> list[WeightFile]:
-    """The files that some names stand for: a model, ``MODEL/PART``, a file, or a pattern of these; none: the preinstalled models.
+    """The files that some names stand for: a model, ``MODEL/PART``, a file, or a pattern of these; none: the
+    preinstalled models.
 
     Raises :class:`WeightsError` for a name that stands for nothing.
     """
@@ -126,14 +139,17 @@ def choose_files(only: tuple[str, ...]) -> list[WeightFile]:
             if any(fnmatchcase(name, wanted) for name in (model.name, f"{model.name}/{key}", file.local))
         ]
         if not found:
-            raise WeightsError(f"{wanted}: is no model of weights/manifest.json{nearest(wanted, models)}; it knows {', '.join(models)}")
+            raise WeightsError(
+                f"{wanted}: is no model of weights/manifest.json{nearest(wanted, models)}; it knows {', '.join(models)}"
+            )
         chosen |= dict.fromkeys(found)
     return list(chosen)
 
 
 @dataclass(frozen=True)
 class LockedFile:
-    """The bytes of an installed file. ``revision`` is the commit of ``repository`` that they came from, empty for one's own files."""
+    """The bytes of an installed file. ``revision`` is the commit of ``repository`` that they came from, empty for
+    one's own files."""
 
     bytes: int
     sha256: str
@@ -144,14 +160,17 @@ class LockedFile:
 
 
 def read_lock(folder: Path) -> dict[str, LockedFile]:
-    """The lock of a folder of weights, by local name; empty when there is none. Raises :class:`WeightsError` when it is damaged."""
+    """The lock of a folder of weights, by local name; empty when there is none. Raises :class:`WeightsError` when it
+    is damaged."""
     path = folder / LOCK_NAME
     if not path.is_file():
         return {}
     try:
         return {str(name): LockedFile(**entry) for name, entry in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError):
-        raise WeightsError(f"{path.name} of the weights is damaged; restore it, or delete it and run scripts/fetch-weights again") from None
+        raise WeightsError(
+            f"{path.name} of the weights is damaged; restore it, or delete it and run scripts/fetch-weights again"
+        ) from None
 
 
 def write_lock(folder: Path, lock: Mapping[str, LockedFile]) -> None:

@@ -1,9 +1,10 @@
-"""Brings files of the manifest from the hub: several at a time, each going on where it was cut off, installed only when its checksum is right.
+"""Brings files of the manifest from the hub: several at a time, each going on where it was cut off, installed only when
+its checksum is right.
 
-The hub's library names the addresses, the revisions and the checksums, and makes the connections. What it does not do any more is to keep
-the beginning of a file that was cut off, so the bytes are written here. A file comes into ``.partial`` and is moved to its place when it is
-whole, its checksum is the lock's, or the hub's own the first time, and its header is what its name says; whatever is killed when, a file
-that is in its place is right.
+The hub's library names the addresses, the revisions and the checksums, and makes the connections. What it does not do
+any more is to keep the beginning of a file that was cut off, so the bytes are written here. A file comes into
+``.partial`` and is moved to its place when it is whole, its checksum is the lock's, or the hub's own the first time,
+and its header is what its name says; whatever is killed when, a file that is in its place is right.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from urllib.parse import urlsplit
 
 from httpx2 import HTTPError
 from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff  # type: ignore[attr-defined]
 
 from backend.checkpoints.file_type import check_content, digest, git_digest
@@ -99,7 +106,11 @@ class Fetcher:
         except HTTPError as error:
             return Outcome(file, f"{file.local}: {in_words(file, error)}")
         except OSError as error:
-            return Outcome(file, f"{file.local}: cannot be written ({error.strerror or type(error).__name__}); see to the disk and run this again")
+            return Outcome(
+                file,
+                f"{file.local}: cannot be written ({error.strerror or type(error).__name__}); see to the disk and run "
+                "this again",
+            )
         return Outcome(file, "", size, time.monotonic() - begin)
 
     def _fetch(self, file: WeightFile) -> int:
@@ -108,7 +119,9 @@ class Fetcher:
             self.tell(file, locked.bytes, locked.bytes)
             return locked.bytes
         remote = self._ask(file, locked)
-        if target.is_file() and not locked:  # somebody put it there: it is what the hub has, or it is not ours to replace
+        if (
+            target.is_file() and not locked
+        ):  # somebody put it there: it is what the hub has, or it is not ours to replace
             if not is_content(target, remote):
                 raise WeightsError(f"{file.local}: another file of this name is there; move it away and run this again")
             self._record(file, target, remote)
@@ -122,7 +135,10 @@ class Fetcher:
             self._bring(file, remote, part)
         if not is_content(part, remote) or (locked and digest(part) != locked.sha256):
             part.unlink()
-            raise WeightsError(f"{file.local}: what came has the wrong checksum and is not installed; run this again, or ask whoever runs the hub")
+            raise WeightsError(
+                f"{file.local}: what came has the wrong checksum and is not installed; run this again, or ask whoever "
+                "runs the hub"
+            )
         check_content(part, file.local)
         self._record(file, part, remote)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,12 +150,17 @@ class Fetcher:
 
     def _ask(self, file: WeightFile, locked: LockedFile | None) -> Remote:
         """What the hub has, at the revision of the lock where there is one."""
-        url = hf_hub_url(file.repository, file.path, revision=locked.revision if locked and locked.revision else file.revision)
+        url = hf_hub_url(
+            file.repository, file.path, revision=locked.revision if locked and locked.revision else file.revision
+        )
         answer = get_hf_file_metadata(url, token=token_for(file), timeout=TIMEOUT, retry_on_errors=True)
         if answer.etag is None or answer.size is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", answer.etag):
             raise WeightsError(f"{file.local}: the hub names no checksum or size for it; see to HF_ENDPOINT")
         if locked and (answer.size != locked.bytes or (len(answer.etag) == 64 and answer.etag != locked.sha256)):
-            raise WeightsError(f"{file.local}: the hub has another file than the lock; if the new one is wanted, delete its entry in weights/lock.json")
+            raise WeightsError(
+                f"{file.local}: the hub has another file than the lock; if the new one is wanted, delete its entry in "
+                "weights/lock.json"
+            )
         return Remote(url, answer.size, answer.etag, answer.commit_hash or "")
 
     def _bring(self, file: WeightFile, remote: Remote, part: Path) -> None:
@@ -151,7 +172,9 @@ class Fetcher:
             require_space(part.parent, remote.bytes - writing.tell())
             while (have := writing.tell()) < remote.bytes:
                 self.tell(file, have, remote.bytes)
-                failure: Exception = WeightsError(f"{file.local}: the hub sends less than it said; run this again, or see to HF_ENDPOINT")
+                failure: Exception = WeightsError(
+                    f"{file.local}: the hub sends less than it said; run this again, or see to HF_ENDPOINT"
+                )
                 try:
                     self._receive(file, remote, writing)
                 except HfHubHTTPError:
@@ -170,8 +193,14 @@ class Fetcher:
     def _receive(self, file: WeightFile, remote: Remote, writing: Any) -> None:
         """What one connection brings, from where the file ends now."""
         start = writing.tell()
-        headers = build_hf_headers(token=token_for(file)) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with http_stream_backoff("GET", remote.url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=()) as answer:  # _bring() tries again
+        headers = (
+            build_hf_headers(token=token_for(file))
+            | {"Accept-Encoding": "identity"}
+            | ({"Range": f"bytes={start}-"} if start else {})
+        )
+        with http_stream_backoff(
+            "GET", remote.url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=()
+        ) as answer:  # _bring() tries again
             answer.raise_for_status()
             if start and answer.status_code != 206:  # the server begins anew
                 writing.truncate(0)
@@ -193,7 +222,10 @@ class Fetcher:
 
 
 def is_content(path: Path, remote: Remote) -> bool:
-    return path.stat().st_size == remote.bytes and (digest(path) if len(remote.etag) == 64 else git_digest(path)) == remote.etag
+    return (
+        path.stat().st_size == remote.bytes
+        and (digest(path) if len(remote.etag) == 64 else git_digest(path)) == remote.etag
+    )
 
 
 def token_for(file: WeightFile) -> str | bool:
@@ -204,11 +236,15 @@ def token_for(file: WeightFile) -> str | bool:
 def require_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        raise WeightsError(f"the disk of the weights has {free / 1e9:.1f} GB left, {wanted / 1e9:.1f} are needed; make room and run this again")
+        raise WeightsError(
+            f"the disk of the weights has {free / 1e9:.1f} GB left, {wanted / 1e9:.1f} are needed; make room and run "
+            "this again"
+        )
 
 
 def guard_connections() -> None:
-    """Every connection, after each redirect too, goes to the hub or a host of its domains, encrypted; or to this machine, if that is the hub."""
+    """Every connection, after each redirect too, goes to the hub or a host of its domains, encrypted; or to this
+    machine, if that is the hub."""
     endpoint = urlsplit(constants.ENDPOINT).hostname
     session, refuse = get_session(), partial(refuse_foreign, endpoint)
     hooks = session.event_hooks
@@ -220,7 +256,9 @@ def refuse_foreign(endpoint: str | None, request: Any) -> None:
     host, local = request.url.host, endpoint in LOOPBACK
     known = host == endpoint or any(host == domain or host.endswith(f".{domain}") for domain in HUB_DOMAINS)
     if not known or not (request.url.scheme == "https" or (local and host == endpoint)):
-        raise WeightsError(f"a download was led to {request.url.scheme}://{host}, which is not the hub; see to HF_ENDPOINT")
+        raise WeightsError(
+            f"a download was led to {request.url.scheme}://{host}, which is not the hub; see to HF_ENDPOINT"
+        )
 
 
 def in_words(file: WeightFile, error: HTTPError) -> str:

@@ -1,7 +1,8 @@
-"""Where the weight files are: under ``weights/``, else in the hub's cache. What is missing or wrong is an error that names it.
+"""Where the weight files are: under ``weights/``, else in the hub's cache. What is missing or wrong is an error that
+names it.
 
-Nothing is downloaded here. Where the setting ``allow_downloads`` is on, a missing model is brought by ``scripts/fetch-weights`` in a process of
-its own, which checks it before it installs it.
+Nothing is downloaded here. Where the setting ``allow_downloads`` is on, a missing model is uploads_dir by
+``scripts/fetch-weights`` in a process of its own, which checks it before it installs it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")
 
 PIPELINE_FILE = "model_index.json"
 READ_WHOLE = 2**28
-"""Files up to this size are compared with the lock byte by byte at every start; larger ones by size and header. ``--check`` reads all."""
+"""Files up to this size are compared with the lock byte by byte at every start; larger ones by size and header.
+``--check`` reads all."""
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -33,8 +35,9 @@ def is_pipeline(folder: Path) -> bool:
 def resolve_model(settings: Settings) -> Path:
     """The diffusers folder or single-file checkpoint that the setting ``model`` asks for, checked.
 
-    "auto" is the best family present under ``weights/``, "embedded" the small one of our own, anything else a name under
-    ``weights/``, a path, or a model of the manifest. Raises :class:`WeightsError` when it is not there or not what was installed.
+    "auto" is the best family present under ``weights/``, "embedded" the small one of our own, anything else a name
+    under ``weights/``, a path, or a model of the manifest. Raises :class:`WeightsError` when it is not there or not
+    what was installed.
     """
     weights = settings.weights_path
     embedded = weights / EMBEDDED / "flux"
@@ -53,14 +56,17 @@ def resolve_model(settings: Settings) -> Path:
     if cached := _pipeline_in_cache(settings.model):
         return cached
     raise WeightsError(
-        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a .safetensors file, "
+        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a "
+        ".safetensors file, "
         "nor a pipeline in the hub's cache; "
-        "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before (hf download ID)"
+        "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before "
+        "(hf download ID)"
     )
 
 
 def resolve_file(key: str, wanted: str, preferred: Sequence[str], settings: Settings) -> Path:
-    """The file for a setting such as ``upscaler``, checked: "auto" takes the first of ``preferred`` that lies under ``weights/``."""
+    """The file for a setting such as ``upscaler``, checked: "auto" takes the first of ``preferred`` that lies under
+    ``weights/``."""
     names = preferred if wanted == "auto" else (wanted,)
     for name in names:
         for path in (settings.weights_path / name, settings.weights_path / EMBEDDED / name, Path(name).expanduser()):
@@ -68,7 +74,10 @@ def resolve_file(key: str, wanted: str, preferred: Sequence[str], settings: Sett
                 return checked_file(path, settings)
     if wanted != "auto" and find_model(wanted):
         return resolve(wanted, settings)
-    raise WeightsError(f"{key}: {' or '.join(names)} is not under weights/; put the file there or change '{key}' in config_optimized.json")
+    raise WeightsError(
+        f"{key}: {' or '.join(names)} is not under weights/; put the file there or change '{key}' in "
+        "config_optimized.json"
+    )
 
 
 def resolve(name: str, settings: Settings) -> Path:
@@ -90,7 +99,10 @@ def resolve(name: str, settings: Settings) -> Path:
             missing = _missing(model, settings)
     if missing:
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
-        raise WeightsError(f"{missing[0].local}{more}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only {model.name} brings it")
+        raise WeightsError(
+            f"{missing[0].local}{more}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only "
+            f"{model.name} brings it"
+        )
     lock = read_lock(settings.weights_path)
     for file in model.files:
         check_file(file.local, settings.weights_path / file.local, lock)
@@ -98,7 +110,8 @@ def resolve(name: str, settings: Settings) -> Path:
 
 
 def _pipeline_in_cache(repository: str) -> Path | None:
-    """Any pipeline that the hub's library downloaded before, by its repository's id; it is in no lock, so its files are checked as they are read."""
+    """Any pipeline that the hub's library downloaded before, by its repository's id; it is in no lock, so its files
+    are checked as they are read."""
     if repository.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -134,13 +147,15 @@ def _in_cache(model: Model, settings: Settings) -> Path | None:
 
 
 def _download(model: Model) -> None:
-    """In a process of its own: this one never talks to a hub. What goes wrong is on its standard error and in what is missing after it."""
+    """In a process of its own: this one never talks to a hub. What goes wrong is on its standard error and in what
+    is missing after it."""
     command = [sys.executable, "-P", "-m", "modules.cli.fetch_weights", "--only", model.name]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=sys.stderr, check=False)
 
 
 def checked_folder(folder: Path, settings: Settings) -> Path:
-    """A pipeline's folder whose files are those of the lock, as far as the lock knows them. Raises :class:`WeightsError`."""
+    """A pipeline's folder whose files are those of the lock, as far as the lock knows them. Raises
+    :class:`WeightsError`."""
     lock = read_lock(settings.weights_path)
     for local in lock:
         if local.startswith(f"{folder.name}/") and folder.parent == settings.weights_path:
@@ -153,12 +168,17 @@ def checked_folder(folder: Path, settings: Settings) -> Path:
 def checked_file(path: Path, settings: Settings) -> Path:
     """One file, checked by :func:`check_file`."""
     inside = path.is_relative_to(settings.weights_path)
-    check_file(path.relative_to(settings.weights_path).as_posix() if inside else path.name, path, read_lock(settings.weights_path))
+    check_file(
+        path.relative_to(settings.weights_path).as_posix() if inside else path.name,
+        path,
+        read_lock(settings.weights_path),
+    )
     return path
 
 
 def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole: bool = False) -> None:
-    """Holds a file against its suffix and the lock. A pickle has to be in the lock, whatever loads it; anything else may be.
+    """Holds a file against its suffix and the lock. A pickle has to be in the lock, whatever loads it; anything else
+    may be.
 
     Raises :class:`WeightsError`, which names the file.
     """
@@ -166,12 +186,15 @@ def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole:
     locked = lock.get(local)
     if locked:
         if path.stat().st_size != locked.bytes:
-            raise WeightsError(f"{local}: has {path.stat().st_size:,} bytes in place of {locked.bytes:,}; {brings(local)}")
+            raise WeightsError(
+                f"{local}: has {path.stat().st_size:,} bytes in place of {locked.bytes:,}; {brings(local)}"
+            )
         if (whole or locked.bytes <= READ_WHOLE) and digest(path) != locked.sha256:
             raise WeightsError(f"{local}: has the right size and other content than was installed; {brings(local)}")
     elif is_pickle(path) and not is_trusted(digest(path), lock.values()):
         raise WeightsError(
-            f"{local}: is a pickle whose checksum is not in the lock; if you know where it is from, scripts/fetch-weights --trust FILE adds it; "
+            f"{local}: is a pickle whose checksum is not in the lock; if you know where it is from, "
+            "scripts/fetch-weights --trust FILE adds it; "
             "safetensors need none"
         )
 
@@ -182,15 +205,28 @@ def is_trusted(sha256: str, files: Iterable[LockedFile]) -> bool:
 
 def brings(local: str) -> str:
     """What to do about a file that is not right."""
-    model = next((model for model in read_manifest().values() if any(file.local == local for file in model.files)), None)
-    return f"delete it and run scripts/fetch-weights --only {model.name}" if model else "restore it, or scripts/fetch-weights --trust it anew"
+    model = next(
+        (model for model in read_manifest().values() if any(file.local == local for file in model.files)), None
+    )
+    return (
+        f"delete it and run scripts/fetch-weights --only {model.name}"
+        if model
+        else "restore it, or scripts/fetch-weights --trust it anew"
+    )
 
 
 def safe_form(path: Path, settings: Settings) -> Path:
-    """What ``scripts/convert-weights`` made of a pickle, where that is there and of these very bytes; else the file itself."""
+    """What ``scripts/convert-weights`` made of a pickle, where that is there and of these very bytes; else the file
+    itself."""
     lock, converted = read_lock(settings.weights_path), path.with_suffix(".safetensors")
     entry, original = lock.get(converted.name), lock.get(path.name)
-    if path.parent != settings.weights_path or not entry or not original or entry.made_from != original.sha256 or not converted.is_file():
+    if (
+        path.parent != settings.weights_path
+        or not entry
+        or not original
+        or entry.made_from != original.sha256
+        or not converted.is_file()
+    ):
         return path
     if converted.with_suffix(".yaml").name in lock:
         checked_file(converted.with_suffix(".yaml"), settings)
@@ -203,12 +239,15 @@ def require_detector(name: str, task: str, classes: Iterable[str]) -> None:
     Raises:
         WeightsError: A hand detector's file holds one of faces, say, or one that outlines where boxes are expected.
     """
-    model = next((model for model in read_manifest().values() if model.detector and model.name == Path(name).stem), None)
+    model = next(
+        (model for model in read_manifest().values() if model.detector and model.name == Path(name).stem), None
+    )
     if model is None or model.detector is None:
         return
     finds, wanted = set(classes), model.detector
     if task != wanted.task or (wanted.classes and finds != set(wanted.classes)):
         raise WeightsError(
-            f"{name}: is a network to {task} {', '.join(sorted(finds)[:5]) or 'nothing'}, and its name stands for one to {wanted.task} "
+            f"{name}: is a network to {task} {', '.join(sorted(finds)[:5]) or 'nothing'}, and its name stands for one "
+            f"to {wanted.task} "
             f"{', '.join(wanted.classes) or 'anything'}; scripts/fetch-weights --only {model.name} brings the right one"
         )

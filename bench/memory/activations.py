@@ -1,8 +1,9 @@
-"""Measures what the activations of every step need, beside what the plan predicts: ``python -m bench.memory.activations [--json]``.
+"""Measures what the activations of every step need, beside what the plan predicts: ``python -m bench.memory.activations
+[--json]``.
 
-Every model is resident, so what a step adds to the device's memory is its activations. On a machine without a GPU the emulated
-device counts; where CUDA is, torch's allocator. The last column is the straight line through the measurements, by which the
-coefficients in ``backend/planning/model_specs.py`` are to be set.
+Every model is resident, so what a step adds to the device's memory is its activations. On a machine without a GPU the
+emulated device counts; where CUDA is, torch's allocator. The last column is the straight line through the measurements,
+by which the coefficients in ``backend/planning/model_specs.py`` are to be set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import cast
 
@@ -21,7 +23,7 @@ from PIL import Image
 
 from backend.core.settings import Settings
 from backend.devices.emulated import EmulatedDevice
-from backend.devices.runtime import Computer
+from backend.devices.runtime import DeviceRuntime
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 from backend.planning.activations import UPSCALE_CONTEXT
 from modules.app.service import Service, start
@@ -29,7 +31,7 @@ from modules.app.service import Service, start
 ensure_torchvision_operators()  # before anything imports diffusers
 
 from modules.detection.yolo import Detector  # noqa: E402
-from modules.diffusion.base import Drawing, DrawingService, PromptEmbeddings  # noqa: E402
+from modules.diffusion.base import DenoiseRequest, DiffusionService, PromptEmbeddings  # noqa: E402
 from modules.pipeline.generate import GenerateStage  # noqa: E402
 from modules.upscaling.tiled import Upscaler, UpscalerNetwork  # noqa: E402
 
@@ -51,13 +53,13 @@ class Measurement:
         return self.predicted / self.measured
 
 
-def added_bytes(computer: Computer, run: Callable[[], object]) -> int:
+def added_bytes(runtime: DeviceRuntime, run: Callable[[], object]) -> int:
     """What the device held at the worst moment of ``run``, beyond what it held before."""
-    if isinstance(computer.transfers, EmulatedDevice):
-        before = computer.transfers.allocated_bytes
-        computer.transfers.reset_peak()
+    if isinstance(runtime.transfers, EmulatedDevice):
+        before = runtime.transfers.allocated_bytes
+        runtime.transfers.reset_peak()
         run()
-        return computer.transfers.peak_bytes - before
+        return runtime.transfers.peak_bytes - before
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
@@ -69,14 +71,15 @@ def picture(side: int) -> Image.Image:
 
 
 def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measurement]:
-    """Every step of a prediction at every side in pixels, with one picture and with three where a batch goes together."""
+    """Every step of a prediction at every side in pixels, with one picture and with three where a batch goes
+    together."""
     flux = cast(GenerateStage, service.pipeline.stages[0]).service
     sizes, models = service.sizes, service.models
 
     def measure(step: str, x: int, batch: int, run: Callable[[], object]) -> Measurement:
         run()  # what is kept from a first run (a prompt's embeddings, a kernel's plan) is not an activation
         with torch.inference_mode():
-            added = added_bytes(service.computer, run)
+            added = added_bytes(service.runtime, run)
         return Measurement(step, x, batch, added, int(batch * sizes.costs[step].memory(x)))
 
     words = (f"prompt {index}" for index in range(1_000_000))
@@ -86,24 +89,30 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
             tokens = sizes.text_tokens + (side // sizes.token_pixels) ** 2
             yield measure("denoise", tokens, batch, denoising(flux, side, batch))
     for side in sides:
-        yield measure("encode_image", side * side, 1, lambda side=side: flux.encode_images([picture(side)]))  # type: ignore[misc]
+        yield measure("encode_image", side * side, 1, partial(flux.encode_images, [picture(side)]))
     for side in sides:
         rows = side // flux.family.latent_factor
         packed = torch.zeros(1, rows * rows // 4, 64, dtype=flux.dtype, device=models.device)
-        yield measure("decode", side * side, 1, lambda packed=packed, side=side: flux.decode(packed, side, side))  # type: ignore[misc]
+        yield measure("decode", side * side, 1, partial(flux.decode, packed, side, side))
     for count in (1, 2, 4):
         with models.on_device("face_detector") as (network,):
             detector = Detector(network)
-            yield measure("detect", count, 1, lambda detector=detector, count=count: detector.detect([picture(256)] * count, 0.5))  # type: ignore[misc]
+            pictures = [picture(256)] * count
+            yield measure("detect", count, 1, partial(detector.detect, pictures, 0.5))
     for side in (64, 96, 128, 192):
         with models.on_device("upscaler") as (network,):
             upscaler = Upscaler(cast(UpscalerNetwork, network), side)
             padded = np.asarray(picture(side + 2 * UPSCALE_CONTEXT))
-            yield measure("upscale", padded.shape[0] ** 2, 1, lambda upscaler=upscaler, padded=padded: upscaler.enlarge_tile(padded))  # type: ignore[misc]
+            yield measure(
+                "upscale",
+                padded.shape[0] ** 2,
+                1,
+                partial(upscaler.enlarge_tile, padded),
+            )
 
 
-def denoising(flux: DrawingService, side: int, batch: int) -> Callable[[], object]:
-    drawing = Drawing(("",) * batch, tuple(range(batch)), side, side, 2, 3.5)
+def denoising(flux: DiffusionService, side: int, batch: int) -> Callable[[], object]:
+    drawing = DenoiseRequest(("",) * batch, tuple(range(batch)), side, side, 2, 3.5)
     one = flux.encode([""])
     embeddings = PromptEmbeddings.joined([one] * batch)
     return lambda: flux.denoise(drawing, embeddings, None, None)
@@ -113,7 +122,10 @@ def line(points: list[Measurement]) -> str:
     """``fixed + linear * x`` through the measurements of one picture each, by least squares of the relative error."""
     if len({point.x for point in points}) < 2:
         return f"{points[0].measured / points[0].x:.4g} x"
-    x, y = (np.array([getattr(point, name) / (point.batch if name == "measured" else 1) for point in points]) for name in ("x", "measured"))
+    x, y = (
+        np.array([getattr(point, name) / (point.batch if name == "measured" else 1) for point in points])
+        for name in ("x", "measured")
+    )
     (fixed, linear), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], axis=1), np.ones(len(points)), rcond=None)
     return f"{fixed:.4g} + {linear:.4g} x"
 
@@ -126,7 +138,7 @@ def main() -> None:
     settings = replace(Settings(), log_level="WARNING", warm_up=False)
     emulated = settings if torch.cuda.is_available() else replace(settings, model="embedded", emulate_vram=EMULATED)
     service = start(emulated)
-    computing: AbstractContextManager[object] = service.computer.computing()
+    computing: AbstractContextManager[object] = service.runtime.activate()
     with computing, torch.inference_mode():
         found = list(measurements(service, tuple(arguments.sides)))
     if arguments.json:

@@ -1,27 +1,31 @@
-"""How many weight bytes move, and how long predictions take, under three ways of placing models: a simulation, not a measurement.
+"""How many weight bytes move, and how long predictions take, under three ways of placing models: a simulation, not a
+measurement.
 
     python -m bench.memory.placement_simulation [--json]
 
-Four traces of 20 predictions (the same prompt or a new one each time; plain, or with Hires fix to 1536 x 1536 and one detail
-repainted at 1024), FLUX.1-dev at 1024 x 1024, 28 steps, on the usual cards (``backend/planning/report.py``), which report 98% of
-the GiB that they are sold with, in machines of 64 GB of memory, or of 32 GB
-where the card has 12 GB or less. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer.
-A figure is the average of its trace, the first upload included, the reading of files not.
+Four traces of 20 predictions (the same prompt or a new one each time; plain, or with Hires fix to 1536 x 1536 and one
+detail repainted at 1024), FLUX.1-dev at 1024 x 1024, 28 steps, on the usual cards (``backend/planning/report.py``),
+which report 98% of the GiB that they are sold with, in machines of 64 GB of memory, or of 32 GB where the card has 12
+GB or less. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer. A figure
+is the average of its trace, the first upload included, the reading of files not.
 
-- **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy back, what
+- **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy
+back, what
   is resident is uploaded once. "rounded" may round weights down to nf4; the other columns
   compute alike.
-- **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model is used or
-  the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes it would move.
-- **WebUI rule** is that of the Forge forks: before a load models are evicted, the longest unused first and by a copy back, until
-  1.3 x the new model's size is free, and what the step needs beside it (1 GiB at least). What still does not fit is streamed from
-  the host at every forward, nothing else.
+- **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model
+is used or
+  the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes it would
+  move.
+- **WebUI rule** is that of the Forge forks: before a load models are evicted, the longest unused first and by a copy
+back, until
+  1.3 x the new model's size is free, and what the step needs beside it (1 GiB at least). What still does not fit is
+  streamed from the host at every forward, nothing else.
 
-Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit; they
-need only the driver's context as a reserve (we keep 1.5% more back); their copies are from pageable memory, at half the speed
-of pinned ones, both ways; and their host has room for every model. Ours are pinned as far as half of the host's memory goes;
-a copy beside the computation still costs a
-quarter of its time.
+Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit;
+they need only the driver's context as a reserve (we keep 1.5% more back); their copies are from pageable memory, at
+half the speed of pinned ones, both ways; and their host has room for every model. Ours are pinned as far as half of the
+host's memory goes; a copy beside the computation still costs a quarter of its time.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ SMALL_HOST, LARGE_HOST = 32 * 10**9, 64 * 10**9
 CONTEXT = MemoryRules().context_bytes
 PLAIN = Workload(1024, 1024)
 RICH = Workload(1024, 1024, hires=(1536, 1536), detail_crop=1024)
-FP8_MODELS = replace(FLUX_DEV, components={name: replace(c, dtype="fp8") if c.blocks else c for name, c in FLUX_DEV.components.items()})
+FP8_MODELS = replace(
+    FLUX_DEV, components={name: replace(c, dtype="fp8") if c.blocks else c for name, c in FLUX_DEV.components.items()}
+)
 MODELS = {"bf16": FLUX_DEV, "fp8": FP8_MODELS}
 
 
@@ -77,9 +83,14 @@ class Outcome:
 
 
 def activations(step: Step, models: ModelSizes, room: int) -> tuple[int, float]:
-    """Bytes beside the weights, and seconds times rate, of a step; the autoencoder works in tiles where the whole needs more than ``room``."""
+    """Bytes beside the weights, and seconds times rate, of a step; the autoencoder works in tiles where the whole
+    needs more than ``room``."""
     work = step.work * step.forwards * SLOWDOWN.get(models.components[step.components[-1]].dtype, 1)
-    return (step.memory, work) if step.memory <= room else (step.tiled_memory, work * (TILING_WORK if step.tiled_memory < step.memory else 1))
+    return (
+        (step.memory, work)
+        if step.memory <= room
+        else (step.tiled_memory, work * (TILING_WORK if step.tiled_memory < step.memory else 1))
+    )
 
 
 def component_offload(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcome:
@@ -100,7 +111,8 @@ def component_offload(trace: Trace, models: ModelSizes, device: DeviceMemory) ->
 
 
 def webui_rule(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcome:
-    """Models stay until the next load wants 1.3 x its size; a model that does not fit is kept in part, the rest streamed."""
+    """Models stay until the next load wants 1.3 x its size; a model that does not fit is kept in part, the rest
+    streamed."""
     size, room = {name: c.size() for name, c in models.components.items()}, device.total_bytes - CONTEXT
     loaded: dict[str, int] = {}  # bytes on the device, the longest unused first
     moved, work, runs = 0, 0.0, True
@@ -127,17 +139,21 @@ def webui_rule(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcom
     return Outcome(moved, work / device.flops + moved / (device.copy_bandwidth * PAGEABLE_SPEED), runs)
 
 
-def our_plan(trace: Trace, models: ModelSizes, device: DeviceMemory, quality: str = "exact") -> Outcome:
+def our_plan(trace: Trace, models: ModelSizes, device: DeviceMemory, weight_precision: str = "exact") -> Outcome:
     """What the plan for the trace's workload does, step by step."""
     try:
-        plan = plan_memory(device, models, trace.workload, MemoryRules(quality=quality))
+        plan = plan_memory(device, models, trace.workload, MemoryRules(weight_precision=weight_precision))
     except MemoryPlanError:
         return Outcome(0, 0.0, runs=False)
     waiting = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident")
     pinned = plan.pin_bytes / waiting if waiting else 1.0
     predictions = list(trace.predictions(models))
     used = {name for steps in predictions for step in steps for name in step.components}
-    total = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind == "resident" and name in used)
+    total = sum(
+        models.components[name].size(p.dtype)
+        for name, p in plan.placements.items()
+        if p.kind == "resident" and name in used
+    )
     seconds = total / device.copy_bandwidth
     for steps in predictions:
         for step, previous in zip(steps, (None, *steps)):

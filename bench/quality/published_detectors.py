@@ -1,9 +1,11 @@
-"""The six detectors that ADetailer offers, as files of their architectures trained on our drawings: do they resolve, load and find?
+"""The six detectors that ADetailer offers, as files of their architectures trained on our drawings: do they resolve,
+load and find?
 
     python -m bench.quality.published_detectors [--out DIR]
 
-Builds each from ultralytics' own description, trains it for a few epochs (the larger ones for fewer steps), saves it as ultralytics
-does under the published name, and looks it up, loads and runs it as the package does. Prints what each finds on held-out drawings.
+Builds each from ultralytics' own description, trains it for a few epochs (the larger ones for fewer steps), saves it as
+ultralytics does under the published name, and looks it up, loads and runs it as the package does. Prints what each
+finds on held-out drawings.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 
 from backend.core.settings import ROOT, Settings
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
 from modules.detection.registry import OWN, find_detectors
 from modules.detection.service import Detectors
@@ -62,7 +64,9 @@ def published(folder: Path, architecture: str, kind: Kind, pictures: int, epochs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="keep the files here; those that are there already are not trained again")
+    parser.add_argument(
+        "--out", type=Path, help="keep the files here; those that are there already are not trained again"
+    )
     parser.add_argument("--only", nargs="*", default=list(COURSES), choices=COURSES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,7 +89,7 @@ def main() -> None:
             trust(weights / name, weights)
             seconds[name] = time.monotonic() - begin
         settings, models = Settings(weights_dir=str(weights)), ModelCache(torch.device("cpu"))
-        detectors = Detectors(find_detectors(settings), settings, models, Ladder(models.make_leaner))
+        detectors = Detectors(find_detectors(settings), settings, models, OomFallback(models.downgrade))
         print(f"{'name':<24} {'million':>8} {'steps':>6} {'train s':>8} {'recall':>7} {'mAP50':>7}")
         for name in arguments.only:
             _, kind, pictures, epochs = COURSES[name]
@@ -93,11 +97,16 @@ def main() -> None:
             samples = [KINDS[kind].draw(rng) for _ in range(HELD_OUT)]
             truth = [np.array(sample.boxes, np.float64).reshape(-1, 4) for sample in samples]
             found = detectors.detect([sample.image for sample in samples], LOWEST, name)
-            precision = average_precision([overlap(one.boxes, real) for one, real in zip(found, truth)], [one.confidences for one in found])
+            precision = average_precision(
+                [overlap(one.boxes, real) for one, real in zip(found, truth)], [one.confidences for one in found]
+            )
             recall = score(found, [sample.boxes for sample in samples])["recall"]
             with models.on_device(name) as (network,):
                 million = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-            print(f"{name:<24} {million:>8.2f} {pictures * epochs * 19 // 20 // 8:>6} {seconds.get(name, 0):>8.0f} {recall:>7.3f} {precision:>7.3f}")
+            print(
+                f"{name:<24} {million:>8.2f} {pictures * epochs * 19 // 20 // 8:>6} {seconds.get(name, 0):>8.0f} "
+                f"{recall:>7.3f} {precision:>7.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What each speed-up costs in quality: ``python -m bench.quality.quality [--prompts 40] [--steps 28] [--only go_fast] [--json]``.
+"""What each speed-up costs in quality: ``python -m bench.quality.quality [--prompts 40] [--steps 28] [--only go_fast]
+[--json]``.
 
-The held-out prompts of the training are drawn by the generate stage, plainly and with each technique: PSNR against the plain pictures
-(the median, and the worst), how many of the asked colours are there (``training/evaluation/adherence.py``; face, hair, shirt, background), and the
-seconds a picture takes over those of the plain run. What costs quality is never a default.
+The held-out prompts of the training are drawn by the generate stage, plainly and with each technique: PSNR against the
+plain pictures (the median, and the worst), how many of the asked colours are there
+(``training/evaluation/adherence.py``; face, hair, shirt, background), and the seconds a picture takes over those of the
+plain run. What costs quality is never a default.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ TECHNIQUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "compile": {"compile": "on"},
     }
 )
-"""Settings of the service; but ``go_fast`` is an input, and ``stored_as`` rounds transformer and T5 as the setting ``quality`` allows."""
+"""Settings of the service; but ``go_fast`` is an input, and ``stored_as`` rounds transformer and T5 as the setting
+``quality`` allows."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,26 @@ class Drawn:
 
 
 def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) -> Drawn:
-    """All prompts with one technique, each with a seed of its own; the median of the seconds, and what is as it was asked."""
+    """All prompts with one technique, each with a seed of its own; the median of the seconds, and what is as it was
+    asked."""
     changes = {"dtype": "float32", **TECHNIQUES[technique]}
     go_fast, stored_as = changes.pop("go_fast", False), changes.pop("stored_as", "")
     service = start(replace(Settings(), model="embedded", log_level="ERROR", warm_up=False, **changes))
     if stored_as:
-        from backend.offload.quantized_linear import store_narrow
+        from backend.offload.quantized_linear import quantize
 
         with service.models.on_device("transformer", "text_encoder_2") as modules:
             for module in modules:
-                store_narrow(module, stored_as, service.computer.device.dtype)
-    pipeline, side = ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]), service.family.native
+                quantize(module, stored_as, service.runtime.device.dtype)
+    pipeline, side = (
+        ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]),
+        service.family.native,
+    )
     pictures, seconds = [], []
     for index, (prompt, _) in enumerate(prompts):
-        request = ImageRequest(prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, go_fast=go_fast)
+        request = ImageRequest(
+            prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, go_fast=go_fast
+        )
         begin = time.perf_counter()
         pictures.append(pipeline.run(request).pictures[0].image)
         seconds.append(time.perf_counter() - begin)
@@ -114,7 +123,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[name for name in TECHNIQUES if name != "plain"], default=[])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = compare(arguments.only or [name for name in TECHNIQUES if name != "plain"], arguments.prompts, arguments.steps)
+    rows = compare(
+        arguments.only or [name for name in TECHNIQUES if name != "plain"], arguments.prompts, arguments.steps
+    )
     if arguments.json:
         print(json.dumps({"prompts": arguments.prompts, "steps": arguments.steps, "rows": rows}))
         return

@@ -1,9 +1,9 @@
 """Does the detail pass repair faces? ``python -m bench.quality.repaired_faces [--pictures 12] [--sheet FILE]``.
 
-Several people are drawn, half of the pictures portraits and half whole figures, so that every face is known exactly, and sent through the
-autoencoder, which blurs small faces as it blurs them in a generated picture. Every face that the detector finds is then repainted with its
-person's own words. Of every face before and after: the detector's confidence, and its sharpness against the drawing's (the spread of the
-Laplacian; 1 is as sharp).
+Several people are drawn, half of the pictures portraits and half whole figures, so that every face is known exactly,
+and sent through the autoencoder, which blurs small faces as it blurs them in a generated picture. Every face that the
+detector finds is then repainted with its person's own words. Of every face before and after: the detector's confidence,
+and its sharpness against the drawing's (the spread of the Laplacian; 1 is as sharp).
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def several(count: int, seed: int) -> list[tuple[Scene, Subject]]:
 def words(scene: Scene) -> str:
     """A prompt for every face, from left to right."""
     rng = random.Random(0)
-    return " [SEP] ".join(f"a portrait of a {describe_person(rng, person, 1.0)}, {scene.background} background" for person in scene.people)
+    return " [SEP] ".join(
+        f"a portrait of a {describe_person(rng, person, 1.0)}, {scene.background} background" for person in scene.people
+    )
 
 
 def face(image: Image.Image, scene: Scene, index: int) -> np.ndarray:
@@ -94,7 +96,13 @@ def main() -> None:
     for number, (scene, subject) in enumerate(several(arguments.pictures, arguments.seed)):
         drawn = draw_subject(subject)
         before = stage.service.decode(stage.service.pack(stage.service.encode_images([drawn])), *SIZE)[0]
-        request = ImageRequest(prompt=words(scene), width=SIZE[0], height=SIZE[1], seed=number, adetailer=(replace(unit, prompt=words(scene)),))
+        request = ImageRequest(
+            prompt=words(scene),
+            width=SIZE[0],
+            height=SIZE[1],
+            seed=number,
+            adetailer=(replace(unit, prompt=words(scene)),),
+        )
         batch = ImageBatch((Picture(before, number),), Timeline(), no_progress)
         found_faces += len(stage.find(batch.pictures, unit)[0].regions)
         faces += len(scene.people)

@@ -1,11 +1,12 @@
-"""Throws requests made from its own schema at a running server: ``python -m bench.robustness.fuzz [--requests 10000] [--seed 0] [--url URL]``.
+"""Throws requests made from its own schema at a running server: ``python -m bench.robustness.fuzz [--requests 10000]
+[--seed 0] [--url URL]``.
 
-Inputs are drawn from the OpenAPI document that the server shows: right ones (kept small, so that a picture takes a fraction of a
-second), wrong ones of every kind, bodies that are no request at all, and odd paths and methods. A fault is an answer of 5xx, none within
-the time allowed, or an answer that holds a path, a secret or a stack trace. A connection that was kept from the request before may be
-closed by either side at any time (RFC 9112, 9.5), so a request that met that is sent once more on a new one, and counted.
-Afterwards the server must be ready and draw the picture that it drew before. Without ``--url`` a server is started and ended.
-Exit code 1 when there was a fault.
+Inputs are drawn from the OpenAPI document that the server shows: right ones (kept small, so that a picture takes a
+fraction of a second), wrong ones of every kind, bodies that are no request at all, and odd paths and methods. A fault
+is an answer of 5xx, none within the time allowed, or an answer that holds a path, a secret or a stack trace. A
+connection that was kept from the request before may be closed by either side at any time (RFC 9112, 9.5), so a request
+that met that is sent once more on a new one, and counted. Afterwards the server must be ready and draw the picture that
+it drew before. Without ``--url`` a server is started and ended. Exit code 1 when there was a fault.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ SECONDS = 60.0
 
 SMALL: Mapping[str, Any] = {"num_inference_steps": 1, "megapixels": "0.25", "scale": 1, "adetailer": False}
 """What every request begins with; drawn inputs go over it."""
-AT_MOST: Mapping[str, float] = {"num_inference_steps": 2, "num_outputs": 2, "scale": 1.5, "hr_scale": 1.3, "hr_steps": 2, "width": 288, "height": 288}
+AT_MOST: Mapping[str, float] = {
+    "num_inference_steps": 2,
+    "num_outputs": 2,
+    "scale": 1.5,
+    "hr_scale": 1.3,
+    "hr_steps": 2,
+    "width": 288,
+    "height": 288,
+}
 """Right values above these would only take time."""
 PLAIN: Mapping[str, Any] = {**SMALL, "prompt": "a portrait of a man", "seed": 1, "output_format": "png"}
 
@@ -73,7 +82,10 @@ class Report:
         answers = ", ".join(f"{count} x {code}" for code, count in sorted(self.answers.items()))
         states = ", ".join(f"{count} {state}" for state, count in self.states.most_common())
         total = f"{sum(self.answers.values())} answers in {self.seconds:.0f} s, the slowest after {self.slowest:.1f} s"
-        return [f"{total}: {answers}; predictions: {states}; {self.reconnected} on a new connection", *(f"fault: {fault}" for fault in self.faults)]
+        return [
+            f"{total}: {answers}; predictions: {states}; {self.reconnected} on a new connection",
+            *(f"fault: {fault}" for fault in self.faults),
+        ]
 
 
 def picture(mode: str, size: tuple[int, int], kind: str = "PNG") -> str:
@@ -108,7 +120,10 @@ UNIT_TEXTS = (
     "1e999",
 )
 ODD_TEXT = st.one_of(
-    st.text(max_size=40), st.sampled_from(["", " ", "\x00", "a" * 20_000, "\u202e\u0000\uffff", "[SEP]" * 50, "${HF_TOKEN}", "{{7*7}}", "../" * 20])
+    st.text(max_size=40),
+    st.sampled_from(
+        ["", " ", "\x00", "a" * 20_000, "\u202e\u0000\uffff", "[SEP]" * 50, "${HF_TOKEN}", "{{7*7}}", "../" * 20]
+    ),
 )
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -136,7 +151,11 @@ def right_value(name: str, prop: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(PICTURES)
     if name == "adetailer_args":
         return st.sampled_from(UNIT_TEXTS)
-    kind, low, high = prop["type"], prop.get("minimum", 0), min(prop.get("maximum", 2**32 - 1), AT_MOST.get(name, 2**32 - 1))
+    kind, low, high = (
+        prop["type"],
+        prop.get("minimum", 0),
+        min(prop.get("maximum", 2**32 - 1), AT_MOST.get(name, 2**32 - 1)),
+    )
     if kind == "integer":
         return st.integers(int(low), int(high)) | st.sampled_from([int(low), int(high)])
     if kind == "number":
@@ -159,7 +178,11 @@ def predictions(draw: st.DrawFn, properties: Properties) -> Request:
     """A request for a prediction; in seven of eight something is wrong with it, or at least odd."""
     kind = draw(st.sampled_from(("right", "ours to refuse") + ("wrong",) * 6))
     names = draw(st.lists(st.sampled_from(sorted(properties)), max_size=5, unique=True))
-    inputs: Inputs = {**SMALL, "prompt": "a portrait of a man", **{name: draw(right_value(name, properties[name])) for name in names}}
+    inputs: Inputs = {
+        **SMALL,
+        "prompt": "a portrait of a man",
+        **{name: draw(right_value(name, properties[name])) for name in names},
+    }
     if kind == "ours to refuse":
         inputs |= draw(st.sampled_from(OURS_TO_REFUSE))
     if kind == "wrong":
@@ -174,8 +197,14 @@ def predictions(draw: st.DrawFn, properties: Properties) -> Request:
 
 def others() -> st.SearchStrategy[Request]:
     """Bodies that are no request, and odd paths and methods."""
-    bodies = st.sampled_from(RAW_BODIES) | st.binary(max_size=200) | ANYTHING.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
-    types = st.sampled_from(["application/json", "text/plain", "", "application/x-www-form-urlencoded", "application/json; charset=utf-16"])
+    bodies = (
+        st.sampled_from(RAW_BODIES)
+        | st.binary(max_size=200)
+        | ANYTHING.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
+    )
+    types = st.sampled_from(
+        ["application/json", "text/plain", "", "application/x-www-form-urlencoded", "application/json; charset=utf-16"]
+    )
     return st.builds(Request, st.just("POST"), st.just("/predictions"), bodies, types) | st.builds(
         Request, st.sampled_from(METHODS), st.sampled_from(PATHS), bodies, types
     )
@@ -201,7 +230,13 @@ class Fuzzer:
         every = st.one_of(predictions(properties), predictions(properties), others())
 
         @seeded(seed)
-        @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
         @given(every)
         def throw(request: Request) -> None:
             self.send(request)
@@ -242,7 +277,10 @@ class Fuzzer:
     def _plain_picture(self) -> bytes:
         """The pixels of a plain prediction. Raises RuntimeError when there is none."""
         deadline = time.monotonic() + SECONDS  # a prediction's slot is free a moment after its answer
-        while self.session.get(f"{self.url}/health-check", timeout=SECONDS).json()["status"] == "BUSY" and time.monotonic() < deadline:
+        while (
+            self.session.get(f"{self.url}/health-check", timeout=SECONDS).json()["status"] == "BUSY"
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         answer = self.session.post(f"{self.url}/predictions", json={"input": dict(PLAIN)}, timeout=SECONDS).json()
         if answer["status"] != "succeeded":
@@ -273,7 +311,12 @@ def fuzz_own_server(count: int, seed: int) -> Report:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url, environment = f"http://127.0.0.1:{port}", {**os.environ, "HF_TOKEN": SECRET, "FLUX_MODEL": "embedded"}
-    server = subprocess.Popen([ROOT / "scripts" / "serve", "--port", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [ROOT / "scripts" / "serve", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait_until_ready(url, server)
         report = Fuzzer(url).run(count, seed)
@@ -291,7 +334,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server that runs already, on the embedded models")
     options = parser.parse_args(arguments)
-    report = Fuzzer(options.url).run(options.requests, options.seed) if options.url else fuzz_own_server(options.requests, options.seed)
+    report = (
+        Fuzzer(options.url).run(options.requests, options.seed)
+        if options.url
+        else fuzz_own_server(options.requests, options.seed)
+    )
     print(*report.lines(), sep="\n")
     return int(bool(report.faults))
 

@@ -1,8 +1,9 @@
-"""Lets one service work through hundreds of mixed requests and looks at what it keeps: ``python -m bench.robustness.soak [--requests 500]``.
+"""Lets one service work through hundreds of mixed requests and looks at what it keeps: ``python -m
+bench.robustness.soak [--requests 500]``.
 
-Sizes, batches, stages and formats change; some requests are refused, canceled in the middle, or fail. Afterwards: did weights
-move, does host memory stay level, are files left behind, and is every tenth picture the one that a fresh process makes, byte by
-byte? ``--leak 1MB`` keeps so much of every request, to show that the check would notice.
+Sizes, batches, stages and formats change; some requests are refused, canceled in the middle, or fail. Afterwards: did
+weights move, does host memory stay level, are files left behind, and is every tenth picture the one that a fresh
+process makes, byte by byte? ``--leak 1MB`` keeps so much of every request, to show that the check would notice.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ MEMORY_ALLOWED = 50_000_000
 WARM_UP = 0.1
 """Share of the requests after which memory is looked at."""
 RATIOS = ("1:1", "3:2", "9:16", "21:9")
-WORDS = ("a smiling woman with red hair, blue shirt, green background", "a man with a hat, gray background", "two women, purple background")
+WORDS = (
+    "a smiling woman with red hair, blue shirt, green background",
+    "a man with a hat, gray background",
+    "two women, purple background",
+)
 
 
 class Canceled(BaseException):
@@ -75,7 +80,8 @@ class Soak:
     def faults(self) -> list[str]:
         found = {
             f"{self.bytes_moved} bytes of weights moved": self.bytes_moved,
-            f"host memory rose {self.memory_above_mean / 1e6:.0f} MB above its mean": self.memory_above_mean > MEMORY_ALLOWED,
+            f"host memory rose {self.memory_above_mean / 1e6:.0f} MB above its mean": self.memory_above_mean
+            > MEMORY_ALLOWED,
             f"files were left: {', '.join(self.left_files[:3])}": self.left_files,
             f"pictures differ from a fresh process's: {self.different}": self.different,
         }
@@ -106,7 +112,14 @@ def mixed_requests(count: int, folder: Path, seed: int = 0) -> list[SoakRequest]
         outcome = rng.choices(("done", "refused", "canceled", "failed"), (80, 8, 6, 6))[0]
         if outcome == "refused":
             inputs.pop("image", None)  # its shape would go over a wrong one
-            inputs |= rng.choice(({"prompt": " "}, {"aspect_ratio": "custom", "width": 300, "height": 256}, {"image": damaged}, {"num_outputs": 99}))
+            inputs |= rng.choice(
+                (
+                    {"prompt": " "},
+                    {"aspect_ratio": "custom", "width": 300, "height": 256},
+                    {"image": damaged},
+                    {"num_outputs": 99},
+                )
+            )
         return SoakRequest(inputs, outcome)
 
     return [one(index) for index in range(count)]
@@ -134,9 +147,23 @@ def pixels(file: Path) -> bytes:
 def fresh_pictures(request: SoakRequest, folder: Path, dtype: str) -> list[bytes]:
     """The pixels that a process of its own makes of the request, computing in ``dtype``."""
     given = [f"{name}={'@' if isinstance(value, Path) else ''}{value}" for name, value in request.inputs.items()]
-    command = [sys.executable, "-P", "-m", "modules.cli.predict", "-o", str(folder), *(part for text in given for part in ("-i", text))]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "modules.cli.predict",
+        "-o",
+        str(folder),
+        *(part for text in given for part in ("-i", text)),
+    ]
     # another number of threads would round differently
-    own = {"PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_LOG_LEVEL": "ERROR", "FLUX_CPU_THREADS": str(torch.get_num_threads()), "FLUX_DTYPE": dtype}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "FLUX_MODEL": "embedded",
+        "FLUX_LOG_LEVEL": "ERROR",
+        "FLUX_CPU_THREADS": str(torch.get_num_threads()),
+        "FLUX_DTYPE": dtype,
+    }
     subprocess.run(command, cwd=folder, env={**os.environ, **own}, check=True, capture_output=True)
     return [pixels(file) for file in sorted(folder.iterdir())]
 
@@ -144,9 +171,9 @@ def fresh_pictures(request: SoakRequest, folder: Path, dtype: str) -> list[bytes
 def kept_pages(size: int) -> mmap.mmap:
     """``size`` bytes that no other memory of the process makes room for.
 
-    An array of less than 32 MB can come to lie in memory that glibc's heap kept of earlier ones, and then the process does not
-    grow (seen: 20 arrays of 20 MB, 0 bytes). A true leak is hidden in the same way until that memory is full, so let there be
-    many requests.
+    An array of less than 32 MB can come to lie in memory that glibc's heap kept of earlier ones, and then the process
+    does not grow (seen: 20 arrays of 20 MB, 0 bytes). A true leak is hidden in the same way until that memory is full,
+    so let there be many requests.
     """
     pages = mmap.mmap(-1, size)
     pages.write(b"\1" * size)
@@ -185,7 +212,7 @@ def soak(service: Service, requests: list[SoakRequest], scratch: Path, leak: int
         if outcome == "done" and every and index % every == 0:
             with tempfile.TemporaryDirectory() as folder:
                 seen.compared += 1
-                dtype = str(service.computer.device.dtype).removeprefix("torch.")
+                dtype = str(service.runtime.device.dtype).removeprefix("torch.")
                 if fresh_pictures(request, Path(folder), dtype) != [pixels(file) for file in last]:
                     seen.different.append(index)
     kept = {path for path in scratch.rglob("*") if path.is_file()} - at_rest - set(last)
@@ -207,9 +234,15 @@ def main() -> int:
         begin = time.monotonic()
         seen = soak(service, mixed_requests(arguments.requests, sources), scratch, arguments.leak)
     print(f"{arguments.requests} requests in {time.monotonic() - begin:.0f} s: {dict(seen.outcomes)}")
-    print(f"weights moved: {seen.bytes_moved} bytes; host memory: mean {statistics.mean(seen.memory) / 1e6:.0f} MB, ", end="")
+    print(
+        f"weights moved: {seen.bytes_moved} bytes; host memory: mean {statistics.mean(seen.memory) / 1e6:.0f} MB, ",
+        end="",
+    )
     print(f"at most {seen.memory_above_mean / 1e6:.1f} MB above it after warm-up")
-    print(f"files left: {len(seen.left_files)}; compared with fresh processes: {seen.compared}, different: {len(seen.different)}")
+    print(
+        f"files left: {len(seen.left_files)}; compared with fresh processes: {seen.compared}, different: "
+        f"{len(seen.different)}"
+    )
     for fault in seen.faults():
         print(f"fault: {fault}")
     return bool(seen.faults())

@@ -1,9 +1,10 @@
-"""Which allocator of host memory suits this load: ``python -m bench.speed.allocators [--runs 3] [--predictions 20] [--json]``.
+"""Which allocator of host memory suits this load: ``python -m bench.speed.allocators [--runs 3] [--predictions 20]
+[--json]``.
 
-For every allocator that is installed (apt: libtcmalloc-minimal4, libjemalloc2, libmimalloc2.0), a process of its own loads the embedded
-models with every stage and makes predictions of changing sizes, batches and stages. Seconds of the set-up and of the predictions, the
-seconds of processor time of both (which a busy machine changes less), peak memory of the process, and what it still holds at the end;
-medians of runs in turns. The rest is reported as absent.
+For every allocator that is installed (apt: libtcmalloc-minimal4, libjemalloc2, libmimalloc2.0), a process of its own
+loads the embedded models with every stage and makes predictions of changing sizes, batches and stages. Seconds of the
+set-up and of the predictions, the seconds of processor time of both (which a busy machine changes less), peak memory of
+the process, and what it still holds at the end; medians of runs in turns. The rest is reported as absent.
 """
 
 from __future__ import annotations
@@ -40,7 +41,13 @@ SHAPES = (("1:1", 1, 1.0), ("16:9", 2, 2.0), ("9:16", 1, 1.5), ("1:1", 4, 1.0), 
 
 def library(name: str) -> str:
     """Where the linker finds a shared library; "" when it does not."""
-    lines = subprocess.run(["ldconfig", "-p"], env={**os.environ, "PATH": f"{os.environ['PATH']}:/sbin:/usr/sbin"}, capture_output=True, text=True, check=True)
+    lines = subprocess.run(
+        ["ldconfig", "-p"],
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:/sbin:/usr/sbin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return next((line.split()[-1] for line in lines.stdout.splitlines() if line.strip().startswith(name + " ")), "")
 
 
@@ -54,7 +61,12 @@ def load(predictions: int) -> dict[str, float]:
     loaded = time.perf_counter()
     for number in range(predictions):
         ratio, outputs, scale = SHAPES[number % len(SHAPES)]
-        inputs = {"prompt": f"two people, a man in a red shirt, number {number}", "aspect_ratio": ratio, "num_outputs": outputs, "scale": scale}
+        inputs = {
+            "prompt": f"two people, a man in a red shirt, number {number}",
+            "aspect_ratio": ratio,
+            "num_outputs": outputs,
+            "scale": scale,
+        }
         service.predict({**inputs, "num_inference_steps": 4, "seed": number}, lambda name, value: None)
     drawn = time.perf_counter()
     gc.collect()
@@ -77,7 +89,9 @@ def measured(name: str, predictions: int) -> dict[str, float] | None:
     base = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_")}
     environment = {**base, "PYTHONPATH": str(ROOT), **({"LD_PRELOAD": path} if path else {}), **variables}
     command = [sys.executable, "-m", "bench.speed.allocators", "--load", wanted, "--predictions", str(predictions)]
-    process = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
     result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return result
 
@@ -88,15 +102,24 @@ def compare(runs: int, predictions: int) -> dict[str, dict[str, float] | None]:
     found: dict[str, dict[str, float] | None] = {}
     for name in ALLOCATORS:
         results = [result for turn in turns if (result := turn[name])]
-        found[name] = {key: statistics.median(result[key] for result in results) for key in results[0]} if results else None
+        found[name] = (
+            {key: statistics.median(result[key] for result in results) for key in results[0]} if results else None
+        )
     return found
 
 
 def table(found: Mapping[str, Mapping[str, float] | None]) -> str:
     """Markdown."""
-    lines = ["| allocator | set-up s | predictions s | processor s | peak MB | at the end MB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| allocator | set-up s | predictions s | processor s | peak MB | at the end MB |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, result in found.items():
-        cells = "absent | | | | " if result is None else "{load_seconds:.2f} | {predict_seconds:.2f} | {cpu_seconds:.1f} | ".format(**result)
+        cells = (
+            "absent | | | | "
+            if result is None
+            else "{load_seconds:.2f} | {predict_seconds:.2f} | {cpu_seconds:.1f} | ".format(**result)
+        )
         if result is not None:
             cells += f"{result['peak_bytes'] / 1e6:.0f} | {result['final_bytes'] / 1e6:.0f}"
         lines.append(f"| {name} | {cells} |")

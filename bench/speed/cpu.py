@@ -1,14 +1,16 @@
-"""The whole job beside a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3] [--steps 28] [--json]``.
+"""The whole job beside a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3] [--steps
+28] [--json]``.
 
-Both draw a picture with the embedded models, repaint every face that is found, enlarge by 2 and write a webp file. The plain script is
-what a user writes: ``FluxPipeline``, then ``FluxInpaintPipeline`` with ``padding_mask_crop`` face by face, then the upscaler on the whole
-picture; it finds the faces with our detector, because ultralytics does not read its file.
+Both draw a picture with the embedded models, repaint every face that is found, enlarge by 2 and write a webp file. The
+plain script is what a user writes: ``FluxPipeline``, then ``FluxInpaintPipeline`` with ``padding_mask_crop`` face by
+face, then the upscaler on the whole picture; it finds the faces with our detector, because ultralytics does not read
+its file.
 
-Both compute in float32. From process start: one picture by ``scripts/predict`` beside one by the script, from the start of the process to its end. Warm: the
-jobs after the first one of a process, each with a prompt not seen before. Ratios are taken pair by pair, and their medians quoted,
-also of processor time, which other work on the machine disturbs less;
-peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead, ``--layouts`` what the order
-of the channels in memory changes.
+Both compute in float32. From process start: one picture by ``scripts/predict`` beside one by the script, from the start
+of the process to its end. Warm: the jobs after the first one of a process, each with a prompt not seen before. Ratios
+are taken pair by pair, and their medians quoted, also of processor time, which other work on the machine overlaps less;
+peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead, ``--layouts``
+what the order of the channels in memory changes.
 """
 
 from __future__ import annotations
@@ -70,14 +72,22 @@ def plain_script(steps: int) -> Job:
         def common(seed: int) -> dict[str, Any]:
             generator = torch.Generator("cpu").manual_seed(seed)
             size = {"width": 256, "height": 256, "max_sequence_length": 40}
-            return {"prompt": prompt_of(number), "num_inference_steps": steps, "guidance_scale": 3.5, "generator": generator, **size}
+            return {
+                "prompt": prompt_of(number),
+                "num_inference_steps": steps,
+                "guidance_scale": 3.5,
+                "generator": generator,
+                **size,
+            }
 
         image = drawing(**common(number)).images[0]
         boxes = detector.detect([image], CONFIDENCE)[0].boxes
         for index, box in enumerate(boxes):
             mask = Image.new("L", image.size)
             ImageDraw.Draw(mask).rectangle(tuple(box), fill=255)
-            image = inpainting(image=image, mask_image=mask, strength=STRENGTH, padding_mask_crop=PADDING, **common(number + index)).images[0]
+            image = inpainting(
+                image=image, mask_image=mask, strength=STRENGTH, padding_mask_crop=PADDING, **common(number + index)
+            ).images[0]
         with torch.inference_mode():
             pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 255
             enlarged = upscaler(pixels)[0].clamp(0, 1).mul(255).round().byte()
@@ -114,7 +124,8 @@ def work(side: str, steps: int, jobs: int, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Process:
-    """Of one process: seconds from its start to its end, those of processor time in it, peak memory in bytes, and what it printed."""
+    """Of one process: seconds from its start to its end, those of processor time in it, peak memory in bytes, and
+    what it printed."""
 
     seconds: float
     cpu_seconds: float
@@ -124,10 +135,18 @@ class Process:
 
 def run(*command: str) -> Process:
     """Runs python with these arguments. Raises RuntimeError when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLUX_MODEL": "embedded", "FLUX_DTYPE": "float32", "FLUX_LOG_LEVEL": "WARNING"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FLUX_MODEL": "embedded",
+        "FLUX_DTYPE": "float32",
+        "FLUX_LOG_LEVEL": "WARNING",
+    }
     with tempfile.TemporaryFile("w+") as output:
         begin = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-P", *command], env=environment, stdout=output, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-P", *command], env=environment, stdout=output, stderr=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -140,14 +159,24 @@ def run(*command: str) -> Process:
 def from_start(side: str, steps: int, folder: Path) -> Process:
     """One picture, in a process of its own."""
     if side == "plain":
-        return run("-m", "bench.speed.cpu", "--work", side, "--steps", str(steps), "--jobs", "1", "--folder", str(folder))
+        return run(
+            "-m", "bench.speed.cpu", "--work", side, "--steps", str(steps), "--jobs", "1", "--folder", str(folder)
+        )
     given = {"prompt": prompt_of(0), "seed": 0, "num_inference_steps": steps}
-    return run("-m", "modules.cli.predict", "-o", str(folder), *(part for name, value in given.items() for part in ("-i", f"{name}={value}")))
+    return run(
+        "-m",
+        "modules.cli.predict",
+        "-o",
+        str(folder),
+        *(part for name, value in given.items() for part in ("-i", f"{name}={value}")),
+    )
 
 
 def warm(side: str, steps: int, jobs: int, folder: Path) -> tuple[list[tuple[float, float]], int]:
     """Seconds of every job but the first of one process, by the clock and of the processor, and its peak memory."""
-    process = run("-m", "bench.speed.cpu", "--work", side, "--steps", str(steps), "--jobs", str(jobs + 1), "--folder", str(folder))
+    process = run(
+        "-m", "bench.speed.cpu", "--work", side, "--steps", str(steps), "--jobs", str(jobs + 1), "--folder", str(folder)
+    )
     return json.loads(process.output)[1:], process.peak_bytes
 
 
@@ -156,7 +185,9 @@ def compare(runs: int, jobs: int, steps: int, folder: Path) -> dict[str, Any]:
     warms = [(warm("ours", steps, jobs, folder), warm("plain", steps, jobs, folder)) for _ in range(runs)]
     pairs = [pair for (ours, _), (plain, _) in warms for pair in zip(ours, plain, strict=True)]
 
-    def figures(pairs: list[tuple[tuple[float, float], tuple[float, float]]], peaks: list[tuple[int, int]]) -> dict[str, float]:
+    def figures(
+        pairs: list[tuple[tuple[float, float], tuple[float, float]]], peaks: list[tuple[int, int]]
+    ) -> dict[str, float]:
         return {
             "ours_seconds": round(statistics.median(a for (a, _), _ in pairs), 2),
             "plain_seconds": round(statistics.median(b for _, (b, _) in pairs), 2),
@@ -168,7 +199,8 @@ def compare(runs: int, jobs: int, steps: int, folder: Path) -> dict[str, Any]:
 
     return {
         "from_process_start": figures(
-            [((a.seconds, a.cpu_seconds), (b.seconds, b.cpu_seconds)) for a, b in starts], [(a.peak_bytes, b.peak_bytes) for a, b in starts]
+            [((a.seconds, a.cpu_seconds), (b.seconds, b.cpu_seconds)) for a, b in starts],
+            [(a.peak_bytes, b.peak_bytes) for a, b in starts],
         ),
         "warm": figures(pairs, [(ours[1], plain[1]) for ours, plain in warms]),
         "runs": runs,
@@ -191,7 +223,8 @@ def profile(steps: int) -> str:
 
 
 def layouts() -> str:
-    """Processor time of one thread of the autoencoder and the upscaler at 256 x 256, plain and channels last, and how far the results are apart."""
+    """Processor time of one thread of the autoencoder and the upscaler at 256 x 256, plain and channels last, and
+    how far the results are apart."""
     ensure_torchvision_operators()
     from diffusers import AutoencoderKL
 
@@ -222,7 +255,10 @@ def layouts() -> str:
         upscaler.to(memory_format=torch.channels_last)
         lines = [f"{'':<20} {'plain s':>8} {'last s':>8} {'difference':>10}"]
         for name, run in runs.items():
-            lines.append(f"{name:<20} {plain[name][0]:>8.3f} {least_seconds(run):>8.3f} {float((run() - plain[name][1]).abs().max()):>10.1e}")
+            lines.append(
+                f"{name:<20} {plain[name][0]:>8.3f} {least_seconds(run):>8.3f} "
+                f"{float((run() - plain[name][1]).abs().max()):>10.1e}"
+            )
     return "\n".join(lines)
 
 
@@ -233,7 +269,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--layouts", action="store_true", help="channels last or not, for the autoencoder and the upscaler")
+    parser.add_argument(
+        "--layouts", action="store_true", help="channels last or not, for the autoencoder and the upscaler"
+    )
     parser.add_argument("--work", choices=tuple(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -251,7 +289,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report))
         return
-    line = "ours {ours_seconds} s, plain {plain_seconds} s, ratio {ratio} (of processor time {cpu_ratio}); peak {ours_peak_mb} MB, plain {plain_peak_mb} MB"
+    line = (
+        "ours {ours_seconds} s, plain {plain_seconds} s, ratio {ratio} (of processor time {cpu_ratio}); peak "
+        "{ours_peak_mb} MB, plain {plain_peak_mb} MB"
+    )
     for name in ("from_process_start", "warm"):
         print(f"{name.replace('_', ' '):<20}", line.format(**report[name]))
 

@@ -1,7 +1,8 @@
 """What n faces cost against one: ``python -m bench.speed.details [--faces 4] [--runs 15] [--dtype auto] [--json]``.
 
-The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, in turn in one process, so that
-the ratios do not depend on how busy the machine is. Also what the batches change in the pictures: rounding, of float32 or of bfloat16.
+The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, in turn in one
+process, so that the ratios do not depend on how busy the machine is. Also what the batches change in the pictures:
+rounding, of float32 or of bfloat16.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ SIDE = 256
 def portraits(count: int, seed: int = 5) -> Image.Image:
     """Drawn portraits of one person each, side by side."""
     rng = random.Random(seed)
-    scenes = (scene for scene in iter(lambda: sample_scene(rng, (SIDE, SIDE)), None) if scene.framing == "portrait" and len(scene.people) == 1)
+    scenes = (
+        scene
+        for scene in iter(lambda: sample_scene(rng, (SIDE, SIDE)), None)
+        if scene.framing == "portrait" and len(scene.people) == 1
+    )
     canvas = Image.new("RGB", (count * SIDE, SIDE))
     for index in range(count):
         canvas.paste(draw_scene(next(scenes)), (index * SIDE, 0))
@@ -59,13 +64,17 @@ def main() -> None:
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", dtype=arguments.dtype, log_level="ERROR"))
     batched = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
-    single = AdetailerStage(batched.service, batched.detectors, together=1)
+    single = AdetailerStage(batched.service, batched.detectors, max_batch=1)
     one, many = portraits(1), portraits(arguments.faces)
     request = ImageRequest(prompt=PROMPT, width=SIDE, height=SIDE, seed=1, adetailer=(AdetailerUnit(),))
     times: dict[str, list[float]] = {"one face": [], "in batches": [], "one at a time": []}
     pictures: dict[str, Image.Image] = {}
     for run in range(arguments.runs + 1):
-        for name, (stage, image) in {"one face": (batched, one), "in batches": (batched, many), "one at a time": (single, many)}.items():
+        for name, (stage, image) in {
+            "one face": (batched, one),
+            "in batches": (batched, many),
+            "one at a time": (single, many),
+        }.items():
             spent, pictures[name] = seconds(stage, image, request)
             if run:  # the first warms up
                 times[name].append(spent)
@@ -73,13 +82,15 @@ def main() -> None:
     changed = np.abs(np.asarray(pictures["in batches"]).astype(int) - np.asarray(pictures["one at a time"]).astype(int))
     figures = {
         "faces": arguments.faces,
-        "dtype": str(service.computer.device.dtype).removeprefix("torch."),
+        "dtype": str(service.runtime.device.dtype).removeprefix("torch."),
         **{f"{name}, seconds": round(value, 3) for name, value in medians.items()},
         "ratio": round(medians["in batches"] / medians["one face"], 2),
         "ratio_one_at_a_time": round(medians["one at a time"] / medians["one face"], 2),
         "largest_difference_255ths": int(changed.max()),
     }
-    print(json.dumps(figures) if arguments.json else "\n".join(f"{name:<32} {value}" for name, value in figures.items()))
+    print(
+        json.dumps(figures) if arguments.json else "\n".join(f"{name:<32} {value}" for name, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

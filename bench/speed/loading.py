@@ -1,10 +1,11 @@
-"""Which loader of checkpoints is the fastest here: ``python -m bench.speed.loading [--gigabytes 3] [--runs 3] [--json]``.
+"""Which loader of checkpoints is the fastest here: ``python -m bench.speed.loading [--gigabytes 3] [--runs 3]
+[--json]``.
 
-A random Flux transformer of that size is written in shards, and every loader reads it in a process of its own, its imports not
-counted, until every page of every weight has been touched: once from the disk (the files are dropped from the page cache before), once
-from the page cache. Peak memory is what the process held at most above what it held before, over the size of the files. The runs go
-in turns, so that a busy moment of the machine meets all of them. Loaders that are not installed are named as absent:
-``pip install runai-model-streamer humanize fastsafetensors``.
+A random Flux transformer of that size is written in shards, and every loader reads it in a process of its own, its
+imports not counted, until every page of every weight has been touched: once from the disk (the files are dropped from
+the page cache before), once from the page cache. Peak memory is what the process held at most above what it held
+before, over the size of the files. The runs go in turns, so that a busy moment of the machine meets all of them.
+Loaders that are not installed are named as absent: ``pip install runai-model-streamer humanize fastsafetensors``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ PATIENCE = 40
 """Times to try to get a file out of the page cache, half a second apart."""
 WARM_TURNS = 5
 """Of every run: what takes a tenth of a second is told apart by several."""
-NEEDS: Mapping[str, str] = MappingProxyType({"Run:ai streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"})
+NEEDS: Mapping[str, str] = MappingProxyType(
+    {"Run:ai streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}
+)
 
 
 def write_checkpoint(folder: Path, size: float) -> int:
@@ -53,7 +56,9 @@ def write_checkpoint(folder: Path, size: float) -> int:
         model = FluxTransformer2DModel(num_attention_heads=heads, **CONFIG)
     nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of what a random model does not have
     model.to_empty(device="cpu")
-    values = torch.empty(2**20, dtype=torch.bfloat16).uniform_(-0.02, 0.02)  # copied, because drawing all of them takes minutes
+    values = torch.empty(2**20, dtype=torch.bfloat16).uniform_(
+        -0.02, 0.02
+    )  # copied, because drawing all of them takes minutes
     for parameter in model.parameters():
         for part in parameter.data.view(-1).split(values.numel()):
             part.copy_(values[: part.numel()])
@@ -62,7 +67,9 @@ def write_checkpoint(folder: Path, size: float) -> int:
 
 
 def from_pretrained(folder: Path) -> nn.Module:
-    module: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16, local_files_only=True)
+    module: nn.Module = FluxTransformer2DModel.from_pretrained(
+        folder, torch_dtype=torch.bfloat16, local_files_only=True
+    )
     return module
 
 
@@ -109,14 +116,19 @@ LOADERS: Mapping[str, Callable[[Path], nn.Module]] = MappingProxyType(
 
 def module_of(folder: Path, tensors: dict[str, torch.Tensor]) -> nn.Module:
     with torch.device("meta"):
-        module: nn.Module = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(folder, local_files_only=True))
+        module: nn.Module = FluxTransformer2DModel.from_config(
+            FluxTransformer2DModel.load_config(folder, local_files_only=True)
+        )
     assign_tensors(module, tensors, folder.name)
     return module
 
 
 def touch(module: nn.Module) -> float:
     """Reads a byte of every page of every weight; the sum is the same for every loader."""
-    return sum(float(tensor.view(torch.uint8).flatten()[:: os.sysconf("SC_PAGE_SIZE")].sum()) for tensor in module.state_dict().values())
+    return sum(
+        float(tensor.view(torch.uint8).flatten()[:: os.sysconf("SC_PAGE_SIZE")].sum())
+        for tensor in module.state_dict().values()
+    )
 
 
 def peak_memory() -> int:
@@ -194,8 +206,14 @@ def compare(folder: Path, size: int, runs: int) -> list[dict[str, Any]]:
         if name not in present:
             rows.append({"loader": name, "absent": True})
             continue
-        seconds = {f"{state}_seconds": round(statistics.median(one["seconds"] for one in ones), 3) for state, ones in found[name].items()}
-        peaks = {f"{state}_peak": round(max(one["peak_bytes"] for one in ones) / size, 3) for state, ones in found[name].items()}
+        seconds = {
+            f"{state}_seconds": round(statistics.median(one["seconds"] for one in ones), 3)
+            for state, ones in found[name].items()
+        }
+        peaks = {
+            f"{state}_peak": round(max(one["peak_bytes"] for one in ones) / size, 3)
+            for state, ones in found[name].items()
+        }
         rows.append({"loader": name, **seconds, **peaks})
     return rows
 
@@ -206,7 +224,10 @@ def as_text(rows: list[dict[str, Any]]) -> str:
         if "absent" in row:
             lines.append(f"{row['loader']:<18} {'absent':>8}")
         else:
-            lines.append(f"{row['loader']:<18} {row['cold_seconds']:>8.2f} {row['warm_seconds']:>8.2f} {row['cold_peak']:>10.2f} {row['warm_peak']:>10.2f}")
+            lines.append(
+                f"{row['loader']:<18} {row['cold_seconds']:>8.2f} {row['warm_seconds']:>8.2f} "
+                f"{row['cold_peak']:>10.2f} {row['warm_peak']:>10.2f}"
+            )
     return "\n".join(lines)
 
 
@@ -214,7 +235,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=3)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=ROOT, help="on the disk that is to be measured; the checkpoint in it is deleted at the end")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT,
+        help="on the disk that is to be measured; the checkpoint in it is deleted at the end",
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     os.environ["RUNAI_STREAMER_MEMORY_LIMIT"] = "-1"  # without its limit it holds a checkpoint once, as the others do
@@ -224,7 +250,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"bytes": size, "runs": arguments.runs, "loaders": rows}))
     else:
-        print(f"{size / 1e9:.2f} GB, median of {arguments.runs} runs; peak memory over the size of the files\n{as_text(rows)}")
+        print(
+            f"{size / 1e9:.2f} GB, median of {arguments.runs} runs; peak memory over the size of the "
+            f"files\n{as_text(rows)}"
+        )
 
 
 if __name__ == "__main__":

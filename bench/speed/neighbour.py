@@ -1,8 +1,10 @@
-"""What a busy neighbour on one core costs a prediction on a CPU: ``python -m bench.speed.neighbour [--counts 300000 10000 0] [--runs 7] [--json]``.
+"""What a busy neighbour on one core costs a prediction on a CPU: ``python -m bench.speed.neighbour [--counts 300000
+10000 0] [--runs 7] [--json]``.
 
-Threads of OpenMP that wait keep asking for work before they sleep, by ``GOMP_SPINCOUNT``: 300,000 times is GNU's own number, and
-``modules/app/service.py`` sets another. Every number is tried in processes of its own, on the machine as it is and beside a process that keeps
-the first core busy, in turns. Seconds are medians of warm predictions of 10 steps, all stages included, each with a prompt of its own.
+Threads of OpenMP that wait keep asking for work before they sleep, by ``GOMP_SPINCOUNT``: 300,000 times is GNU's own
+number, and ``modules/app/service.py`` sets another. Every number is tried in processes of its own, on the machine as it
+is and beside a process that keeps the first core busy, in turns. Seconds are medians of warm predictions of 10 steps,
+all stages included, each with a prompt of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ def predictions(runs: int) -> list[float]:
     seconds = []
     for number in range(runs + 1):
         begin = time.perf_counter()
-        inputs = {"prompt": f"a smiling woman with long red hair, number {number}", "seed": number, "num_inference_steps": 10}
+        inputs = {
+            "prompt": f"a smiling woman with long red hair, number {number}",
+            "seed": number,
+            "num_inference_steps": 10,
+        }
         service.predict(inputs, lambda name, value: None)
         seconds.append(time.perf_counter() - begin)
     return seconds[1:]
@@ -64,12 +70,18 @@ def main() -> None:
     if arguments.work:
         print(json.dumps(predictions(arguments.runs)))
         return
-    found: dict[tuple[int, bool], list[float]] = {(count, busy): [] for count in arguments.counts for busy in (False, True)}
+    found: dict[tuple[int, bool], list[float]] = {
+        (count, busy): [] for count in arguments.counts for busy in (False, True)
+    }
     for _ in range(ROUNDS):
         for (count, busy), seconds in found.items():
             seconds += beside(busy, count, arguments.runs)
     rows = [
-        {"spin_count": count, "idle": round(statistics.median(found[count, False]), 2), "busy": round(statistics.median(found[count, True]), 2)}
+        {
+            "spin_count": count,
+            "idle": round(statistics.median(found[count, False]), 2),
+            "busy": round(statistics.median(found[count, True]), 2),
+        }
         | {"busy_worst": round(max(found[count, True]), 2)}
         for count in arguments.counts
     ]

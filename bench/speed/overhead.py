@@ -1,7 +1,8 @@
-"""What our generate stage costs beside bare diffusers: ``python -m bench.speed.overhead [--json] [--runs 9] [--steps 28] [--account]``.
+"""What our generate stage costs beside bare diffusers: ``python -m bench.speed.overhead [--json] [--runs 9] [--steps
+28] [--account]``.
 
-The same embedded folder, prompt, seed and steps, warm, in turns; the ratio is taken pair by pair and its median is quoted.
-Both in float32, and the pictures must be the same to a 255th, else the comparison would mean nothing.
+The same embedded folder, prompt, seed and steps, warm, in turns; the ratio is taken pair by pair and its median is
+quoted. Both in float32, and the pictures must be the same to a 255th, else the comparison would mean nothing.
 
 ``--account`` runs a whole warm prediction instead and says of every span how much of it no model was at work.
 """
@@ -42,7 +43,15 @@ def bare_diffusers(steps: int, tokens: int, side: int) -> Callable[[], Image.Ima
 
     def draw() -> Image.Image:
         generator = torch.Generator("cpu").manual_seed(0)
-        output = pipeline(PROMPT, width=side, height=side, num_inference_steps=steps, guidance_scale=3.5, max_sequence_length=tokens, generator=generator)
+        output = pipeline(
+            PROMPT,
+            width=side,
+            height=side,
+            num_inference_steps=steps,
+            guidance_scale=3.5,
+            max_sequence_length=tokens,
+            generator=generator,
+        )
         image: Image.Image = output.images[0]
         return image
 
@@ -53,7 +62,9 @@ def ours(steps: int) -> tuple[Callable[[], Image.Image], int, int]:
     service = start(replace(Settings(), model="embedded", dtype="float32", log_level="WARNING"))
     stage = ImagePipeline(service.pipeline.stages[:1])
     side = service.family.native
-    request = ImageRequest(prompt=PROMPT, width=side, height=side, seed=0, num_inference_steps=steps, guidance_scale=3.5)
+    request = ImageRequest(
+        prompt=PROMPT, width=side, height=side, seed=0, num_inference_steps=steps, guidance_scale=3.5
+    )
     return lambda: stage.run(request).pictures[0].image, service.family.tokens, side
 
 
@@ -76,7 +87,9 @@ def account(steps: int) -> list[tuple[str, float, float]]:
         service.predict(inputs, lambda name, value: None, lambda stage, done, total: None, timeline)
 
     def inside(span: Span) -> float:
-        return sum(end - begin for begin, end in work if span.start <= begin - zero and end - zero <= span.start + span.seconds)
+        return sum(
+            end - begin for begin, end in work if span.start <= begin - zero and end - zero <= span.start + span.seconds
+        )
 
     return [("  " * span.depth + span.name, span.seconds, inside(span)) for span in timeline.spans]
 
@@ -116,9 +129,8 @@ def main() -> None:
         print(json.dumps(report))
     else:
         print(
-            "generate stage, same picture, warm: ours {ours_seconds} s, diffusers {diffusers_seconds} s, ratio {ratio} (median of {runs} pairs)".format(
-                **report
-            )
+            "generate stage, same picture, warm: ours {ours_seconds} s, diffusers {diffusers_seconds} s, "
+            "ratio {ratio} (median of {runs} pairs)".format(**report)
         )
 
 

@@ -1,11 +1,14 @@
-"""From process start to the first picture: ``python -m bench.speed.startup [--runs 5] [--steps 28] [--read-ahead 3] [--json]``.
+"""From process start to the first picture: ``python -m bench.speed.startup [--runs 5] [--steps 28] [--read-ahead 3]
+[--json]``.
 
 Three questions, each answered by processes that take turns, so that a busy moment of the machine meets all of them:
 
-- ours beside a plain diffusers script that draws the same picture into a file, from the start of the process to its end; ours once with
+- ours beside a plain diffusers script that draws the same picture into a file, from the start of the process to its
+end; ours once with
   the drawing alone (every stage after it disabled, no warm-up, as the script has none), once as it is installed;
 - where the time goes, phase by phase, with all stages and without the detail pass;
-- with ``--read-ahead 3``: a checkpoint of 3 GB that is not in the page cache, loaded with and without reading it during the imports.
+- with ``--read-ahead 3``: a checkpoint of 3 GB that is not in the page cache, loaded with and without reading it during
+the imports.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ ensure_torchvision_operators()
 from diffusers import FluxPipeline
 pipeline = FluxPipeline.from_pretrained("weights/embedded/flux", torch_dtype=torch.float32, local_files_only=True)
 pipeline.set_progress_bar_config(disable=True)
-image = pipeline(sys.argv[1], width=256, height=256, num_inference_steps=int(sys.argv[2]), guidance_scale=3.5, max_sequence_length=40,
+image = pipeline(sys.argv[1], width=256, height=256, num_inference_steps=int(sys.argv[2]), guidance_scale=3.5,
+                 max_sequence_length=40,
                  generator=torch.Generator("cpu").manual_seed(0)).images[0]
 image.save(sys.argv[3], quality=80)
 """
@@ -48,7 +52,9 @@ def environment(changes: Mapping[str, str]) -> dict[str, str]:
 def times_of(command: Sequence[str], changes: Mapping[str, str]) -> tuple[float, float]:
     """Seconds from the start of the process to its end, and of processor time, which a busy machine changes less."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=ROOT, env=environment(changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        command, cwd=ROOT, env=environment(changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+    )
     seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -59,9 +65,12 @@ def our_command(folder: Path, steps: int, *options: str) -> list[str]:
 
 
 def first_picture(folder: Path, steps: int, runs: int) -> dict[str, dict[str, float]]:
-    """By way: medians in seconds and seconds of processor time, and the medians of their ratios to the plain script, pair by pair."""
+    """By way: medians in seconds and seconds of processor time, and the medians of their ratios to the plain script,
+    pair by pair."""
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "plain script": lambda: times_of([sys.executable, "-c", PLAIN, PROMPT, str(steps), str(folder / "plain.webp")], {}),
+        "plain script": lambda: times_of(
+            [sys.executable, "-c", PLAIN, PROMPT, str(steps), str(folder / "plain.webp")], {}
+        ),
         "ours, drawing alone": lambda: times_of(our_command(folder, steps), DRAWING_ONLY),
         "ours, every stage": lambda: times_of(our_command(folder, steps), {}),
     }
@@ -73,7 +82,9 @@ def first_picture(folder: Path, steps: int, runs: int) -> dict[str, dict[str, fl
         found[name] = {}
         for index, kind in enumerate(("seconds", "processor")):
             found[name][kind] = statistics.median(turn[name][index] for turn in turns)
-            found[name][f"{kind}_ratio"] = statistics.median(turn[name][index] / turn["plain script"][index] for turn in turns)
+            found[name][f"{kind}_ratio"] = statistics.median(
+                turn[name][index] / turn["plain script"][index] for turn in turns
+            )
     return found
 
 
@@ -126,7 +137,11 @@ def read_ahead_gain(gigabytes: float, runs: int) -> dict[str, float]:
         def loaded(way: str) -> float:
             drop_from_cache(folder)
             command = [sys.executable, "-m", "bench.speed.startup", "--load", way, name]
-            return float(subprocess.run(command, cwd=ROOT, env=environment({}), capture_output=True, text=True, check=True).stdout)
+            return float(
+                subprocess.run(
+                    command, cwd=ROOT, env=environment({}), capture_output=True, text=True, check=True
+                ).stdout
+            )
 
         loaded("ahead")
         for turn in range(runs):
@@ -134,14 +149,21 @@ def read_ahead_gain(gigabytes: float, runs: int) -> dict[str, float]:
             times = {way: loaded(way) for way in ways}
             turns.append((times["ahead"], times["after"]))
     ahead, after = (statistics.median(column) for column in zip(*turns, strict=True))
-    return {"gigabytes": size / 1e9, "ahead_seconds": ahead, "after_seconds": after, "ratio": statistics.median(a / b for a, b in turns)}
+    return {
+        "gigabytes": size / 1e9,
+        "ahead_seconds": ahead,
+        "after_seconds": after,
+        "ratio": statistics.median(a / b for a, b in turns),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--read-ahead", type=float, default=0, metavar="GB", help="also load a checkpoint of this size from the disk")
+    parser.add_argument(
+        "--read-ahead", type=float, default=0, metavar="GB", help="also load a checkpoint of this size from the disk"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--load", nargs=2, metavar=("ahead|after", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -155,18 +177,23 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"first_picture": first, "phases": spans, "read_ahead": gain}, indent=2))
         return
-    print(f"first picture, {arguments.steps} steps, median of {arguments.runs}\n\n| | seconds | ratio | processor seconds | ratio |\n|---|---|---|---|---|")
+    print(
+        f"first picture, {arguments.steps} steps, median of {arguments.runs}\n\n| | seconds | ratio | processor "
+        "seconds | ratio |\n|---|---|---|---|---|"
+    )
     for name, row in first.items():
-        print(f"| {name} | " + "{seconds:.2f} | {seconds_ratio:.2f} | {processor:.2f} | {processor_ratio:.2f} |".format(**row))
+        print(
+            f"| {name} | "
+            + "{seconds:.2f} | {seconds_ratio:.2f} | {processor:.2f} | {processor_ratio:.2f} |".format(**row)
+        )
     print()
     print("| phase | all stages | without adetailer |\n|---|---|---|")
     for span, seconds in spans["all stages"].items():
         print(f"| {span} | {seconds:.2f} | {spans['without adetailer'].get(span, 0):.2f} |")
     if gain:
         print(
-            "{gigabytes:.1f} GB from the disk: {ahead_seconds:.2f} s read during the imports, {after_seconds:.2f} s after them, ratio {ratio:.2f}".format(
-                **gain
-            )
+            "{gigabytes:.1f} GB from the disk: {ahead_seconds:.2f} s read during the imports, "
+            "{after_seconds:.2f} s after them, ratio {ratio:.2f}".format(**gain)
         )
 
 

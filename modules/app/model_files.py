@@ -15,25 +15,38 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from backend.checkpoints.loader import RESTORE, assign_tensors, load_diffusers_module, load_transformers_module, read_tensors, shard_files
+from backend.checkpoints.loader import (
+    RESTORE,
+    assign_tensors,
+    load_diffusers_module,
+    load_transformers_module,
+    read_tensors,
+    shard_files,
+)
 from backend.core.errors import WeightsError
 from backend.core.settings import Settings
 from backend.memory_management import Workload
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from backend.planning.checkpoint_sizes import embedded_sizes, unet_sizes, with_face_restorer, with_prompt_upsampler
 from backend.planning.costs import Kind
 from backend.planning.model_specs import FAMILIES, Component, ModelSizes, in_precision
 from backend.weights.resolver import EMBEDDED, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
-from modules.diffusion.base import DrawingService
+from modules.diffusion.base import DiffusionService
 from modules.extension_optimizer import select
 from modules.families.family import Family, read_family, read_json
 from modules.families.flux1.single_file import is_original_layout, to_diffusers, transformer_config
 from modules.families.stable_diffusion.single_file import kind_of, load_part
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
-from modules.upscaling.discovery import FACE_RESTORER, cached_as, find_face_restorer, find_upscalers, upscaler_parameters
+from modules.upscaling.discovery import (
+    FACE_RESTORER,
+    cached_as,
+    find_face_restorer,
+    find_upscalers,
+    upscaler_parameters,
+)
 
 VERSION = "cog-flux-adetailer 0.1"
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -46,7 +59,8 @@ HASHED_BYTES = 2**28
 class Files:
     """Where everything is read from; what no stage uses is None.
 
-    ``checkpoint`` is a single file: of Flux in place of ``parts/transformer``, of SDXL and SD 1.5 in place of the weights of all parts.
+    ``checkpoint`` is a single file: of Flux in place of ``parts/transformer``, of SDXL and SD 1.5 in place of the
+    weights of all parts.
     """
 
     parts: Path
@@ -68,7 +82,10 @@ class Files:
         names = tensor_names(self.checkpoint)
         kind = kind_of(names) or "flux"
         if kind != family.kind:
-            raise WeightsError(f"{self.checkpoint.name} holds a model of the family {kind}, but 'model_parts' names one of {family.kind}; change one of them")
+            raise WeightsError(
+                f"{self.checkpoint.name} holds a model of the family {kind}, but 'base_model' names one of "
+                f"{family.kind}; change one of them"
+            )
         if kind != "flux":
             return replace(family, name=self.checkpoint.stem)
         guided = any("guidance" in name for name in names)
@@ -80,18 +97,23 @@ class Files:
         return cached_as(tuple(self.upscalers))
 
     def sizes(self, dtype: torch.dtype = torch.float32, upscaler_dtype: torch.dtype = torch.float32) -> ModelSizes:
-        """What the memory plan counts with, without what no stage uses: UNets and our own Flux as their files are; any other Flux as FLUX.1."""
+        """What the memory plan counts with, without what no stage uses: UNets and our own Flux as their files are;
+        any other Flux as FLUX.1."""
         family, drawing, upscaling = self.family, DTYPES[dtype], DTYPES[upscaler_dtype]
         if family.kind != "flux":
             sizes = unet_sizes(self.parts, FAMILIES[family.kind], drawing, upscaling)
             afterwards = (*self.upscalers.values(), *self.detectors.values())
-            if afterwards and all(path.parent.name == EMBEDDED for path in afterwards):  # smaller ones than the family counts with
+            if afterwards and all(
+                path.parent.name == EMBEDDED for path in afterwards
+            ):  # smaller ones than the family counts with
                 own = embedded_sizes(afterwards[0].parent, upscaler=upscaling).costs
                 sizes = replace(sizes, costs={**sizes.costs, "detect": own["detect"], "upscale": own["upscale"]})
         elif self.is_embedded:
             sizes = embedded_sizes(self.parts.parent, drawing, upscaling)
         else:
-            sizes = in_precision(FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"], drawing, upscaling)
+            sizes = in_precision(
+                FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"], drawing, upscaling
+            )
         unused = [name for name, file in (("upscaler", self.upscalers), ("detectors", self.detectors)) if not file]
         components = {name: component for name, component in sizes.components.items() if name not in unused}
         if self.detectors:
@@ -101,12 +123,23 @@ class Files:
         sizes = replace(sizes, components=components)
         if self.face_restorer:
             sizes = with_face_restorer(sizes, upscaler_parameters(self.face_restorer))
-        return with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components[sizes.denoiser].dtype) if self.prompt_upsampler else sizes
+        return (
+            with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components[sizes.denoiser].dtype)
+            if self.prompt_upsampler
+            else sizes
+        )
 
     def workload(self, settings: Settings) -> Workload:
-        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as there are stages for it."""
+        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as
+        there are stages for it."""
         side = self.family.native
-        return Workload(side, side, detail_crop=side if self.detectors else 0, scale=2 if self.upscalers else 1, upscale_tile=settings.tile_size)
+        return Workload(
+            side,
+            side,
+            detail_crop=side if self.detectors else 0,
+            scale=2 if self.upscalers else 1,
+            upscale_tile=settings.upscale_tile_size,
+        )
 
     def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:
         """How every model of the cache lives: as planned, each detector and each upscaler as all of them."""
@@ -114,12 +147,19 @@ class Files:
         return {**planned, **upscalers, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
 
     def loaders(self, dtype: torch.dtype, upscaler_dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
-        """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many pixels."""
+        """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many
+        pixels."""
         flux = self.family.kind == "flux"
         second = T5EncoderModel if flux else CLIPTextModelWithProjection
         encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": second}
-        loaders: dict[str, Callable[[], nn.Module]] = {name: partial(self.load_part, name, encoders[name], dtype) for name in self.family.encoders}
-        loaders[self.family.denoiser] = partial(self.load_transformer, dtype) if flux else partial(self.load_part, "unet", UNet2DConditionModel, dtype)
+        loaders: dict[str, Callable[[], nn.Module]] = {
+            name: partial(self.load_part, name, encoders[name], dtype) for name in self.family.encoders
+        }
+        loaders[self.family.denoiser] = (
+            partial(self.load_transformer, dtype)
+            if flux
+            else partial(self.load_part, "unet", UNet2DConditionModel, dtype)
+        )
         loaders["vae"] = partial(self.load_autoencoder, dtype, tile)
         for name, cached in self.cached_upscalers.items():
             loaders[cached] = partial(load_upscaler, self.upscalers[name], upscaler_dtype)
@@ -129,7 +169,9 @@ class Files:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
 
-    def drawing_service(self, models: ModelCache, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int) -> DrawingService:
+    def diffusion_service(
+        self, models: ModelCache, dtype: torch.dtype, fallback: OomFallback, prompt_cache_entries: int
+    ) -> DiffusionService:
         """What draws with this family's models."""
         parts, family = self.parts, self.family
         clip = CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True)
@@ -138,13 +180,20 @@ class Files:
 
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
             t5 = T5TokenizerFast.from_pretrained(parts / "tokenizer_2", local_files_only=True)
-            return FluxService(models, family, scheduler, (clip, t5), dtype, ladder, prompt_cache_entries)
+            return FluxService(models, family, scheduler, (clip, t5), dtype, fallback, prompt_cache_entries)
         from modules.families.stable_diffusion.service import StableDiffusionService
 
-        tokenizers = (clip, *(CLIPTokenizer.from_pretrained(parts / "tokenizer_2", local_files_only=True) for _ in family.encoders[1:]))
+        tokenizers = (
+            clip,
+            *(CLIPTokenizer.from_pretrained(parts / "tokenizer_2", local_files_only=True) for _ in family.encoders[1:]),
+        )
         configuration = read_json(parts / "scheduler" / "scheduler_config.json")
-        zero = family.kind == "sdxl" and bool(read_json(parts / "model_index.json").get("force_zeros_for_empty_prompt", True))
-        return StableDiffusionService(models, family, configuration, tokenizers, dtype, ladder, prompt_cache_entries, zero)
+        zero = family.kind == "sdxl" and bool(
+            read_json(parts / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        )
+        return StableDiffusionService(
+            models, family, configuration, tokenizers, dtype, fallback, prompt_cache_entries, zero
+        )
 
     def denoiser_files(self) -> list[Path]:
         return [self.checkpoint] if self.checkpoint else shard_files(self.parts / self.family.denoiser)
@@ -157,7 +206,8 @@ class Files:
         return load(kind, self.parts / name, dtype)
 
     def load_autoencoder(self, dtype: torch.dtype, tile: int) -> nn.Module:
-        """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is read in fp32."""
+        """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is
+        read in fp32."""
         if dtype == torch.float16 and read_json(self.parts / "vae" / "config.json").get("force_upcast"):
             dtype = torch.float32
         vae: Any = self.load_part("vae", AutoencoderKL, dtype)
@@ -182,7 +232,9 @@ class Files:
     def model_info(self) -> ModelInfo:
         files = self.denoiser_files()
         small = len(files) == 1 and files[0].stat().st_size <= HASHED_BYTES
-        return ModelInfo(self.family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION)
+        return ModelInfo(
+            self.family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION
+        )
 
 
 def find_files(settings: Settings) -> Files:
@@ -194,12 +246,18 @@ def find_files(settings: Settings) -> Files:
     found = resolve_model(settings)
     if found.is_dir():
         files = Files(found, None, upscalers, detectors)
-    elif settings.model_parts:
-        files = Files(resolve_model(replace(settings, model=settings.model_parts)), found, upscalers, detectors)
+    elif settings.base_model:
+        files = Files(resolve_model(replace(settings, model=settings.base_model)), found, upscalers, detectors)
     elif kind_of(tensor_names(found)):
-        raise WeightsError(f"{found.name} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only SDXL) in 'model_parts'")
+        raise WeightsError(
+            f"{found.name} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only SDXL) "
+            "in 'base_model'"
+        )
     else:
-        raise WeightsError(f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and scheduler in 'model_parts'")
+        raise WeightsError(
+            f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and "
+            "scheduler in 'base_model'"
+        )
     upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
     return replace(files, face_restorer=restorer, prompt_upsampler=upsampler)
 

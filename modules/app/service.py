@@ -1,6 +1,7 @@
 """Set-up and prediction as a whole: from settings to a service that takes inputs and gives files.
 
-torch and what needs it are imported by :func:`start`, after the environment is as it should be, and inside the spans of the set-up.
+torch and what needs it are imported by :func:`start`, after the environment is as it should be, and inside the spans of
+the set-up.
 """
 
 from __future__ import annotations
@@ -22,44 +23,45 @@ from backend.core.settings import Settings, parse_bytes
 from backend.core.timeline import Timeline, process_began
 from backend.devices.cuda_allocator import apply_allocator_conf
 from backend.planning.model_specs import ModelSizes
-from modules.detection.classes import Vocabulary
+from modules.detection.classes import ClassSet
 from modules.extension_optimizer import Selection, select
 from modules.families.family import Family
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
-from modules.pipeline.base import ImagePipeline, Progress, Show
+from modules.pipeline.base import DebugSink, ImagePipeline, Progress
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
 
 if TYPE_CHECKING:
-    from backend.devices.runtime import Computer
+    from backend.devices.runtime import DeviceRuntime
     from backend.model_cache_optimizer import ModelCache
-    from backend.offload.oom_fallback import Ladder
+    from backend.offload.oom_fallback import OomFallback
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 
 SPIN_COUNT = "10000"
-"""How often a thread of OpenMP asks for the next piece of work before it sleeps; GNU's own number is 300,000. As long as it asks it keeps its
-core from whom it waits for: with a neighbour on one core of two a prediction took seven times as long, now 2.5 times; asking less often
-than this costs time on an idle machine (``python -m bench.speed.neighbour``)."""
+"""How often a thread of OpenMP asks for the next piece of work before it sleeps; GNU's own number is 300,000. As long
+as it asks it keeps its core from whom it waits for: with a neighbour on one core of two a prediction took seven times
+as long, now 2.5 times; asking less often than this costs time on an idle machine (``python -m
+bench.speed.neighbour``)."""
 
 
 @dataclass
 class Service:
     """Everything that lives as long as the server: the models, and the stages that borrow them."""
 
-    computer: Computer
+    runtime: DeviceRuntime
     family: Family
     sizes: ModelSizes
-    detectors: Mapping[str, Vocabulary]
+    detectors: Mapping[str, ClassSet]
     upscalers: tuple[str, ...]
     restores_faces: bool
     extensions: Selection
     models: ModelCache
-    ladder: Ladder
+    fallback: OomFallback
     upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
@@ -67,31 +69,36 @@ class Service:
     outputs: Path
 
     def predict(
-        self, inputs: Mapping[str, Any], report: Report, progress: Progress | None = None, timeline: Timeline | None = None, show: Show | None = None
+        self,
+        inputs: Mapping[str, Any],
+        report: Report,
+        progress: Progress | None = None,
+        timeline: Timeline | None = None,
+        debug_sink: DebugSink | None = None,
     ) -> list[Path]:
         """Makes the pictures that the inputs ask for and gives their files.
 
-        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it; ``show`` gets
-        what the stages found on their way. The files of the prediction before are deleted first. Raises
-        :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
+        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it;
+        ``debug_sink`` gets what the stages found on their way. The files of the prediction before are deleted first.
+        Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
         """
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
-        for old in self.brought.iterdir():
+        for old in self.uploads_dir.iterdir():
             if old not in inputs.values():
                 old.unlink()
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
         timeline = timeline or self.new_timeline()
-        moved, retries_before = self.models.stats().bytes_moved, self.ladder.retries.copy()
+        moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
                 schema = InputSchema()
                 wanted = self.extensions.turn_off(schema.validate(inputs), schema.defaults)
                 request = build_request(wanted, self.family, self.detectors, self.upscalers, self.restores_faces)
-            with ProgressBars() as bars, self.computer.computing():
+            with ProgressBars() as bars, self.runtime.activate():
                 request = upsampled(request, self.upsampler, timeline)
-                batch = self.pipeline.run(request, progress or bars, timeline, show)
+                batch = self.pipeline.run(request, progress or bars, timeline, debug_sink)
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
         except BaseException:
@@ -100,25 +107,27 @@ class Service:
         finally:
             for name, value in timeline.metrics().items():
                 report(name, value)
-            for step, retries in self.ladder.retries.items():
+            for step, retries in self.fallback.retries.items():
                 report(f"out_of_memory_retries.{step}", retries - retries_before[step])
             report("model_bytes_moved", self.models.stats().bytes_moved - moved)
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
 
     @property
-    def brought(self) -> Path:
-        """For the files that a server makes of a request's; those that it forgets, after an error say, are deleted here."""
-        return self.outputs.parent / "brought"
+    def uploads_dir(self) -> Path:
+        """For the files that a server makes of a request's; those that it forgets, after an error say, are deleted
+        here."""
+        return self.outputs.parent / "uploads_dir"
 
     def new_timeline(self) -> Timeline:
         """For one prediction; it measures the device's memory."""
-        return self.computer.timeline()
+        return self.runtime.timeline()
 
     def warm_up(self) -> None:
-        """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first request."""
+        """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first
+        request."""
         side = self.family.native
-        with self.computer.computing():
+        with self.runtime.activate():
             self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
 
 
@@ -131,11 +140,13 @@ def since_launch(served: bool) -> Timeline:
     return timeline
 
 
-def start_for_life(settings: Settings, served: bool) -> Service:
-    """:func:`start` for a process that does nothing else: counted from its launch, and set apart from Python's garbage collector.
+def start_process(settings: Settings, served: bool) -> Service:
+    """:func:`start` for a process that does nothing else: counted from its launch, and set apart from Python's garbage
+    collector.
 
-    The modules and models of a set-up are some 400,000 objects that live as long as the process. Looking through them for cycles
-    costs a sixth of the imports, a pause of a second now and then, and more than a second at the end of the process.
+    The modules and models of a set-up are some 400,000 objects that live as long as the process. Looking through them
+    for cycles costs a sixth of the imports, a pause of a second now and then, and more than a second at the end of the
+    process.
     """
     gc.disable()
     try:
@@ -147,14 +158,17 @@ def start_for_life(settings: Settings, served: bool) -> Service:
 
 
 def start(settings: Settings, timeline: Timeline | None = None) -> Service:
-    """Probes the device, loads every model once, and warms up. Raises a :class:`backend.core.errors.UserError` that says what to mend.
+    """Probes the device, loads every model once, and warms up. Raises a :class:`backend.core.errors.UserError` that
+    says what to mend.
 
     ``timeline`` gets the spans of the set-up.
     """
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
     timeline = timeline or Timeline()
     extensions = select(settings)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported, below: nothing here ever asks a hub
+    os.environ.setdefault(
+        "HF_HUB_OFFLINE", "1"
+    )  # read when the hub's library is imported, below: nothing here ever asks a hub
     apply_allocator_conf(settings.allocator_conf, os.environ)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch loads OpenMP
@@ -172,7 +186,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         ensure_torchvision_operators()
         from backend.devices.runtime import plan_device
         from backend.model_cache_optimizer import ModelCache
-        from backend.offload.oom_fallback import Ladder
+        from backend.offload.oom_fallback import OomFallback
         from backend.planning.report import plan_as_text
         from modules.app.model_files import find_files
         from modules.app.wiring import assemble
@@ -184,26 +198,34 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         files = find_files(settings)
         sizes = files.sizes(device.dtype, device.upscaler_dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
-        computer = plan_device(device, sizes, files.workload(settings), emulated, settings.quality)
-    optimizer = FluxMemoryOptimizer(device, computer.plan, settings, files.cached_upscalers.values())
-    models = ModelCache(device.torch_device, computer.transfers, files.kinds(computer.kinds), computer.plan.inference_bytes, optimizer.improve)
-    ladder = Ladder(models.make_leaner)
+        runtime = plan_device(device, sizes, files.workload(settings), emulated, settings.weight_precision)
+    optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
+    models = ModelCache(
+        device.torch_device,
+        runtime.transfers,
+        files.kinds(runtime.kinds),
+        runtime.plan.inference_bytes,
+        optimizer.improve,
+    )
+    fallback = OomFallback(models.downgrade)
     with timeline.span("stages"):
-        assembled = assemble(files, settings, device, computer.plan, models, ladder, scratch, timeline)
+        assembled = assemble(files, settings, device, runtime.plan, models, fallback, scratch, timeline)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
     outputs = scratch / "outputs"
     outputs.mkdir()
-    (scratch / "brought").mkdir()
+    (scratch / "uploads_dir").mkdir()
     parts = assembled.upsampler, assembled.pipeline, assembled.model
     there = assembled.detectors, assembled.upscalers, assembled.restores_faces
-    service = Service(computer, assembled.family, sizes, *there, extensions, models, ladder, *parts, timeline, outputs)
+    service = Service(runtime, assembled.family, sizes, *there, extensions, models, fallback, *parts, timeline, outputs)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
-    logger.info("%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(computer.plan, sizes))
+    logger.info(
+        "%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(runtime.plan, sizes)
+    )
     logger.info("optimizations\n%s", optimizer.table())
     seconds = timeline.metrics()
     imports = {name: seconds[f"stages.{name}.seconds"] for name in extensions.enabled}

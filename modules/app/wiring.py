@@ -16,11 +16,11 @@ from backend.core.timeline import Timeline
 from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
-from backend.offload.quantized_linear import FORMATS, store_narrow
+from backend.offload.oom_fallback import OomFallback
+from backend.offload.quantized_linear import FORMATS, quantize
 from modules.app.model_files import Files
-from modules.detection.classes import Vocabulary
-from modules.diffusion.base import DrawingService
+from modules.detection.classes import ClassSet
+from modules.diffusion.base import DiffusionService
 from modules.extension_optimizer import Selection, select
 from modules.families.family import Family
 from modules.output.image_writer import ModelInfo
@@ -41,7 +41,7 @@ class Assembled:
     upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
-    detectors: Mapping[str, Vocabulary]
+    detectors: Mapping[str, ClassSet]
     """By name, the default one first. They know their classes when they are read."""
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
@@ -49,54 +49,82 @@ class Assembled:
 
 
 def assemble(
-    files: Files, settings: Settings, device: Device, plan: MemoryPlan, models: ModelCache, ladder: Ladder, scratch: Path, timeline: Timeline | None = None
+    files: Files,
+    settings: Settings,
+    device: Device,
+    plan: MemoryPlan,
+    models: ModelCache,
+    fallback: OomFallback,
+    scratch: Path,
+    timeline: Timeline | None = None,
 ) -> Assembled:
     """Registers every model with the cache and builds the enabled stages. Reads configurations, but no weights yet.
 
-    ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every stage's imports.
+    ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every stage's
+    imports.
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
     tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
-        models.register(name, partial(load_narrow, loader, stored_as, device.dtype) if stored_as in FORMATS else loader)
-    service = files.drawing_service(models, device.dtype, ladder, settings.prompt_cache_entries)
+        models.register(
+            name, partial(load_quantized, loader, stored_as, device.dtype) if stored_as in FORMATS else loader
+        )
+    service = files.diffusion_service(models, device.dtype, fallback, settings.prompt_cache_entries)
     extensions = select(settings)
     extensions.bring(timeline or Timeline(), scratch)
-    detectors = register_detectors(files, settings, models, ladder, scratch)
-    stages = [GenerateStage(service), *optional_stages(files, extensions, service, models, detectors, plan, ladder)]
-    upsampler = PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, ladder) if files.prompt_upsampler else None
-    known = detectors.vocabularies if detectors else {}
-    return Assembled(files.family, upsampler, ImagePipeline(stages), files.model_info(), known, tuple(files.upscalers), files.face_restorer is not None)
+    detectors = register_detectors(files, settings, models, fallback, scratch)
+    stages = [GenerateStage(service), *optional_stages(files, extensions, service, models, detectors, plan, fallback)]
+    upsampler = (
+        PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, fallback)
+        if files.prompt_upsampler
+        else None
+    )
+    known = detectors.class_sets if detectors else {}
+    return Assembled(
+        files.family,
+        upsampler,
+        ImagePipeline(stages),
+        files.model_info(),
+        known,
+        tuple(files.upscalers),
+        files.face_restorer is not None,
+    )
 
 
 def optional_stages(
-    files: Files, extensions: Selection, service: DrawingService, models: ModelCache, detectors: Detectors | None, plan: MemoryPlan, ladder: Ladder
+    files: Files,
+    extensions: Selection,
+    service: DiffusionService,
+    models: ModelCache,
+    detectors: Detectors | None,
+    plan: MemoryPlan,
+    fallback: OomFallback,
 ) -> list[Stage]:
     """The enabled stages after the first, in order. What is disabled is not imported."""
     stages: list[Stage] = []
     if files.upscalers:
-        from modules.upscaling.service import Enlarger
+        from modules.upscaling.service import UpscaleService
 
-        enlarger = Enlarger(models, files.cached_upscalers, plan.upscale_tile, ladder)
+        upscale_service = UpscaleService(models, files.cached_upscalers, plan.upscale_tile, fallback)
     restoration = None
     if detectors and files.face_restorer:
         from modules.face_restoration.service import FaceRestoration
 
-        restoration = FaceRestoration(models, detectors, ladder, files.face_restorer.stem)
+        restoration = FaceRestoration(models, detectors, fallback, files.face_restorer.stem)
     if "hires" in extensions.enabled:
         from modules.pipeline.hires import HiresStage
 
-        stages.append(HiresStage(service, enlarger))
+        stages.append(HiresStage(service, upscale_service))
     if detectors and "adetailer" in extensions.enabled:
         from modules.pipeline.adetailer import AdetailerStage
 
-        stages.append(AdetailerStage(service, detectors, plan.details_together, restoration))
+        stages.append(AdetailerStage(service, detectors, plan.max_detail_batch, restoration))
     if "upscale" in extensions.enabled:
         from modules.pipeline.upscale import UpscaleStage
 
-        stages.append(UpscaleStage(enlarger))
+        stages.append(UpscaleStage(upscale_service))
         if restoration:
             from modules.pipeline.face_restore import RestoreFacesStage
 
@@ -104,19 +132,23 @@ def optional_stages(
     return stages
 
 
-def register_detectors(files: Files, settings: Settings, models: ModelCache, ladder: Ladder, scratch: Path) -> Detectors | None:
+def register_detectors(
+    files: Files, settings: Settings, models: ModelCache, fallback: OomFallback, scratch: Path
+) -> Detectors | None:
     if not files.detectors:
         return None
     from modules.detection.yolo import offline_ultralytics
 
-    offline_ultralytics(scratch / "ultralytics")  # the detail pass has done so; it may be turned off while faces are restored
+    offline_ultralytics(
+        scratch / "ultralytics"
+    )  # the detail pass has done so; it may be turned off while faces are restored
     from modules.adetailer_patch import redirect_detectors
     from modules.detection.service import Detectors
 
     redirect_detectors(settings)  # for other people's code, which asks for them by name
-    return Detectors(files.detectors, settings, models, ladder)
+    return Detectors(files.detectors, settings, models, fallback)
 
 
-def load_narrow(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
+def load_quantized(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
     """What ``loader`` gives, its blocks rounded."""
-    return store_narrow(loader(), stored_as, dtype)
+    return quantize(loader(), stored_as, dtype)

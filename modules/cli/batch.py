@@ -1,4 +1,5 @@
-"""The command for a table of prompts: rows in, picture files and a manifest out, through the same service as ``scripts/predict``.
+"""The command for a table of prompts: rows in, picture files and a manifest out, through the same service as
+``scripts/predict``.
 
 The whole table is checked before anything heavy is imported.
 """
@@ -32,14 +33,36 @@ SOME_FAILED = 1  # exit code, beside those of scripts/predict
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="scripts/batch",
-        description="Draws a table of prompts, row by row. Columns are the inputs of scripts/predict, and 'id', which names the files.",
-        epilog=f"Every row has a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. docs/batch.md tells more.",
+        description=(
+            "Draws a table of prompts, row by row. Columns are the inputs of scripts/predict, and 'id', which names "
+            "the files."
+        ),
+        epilog=(
+            f"Every row has a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. "
+            "docs/batch.md tells more."
+        ),
     )
     parser.add_argument("table", type=Path, help="a .csv or .jsonl file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and the manifest")
-    parser.add_argument("--resume", action="store_true", help="go on: make only the rows that are not done in that folder")
-    parser.add_argument("--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help="spread the rows over a Ray cluster, or over this machine")
-    parser.add_argument("--ray-cores", type=_cores, default=4, metavar="N", help="cores of one worker where the cluster has no GPU (default: 4)")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and the manifest"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on: make only the rows that are not done in that folder"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="spread the rows over a Ray cluster, or over this machine",
+    )
+    parser.add_argument(
+        "--ray-cores",
+        type=_cores,
+        default=4,
+        metavar="N",
+        help="cores of one worker where the cluster has no GPU (default: 4)",
+    )
     return parser
 
 
@@ -54,13 +77,17 @@ class RowsBar:
 
     def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.bar: tqdm[None] = tqdm(total=total, initial=done, desc="rows", unit="row", file=self.stream, disable=not self.stream.isatty())
+        self.bar: tqdm[None] = tqdm(
+            total=total, initial=done, desc="rows", unit="row", file=self.stream, disable=not self.stream.isatty()
+        )
         self.total, self.done, self.initial, self.begin = total, done, done, time.monotonic()
 
     def __enter__(self) -> RowsBar:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
 
     def count(self, outcome: Outcome) -> None:
@@ -71,18 +98,28 @@ class RowsBar:
         self.bar.update()
         if self.bar.disable:
             seconds = time.monotonic() - self.begin
-            print(tqdm.format_meter(self.done, self.total, seconds, ncols=60, prefix="rows", unit="row", initial=self.initial), file=self.stream, flush=True)
+            print(
+                tqdm.format_meter(
+                    self.done, self.total, seconds, ncols=60, prefix="rows", unit="row", initial=self.initial
+                ),
+                file=self.stream,
+                flush=True,
+            )
 
 
 def build_node(settings: Settings) -> ImageGenerateNode:
     """The node over a service of its own. Reads the models, so it takes a while."""
     from backend.offload.oom_fallback import clear_memory
-    from modules.app.service import start_for_life
+    from modules.app.service import start_process
     from modules.pipeline.base import no_progress
 
-    service = start_for_life(settings, served=False)
-    logging.getLogger("modules.app.service").setLevel(logging.WARNING)  # the table of stages of every row is in the manifest
-    return ImageGenerateNode(partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.computer.plan) else None)
+    service = start_process(settings, served=False)
+    logging.getLogger("modules.app.service").setLevel(
+        logging.WARNING
+    )  # the table of stages of every row is in the manifest
+    return ImageGenerateNode(
+        partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.runtime.plan) else None
+    )
 
 
 def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
@@ -108,10 +145,15 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
             try:
                 manifest.deliver(outcome)
             except OSError as error:  # the disk is full, say
-                sys.exit(f"error: cannot write to '{options.output}': {error.strerror}; make room, then go on with --resume")
+                sys.exit(
+                    f"error: cannot write to '{options.output}': {error.strerror}; make room, then go on with --resume"
+                )
             failed += bool(outcome.error)
             bar.count(outcome)
-    print(f"{len(rows) - failed} of {len(rows)} rows are done" + (f", {failed} failed: see {manifest.path}" if failed else ""))
+    print(
+        f"{len(rows) - failed} of {len(rows)} rows are done"
+        + (f", {failed} failed: see {manifest.path}" if failed else "")
+    )
     return SOME_FAILED if failed else 0
 
 

@@ -1,7 +1,9 @@
-"""The command ``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the image's root.
+"""The command ``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the
+image's root.
 
-The image is built on a machine with Docker; this runs the same commands of ``cog.yaml`` in the same order, with ``/src`` and ``/run/secrets``
-inside of the scratch folder and this installation in the place of the image's Python. The system's packages are not installed.
+The image is built on a machine with Docker; this runs the same commands of ``cog.yaml`` in the same order, with
+``/src`` and ``/run/secrets`` inside of the scratch folder and this installation in the place of the image's Python. The
+system's packages are not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from backend.core.settings import ROOT
 SECRETS = {"hf_token": "HF_TOKEN"}
 """Where the value of a secret of the build comes from, here: a variable."""
 
-RESOLVE = "from backend.core.settings import load_settings; from backend.weights.resolver import resolve_model; resolve_model(load_settings())"
+RESOLVE = (
+    "from backend.core.settings import load_settings; from backend.weights.resolver import resolve_model; "
+    "resolve_model(load_settings())"
+)
 
 
 class BuildError(Exception):
@@ -40,9 +45,14 @@ def check_packages(config: Mapping[str, Any]) -> None:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            raise BuildError(f"{name} {version} of {config['build']['python_requirements']} is not installed; run scripts/bootstrap") from None
+            raise BuildError(
+                f"{name} {version} of {config['build']['python_requirements']} is not installed; run scripts/bootstrap"
+            ) from None
         if found.partition("+")[0] != version:
-            raise BuildError(f"{name} is {found} here and {version} in {config['build']['python_requirements']}; run scripts/bootstrap")
+            raise BuildError(
+                f"{name} is {found} here and {version} in {config['build']['python_requirements']}; run "
+                "scripts/bootstrap"
+            )
 
 
 def run_commands(config: Mapping[str, Any], root: Path) -> None:
@@ -59,7 +69,9 @@ def run_commands(config: Mapping[str, Any], root: Path) -> None:
         inside = command.replace("/src", str(root / "src")).replace("/run/secrets", str(root / "run" / "secrets"))
         begin = time.monotonic()
         try:
-            ran = subprocess.run(["/bin/sh", "-c", inside], cwd=root, env=environment, capture_output=True, text=True, check=False)
+            ran = subprocess.run(
+                ["/bin/sh", "-c", inside], cwd=root, env=environment, capture_output=True, text=True, check=False
+            )
         finally:
             for mount in mounts:
                 (root / mount["target"].lstrip("/")).unlink()
@@ -73,11 +85,18 @@ def environment_of(config: Mapping[str, Any]) -> dict[str, str]:
     """That of the image: its own variables, this Python first, and of ours only what leads to a hub."""
     kept = {name: os.environ[name] for name in ("HF_ENDPOINT", "HTTPS_PROXY", "TMPDIR") if name in os.environ}
     own = dict(line.split("=", 1) for line in config.get("environment") or ())
-    return {**kept, "HOME": tempfile.gettempdir(), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **own}
+    return {
+        **kept,
+        "HOME": tempfile.gettempdir(),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **own,
+    }
 
 
 def copy_source(root: Path) -> None:
-    """``COPY . /src`` without what ``.dockerignore`` names. A later line that begins with ``!`` takes its names back in, as in Docker."""
+    """``COPY . /src`` without what ``.dockerignore`` names. A later line that begins with ``!`` takes its names back
+    in, as in Docker."""
     rules = [line.strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line.strip()]
 
     def left_out(path: str) -> bool:
@@ -97,7 +116,14 @@ def copy_source(root: Path) -> None:
 def in_image(config: Mapping[str, Any], root: Path, *arguments: str) -> None:
     """Runs this Python on the copied source, as the image would."""
     environment = {**environment_of(config), "PYTHONPATH": str(root / "src")}
-    ran = subprocess.run([sys.executable, "-P", *arguments], cwd=root / "src", env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-P", *arguments],
+        cwd=root / "src",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if ran.returncode:
         raise BuildError(f"{' '.join(arguments)[:80]}: {(ran.stdout + ran.stderr).strip()[-800:]}")
 
@@ -105,7 +131,10 @@ def in_image(config: Mapping[str, Any], root: Path, *arguments: str) -> None:
 def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[str, Callable[[], None]]]:
     """In the order of a build. Without weights the image would draw with the embedded models."""
     installed = [
-        ("the weights are those of the manifest and the lock", lambda: in_image(config, root, "-m", "modules.cli.fetch_weights", "--check")),
+        (
+            "the weights are those of the manifest and the lock",
+            lambda: in_image(config, root, "-m", "modules.cli.fetch_weights", "--check"),
+        ),
         (
             "a server would find them",
             lambda: in_image(config, root, "-c", RESOLVE),
@@ -116,7 +145,10 @@ def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[st
         *([("the weights came", lambda: run_commands(config, root))] if weights else []),
         ("the source is there", lambda: copy_source(root)),
         ("the schema can be read", lambda: in_image(config, root, "-m", "backend.api.input_schema")),
-        ("predict.py can be imported", lambda: in_image(config, root, "-c", f"import {config['predict'].partition('.py:')[0]}")),
+        (
+            "predict.py can be imported",
+            lambda: in_image(config, root, "-c", f"import {config['predict'].partition('.py:')[0]}"),
+        ),
         *(installed if weights else []),
     ]
 

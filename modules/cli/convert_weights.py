@@ -1,6 +1,7 @@
 """The command ``scripts/convert-weights``: pickles -> safetensors, once, so that no server unpickles them again.
 
-Reads with the restricted loaders, writes beside the pickle, and keeps the result only when it loads to the same network, weight for weight.
+Reads with the restricted loaders, writes beside the pickle, and keeps the result only when it loads to the same
+network, weight for weight.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ Files = Mapping[str, bytes]
 
 
 def convert(path: Path, settings: Settings) -> list[Path]:
-    """Writes ``NAME.safetensors`` (and a detector's ``NAME.yaml``) beside a pickle under ``weights/`` and adds them to the lock.
+    """Writes ``NAME.safetensors`` (and a detector's ``NAME.yaml``) beside a pickle under ``weights/`` and adds them to
+    the lock.
 
     Raises :class:`WeightsError` for a file that is not as it was installed, or that cannot be said in safetensors.
     """
     if path.parent != settings.weights_path:
-        raise WeightsError(f"{path.name}: lies elsewhere; put it into the folder of the weights, so that the result is found")
+        raise WeightsError(
+            f"{path.name}: lies elsewhere; put it into the folder of the weights, so that the result is found"
+        )
     checked_file(path, settings)
     if not is_pickle(path):
         raise WeightsError(f"{path.name}: is no pickle; there is nothing to convert")
@@ -61,7 +65,9 @@ def _install(path: Path, targets: Sequence[Path], contents: Sequence[bytes], set
         require_equal(path, trial[0])
         entries = {file.name: LockedFile(file.stat().st_size, digest(file), made_from=original) for file in trial}
     write_lock(settings.weights_path, {**lock, **entries})
-    for target, content in reversed(list(zip(targets, contents))):  # the description first: weights are never without theirs
+    for target, content in reversed(
+        list(zip(targets, contents))
+    ):  # the description first: weights are never without theirs
         write_whole(target, content)
 
 
@@ -87,17 +93,28 @@ def convert_detector(path: Path) -> Files:
     names = network.names if isinstance(network.names, Mapping) else dict(enumerate(network.names))
     size = network.args["imgsz"]
     if type(network).__name__ not in ("DetectionModel", "SegmentationModel") or not isinstance(size, int):
-        raise WeightsError(f"{path.name}: a {type(network).__name__} cannot be said in safetensors; it stays a pickle, pinned by its checksum")
+        raise WeightsError(
+            f"{path.name}: a {type(network).__name__} cannot be said in safetensors; it stays a pickle, pinned by its "
+            "checksum"
+        )
     task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
     description = {**network.yaml, "task": task, "names": [str(names[index]) for index in sorted(names)], "imgsz": size}
-    text = yaml.safe_dump({key: value for key, value in description.items() if key != "yaml_file"}, sort_keys=False, default_flow_style=None, width=160)
+    text = yaml.safe_dump(
+        {key: value for key, value in description.items() if key != "yaml_file"},
+        sort_keys=False,
+        default_flow_style=None,
+        width=160,
+    )
     return {".safetensors": save(narrowed(network.state_dict())), ".yaml": text.encode()}
 
 
 def narrowed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """In half precision where that changes no value: what was saved so and widened to compute."""
     halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    return {name: (halves[name] if name in halves and torch.equal(halves[name].float(), tensor) else tensor).contiguous() for name, tensor in tensors.items()}
+    return {
+        name: (halves[name] if name in halves and torch.equal(halves[name].float(), tensor) else tensor).contiguous()
+        for name, tensor in tensors.items()
+    }
 
 
 def require_equal(pickled: Path, converted: Path) -> None:
@@ -105,13 +122,21 @@ def require_equal(pickled: Path, converted: Path) -> None:
     load: Any = load_detector_network if converted.with_suffix(".yaml").is_file() else load_upscaler_network
     ours, theirs = load(converted).state_dict(), load(pickled).state_dict()
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
-        raise WeightsError(f"{pickled.name}: would not be the same network in safetensors; it stays a pickle, pinned by its checksum")
+        raise WeightsError(
+            f"{pickled.name}: would not be the same network in safetensors; it stays a pickle, pinned by its checksum"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Converts the named pickles, or all of the manifest that are installed. Gives the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/convert-weights", description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="a pickle under weights/; without any: those of the manifest that are there")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="a pickle under weights/; without any: those of the manifest that are there",
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     failed = 0
     try:
@@ -122,7 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             offline_ultralytics(Path(scratch))
             for path in chosen:
                 try:
-                    logger.info("ok %s", ", ".join(file.name for file in convert(settings.weights_path / path, settings)))
+                    logger.info(
+                        "ok %s", ", ".join(file.name for file in convert(settings.weights_path / path, settings))
+                    )
                 except WeightsError as error:
                     failed += 1
                     logger.info("kept %s", error)

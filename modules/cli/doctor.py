@@ -41,7 +41,11 @@ SHOWN = ("HF_HUB_OFFLINE",)
 
 def versions() -> dict[str, str]:
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {'.'.join(platform.libc_ver())}"
-    return {"python": platform.python_version(), "system": system, **{name: installed_version(name) or "absent" for name in VERSIONS}}
+    return {
+        "python": platform.python_version(),
+        "system": system,
+        **{name: installed_version(name) or "absent" for name in VERSIONS},
+    }
 
 
 def malloc_library(maps: Path = Path("/proc/self/maps")) -> str:
@@ -53,13 +57,17 @@ def malloc_library(maps: Path = Path("/proc/self/maps")) -> str:
 def allocators(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     conf = apply_allocator_conf(settings.allocator_conf, dict(environment))
     variables = {
-        name: environment[name] for name in (VARIABLE, OLD_VARIABLE, "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "OMP_NUM_THREADS") if name in environment
+        name: environment[name]
+        for name in (VARIABLE, OLD_VARIABLE, "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "OMP_NUM_THREADS")
+        if name in environment
     }
     return {"host": malloc_library(), "cuda": conf or "torch's defaults", **variables}
 
 
 def network(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: environment[name] if name in SHOWN else "set" for name in NETWORK_VARIABLES if name in environment} or {"variables": "none set"}
+    return {
+        name: environment[name] if name in SHOWN else "set" for name in NETWORK_VARIABLES if name in environment
+    } or {"variables": "none set"}
 
 
 def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
@@ -70,7 +78,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     from backend.devices.probe import probe_device, usable_threads
     from backend.devices.runtime import plan_device
     from backend.devices.torchvision_ops import ensure_torchvision_operators
-    from backend.memory_management import readable
+    from backend.memory_management import format_bytes
     from backend.planning.report import plan_as_text
     from modules.extension_optimizer import select
 
@@ -80,7 +88,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
         built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built for the CPU"
-        memory = f"{readable(found.free_bytes)} of {readable(found.total_bytes)} free"
+        memory = f"{format_bytes(found.free_bytes)} of {format_bytes(found.total_bytes)} free"
         return f"{found.name}, {found.dtype}, {memory}, {usable_threads()} threads, {built}"
 
     @cache
@@ -91,14 +99,16 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         files = found_files()
         family = files.family
         parts = sum(file.stat().st_size for file in files.parts.rglob("*.safetensors"))
-        return f"{'embedded' if files.is_embedded else family.name}, {readable(parts)}, native size {family.native}"
+        return f"{'embedded' if files.is_embedded else family.name}, {format_bytes(parts)}, native size {family.native}"
 
     def plan() -> str:
         files = found_files()
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         found = probe_device(settings.device, settings.dtype)
         sizes = files.sizes(found.dtype, found.upscaler_dtype)
-        return plan_as_text(plan_device(found, sizes, files.workload(settings), emulated, settings.quality).plan, sizes)
+        return plan_as_text(
+            plan_device(found, sizes, files.workload(settings), emulated, settings.weight_precision).plan, sizes
+        )
 
     def stages() -> str:
         selection = select(settings)
@@ -110,7 +120,11 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> dict[str, object]:
     """Everything by section. A section that cannot be told holds the error that a prediction would end with."""
-    report: dict[str, object] = {"versions": versions(), "allocators": allocators(settings, environment), "network": network(environment)}
+    report: dict[str, object] = {
+        "versions": versions(),
+        "allocators": allocators(settings, environment),
+        "network": network(environment),
+    }
     for name, tell in service_sections(settings).items():
         try:
             report[name] = tell()
@@ -133,7 +147,9 @@ def as_text(report: Mapping[str, object]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/doctor", description="What this installation is and can do. Paste it into an issue.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/doctor", description="What this installation is and can do. Paste it into an issue."
+    )
     parser.add_argument("--json", action="store_true", help="the same as one JSON object")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

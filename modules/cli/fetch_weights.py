@@ -1,4 +1,5 @@
-"""The command ``scripts/fetch-weights``: brings the models of ``weights/manifest.json``, or says what is missing or wrong."""
+"""The command ``scripts/fetch-weights``: brings the models of ``weights/manifest.json``, or says what is missing or
+wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from threading import Event, Lock, Thread
 from backend.checkpoints.file_type import check_content, digest
 from backend.core.errors import UserError, WeightsError
 from backend.core.settings import load_settings
-from backend.weights.catalog import LockedFile, WeightFile, choose_files, exclusive, read_lock, read_manifest, write_lock
+from backend.weights.catalog import (
+    LockedFile,
+    WeightFile,
+    choose_files,
+    exclusive,
+    read_lock,
+    read_manifest,
+    write_lock,
+)
 from backend.weights.resolver import brings, check_file
 
 FAILED, BAD_INPUT = 1, 2
@@ -23,7 +32,8 @@ EVERY_TTY, EVERY_LOG = 0.5, 15.0
 
 
 class Progress:
-    """How far every file and all of them are, on standard error: one line that moves, or a line now and then where that is a log."""
+    """How far every file and all of them are, on standard error: one line that moves, or a line now and then where
+    that is a log."""
 
     def __init__(self, files: Sequence[WeightFile]) -> None:
         self._here = {file.local: (0, 0) for file in files}
@@ -42,8 +52,13 @@ class Progress:
         here, size = (sum(state[index] for state in states.values()) for index in (0, 1))
         whole = sum(done == of > 0 for done, of in states.values())
         speed = (here - self._before) / (time.monotonic() - self._begin)
-        moving = [f"{name.rpartition('/')[2]} {100 * done // of}%" for name, (done, of) in states.items() if 0 < done < of]
-        return f"{whole} of {len(states)} files, {here / 1e9:.2f} of {size / 1e9:.2f} GB known, {speed / 1e6:.0f} MB/s  {', '.join(moving)}"
+        moving = [
+            f"{name.rpartition('/')[2]} {100 * done // of}%" for name, (done, of) in states.items() if 0 < done < of
+        ]
+        return (
+            f"{whole} of {len(states)} files, {here / 1e9:.2f} of {size / 1e9:.2f} GB known, {speed / 1e6:.0f} MB/s  "
+            f"{', '.join(moving)}"
+        )
 
     def __enter__(self) -> Progress:
         Thread(target=self._show, daemon=True).start()
@@ -57,21 +72,41 @@ class Progress:
 
     def _show(self) -> None:
         while not self._done.wait(EVERY_TTY if self._moving else EVERY_LOG):
-            print(f"\r\x1b[K{self.line()[:160]}" if self._moving else self.line(), end="" if self._moving else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{self.line()[:160]}" if self._moving else self.line(),
+                end="" if self._moving else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/fetch-weights",
         description=__doc__,
-        epilog="Exit status: 0 all is right, 1 a file is not (each has its line), 2 the command is wrong. A token for gated models comes from HF_TOKEN "
-        "or the file that HF_TOKEN_PATH names. What is interrupted goes on where it was.",
+        epilog=(
+            "Exit status: 0 all is right, 1 a file is not (each has its line), 2 the command is wrong. A token for "
+            "gated models comes from HF_TOKEN "
+            "or the file that HF_TOKEN_PATH names. What is interrupted goes on where it was."
+        ),
     )
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a model, MODEL/PART, a file, or a pattern; repeat for more")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model, MODEL/PART, a file, or a pattern; repeat for more",
+    )
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="files at a time (4)")
-    parser.add_argument("--check", action="store_true", help="bring nothing; read every byte of what is there and say what is missing or wrong")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="bring nothing; read every byte of what is there and say what is missing or wrong",
+    )
     parser.add_argument("--list", action="store_true", help="what the manifest knows, and what is here of it")
-    parser.add_argument("--trust", type=Path, metavar="FILE", help="add a file of one's own to the lock, by its checksum")
+    parser.add_argument(
+        "--trust", type=Path, metavar="FILE", help="add a file of one's own to the lock, by its checksum"
+    )
     return parser
 
 
@@ -84,7 +119,10 @@ def check(files: Sequence[WeightFile], folder: Path, jobs: int) -> Iterator[tupl
         if not path.is_file():
             return f"{file.local}: is missing; scripts/fetch-weights --only {file.model} brings it"
         if file.local not in lock:
-            return f"{file.local}: is not in the lock; scripts/fetch-weights --only {file.model} compares it with the hub's"
+            return (
+                f"{file.local}: is not in the lock; scripts/fetch-weights --only {file.model} compares it with the "
+                "hub's"
+            )
         try:
             check_file(file.local, path, lock, whole=True)
         except WeightsError as error:
@@ -117,7 +155,10 @@ def show(folder: Path) -> None:
         here = sum((folder / file.local).is_file() and file.local in lock for file in model.files)
         state = "installed" if here == len(model.files) else f"{here} of {len(model.files)} files"
         size = f"{model.about_bytes / 1e9:.2f} GB"
-        print(f"{model.name:<20} {size:>9}  {state:<15} {'gated' if model.gated else 'open':<6} {model.purpose}; licence: {model.licence}")
+        print(
+            f"{model.name:<20} {size:>9}  {state:<15} {'gated' if model.gated else 'open':<6} {model.purpose}; "
+            f"licence: {model.licence}"
+        )
 
 
 def bring(files: Sequence[WeightFile], folder: Path, jobs: int) -> int:
@@ -129,7 +170,12 @@ def bring(files: Sequence[WeightFile], folder: Path, jobs: int) -> int:
     with Progress(files) as progress:
         for outcome in fetch(files, folder, jobs, progress.tell):
             failed += bool(outcome.problem)
-            print(f"failed {outcome.problem}" if outcome.problem else f"ok {outcome.file.local} ({outcome.bytes:,} bytes, {outcome.seconds:.1f} s)", flush=True)
+            print(
+                f"failed {outcome.problem}"
+                if outcome.problem
+                else f"ok {outcome.file.local} ({outcome.bytes:,} bytes, {outcome.seconds:.1f} s)",
+                flush=True,
+            )
     return failed
 
 
@@ -150,7 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.check:
             return FAILED if bring(files, folder, options.jobs) else 0
         problems = [problem for _, problem in check(files, folder, options.jobs) if problem]
-        print(*(f"failed {problem}" for problem in problems), f"{len(files) - len(problems)} of {len(files)} files are right", sep="\n")
+        print(
+            *(f"failed {problem}" for problem in problems),
+            f"{len(files) - len(problems)} of {len(files)} files are right",
+            sep="\n",
+        )
         return FAILED if problems else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

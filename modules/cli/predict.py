@@ -41,12 +41,42 @@ def _parser(schema: InputSchema) -> argparse.ArgumentParser:
         epilog="inputs:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; a file is given as NAME=@FILE; repeat for more")
-    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder for out-0.webp and on (default: the current one)")
-    parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="also draw where the time went; FILE.json gives the figures")
-    parser.add_argument("--startup", type=Path, metavar="FILE.png", help="the same for what went before the prediction, from process start")
-    parser.add_argument("--debug-images", type=Path, metavar="DIR", help="also write the pictures with all that the detail pass found in them")
-    parser.add_argument("--emulate-vram", metavar="48MB", help="try the memory plan for a card of this size, with host memory in its place")
+    parser.add_argument(
+        "-i",
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an input; a file is given as NAME=@FILE; repeat for more",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for out-0.webp and on (default: the current one)",
+    )
+    parser.add_argument(
+        "--timeline", type=Path, metavar="FILE.png", help="also draw where the time went; FILE.json gives the figures"
+    )
+    parser.add_argument(
+        "--startup",
+        type=Path,
+        metavar="FILE.png",
+        help="the same for what went before the prediction, from process start",
+    )
+    parser.add_argument(
+        "--debug-images",
+        type=Path,
+        metavar="DIR",
+        help="also write the pictures with all that the detail pass found in them",
+    )
+    parser.add_argument(
+        "--emulate-vram",
+        metavar="48MB",
+        help="try the memory plan for a card of this size, with host memory in its place",
+    )
     parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
     return parser
 
@@ -106,17 +136,19 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
             check_folder(option, file.parent)
 
     from backend.core.settings import load_settings, parse_bytes
-    from modules.app.service import start_for_life
+    from modules.app.service import start_process
 
     settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
-    service = start_for_life(settings, served=False)
+    service = start_process(settings, served=False)
     metrics: dict[str, float] = {}
     timeline = service.new_timeline()
     shown: dict[str, Image.Image] = {}
-    files = service.predict(inputs, metrics.__setitem__, timeline=timeline, show=shown.__setitem__ if options.debug_images else None)
+    files = service.predict(
+        inputs, metrics.__setitem__, timeline=timeline, debug_sink=shown.__setitem__ if options.debug_images else None
+    )
     try:
         written = _deliver(files, options.output)
         if options.debug_images:
@@ -128,7 +160,11 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
         sys.exit(f"error: cannot write the files: {error.strerror}")
     if options.json:
-        print(json.dumps({"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}))
+        print(
+            json.dumps(
+                {"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}
+            )
+        )
     else:
         print(*written, sep="\n")
     return 0
@@ -137,7 +173,8 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
 def answered(run: Callable[[Path], int], interrupted: str) -> int:
     """The exit code of a command that works in a scratch folder of its own, which goes away with everything in it.
 
-    Everything foreseen is one line on standard error, ``interrupted`` what is said after Ctrl-C or a kill; a bug keeps its stack trace.
+    Everything foreseen is one line on standard error, ``interrupted`` what is said after Ctrl-C or a kill; a bug keeps
+    its stack trace.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
     try:

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from backend.core.errors import nearest
 
 TEXT_MODEL = "clip-vit-base-patch32"
-"""Folder under ``weights/`` of the text model that a YOLO-World reads class names with: openai/clip-vit-base-patch32, as transformers has it."""
+"""Folder under ``weights/`` of the text model that a YOLO-World reads class names with:
+openai/clip-vit-base-patch32, as transformers has it."""
 LISTED = 8
 """Classes that an error names at most."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """``classes`` by number. A YOLO-World (``world``) can be told others in words where its text model is there (``spoken``)."""
+class ClassSet:
+    """``classes`` by number. A YOLO-World (``world``) can be told others in words where its text model is there
+    (``open_vocabulary``)."""
 
     classes: tuple[str, ...]
     world: bool = False
-    spoken: bool = False
+    open_vocabulary: bool = False
 
     def wanted(self, text: str) -> tuple[str, ...]:
         """The classes in a text with commas between them; none for a blank one."""
@@ -27,8 +29,10 @@ class Vocabulary:
     def objection(self, text: str) -> str:
         """Why these classes cannot be looked for, "" when they can."""
         unknown = [word for word in self.wanted(text) if word not in self.classes]
-        if not unknown or self.spoken:
+        if not unknown or self.open_vocabulary:
             return ""
-        listed = ", ".join(self.classes[:LISTED]) + (f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else "")
+        listed = ", ".join(self.classes[:LISTED]) + (
+            f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else ""
+        )
         bring = f"; for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}" if self.world else ""
         return f"'{unknown[0]}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{bring}"

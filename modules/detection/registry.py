@@ -12,7 +12,14 @@ from backend.weights.resolver import EMBEDDED, resolve_file, safe_form
 
 FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
 """What "auto" takes, best first."""
-PUBLISHED = ("face_yolov8n.pt", "face_yolov8s.pt", "hand_yolov8n.pt", "person_yolov8n-seg.pt", "person_yolov8s-seg.pt", "yolov8x-worldv2.pt")
+PUBLISHED = (
+    "face_yolov8n.pt",
+    "face_yolov8s.pt",
+    "hand_yolov8n.pt",
+    "person_yolov8n-seg.pt",
+    "person_yolov8s-seg.pt",
+    "yolov8x-worldv2.pt",
+)
 """Those that ADetailer offers; each is used where its file lies under ``weights/``."""
 OWN = ("face_detector.safetensors", "hand_detector.safetensors", "person_detector.safetensors")
 FOLDER = "adetailer"
@@ -25,10 +32,11 @@ def detector_name(path: Path) -> str:
 
 
 def find_detectors(settings: Settings) -> dict[str, Path]:
-    """The files of all detectors that are there, by name; the first is the one for faces that is used when nobody names another.
+    """The files of all detectors that are there, by name; the first is the one for faces that is used when nobody names
+    another.
 
-    Raises :class:`~backend.core.errors.WeightsError` where the setting ``face_detector`` names one that is missing, or a file is not
-    what was installed.
+    Raises :class:`~backend.core.errors.WeightsError` where the setting ``face_detector`` names one that is missing, or
+    a file is not what was installed.
     """
     weights = settings.weights_path
     first = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
@@ -42,7 +50,8 @@ def find_detectors(settings: Settings) -> dict[str, Path]:
 
 
 def detector_parameters(path: Path) -> int:
-    """How many weights of the file will be on the device. Those of a checkpoint are taken for half precision, as ultralytics saves them."""
+    """How many weights of the file will be on the device. Those of a checkpoint are taken for half precision, as
+    ultralytics saves them."""
     if path.suffix == ".onnx":  # computes on the CPU
         return 0
     if path.suffix != ".safetensors":

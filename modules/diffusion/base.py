@@ -1,8 +1,10 @@
-"""What every family that draws has in common: encode the prompt, denoise, decode, each with only the models that it needs.
+"""What every family that draws has in common: encode the prompt, denoise, decode, each with only the models that it
+needs.
 
-A family adds how its prompts are embedded and how its latents are noised. The denoise loop is diffusers' own pipeline with prompt
-embeddings in and latents out. Image-to-image and inpainting are the same loop, begun at a lower noise level and, with a mask, blended
-after every step; the pictures are those of diffusers' own pipelines for them, but the autoencoder need not be on the device meanwhile.
+A family adds how its prompts are embedded and how its latents are noised. The denoise loop is diffusers' own pipeline
+with prompt embeddings in and latents out. Image-to-image and inpainting are the same loop, begun at a lower noise level
+and, with a mask, blended after every step; the pictures are those of diffusers' own pipelines for them, but the
+autoencoder need not be on the device meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch.nn import functional
 
 from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
-from backend.offload.oom_fallback import Ladder, Rung
+from backend.offload.oom_fallback import OomFallback, Strategy
 from modules.diffusion.samplers import EULER, SIMPLE, SeededSDE
 from modules.families.family import Family
 from modules.flux_memory_optimizer import first_block_cache
@@ -39,7 +41,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """A prompt on the device: words as N x tokens x width, the whole as N x width (SD 1.5 has none), and what is to be avoided, if anything."""
+    """A prompt on the device: words as N x tokens x width, the whole as N x width (SD 1.5 has none), and what is to
+    be avoided, if anything."""
 
     sequence: torch.Tensor
     pooled: torch.Tensor | None
@@ -50,25 +53,32 @@ class PromptEmbeddings:
         """Several as one batch. All have a pooled embedding, or none has, and likewise a negative."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         negative = [part.negative for part in parts if part.negative]
-        return cls(torch.cat([part.sequence for part in parts]), torch.cat(pooled) if pooled else None, cls.joined(negative) if negative else None)
+        return cls(
+            torch.cat([part.sequence for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            cls.joined(negative) if negative else None,
+        )
 
     def only(self, index: int) -> PromptEmbeddings:
         """Those of one picture of the batch."""
         chosen = slice(index, index + 1)
         return PromptEmbeddings(
-            self.sequence[chosen], None if self.pooled is None else self.pooled[chosen], self.negative.only(index) if self.negative else None
+            self.sequence[chosen],
+            None if self.pooled is None else self.pooled[chosen],
+            self.negative.only(index) if self.negative else None,
         )
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DenoiseRequest:
     """A batch to draw: one prompt and one seed a picture, all of one size.
 
-    With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is repainted)
-    only there. With ``soft`` masks grey is repainted too, in so many of the last steps as it is bright. ``sampler`` and ``schedule``
-    are names of ``modules/diffusion/samplers.py``; with ``images`` the sampler is always Euler. ``go_fast`` skips steps that change little.
-    With ``latent_resize`` (a mode of ``torch.nn.functional.interpolate``) the images may have another size: their latents are
-    brought to this one. ``negative`` is what no picture shall show, for families that can be told so.
+    With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is
+    repainted) only there. With ``differential`` masks grey is repainted too, in so many of the last steps as it is
+    bright. ``sampler`` and ``schedule`` are names of ``modules/diffusion/samplers.py``; with ``images`` the sampler is
+    always Euler. ``go_fast`` skips steps that change little. With ``latent_resize`` (a mode of
+    ``torch.nn.functional.interpolate``) the images may have another size: their latents are uploads_dir to this one.
+    ``negative`` is what no picture shall show, for families that can be told so.
     """
 
     prompts: tuple[str, ...]
@@ -80,17 +90,23 @@ class Drawing:
     images: tuple[Image.Image, ...] = ()
     masks: tuple[Image.Image, ...] = ()
     strength: float = 1.0
-    soft: bool = False
+    differential: bool = False
     sampler: str = EULER
     schedule: str = SIMPLE
     go_fast: bool = False
     latent_resize: str = ""
     negative: str = ""
 
-    def only(self, index: int) -> Drawing:
+    def only(self, index: int) -> DenoiseRequest:
         """The batch with one of its pictures."""
         chosen = slice(index, index + 1)
-        return replace(self, prompts=self.prompts[chosen], seeds=self.seeds[chosen], images=self.images[chosen], masks=self.masks[chosen])
+        return replace(
+            self,
+            prompts=self.prompts[chosen],
+            seeds=self.seeds[chosen],
+            images=self.images[chosen],
+            masks=self.masks[chosen],
+        )
 
     @property
     def sampler_used(self) -> str:
@@ -125,15 +141,23 @@ class PromptCache:
             self._kept.popitem(last=False)
 
 
-class DrawingService(ABC):
+class DiffusionService(ABC):
     """Draws with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
 
     ``pipeline`` is diffusers' own, made without any model; it gets the denoising one for as long as that is lent.
     """
 
-    def __init__(self, models: ModelCache, family: Family, pipeline: Any, dtype: torch.dtype, ladder: Ladder, prompt_cache_entries: int = 32) -> None:
+    def __init__(
+        self,
+        models: ModelCache,
+        family: Family,
+        pipeline: Any,
+        dtype: torch.dtype,
+        fallback: OomFallback,
+        prompt_cache_entries: int = 32,
+    ) -> None:
         self.models = models
-        self.ladder = ladder
+        self.fallback = fallback
         self.family = family
         self.dtype = dtype
         self._prompts = PromptCache(prompt_cache_entries)
@@ -147,18 +171,19 @@ class DrawingService(ABC):
         """One prompt, without what is to be avoided, by the family's text encoders, which are lent."""
 
     @abstractmethod
-    def noised(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Packed latents with so much noise in them as the family has at that level."""
 
     @abstractmethod
-    def prepare_steps(self, drawing: Drawing, tokens: int) -> dict[str, Any]:
-        """Gives the pipeline its scheduler, set to the steps that the drawing runs, and returns the arguments that say so to the pipeline."""
+    def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
+        """Gives the pipeline its scheduler, set to the steps that the drawing runs, and returns the arguments that
+        say so to the pipeline."""
 
     @abstractmethod
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         """The pipeline's arguments for these embeddings."""
 
-    def begin(self, latents: torch.Tensor) -> torch.Tensor:
+    def scale_initial_noise(self, latents: torch.Tensor) -> torch.Tensor:
         """Noised latents as the pipeline wants those that it begins from."""
         return latents
 
@@ -170,37 +195,45 @@ class DrawingService(ABC):
         """The inverse of :meth:`pack` for a picture of so many pixels."""
         return latents
 
-    def empty(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
+    def null_embedding(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
         """What stands for nothing to avoid, where that is not the empty prompt."""
         return None
 
     @torch.inference_mode()
-    def draw(self, drawing: Drawing, timeline: Timeline, report: StepReport | None = None) -> list[Image.Image]:
+    def generate(
+        self, request: DenoiseRequest, timeline: Timeline, report: StepReport | None = None
+    ) -> list[Image.Image]:
         """Draws the batch. ``report`` is told the steps done and to do after every step.
 
         Where the device's memory is too small the pictures go one by one and the autoencoder works in tiles; raises
         :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
         """
-        if drawing.images and drawing.strength <= 0:
-            return list(drawing.images)
-        negative = drawing.negative if self.family.negative_prompts and drawing.guidance > 1 else None
+        if request.images and request.strength <= 0:
+            return list(request.images)
+        negative = request.negative if self.family.negative_prompts and request.guidance > 1 else None
         with timeline.span("encode"):
-            again = Rung("once more after clearing", lambda: self.encode(drawing.prompts, negative))
-            embeddings = self.ladder.climb("encode", [Rung("all encoders", lambda: self.encode(drawing.prompts, negative)), again], "prompt")
+            again = Strategy("once more after clearing", lambda: self.encode(request.prompts, negative))
+            embeddings = self.fallback.run(
+                "encode", [Strategy("all encoders", lambda: self.encode(request.prompts, negative)), again], "prompt"
+            )
         start: torch.Tensor | None = None
-        if drawing.images:
+        if request.images:
             with timeline.span("encode_image"):
-                start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(drawing.images))
-                if drawing.latent_resize:
+                start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(request.images))
+                if request.latent_resize:
                     factor = self.family.latent_factor
-                    start = functional.interpolate(start, (drawing.height // factor, drawing.width // factor), mode=drawing.latent_resize)
+                    start = functional.interpolate(
+                        start, (request.height // factor, request.width // factor), mode=request.latent_resize
+                    )
         with timeline.span("denoise"):
-            whole = Rung("all pictures together", lambda: self.denoise(drawing, embeddings, start, report))
-            single = Rung("one picture at a time", lambda: self.denoise_one_by_one(drawing, embeddings, start, report))
+            whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, report))
+            single = Strategy(
+                "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, report)
+            )
             # which steps are skipped is decided for a batch, and no picture shall depend on those beside it
-            latents = self.ladder.climb("denoise", [single] if drawing.go_fast else [whole, single], "width and height")
+            latents = self.fallback.run("denoise", [single] if request.go_fast else [whole, single], "width and height")
         with timeline.span("decode"):
-            return self._with_or_without_tiles("decode", lambda: self.decode(latents, drawing.width, drawing.height))
+            return self._with_or_without_tiles("decode", lambda: self.decode(latents, request.width, request.height))
 
     def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
         """The autoencoder at work on whole pictures, or in tiles where memory does not hold them."""
@@ -209,18 +242,27 @@ class DrawingService(ABC):
             with self.models.on_device("vae") as loan:
                 vae: Any = loan[0]
                 before = vae.use_tiling
-                vae.tile_sample_min_size, vae.tile_latent_min_size = self.family.native // 2, self.family.native // 2 // self.family.latent_factor
+                vae.tile_sample_min_size, vae.tile_latent_min_size = (
+                    self.family.native // 2,
+                    self.family.native // 2 // self.family.latent_factor,
+                )
                 vae.enable_tiling()
                 try:
                     return run()
                 finally:
                     vae.use_tiling = before
 
-        return self.ladder.climb(step, [Rung("whole pictures", run), Rung("tiles", tiled)], "width and height")
+        return self.fallback.run(step, [Strategy("whole pictures", run), Strategy("tiles", tiled)], "width and height")
 
-    def denoise_one_by_one(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
+    def denoise_one_by_one(
+        self,
+        request: DenoiseRequest,
+        embeddings: PromptEmbeddings,
+        start: torch.Tensor | None,
+        report: StepReport | None,
+    ) -> torch.Tensor:
         """:meth:`denoise`, picture by picture. A picture's noise is its seed's, so it is the same picture."""
-        count, steps = len(drawing.seeds), drawing.steps_run()
+        count, steps = len(request.seeds), request.steps_run()
         latents = []
         for index in range(count):
 
@@ -228,7 +270,14 @@ class DrawingService(ABC):
                 if report:
                     report(before + done, count * steps)
 
-            latents.append(self.denoise(drawing.only(index), embeddings.only(index), None if start is None else start[index : index + 1], told))
+            latents.append(
+                self.denoise(
+                    request.only(index),
+                    embeddings.only(index),
+                    None if start is None else start[index : index + 1],
+                    told,
+                )
+            )
         return torch.cat(latents)
 
     def encode(self, prompts: Sequence[str], negative: str | None = None) -> PromptEmbeddings:
@@ -247,8 +296,8 @@ class DrawingService(ABC):
                     self._prompts.put(prompt, found[prompt])
         if negative is not None:
             avoided = found[negative]
-            empty = None if negative else self.empty(avoided)
-            found = {prompt: replace(found[prompt], negative=empty or avoided) for prompt in prompts}
+            null = None if negative else self.null_embedding(avoided)
+            found = {prompt: replace(found[prompt], negative=null or avoided) for prompt in prompts}
         return PromptEmbeddings.joined([found[prompt] for prompt in prompts])
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
@@ -257,7 +306,8 @@ class DrawingService(ABC):
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x channels x height/factor x width/factor. One at a time, which needs the least memory."""
+        """Pictures of one size to scaled latents, N x channels x height/factor x width/factor. One at a time, which
+        needs the least memory."""
         with self.models.on_device("vae") as loan:
             vae: Any = loan[0]
             pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
@@ -278,32 +328,48 @@ class DrawingService(ABC):
             for one in scaled.split(1):
                 pixels = vae.decode(one, return_dict=False)[0]
                 if not pixels.isfinite().all():
-                    raise WeightsError(f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' is too narrow for it")
+                    raise WeightsError(
+                        f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' "
+                        "is too narrow for it"
+                    )
                 pictures += self._processor.postprocess(pixels, output_type="pil")
             return pictures
 
-    def denoise(self, drawing: Drawing, embeddings: PromptEmbeddings, start: torch.Tensor | None, report: StepReport | None) -> torch.Tensor:
+    def denoise(
+        self,
+        request: DenoiseRequest,
+        embeddings: PromptEmbeddings,
+        start: torch.Tensor | None,
+        report: StepReport | None,
+    ) -> torch.Tensor:
         """From noise (or from noised ``start`` latents) to packed latents."""
         device, factor, channels = self.models.device, self.family.latent_factor, self.family.latent_channels
-        rows, columns = drawing.height // factor, drawing.width // factor
+        rows, columns = request.height // factor, request.width // factor
         # drawn on the CPU, so that a seed gives the same noise on every machine
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in drawing.seeds]
-        noise = self.pack(randn_tensor((len(generators), channels, rows, columns), generator=generators, device=device, dtype=self.dtype))
-        total = drawing.steps_run()
-        steps = self.prepare_steps(drawing, noise.shape[1])
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
+        noise = self.pack(
+            randn_tensor(
+                (len(generators), channels, rows, columns), generator=generators, device=device, dtype=self.dtype
+            )
+        )
+        total = request.steps_run()
+        steps = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
             self._pipeline.scheduler.generators = generators
         origin = self.pack(start) if start is not None else None
         latents = noise
-        if origin is not None and total < drawing.steps:
-            latents = self.begin(self.noised(origin, noise, self._pipeline.scheduler.sigmas[0].to(noise)))
-        mask = self._latent_mask(drawing.masks, rows, columns, drawing.soft) if drawing.masks else None
+        if origin is not None and total < request.steps:
+            latents = self.scale_initial_noise(
+                self.add_noise(origin, noise, self._pipeline.scheduler.sigmas[0].to(noise))
+            )
+        mask = self._latent_mask(request.masks, rows, columns, request.differential) if request.masks else None
 
         def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             if mask is not None and origin is not None:
-                kept = self.noised(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
-                # differential diffusion (Levin and Fried, 2023): the darker a place of a soft mask, the later it is let go
-                free = (mask > 1 - (index + 1) / total).to(mask) if drawing.soft else mask
+                kept = self.add_noise(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
+                # differential diffusion (Levin and Fried, 2023): the darker a place of a differential mask, the later
+                # it is let go
+                free = (mask > 1 - (index + 1) / total).to(mask) if request.differential else mask
                 state["latents"] = torch.lerp(kept, state["latents"], free)
             if index + 1 == total:
                 self.models.prefetch("vae")
@@ -312,16 +378,16 @@ class DrawingService(ABC):
             return state
 
         denoiser = self.family.denoiser
-        with self.models.on_device(denoiser) as (network,), first_block_cache(network, drawing.go_fast):
+        with self.models.on_device(denoiser) as (network,), first_block_cache(network, request.go_fast):
             setattr(self._pipeline, denoiser, network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]
                     **self.conditions(embeddings),
                     **steps,
                     latents=latents,
-                    width=drawing.width,
-                    height=drawing.height,
-                    guidance_scale=drawing.guidance,
+                    width=request.width,
+                    height=request.height,
+                    guidance_scale=request.guidance,
                     callback_on_step_end=after_step,
                     output_type="latent",
                     return_dict=False,
@@ -329,13 +395,13 @@ class DrawingService(ABC):
             finally:
                 setattr(self._pipeline, denoiser, None)  # the loan ends here
 
-    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, soft: bool) -> torch.Tensor:
-        """Masks as packed latents in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge stays; with
-        ``soft`` it has the brightness of that pixel, else it is 0 or 1."""
+    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, differential: bool) -> torch.Tensor:
+        """Masks as packed latents in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge
+        stays; with ``differential`` it has the brightness of that pixel, else it is 0 or 1."""
         planes = []
         for mask in masks:
             step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
             array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
             planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
         plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, self.family.latent_channels, -1, -1)
-        return self.pack((plane if soft else plane.round()).contiguous()).to(self.models.device, self.dtype)
+        return self.pack((plane if differential else plane.round()).contiguous()).to(self.models.device, self.dtype)

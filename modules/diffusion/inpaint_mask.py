@@ -1,4 +1,5 @@
-"""The input mask: where a picture may change. What it keeps is the input's, to the byte, in every stage that draws at its size."""
+"""The input mask: where a picture may change. What it keeps is the input's, to the byte, in every stage that draws
+at its size."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ FEATHER = 4
 
 
 def inpaint_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """White is drawn, black stays, at the picture's size. It is grown first, so that the feather lies outside of what was asked for."""
+    """White is drawn, black stays, at the picture's size. It is grown first, so that the feather lies outside of
+    what was asked for."""
     whole = mask.convert("L").resize(size, Image.Resampling.BILINEAR)
     return whole.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.GaussianBlur(FEATHER / 2))

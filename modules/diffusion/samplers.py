@@ -1,8 +1,9 @@
 """Samplers and schedules by the names that WebUI users know, each true to its name.
 
-A schedule is computed here and given to Euler's scheduler as it is: diffusers' own Karras, exponential and beta schedules end at a noise
-level of 0.14 on Flux, where the WebUI's end at 0.0003. Of the samplers that draw fresh noise at every step one is offered, whose noise the
-seed decides here; the others, such as Euler a, have no counterpart for flow matching that is true to the name.
+A schedule is computed here and given to Euler's scheduler as it is: diffusers' own Karras, exponential and beta
+schedules end at a noise level of 0.14 on Flux, where the WebUI's end at 0.0003. Of the samplers that draw fresh noise
+at every step one is offered, whose noise the seed decides here; the others, such as Euler a, have no counterpart for
+flow matching that is true to the name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 Levels = npt.NDArray[np.float64]
 Shift = Callable[[Levels], Levels]
-"""From evenly spaced times in 0..1 to the noise levels that a model was trained for at them, rising; Flux's are 0 at 0 and 1 at 1."""
+"""From evenly spaced times in 0..1 to the noise levels that a model was trained for at them, rising; Flux's are 0 at
+0 and 1 at 1."""
 
 EULER, SIMPLE = "Euler", "Simple"
 LEAST_TIME = 1e-4
@@ -43,7 +45,8 @@ def _exponential(steps: int, shift: Shift, told_times: bool) -> Levels:
 
 
 def _beta(steps: int, shift: Shift, told_times: bool) -> Levels:
-    """Times at the quantiles of a beta distribution with both parameters 0.6 (Lee et al. 2024): more steps at either end."""
+    """Times at the quantiles of a beta distribution with both parameters 0.6 (Lee et al. 2024): more steps at either
+    end."""
     # with x = sin² the density has no poles, so that its integral is a plain sum
     angle = np.linspace(0, np.pi / 2, 20_001)
     density = np.clip(np.sin(angle) * np.cos(angle), 0, None) ** (2 * 0.6 - 1)
@@ -64,27 +67,49 @@ def _sgm_uniform(steps: int, shift: Shift, told_times: bool) -> Levels:
 
 
 SCHEDULES: Mapping[str, Callable[[int, Shift, bool], Levels]] = MappingProxyType(
-    {SIMPLE: _even, "Karras": _karras, "Exponential": _exponential, "Beta": _beta, "Normal": _normal, "SGM Uniform": _sgm_uniform}
+    {
+        SIMPLE: _even,
+        "Karras": _karras,
+        "Exponential": _exponential,
+        "Beta": _beta,
+        "Normal": _normal,
+        "SGM Uniform": _sgm_uniform,
+    }
 )
 
 
 class SeededSDE(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
-    """DPM++ 2M SDE (Lu et al. 2022, as a stochastic differential equation) whose fresh noise comes from the pictures' own generators.
+    """DPM++ 2M SDE (Lu et al. 2022, as a stochastic differential equation) whose fresh noise comes from the pictures'
+    own generators.
 
-    So a seed decides its picture, whatever is drawn beside it; diffusers' own asks the process' generator, or one for the whole batch.
+    So a seed decides its picture, whatever is drawn beside it; diffusers' own asks the process' generator, or one for
+    the whole batch.
     """
 
     generators: Sequence[torch.Generator] = ()
     """One a picture, on the CPU."""
 
-    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, generator: None = None, return_dict: bool = True) -> Any:
-        noise = randn_tensor(tuple(sample.shape), generator=list(self.generators), device=sample.device, dtype=torch.float32)
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        generator: None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        noise = randn_tensor(
+            tuple(sample.shape), generator=list(self.generators), device=sample.device, dtype=torch.float32
+        )
         return super().step(model_output, timestep, sample, variance_noise=noise, return_dict=return_dict)
 
 
-SOLVERS: Mapping[str, type[Any]] = MappingProxyType({"DPM++ 2M": DPMSolverMultistepScheduler, "DPM++ 2M SDE": SeededSDE, "UniPC": UniPCMultistepScheduler})
+SOLVERS: Mapping[str, type[Any]] = MappingProxyType(
+    {"DPM++ 2M": DPMSolverMultistepScheduler, "DPM++ 2M SDE": SeededSDE, "UniPC": UniPCMultistepScheduler}
+)
 """What is not Euler: they place their steps themselves, and begin from pure noise only."""
-KIND_OF_SOLVER: Mapping[str, Mapping[str, str]] = MappingProxyType({"DPM++ 2M SDE": {"algorithm_type": "sde-dpmsolver++"}})
+KIND_OF_SOLVER: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {"DPM++ 2M SDE": {"algorithm_type": "sde-dpmsolver++"}}
+)
 """What diffusers asks of a solver beside its class."""
 
 
@@ -102,15 +127,19 @@ def verbatim_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def flow_solver(sampler: str, shift: float) -> Any:
-    """A scheduler of :data:`SOLVERS` for a flow model that is trained with so much shift to the noisy side (1 is none)."""
+    """A scheduler of :data:`SOLVERS` for a flow model that is trained with so much shift to the noisy side (1 is
+    none)."""
     asked = KIND_OF_SOLVER.get(sampler, {})
-    scheduler = SOLVERS[sampler](prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True, **asked)
+    scheduler = SOLVERS[sampler](
+        prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True, **asked
+    )
     # FluxPipeline works out a shift by the picture's size, between these two
     scheduler.register_to_config(base_shift=math.log(shift), max_shift=math.log(shift))
     return scheduler
 
 
 def solver(sampler: str, schedule: str, configuration: Mapping[str, Any]) -> Any:
-    """A scheduler of :data:`SOLVERS` for a model with this configuration of one; ``schedule`` is Simple, Karras or Exponential."""
+    """A scheduler of :data:`SOLVERS` for a model with this configuration of one; ``schedule`` is Simple, Karras or
+    Exponential."""
     asked = {f"use_{name.lower()}_sigmas": name == schedule for name in ("Karras", "Exponential")}
     return SOLVERS[sampler].from_config(dict(configuration), **asked, **KIND_OF_SOLVER.get(sampler, {}))

@@ -9,7 +9,7 @@ from itertools import count
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder, Rung
+from backend.offload.oom_fallback import OomFallback, Strategy
 from modules.adetailer.masks import Floats
 from modules.detection.service import Detectors
 from modules.face_restoration.network import restored
@@ -22,15 +22,16 @@ CONFIDENCE = 0.5
 class FaceRestoration:
     """Restores with the face restorer of the cache. ``label`` is the network's name in the pictures' files."""
 
-    def __init__(self, models: ModelCache, detectors: Detectors, ladder: Ladder, label: str) -> None:
-        self.models, self.detectors, self.ladder, self.label = models, detectors, ladder, label
+    def __init__(self, models: ModelCache, detectors: Detectors, fallback: OomFallback, label: str) -> None:
+        self.models, self.detectors, self.fallback, self.label = models, detectors, fallback, label
 
     def restore(
         self, images: Sequence[Image.Image], lower: str, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> list[tuple[Image.Image, int]]:
         """Every RGB image with all of its faces restored, and how many these are.
 
-        ``lower`` is the input that asked for it, for the error when memory is too small; ``progress`` is told the faces done and to do.
+        ``lower`` is the input that asked for it, for the error when memory is too small; ``progress`` is told the faces
+        done and to do.
         """
         found = self.detectors.detect(images, CONFIDENCE)
         total, finished = sum(map(len, found)), count(1)
@@ -41,7 +42,7 @@ class FaceRestoration:
 
         def whole(image: Image.Image, boxes: Floats) -> Image.Image:
             for box in boxes:
-                image = self.ladder.climb("restore", [Rung("one face at a time", partial(one, image, box))], lower)
+                image = self.fallback.run("restore", [Strategy("one face at a time", partial(one, image, box))], lower)
                 progress(next(finished), total)
             return image
 

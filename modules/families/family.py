@@ -19,8 +19,8 @@ Kind = Literal["flux", "sdxl", "sd15"]
 class Family:
     """``native`` is the side in pixels of the square the model was trained on; ``tokens`` the padded length of prompts.
 
-    ``distilled_guidance`` tells whether the model takes a guidance scale as an input (Flux dev) or none (schnell). ``steps`` and
-    ``guidance`` are what a request gets that names none.
+    ``distilled_guidance`` tells whether the model takes a guidance scale as an input (Flux dev) or none (schnell).
+    ``steps`` and ``guidance`` are what a request gets that names none.
     """
 
     name: str
@@ -59,11 +59,15 @@ class Family:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a model folder. Raises :class:`WeightsError` that names the file when it is missing or damaged."""
+    """A JSON object from a model folder. Raises :class:`WeightsError` that names the file when it is missing or
+    damaged."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
-        raise WeightsError(f"{path.parent.name}/{path.name} is missing; restore the model folder, or choose another 'model' in config_optimized.json") from None
+        raise WeightsError(
+            f"{path.parent.name}/{path.name} is missing; restore the model folder, or choose another 'model' in "
+            "config_optimized.json"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise WeightsError(f"{path.parent.name}/{path.name} is damaged (not JSON); restore the model folder") from None
     if not isinstance(data, dict):
@@ -72,7 +76,8 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_family(folder: Path) -> Family:
-    """The family of a diffusers folder: from its configurations, and from ``family.json`` where it departs from what those say."""
+    """The family of a diffusers folder: from its configurations, and from ``family.json`` where it departs from what
+    those say."""
     vae = read_json(folder / "vae" / "config.json")
     channels = vae.get("block_out_channels")
     if not isinstance(channels, list) or not channels:
@@ -86,7 +91,10 @@ def read_family(folder: Path) -> Family:
             takes = f"unet/config.json takes {unet.get('in_channels')} channels where the autoencoder has {latents}"
             raise WeightsError(f"{takes}; take the model that is not for inpainting only")
         kind: Kind = "sdxl" if (folder / "text_encoder_2").is_dir() else "sd15"
-        native, guidance = int(str(unet.get("sample_size", 128 if kind == "sdxl" else 64))) * factor, 5.0 if kind == "sdxl" else 7.5
+        native, guidance = (
+            int(str(unet.get("sample_size", 128 if kind == "sdxl" else 64))) * factor,
+            5.0 if kind == "sdxl" else 7.5,
+        )
         return Family(name, native, 77, factor, False, kind, latents, 30, guidance)
     guided = bool(read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
     return Family(

@@ -47,7 +47,8 @@ _JPEG_EXIF_BYTES = 65533
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file says about its origin: the model's name, the first 10 hex digits of its sha256 ("": not known), this package's version."""
+    """What a file says about its origin: the model's name, the first 10 hex digits of its sha256 ("": not known),
+    this package's version."""
 
     name: str
     hash10: str
@@ -57,8 +58,9 @@ class ModelInfo:
 def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -> str:
     """The generation parameters in WebUI's format: the prompt, the negative one if any, and one line of fields.
 
-    What the stages remember in ``picture.parameters`` under a WebUI key follows our own fields. A key that is one of ours
-    takes its place there (a stage that had to take another sampler says ``"Sampler": "Euler"``); None leaves a field out.
+    What the stages remember in ``picture.parameters`` under a WebUI key follows our own fields. A key that is one of
+    ours takes its place there (a stage that had to take another sampler says ``"Sampler": "Euler"``); None leaves a
+    field out.
     """
     extras = {key: value for key, value in picture.parameters.items() if _is_text_field(key, value)}
     negative = extras.pop(_NEGATIVE, None)
@@ -76,7 +78,8 @@ def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -
         **extras,
         "Version": model.version,
     }
-    # Readers cut the text where the negative prompt begins, some of them anywhere in a line, and sd-parsers fails when it
+    # Readers cut the text where the negative prompt begins, some of them anywhere in a line, and sd-parsers fails when
+    # it
     # finds two such places. A space before the colon keeps the prompt whole; the JSON has the very words.
     prompts = [text.replace(f"{_NEGATIVE}:", f"{_NEGATIVE} :") for text in (request.prompt, str(negative or ""))]
     line = ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value is not None)
@@ -92,12 +95,22 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
     Raises :class:`InputError` for a picture that webp cannot hold, and OSError when the directory cannot be written.
     """
     # A span that is still open (the one around this call) has no seconds yet.
-    seconds = {name.removesuffix(".seconds"): value for name, value in batch.timeline.metrics().items() if name.endswith(".seconds") and value}
+    seconds = {
+        name.removesuffix(".seconds"): value
+        for name, value in batch.timeline.metrics().items()
+        if name.endswith(".seconds") and value
+    }
     paths = [directory / f"out-{index}.{request.output_format}" for index in range(len(batch.pictures))]
     parts = [path.with_name(f".{path.name}.part") for path in paths]
 
     def save(picture: Picture, part: Path) -> None:
-        _save(picture.image, part, request, parameters_text(request, picture, model), _record(request, picture, model, seconds))
+        _save(
+            picture.image,
+            part,
+            request,
+            parameters_text(request, picture, model),
+            _record(request, picture, model, seconds),
+        )
 
     with ExitStack() as undo:
         for part in parts:
@@ -128,7 +141,12 @@ def read_parameters(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _is_text_field(key: str, value: object) -> bool:
-    return not key.startswith("_") and key not in _NOT_FOR_TEXT and bool(_TEXT_KEY.fullmatch(key)) and isinstance(value, str | int | float | None)
+    return (
+        not key.startswith("_")
+        and key not in _NOT_FOR_TEXT
+        and bool(_TEXT_KEY.fullmatch(key))
+        and isinstance(value, str | int | float | None)
+    )
 
 
 def _quoted(value: object) -> str:
@@ -138,12 +156,14 @@ def _quoted(value: object) -> str:
 
 
 def _sound(text: str) -> str:
-    """Text that every format can hold: half surrogate pairs (JSON clients can send them) are replaced, zero bytes dropped."""
+    """Text that every format can hold: half surrogate pairs (JSON clients can send them) are replaced, zero bytes
+    dropped."""
     return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace").replace("\0", "")
 
 
 def _record(request: ImageRequest, picture: Picture, model: ModelInfo, seconds: Mapping[str, float]) -> str:
-    """Our own JSON, in ASCII: the request (of images only the size), the model, the stages' seconds, and what the text left out."""
+    """Our own JSON, in ASCII: the request (of images only the size), the model, the stages' seconds, and what the
+    text left out."""
     remembered = {key: value for key, value in picture.parameters.items() if not _is_text_field(key, value)}
     record = {"request": request, "model": model, "seed": picture.seed, "seconds": seconds, "parameters": remembered}
     return json.dumps(record, default=_jsonable)
@@ -162,7 +182,11 @@ def _jsonable(value: object) -> object:
 def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, record: str) -> None:
     kind = _KIND[request.output_format]
     if kind == "WEBP" and max(image.size) > WEBP_MAX_SIDE:
-        raise InputError("output_format", f"webp holds at most {WEBP_MAX_SIDE} pixels a side, not {image.width}x{image.height}; use png, or a smaller scale")
+        raise InputError(
+            "output_format",
+            f"webp holds at most {WEBP_MAX_SIDE} pixels a side, not {image.width}x{image.height}; use png, or a "
+            "smaller scale",
+        )
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
@@ -172,13 +196,19 @@ def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, reco
     exif = _exif(text, record)
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
         # The request is good and the picture drawn: a prompt of many thousand characters must not cost it now.
-        logger.warning("a jpg holds %d bytes of parameters, not %d; leaving out what does not fit (png and webp hold all)", _JPEG_EXIF_BYTES, len(exif))
+        logger.warning(
+            "a jpg holds %d bytes of parameters, not %d; leaving out what does not fit (png and webp hold all)",
+            _JPEG_EXIF_BYTES,
+            len(exif),
+        )
         exif = next((short for short in (_exif(text, ""), _exif("", record)) if len(short) <= _JPEG_EXIF_BYTES), b"")
     image.save(path, kind, quality=request.output_quality, exif=exif)
 
 
 def _exif(text: str, record: str) -> bytes:
-    exif = Image.Exif()  # big-endian by default, as is the comment: some readers take the comment's order from the header
+    exif = (
+        Image.Exif()
+    )  # big-endian by default, as is the comment: some readers take the comment's order from the header
     tags = {_USER_COMMENT: _UNICODE + text.encode("utf-16-be"), _MAKER_NOTE: _MAKER + record.encode()}
     exif[ExifTags.IFD.Exif] = tags
     return exif.tobytes()

@@ -1,4 +1,5 @@
-"""Progress for people: one bar a stage on a terminal, a few lines of the same form in a log, where hosted platforms read them."""
+"""Progress for people: one bar a stage on a terminal, a few lines of the same form in a log, where hosted platforms
+read them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class ProgressBars:
     def __enter__(self) -> ProgressBars:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -49,7 +52,9 @@ class ProgressBars:
         if tenth != self._printed:
             self._printed = tenth
             bar = "█" * (done * BAR_WIDTH // total)
-            print(f"{done / total:4.0%}|{bar:<{BAR_WIDTH}}| {done}/{total} {self._stage}", file=self._stream, flush=True)
+            print(
+                f"{done / total:4.0%}|{bar:<{BAR_WIDTH}}| {done}/{total} {self._stage}", file=self._stream, flush=True
+            )
 
     def _close(self) -> None:
         if self._bar is not None:

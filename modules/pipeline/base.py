@@ -21,7 +21,7 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
-class Show(Protocol):
+class DebugSink(Protocol):
     """Gets what a stage has to show on its way: a name for a file, without ending, and an image."""
 
     def __call__(self, name: str, image: Image.Image, /) -> None: ...
@@ -41,12 +41,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """The pictures of one request. ``progress`` and ``timeline`` are there for the stages to report to, ``show`` where somebody looks."""
+    """The pictures of one request. ``progress`` and ``timeline`` are there for the stages to report to,
+    ``debug_sink`` where somebody looks."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
     progress: Progress
-    show: Show | None = None
+    debug_sink: DebugSink | None = None
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         return replace(self, pictures=tuple(pictures))
@@ -72,9 +73,15 @@ class ImagePipeline:
     def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages = tuple(stages)
 
-    def run(self, request: ImageRequest, progress: Progress | None = None, timeline: Timeline | None = None, show: Show | None = None) -> ImageBatch:
+    def run(
+        self,
+        request: ImageRequest,
+        progress: Progress | None = None,
+        timeline: Timeline | None = None,
+        debug_sink: DebugSink | None = None,
+    ) -> ImageBatch:
         """Gives the finished pictures. Whatever a stage raises goes up unchanged, cancellation included."""
-        batch = ImageBatch((), timeline or Timeline(), progress or no_progress, show)
+        batch = ImageBatch((), timeline or Timeline(), progress or no_progress, debug_sink)
         for stage in self.stages:
             if stage.wanted(request):
                 with batch.timeline.span(stage.name):

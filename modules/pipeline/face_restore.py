@@ -21,7 +21,9 @@ class RestoreFacesStage:
         return request.face_enhance
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
-        results = self.restoration.restore([picture.image for picture in batch.pictures], self.name, partial(batch.progress, self.name))
+        results = self.restoration.restore(
+            [picture.image for picture in batch.pictures], self.name, partial(batch.progress, self.name)
+        )
         return batch.with_pictures(
             picture.changed(image, **{"Face restoration": self.restoration.label, "Faces restored": faces})
             for picture, (image, faces) in zip(batch.pictures, results, strict=True)

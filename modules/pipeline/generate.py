@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from modules.diffusion.base import Drawing, DrawingService
+from modules.diffusion.base import DenoiseRequest, DiffusionService
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.image_request import ImageRequest
@@ -15,7 +15,7 @@ class GenerateStage:
 
     name = "generate"
 
-    def __init__(self, service: DrawingService) -> None:
+    def __init__(self, service: DiffusionService) -> None:
         self.service = service
 
     def wanted(self, request: ImageRequest) -> bool:
@@ -26,7 +26,7 @@ class GenerateStage:
         count = request.num_outputs
         image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None
         mask = request.mask.convert("L").resize(size, Image.Resampling.BILINEAR) if request.mask else None
-        drawing = Drawing(
+        denoise_request = DenoiseRequest(
             prompts=(request.prompt,) * count,
             seeds=request.seeds,
             width=request.width,
@@ -41,14 +41,24 @@ class GenerateStage:
             go_fast=request.go_fast,
             negative=request.negative_prompt,
         )
-        drawn = self.service.draw(drawing, batch.timeline, lambda done, total: batch.progress(self.name, done, total))
+        drawn = self.service.generate(
+            denoise_request, batch.timeline, lambda done, total: batch.progress(self.name, done, total)
+        )
         if image and request.mask:
             soft = inpaint_mask(request.mask, size)
             drawn = [Image.composite(new, image, soft) for new in drawn]
         parameters: dict[str, object] = {}
         if self.service.family.negative_prompts:  # its guidance is the classic one
-            parameters |= {"CFG scale": request.guidance_scale, "Distilled CFG Scale": None, "Negative prompt": request.negative_prompt or None}
-        if drawing.sampler_used != request.sampler:
-            parameters["Sampler"] = drawing.sampler_used
-            parameters["_sampler"] = f"{request.sampler} begins from pure noise only, so {drawing.sampler_used} redrew the image"
-        return batch.with_pictures(Picture(new, seed, parameters) for new, seed in zip(drawn, request.seeds, strict=True))
+            parameters |= {
+                "CFG scale": request.guidance_scale,
+                "Distilled CFG Scale": None,
+                "Negative prompt": request.negative_prompt or None,
+            }
+        if denoise_request.sampler_used != request.sampler:
+            parameters["Sampler"] = denoise_request.sampler_used
+            parameters["_sampler"] = (
+                f"{request.sampler} begins from pure noise only, so {denoise_request.sampler_used} redrew the image"
+            )
+        return batch.with_pictures(
+            Picture(new, seed, parameters) for new, seed in zip(drawn, request.seeds, strict=True)
+        )

@@ -22,14 +22,15 @@ from modules.request.image_request import ImageRequest
 if TYPE_CHECKING:  # torch comes with these, and the service is imported before it
     from backend.llm.language_model import Completion
     from backend.model_cache_optimizer import ModelCache
-    from backend.offload.oom_fallback import Ladder
+    from backend.offload.oom_fallback import OomFallback
 
 logger = logging.getLogger(__name__)
 
 MODEL = "prompt_upsampler"
 """Its name in the model cache and in the memory plan."""
 INSTRUCTION = (
-    "Rewrite the user's words as one description of a picture, in plain English, in at most {words} words. Keep everything that they ask for, and add "
+    "Rewrite the user's words as one description of a picture, in plain English, in at most {words} words. Keep "
+    "everything that they ask for, and add "
     "subject, setting, light, colours and style where they say nothing. Answer with the description alone."
 )
 LONGEST = 256
@@ -44,7 +45,8 @@ _LABEL = re.compile(r"\A(?:assistant|(?:\w+ )?(?:prompt|description|caption))\s*
 
 
 def find_prompt_upsampler(settings: Settings, embedded: bool) -> Path | None:
-    """The folder that the setting ``prompt_upsampler`` asks for; "auto" is the embedded one beside the ``embedded`` models, else none.
+    """The folder that the setting ``prompt_upsampler`` asks for; "auto" is the embedded one beside the ``embedded``
+    models, else none.
 
     Raises :class:`WeightsError` for a folder that is not there.
     """
@@ -57,11 +59,15 @@ def find_prompt_upsampler(settings: Settings, embedded: bool) -> Path | None:
     for folder in (settings.weights_path / named, ROOT / named, named):
         if (folder / "config.json").is_file():
             return folder
-    raise WeightsError(f"{MODEL}: '{settings.prompt_upsampler}' is no folder with a config.json; change '{MODEL}' in config_optimized.json")
+    raise WeightsError(
+        f"{MODEL}: '{settings.prompt_upsampler}' is no folder with a config.json; change '{MODEL}' in "
+        "config_optimized.json"
+    )
 
 
 def cleaned(answer: str) -> str:
-    """An answer without what chat models put around it: thoughts, tags of turns, an opening sentence, a label, quotes, markdown."""
+    """An answer without what chat models put around it: thoughts, tags of turns, an opening sentence, a label,
+    quotes, markdown."""
     text = _NEXT_SPEAKER.sub("", _MARKUP.sub("", _TURN.sub("", _THOUGHT.sub("", answer)))).strip()
     text = _LABEL.sub("", _OPENING.sub("", text).strip())
     text = " ".join(text.split())
@@ -79,23 +85,23 @@ def whole_phrases(text: str) -> str:
 class PromptUpsampler:
     """Rewrites prompts with the language model of the cache. ``tokens`` is the length that the text encoder takes."""
 
-    def __init__(self, models: ModelCache, folder: Path, tokens: int, ladder: Ladder) -> None:
+    def __init__(self, models: ModelCache, folder: Path, tokens: int, fallback: OomFallback) -> None:
         from transformers import AutoTokenizer
 
-        self.models, self.name, self.ladder = models, folder.name, ladder
+        self.models, self.name, self.fallback = models, folder.name, fallback
         self.limit = min(tokens, LONGEST)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def rewrite(self, prompt: str, seed: int) -> str:
         """The prompt as a full description. Raises ValueError when the model answers nothing."""
         from backend.llm.language_model import TransformersModel
-        from backend.offload.oom_fallback import Rung
+        from backend.offload.oom_fallback import Strategy
 
         def write() -> Completion:
             with self.models.on_device(MODEL) as (network,):
                 return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed)
 
-        answer = self.ladder.climb("prompt", [Rung("the whole prompt", write)], MODEL)
+        answer = self.fallback.run("prompt", [Strategy("the whole prompt", write)], MODEL)
         text = cleaned(answer.text)
         text = text if answer.ended else whole_phrases(text)
         if not text:
@@ -112,23 +118,34 @@ class PromptUpsampler:
             turns = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
             return str(template(turns, tokenize=False, add_generation_prompt=True))
         except TemplateError:  # some models know no system
-            return str(template([{"role": "user", "content": f"{instruction}\n\n{prompt}"}], tokenize=False, add_generation_prompt=True))
+            return str(
+                template(
+                    [{"role": "user", "content": f"{instruction}\n\n{prompt}"}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
 
 
 def upsampled(request: ImageRequest, upsampler: PromptUpsampler | None, timeline: Timeline) -> ImageRequest:
     """The request with its prompt rewritten, where it asks for that.
 
-    Raises :class:`InputError` when it does and there is no language model. Whatever goes wrong later is noted in the request.
+    Raises :class:`InputError` when it does and there is no language model. Whatever goes wrong later is noted in the
+    request.
     """
     if not request.prompt_upsampling:
         return request
     if upsampler is None:
-        raise InputError("prompt_upsampling", f"needs a language model; name its folder in '{MODEL}' in config_optimized.json")
+        raise InputError(
+            "prompt_upsampling", f"needs a language model; name its folder in '{MODEL}' in config_optimized.json"
+        )
     with timeline.span("prompt_upsampling"):
         try:
             prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed)
         except Exception as error:  # the picture does not depend on it; the log has the cause
             logger.warning("the prompt stays as it is", exc_info=True)
-            return replace(request, original_prompt=request.prompt, prompt_note=f"not rewritten: {type(error).__name__}")
+            return replace(
+                request, original_prompt=request.prompt, prompt_note=f"not rewritten: {type(error).__name__}"
+            )
     logger.info("prompt rewritten by %s: %s", upsampler.name, prompt)
     return replace(request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.name}")

@@ -23,22 +23,29 @@ PREFIX = "ad_"
 OFF = "None"
 
 SORT_ORDERS: Mapping[str, str] = MappingProxyType(
-    {"None": "None", "Position (left to right)": "Left to right", "Position (center to edge)": "Center to edge", "Area (large to small)": "Area"}
+    {
+        "None": "None",
+        "Position (left to right)": "Left to right",
+        "Position (center to edge)": "Center to edge",
+        "Area (large to small)": "Area",
+    }
 )
 """ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
 
 SAME_SCHEDULER = "Use same scheduler"
 
 PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
-"""What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area, rising or falling."""
+"""What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area,
+rising or falling."""
 
 
 @dataclass(frozen=True)
 class AdetailerUnit:
-    """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments without ``ad_``.
+    """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments
+    without ``ad_``.
 
-    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). From ``bbox_sortby`` on they are global
-    settings of ADetailer, by its names; here every unit has its own. The three last are this package's.
+    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). From ``bbox_sortby`` on
+    they are global settings of ADetailer, by its names; here every unit has its own. The three last are this package's.
     """
 
     model: str = ""
@@ -88,13 +95,14 @@ class AdetailerUnit:
         return frozenset(int(number) for number in self.mask_select.split(",") if number.strip())
 
     def strength(self, area_ratio: float) -> float:
-        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a power above 0,
-        more with one below."""
+        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a
+        power above 0, more with one below."""
         rest = max(1 - area_ratio, 1e-6)  # of a box that is the picture, 0 could not be raised to a power below 0
         return min(MOST_STRENGTH, self.denoising_strength * math.pow(rest, self.dynamic_denoise_power))
 
     def sampling(self, sampler: str, schedule: str) -> tuple[str, str]:
-        """Sampler and schedule that the unit asks for, where the request has these; names as in ``modules/diffusion/samplers.py``.
+        """Sampler and schedule that the unit asks for, where the request has these; names as in
+        ``modules/diffusion/samplers.py``.
 
         An older name holds both, "DPM++ 2M Karras"; a schedule that is named by itself goes over it.
         """
@@ -154,31 +162,43 @@ NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
 WITHOUT_EFFECT: Mapping[str, type] = MappingProxyType(
     {
         **{"checkpoint": str, "vae": str, "noise_multiplier": float, "clip_skip": int},
-        **{"controlnet_module": str, "controlnet_weight": float, "controlnet_guidance_start": float, "controlnet_guidance_end": float},
+        **{
+            "controlnet_module": str,
+            "controlnet_weight": float,
+            "controlnet_guidance_start": float,
+            "controlnet_guidance_end": float,
+        },
     }
 )
-"""Arguments that only count beside one of ``NOT_HERE``, and what they are. A WebUI sends them always, null where there is none."""
+"""Arguments that only count beside one of ``NOT_HERE``, and what they are. A WebUI sends them always, null where
+there is none."""
 PASSED_OVER = "is_api"
 """What ADetailer writes into every unit beside its arguments."""
 
 
 FACES = AdetailerUnit()
-HANDS = AdetailerUnit(confidence=0.28, denoising_strength=0.35, dilate_erode=16, mask_blur=8, inpaint_only_masked_padding=72)
+HANDS = AdetailerUnit(
+    confidence=0.28, denoising_strength=0.35, dilate_erode=16, mask_blur=8, inpaint_only_masked_padding=72
+)
 """What hands need where nothing else is asked for: surer surroundings than a face, and less freedom."""
 
 
 def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple[AdetailerUnit, ...]:
     """The enabled units of a JSON text: an object, or a list of up to four. What it does not say is as in ``base``.
 
-    A WebUI's ``args`` list is understood as it is; its two leading switches (enable, skip img2img) are passed over, but a first
-    ``false`` means that nothing is to be done. Raises :class:`InputError` that names the unit and the argument.
+    A WebUI's ``args`` list is understood as it is; its two leading switches (enable, skip img2img) are passed over, but
+    a first ``false`` means that nothing is to be done. Raises :class:`InputError` that names the unit and the argument.
     """
     if len(text) > MAX_TEXT:
         raise InputError(field, f"is {len(text)} characters long; at most {MAX_TEXT} are read")
     try:
         given = json.loads(text)
     except (ValueError, RecursionError) as error:
-        where = f" in line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        where = (
+            f" in line {error.lineno}, column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
         raise InputError(field, f"is not valid JSON{where}") from None
     entries = given if isinstance(given, list) else [given]
     if entries and entries[0] is False:
@@ -188,7 +208,10 @@ def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple
         raise InputError(field, 'must be a JSON object such as {"ad_prompt": "a smiling face"}, or a list of them')
     if len(units) > MAX_UNITS:
         raise InputError(field, f"has {len(units)} units; at most {MAX_UNITS} are run")
-    made = [_unit(unit, f"unit {number}: " if len(units) > 1 else "", field, base) for number, unit in enumerate(units, start=1)]
+    made = [
+        _unit(unit, f"unit {number}: " if len(units) > 1 else "", field, base)
+        for number, unit in enumerate(units, start=1)
+    ]
     return tuple(unit for unit in made if unit.enabled)
 
 
@@ -210,11 +233,20 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
             values[name] = _checked(name, value, kinds[name], f"{where}{key}", field)
     unit = replace(base, **values)
     if unit.use_sampler:
-        for name, value, offered in zip(("sampler", "scheduler"), unit.sampling(SAMPLERS[0], SCHEDULES[0]), (SAMPLERS, SCHEDULES), strict=True):
+        for name, value, offered in zip(
+            ("sampler", "scheduler"), unit.sampling(SAMPLERS[0], SCHEDULES[0]), (SAMPLERS, SCHEDULES), strict=True
+        ):
             if value not in offered:
-                raise InputError(field, f"{where}ad_{name} must be one of {', '.join(offered)}, not '{value[:40]}'{nearest(value, offered)}")
+                raise InputError(
+                    field,
+                    f"{where}ad_{name} must be one of {', '.join(offered)}, not "
+                    f"'{value[:40]}'{nearest(value, offered)}",
+                )
     if unit.mask_min_ratio > unit.mask_max_ratio:
-        raise InputError(field, f"{where}ad_mask_min_ratio is {unit.mask_min_ratio}, more than ad_mask_max_ratio, {unit.mask_max_ratio}")
+        raise InputError(
+            field,
+            f"{where}ad_mask_min_ratio is {unit.mask_min_ratio}, more than ad_mask_max_ratio, {unit.mask_max_ratio}",
+        )
     return unit
 
 
@@ -226,13 +258,20 @@ def _checked(name: str, value: Any, kind: type, label: str, field: str) -> Any:
         raise InputError(field, f"{label} must be {words[kind]}, not {json.dumps(value)[:40]}")
     if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
         low, high = RANGES[name]
-        raise InputError(field, f"{label} must be {f'from {low} to {high}' if math.isfinite(high) else f'{low} or more'}, not {value}")
+        raise InputError(
+            field,
+            f"{label} must be {f'from {low} to {high}' if math.isfinite(high) else f'{low} or more'}, not {value}",
+        )
     if name == "match_inpaint_bbox_size" and value == "Strict (SDXL only)":  # as ADetailer's settings have it
         return "Strict"
     if name in CHOICES and value not in CHOICES[name]:
-        raise InputError(field, f"{label} must be one of {', '.join(CHOICES[name])}, not '{value}'{nearest(value, CHOICES[name])}")
+        raise InputError(
+            field, f"{label} must be one of {', '.join(CHOICES[name])}, not '{value}'{nearest(value, CHOICES[name])}"
+        )
     if name == "mask_select" and not re.fullmatch(r"(\s*[1-9]\d{0,3}\s*(,(?=.)|$))*", value):
-        raise InputError(field, f"{label} must be numbers of regions in their order, such as 2 or 1, 3, not '{value[:40]}'")
+        raise InputError(
+            field, f"{label} must be numbers of regions in their order, such as 2 or 1, 3, not '{value[:40]}'"
+        )
     return value
 
 
@@ -246,8 +285,8 @@ def prompt_order(unit_prompt: str) -> tuple[str, str]:
 def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
     """The words for region ``index`` (from 0) of a picture; None when that region is to be skipped.
 
-    ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main prompt, as an
-    empty part does; a part that is exactly ``[SKIP]`` skips its region.
+    ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main
+    prompt, as an empty part does; a part that is exactly ``[SKIP]`` skips its region.
     """
     parts = re.split(r"\s*\[SEP\]\s*", prompt_order(unit_prompt)[1])
     part = parts[min(index, len(parts) - 1)].strip()

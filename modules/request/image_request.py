@@ -1,4 +1,5 @@
-"""One typed request for pictures: every input once, with its range. What is wrong is refused here, before any model runs."""
+"""One typed request for pictures: every input once, with its range. What is wrong is refused here, before any model
+runs."""
 
 from __future__ import annotations
 
@@ -39,25 +40,32 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Canvas:
-    """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must lie on."""
+    """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must
+    lie on."""
 
     native: int
     multiple: int
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:
         """The size on the grid that is nearest."""
-        return max(1, round(width / self.multiple)) * self.multiple, max(1, round(height / self.multiple)) * self.multiple
+        return max(1, round(width / self.multiple)) * self.multiple, max(
+            1, round(height / self.multiple)
+        ) * self.multiple
 
     def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
         """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""
         scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
-        width, height = (max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in ASPECT_RATIOS[aspect_ratio])
+        width, height = (
+            max(self.multiple, round(side * scale / self.multiple) * self.multiple)
+            for side in ASPECT_RATIOS[aspect_ratio]
+        )
         return width, height
 
 
 @dataclass(frozen=True)
 class Hires:
-    """The second pass of Hires fix. ``steps`` 0 are those of the first pass; ``strength`` is how much of the picture is redrawn."""
+    """The second pass of Hires fix. ``steps`` 0 are those of the first pass; ``strength`` is how much of the picture
+    is redrawn."""
 
     scale: float = 1.3
     steps: int = 0
@@ -65,13 +73,20 @@ class Hires:
     strength: float = 0.3
 
     def __post_init__(self) -> None:
-        _check_ranges({"hr_scale": (self.scale, 1, 4), "hr_steps": (self.steps, 0, 50), "denoising_strength": (self.strength, 0, 1)})
+        _check_ranges(
+            {
+                "hr_scale": (self.scale, 1, 4),
+                "hr_steps": (self.steps, 0, 50),
+                "denoising_strength": (self.strength, 0, 1),
+            }
+        )
         _check_choice("hr_upscaler", self.upscaler, HIRES_UPSCALERS)
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in pixels."""
+    """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in
+    pixels."""
 
     prompt: str
     width: int
@@ -145,8 +160,11 @@ def _size(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"
 
 
-def choose_size(canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None) -> tuple[int, int]:
-    """The size of the first pass: the image's (fitted to the grid and the native area), the custom one, or the ratio's."""
+def choose_size(
+    canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None
+) -> tuple[int, int]:
+    """The size of the first pass: the image's (fitted to the grid and the native area), the custom one, or the
+    ratio's."""
     if image is not None:
         area = canvas.native**2 * MEGAPIXELS[megapixels]
         scale = (area / (image.width * image.height)) ** 0.5
@@ -162,7 +180,9 @@ def choose_size(canvas: Canvas, aspect_ratio: str, megapixels: str, width: int |
         if value % canvas.multiple:
             below = value - value % canvas.multiple
             raise InputError(
-                name, f"must be a multiple of {canvas.multiple} for this model, not {value}; use {below or canvas.multiple} or {below + canvas.multiple}"
+                name,
+                f"must be a multiple of {canvas.multiple} for this model, not {value}; use {below or canvas.multiple} "
+                f"or {below + canvas.multiple}",
             )
     assert width is not None and height is not None
     return width, height

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.core.errors import InputError, nearest
-from modules.detection.classes import Vocabulary
+from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import why_not
 from modules.diffusion.sampler_names import SAMPLERS
@@ -27,9 +27,11 @@ NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTOR
 
 
 def only_temporary(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The inputs as they are, when every file among them is a temporary one, which is how Cog's server hands over what it was sent.
+    """The inputs as they are, when every file among them is a temporary one, which is how Cog's server hands over what
+    it was sent.
 
-    Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the file.
+    Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the
+    file.
     """
     temporary = Path(tempfile.gettempdir()).resolve()
     for field, value in inputs.items():
@@ -41,27 +43,36 @@ def only_temporary(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_image(path: Path, field: str) -> Image.Image:
     """A picture given as an input, upright, RGB (or RGBA or L as it is).
 
-    It must be in one of ``IMAGE_FORMATS``, whatever its name says, and its size is judged by the header alone, before anything is
-    decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
+    It must be in one of ``IMAGE_FORMATS``, whatever its name says, and its size is judged by the header alone, before
+    anything is decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(field, f"is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller")
+                raise InputError(
+                    field,
+                    f"is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, "
+                    "make it smaller",
+                )
             image.load()
             return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
-        raise InputError(field, f"is too large; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller") from None
+        raise InputError(
+            field, f"is too large; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller"
+        ) from None
     except FileNotFoundError:
         raise InputError(field, "there is no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
-def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool = False) -> tuple[AdetailerUnit, ...]:
-    """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for those over hands.
+def adetailer_units(
+    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, ClassSet], restores_faces: bool = False
+) -> tuple[AdetailerUnit, ...]:
+    """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for
+    those over hands.
 
     ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
     """
@@ -81,12 +92,15 @@ def adetailer_units(inputs: Mapping[str, Any], family: Family, detectors: Mappin
     return units
 
 
-def _finds(label: str, field: str, detectors: Mapping[str, Vocabulary]) -> str:
+def _finds(label: str, field: str, detectors: Mapping[str, ClassSet]) -> str:
     """The detector that finds only this, for units of this input that name none."""
-    for name, vocabulary in detectors.items():
-        if vocabulary.classes == (label,):
+    for name, class_set in detectors.items():
+        if class_set.classes == (label,):
             return name
-    raise InputError(field, f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n")
+    raise InputError(
+        field,
+        f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n",
+    )
 
 
 def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit) -> tuple[AdetailerUnit, ...]:
@@ -95,7 +109,9 @@ def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: Adetailer
     return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
 
-def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, Vocabulary], restores_faces: bool) -> None:
+def _check_units(
+    units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, ClassSet], restores_faces: bool
+) -> None:
     """Raises :class:`InputError` for what the family or the models that are there cannot do."""
     for unit in units:
         if unit.restore_face and not restores_faces:
@@ -103,31 +119,45 @@ def _check_units(units: Sequence[AdetailerUnit], field: str, family: Family, det
         if unit.negative_prompt and not family.negative_prompts:
             raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
         if unit.use_cfg_scale and not (family.distilled_guidance or family.negative_prompts):
-            raise InputError(field, f"ad_use_cfg_scale cannot be honoured: {family.name} takes no guidance; leave it out")
+            raise InputError(
+                field, f"ad_use_cfg_scale cannot be honoured: {family.name} takes no guidance; leave it out"
+            )
         if unit.model and unit.model not in detectors:
             why = f" ({why_not()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
-            raise InputError(field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}")
+            raise InputError(
+                field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}"
+            )
         name = unit.model or next(iter(detectors), "")
         if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):
             raise InputError(field, f"ad_model_classes of {name}: {objection}")
 
 
 def build_request(
-    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, Vocabulary], upscalers: Collection[str] = (), restores_faces: bool = False
+    inputs: Mapping[str, Any],
+    family: Family,
+    detectors: Mapping[str, ClassSet],
+    upscalers: Collection[str] = (),
+    restores_faces: bool = False,
 ) -> ImageRequest:
-    """The request that the inputs ask for, by what a family can do and what is there: detectors (the first is the default), upscalers, a face restorer.
+    """The request that the inputs ask for, by what a family can do and what is there: detectors (the first is the
+    default), upscalers, a face restorer.
 
     Raises :class:`InputError` for what cannot be honoured.
     """
     _refuse_what_it_cannot(inputs, family)
     if inputs["upscaler"] and inputs["upscaler"] not in upscalers:
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
-        raise InputError("upscaler", f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}")
+        raise InputError(
+            "upscaler",
+            f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}",
+        )
     if inputs["face_enhance"] and not restores_faces:
         raise InputError("face_enhance", NO_FACE_RESTORER)
     image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
     mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
-    width, height = choose_size(family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image)
+    width, height = choose_size(
+        family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image
+    )
     seed = random_seed() if inputs["seed"] is None else inputs["seed"]
     return ImageRequest(
         prompt=inputs["prompt"],
@@ -144,7 +174,9 @@ def build_request(
         image=image,
         mask=mask,
         prompt_strength=inputs["prompt_strength"],
-        hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"]) if inputs["enable_hr"] else None,
+        hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"])
+        if inputs["enable_hr"]
+        else None,
         adetailer=adetailer_units(inputs, family, detectors, restores_faces),
         scale=inputs["scale"],
         upscaler=inputs["upscaler"],
@@ -159,9 +191,14 @@ def build_request(
 def _refuse_what_it_cannot(inputs: Mapping[str, Any], family: Family) -> None:
     """Raises :class:`InputError` for what only other families can do."""
     if inputs["negative_prompt"].strip() and not family.negative_prompts:
-        raise InputError("negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead")
+        raise InputError(
+            "negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead"
+        )
     if inputs["go_fast"] and family.kind != "flux":
         raise InputError("go_fast", f"is for Flux; {family.name} computes every step")
     if inputs["sampler"] != SAMPLERS[0] and inputs["scheduler"] not in family.solver_schedules:
         takes = " or ".join(family.solver_schedules)
-        raise InputError("scheduler", f"'{inputs['scheduler']}' goes with the sampler {SAMPLERS[0]}; {inputs['sampler']} takes {takes}")
+        raise InputError(
+            "scheduler",
+            f"'{inputs['scheduler']}' goes with the sampler {SAMPLERS[0]}; {inputs['sampler']} takes {takes}",
+        )

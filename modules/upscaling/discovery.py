@@ -37,7 +37,8 @@ def find_upscalers(settings: Settings) -> dict[str, Path]:
 
     One of the folder that cannot be used, and that the setting ``upscaler`` does not name, is left out with a warning.
 
-    Raises :class:`~backend.core.errors.WeightsError` where the setting ``upscaler`` names one that is missing, or another file is not what was installed.
+    Raises :class:`~backend.core.errors.WeightsError` where the setting ``upscaler`` names one that is missing, or
+    another file is not what was installed.
     """
     weights = settings.weights_path
     first = resolve_file("upscaler", settings.upscaler, (PUBLISHED[0], OWN), settings)
@@ -52,7 +53,8 @@ def find_upscalers(settings: Settings) -> dict[str, Path]:
 
 
 def is_upscaler(path: Path, settings: Settings) -> bool:
-    """Whether the file can be used; if not, a warning says why. It is read whole, in tenths of a second: no header tells what a network does."""
+    """Whether the file can be used; if not, a warning says why. It is read whole, in tenths of a second: no header
+    tells what a network does."""
     from modules.upscaling.tiled import read_upscaler  # with torch, which only those who have such a file wait for
 
     try:
@@ -66,15 +68,23 @@ def is_upscaler(path: Path, settings: Settings) -> bool:
 def find_face_restorer(settings: Settings) -> Path | None:
     """The file that the setting ``face_restorer`` names; with "auto" the best that is there, or None.
 
-    Raises :class:`~backend.core.errors.WeightsError` where it names one that is missing, or the file is not what was installed.
+    Raises :class:`~backend.core.errors.WeightsError` where it names one that is missing, or the file is not what was
+    installed.
     """
     wanted = settings.face_restorer
-    names = [name for name in FACE_RESTORERS if (settings.weights_path / name).is_file()] if wanted == "auto" else [wanted] if wanted else []
+    names = (
+        [name for name in FACE_RESTORERS if (settings.weights_path / name).is_file()]
+        if wanted == "auto"
+        else [wanted]
+        if wanted
+        else []
+    )
     return safe_form(resolve_file("face_restorer", names[0], (), settings), settings) if names else None
 
 
 def upscaler_parameters(path: Path) -> int:
-    """How many weights of the file will be on the device. Those of a checkpoint are taken for single precision, as ESRGAN's are saved."""
+    """How many weights of the file will be on the device. Those of a checkpoint are taken for single precision, as
+    ESRGAN's are saved."""
     if path.suffix != ".safetensors":
         return path.stat().st_size // 4
     with safe_open(path, framework="pt") as opened:

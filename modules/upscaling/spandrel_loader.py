@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
 MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What architectures raise on tensors whose names they know and whose shapes they do not understand, besides RuntimeError."""
+"""What architectures raise on tensors whose names they know and whose shapes they do not understand, besides
+RuntimeError."""
 
 
 def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[torch.nn.Module]:
     """The network with what spandrel found out of it, on the CPU.
 
-    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted unpickler takes
-    tensors only and runs no code.
+    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted
+    unpickler takes tensors only and runs no code.
 
     Args:
         role: What it is to be, for the errors: "upscaler".
@@ -42,9 +43,13 @@ def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[tor
         tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
         model = ModelLoader("cpu").load_from_state_dict(canonicalize_state_dict(tensors))
     except FileNotFoundError:
-        raise WeightsError(f"{path.name}: is missing; put it into the weights folder or choose another {role}") from None
+        raise WeightsError(
+            f"{path.name}: is missing; put it into the weights folder or choose another {role}"
+        ) from None
     except OSError as error:
-        raise WeightsError(f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk") from error
+        raise WeightsError(
+            f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk"
+        ) from error
     except UnsupportedModelError as error:
         raise WeightsError(f"{path.name}: holds no {role} that spandrel knows; {advice}") from error
     # what the unpickler and the architectures raise on bytes or shapes that they do not understand

@@ -47,7 +47,10 @@ def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
 
 def test_the_same_seed_gives_the_same_picture_over_http(drawn: Drawn, server: Server) -> None:
     (url,) = server.predict(PICTURE).json()["output"]
-    with Image.open(drawn.folder / "pictures" / "out-0.png") as ours, Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as theirs:
+    with (
+        Image.open(drawn.folder / "pictures" / "out-0.png") as ours,
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as theirs,
+    ):
         assert ours.tobytes() == theirs.tobytes()
 
 
@@ -63,14 +66,26 @@ def test_the_same_seed_gives_the_same_picture_over_http(drawn: Drawn, server: Se
     ],
 )
 def test_a_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    process = subprocess.run([ROOT / "scripts" / "predict", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    process = subprocess.run(
+        [ROOT / "scripts" / "predict", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (process.returncode, process.stdout, process.stderr) == (2, "", f"error: {message}\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_input_is_answered_before_anything_heavy_is_imported() -> None:
-    code = "import sys; from modules.cli.predict import main; print(main(['-i', 'prompt=']), 'torch' in sys.modules, 'PIL' in sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    code = (
+        "import sys; from modules.cli.predict import main; print(main(['-i', 'prompt=']), 'torch' in sys.modules, "
+        "'PIL' in sys.modules)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert process.stdout == "2 False False\n"
 
 
@@ -106,7 +121,9 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_file_reaches_the_service_as_a_temporary_copy(service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_reaches_the_service_as_a_temporary_copy(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "photo.png").write_bytes(b"photo")
     assert command.main(["-i", "prompt=x", "-i", f"image=@{tmp_path / 'photo.png'}", "-o", str(tmp_path / "out")]) == 0
     assert service.inputs["bytes"] == b"photo"
@@ -130,7 +147,9 @@ def test_what_goes_wrong_later_leaves_no_file(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_part(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_part(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copies: list[Path] = []
 
     def copy(source: Path, target: Path) -> None:

@@ -13,7 +13,9 @@ from backend.core.settings import ROOT
 
 
 def healthcheck(url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ROOT / "scripts" / "healthcheck", "--url", url], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [ROOT / "scripts" / "healthcheck", "--url", url], capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def test_the_real_server_is_healthy(server: Server) -> None:

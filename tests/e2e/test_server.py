@@ -27,12 +27,11 @@ from modules.request.image_request import ASPECT_RATIOS, HIRES_UPSCALERS, OUTPUT
 STAGES = ("generate", "adetailer", "upscale", "outputs")
 
 
-
-
-
-
 def pictures(answer: dict[str, Any]) -> list[Image.Image]:
-    contents = [base64.b64decode(url.partition(",")[2]) if url.startswith("data:") else requests.get(url, timeout=10).content for url in answer["output"]]
+    contents = [
+        base64.b64decode(url.partition(",")[2]) if url.startswith("data:") else requests.get(url, timeout=10).content
+        for url in answer["output"]
+    ]
     return [Image.open(io.BytesIO(content)) for content in contents]
 
 
@@ -81,7 +80,9 @@ def test_a_bad_input_is_refused_at_the_door(server: Server, field: str, inputs: 
     (problem,) = response.json()["detail"]
     assert problem["loc"] == ["body", "input", field]
     assert problem["msg"]
-    offered: tuple[str, ...] = {"sampler": SAMPLERS, "scheduler": SCHEDULES, "hr_upscaler": HIRES_UPSCALERS}.get(field, ())
+    offered: tuple[str, ...] = {"sampler": SAMPLERS, "scheduler": SCHEDULES, "hr_upscaler": HIRES_UPSCALERS}.get(
+        field, ()
+    )
     assert all(f'"{name}"' in problem["msg"] for name in offered)
 
 
@@ -101,30 +102,57 @@ def test_the_log_has_progress_that_platforms_read(answer: dict[str, Any]) -> Non
 
 
 def test_it_paints_into_an_image(server: Server) -> None:
-    """Two pictures, as jpg, from an image and a mask; whole numbers may come as 1.0, which JSON does not tell from 1."""
+    """Two pictures, as jpg, from an image and a mask; whole numbers may come as 1.0, which JSON does not tell from
+    1."""
     image, mask = Image.new("RGB", (256, 256), "white"), Image.new("L", (256, 256), 0)
     mask.paste(255, (64, 64, 192, 192))
-    inputs = {"prompt": "a red shirt", "image": png(image), "mask": png(mask), "num_outputs": 2.0, "num_inference_steps": 2.0}
+    inputs = {
+        "prompt": "a red shirt",
+        "image": png(image),
+        "mask": png(mask),
+        "num_outputs": 2.0,
+        "num_inference_steps": 2.0,
+    }
     result = server.predict({**inputs, "adetailer": False, "scale": 1, "output_format": "jpg"}).json()
     assert result["status"] == "succeeded", result["error"]
     assert [picture.format for picture in pictures(result)] == ["JPEG", "JPEG"]
 
 
 @pytest.mark.parametrize("ratio", ASPECT_RATIOS)
-def test_every_shape_and_format_is_the_picture_that_the_package_draws_itself(server: Server, service: Service, ratio: str) -> None:
+def test_every_shape_and_format_is_the_picture_that_the_package_draws_itself(
+    server: Server, service: Service, ratio: str
+) -> None:
     """Over HTTP as in this process; every ratio once, the formats in turn, png to the byte."""
     kind = OUTPUT_FORMATS[list(ASPECT_RATIOS).index(ratio) % 3]
-    inputs = {"prompt": PROMPT, "aspect_ratio": ratio, "num_inference_steps": 1, "seed": 4, "adetailer": False, "scale": 1.0, "output_format": kind}
+    inputs = {
+        "prompt": PROMPT,
+        "aspect_ratio": ratio,
+        "num_inference_steps": 1,
+        "seed": 4,
+        "adetailer": False,
+        "scale": 1.0,
+        "output_format": kind,
+    }
     result = server.predict(inputs).json()
     assert result["status"] == "succeeded", result["error"]
     (picture,) = pictures(result)
-    assert (picture.format, picture.size) == ({"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}[kind], service.family.canvas.size(ratio, "1"))
+    assert (picture.format, picture.size) == (
+        {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}[kind],
+        service.family.canvas.size(ratio, "1"),
+    )
     (file,) = service.predict(inputs, lambda name, value: None)
     assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
 
 
 def test_four_outputs_are_four_pictures_in_order(server: Server) -> None:
-    inputs = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 4, "adetailer": False, "scale": 1, "output_format": "png"}
+    inputs = {
+        "prompt": PROMPT,
+        "num_inference_steps": 2,
+        "seed": 4,
+        "adetailer": False,
+        "scale": 1,
+        "output_format": "png",
+    }
     together = pictures(server.predict({**inputs, "num_outputs": 4}).json())
     third = pictures(server.predict({**inputs, "seed": 6}).json())[0]
     assert len(together) == 4 and np.abs(np.asarray(together[2]).astype(int) - np.asarray(third)).max() <= 1
@@ -139,7 +167,9 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
     deadline = time.monotonic() + 60
     while server.health()["status"] != "BUSY":
         time.sleep(0.02)
-    while "/50 generate" not in requests.put(f"{server.url}/predictions/{prediction}", json={"input": inputs}, timeout=30).json().get("logs", ""):
+    while "/50 generate" not in requests.put(
+        f"{server.url}/predictions/{prediction}", json={"input": inputs}, timeout=30
+    ).json().get("logs", ""):
         assert time.monotonic() < deadline, "no step was begun"
         time.sleep(0.05)
     assert requests.post(f"{server.url}/predictions/{prediction}/cancel", timeout=10).ok
@@ -174,7 +204,9 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("mask", {"image": png(Image.new("RGB", (64, 64))), "mask": png(Image.new("L", (64, 32)))}),
     ],
 )
-def test_what_only_the_package_can_judge_fails_with_one_clear_line(server: Server, field: str, inputs: dict[str, Any]) -> None:
+def test_what_only_the_package_can_judge_fails_with_one_clear_line(
+    server: Server, field: str, inputs: dict[str, Any]
+) -> None:
     result = server.predict({"prompt": "a fox", **inputs}).json()
     assert result["status"] == "failed"
     assert f"{field}: " in result["error"]
@@ -184,13 +216,21 @@ def test_what_only_the_package_can_judge_fails_with_one_clear_line(server: Serve
 
 
 @pytest.mark.parametrize(("given", "words"), WRONG)
-def test_every_unit_that_is_refused_is_refused_over_http_in_the_same_words(server: Server, given: object, words: str) -> None:
+def test_every_unit_that_is_refused_is_refused_over_http_in_the_same_words(
+    server: Server, given: object, words: str
+) -> None:
     result = server.predict({"prompt": "a fox", "adetailer_args": json.dumps(given)}).json()
-    assert result["status"] == "failed" and ": adetailer_args: " in result["error"] and words in result["error"] and "\n" not in result["error"]
+    assert (
+        result["status"] == "failed"
+        and ": adetailer_args: " in result["error"]
+        and words in result["error"]
+        and "\n" not in result["error"]
+    )
 
 
 def test_the_next_prediction_is_right_and_nothing_stays_behind(server: Server, answer: dict[str, Any]) -> None:
-    """After everything above: the same inputs give the same picture, and a last failure takes that picture's file away."""
+    """After everything above: the same inputs give the same picture, and a last failure takes that picture's file
+    away."""
     again = server.predict(PICTURE).json()
     assert [picture.tobytes() for picture in pictures(again)] == [picture.tobytes() for picture in pictures(answer)]
     assert server.predict({"prompt": " "}).json()["status"] == "failed"

@@ -1,6 +1,8 @@
-"""What has gone wrong elsewhere, and must not here: a test for every row of the incident table in ``facts/reliability.md``.
+"""What has gone wrong elsewhere, and must not here: a test for every row of the incident table in
+``facts/reliability.md``.
 
-Those that need a file that wants to do harm are in ``test_malicious_files.py``, those about downloads in ``test_fetch_weights.py``; the rest is here.
+Those that need a file that wants to do harm are in ``test_malicious_files.py``, those about downloads in
+``test_fetch_weights.py``; the rest is here.
 """
 
 from __future__ import annotations
@@ -31,13 +33,19 @@ from modules.extension_optimizer import EXTENSIONS
 EMBEDDED = ROOT / "weights" / "embedded"
 TESTS: Mapping[str, tuple[str, ...]] = {
     "CVE-2024-12029": ("test_invokeai_cve_2024_12029_a_pickle_under_any_name_does_not_run",),
-    "CVE-2025-32434": ("test_torch_weights_only_bypasses_a_torch_that_has_none", "test_torch_weights_only_bypasses_no_pickle_without_a_pinned_checksum"),
+    "CVE-2025-32434": (
+        "test_torch_weights_only_bypasses_a_torch_that_has_none",
+        "test_torch_weights_only_bypasses_no_pickle_without_a_pinned_checksum",
+    ),
     "ultralytics 8.3.41": (
         "test_ultralytics_8_3_41_versions_that_carried_a_miner_are_not_installed",
         "test_ultralytics_8_3_41_a_byte_changed_in_a_pinned_file_is_refused",
         "test_ultralytics_8_3_41_its_import_starts_no_process_and_connects_to_nothing",
     ),
-    "CVE-2026-56671": ("test_comfyui_cve_2026_56671_no_path_that_a_client_names_is_opened", "test_comfyui_cve_2026_56671_names_of_files_come_from_us"),
+    "CVE-2026-56671": (
+        "test_comfyui_cve_2026_56671_no_path_that_a_client_names_is_opened",
+        "test_comfyui_cve_2026_56671_names_of_files_come_from_us",
+    ),
     "CVE-2026-44513": ("test_diffusers_cve_2026_44513_a_planted_pipeline_is_not_imported",),
     "CVE-2025-6242": (
         "test_vllm_cve_2025_6242_what_an_internal_address_says_does_not_reach_the_client",
@@ -49,7 +57,10 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "test_too_many_pixels_are_refused_by_the_header",
         "test_a_decompression_bomb_is_refused",
     ),
-    "tar.extractall": ("test_tar_extractall_no_archive_is_ever_unpacked", "test_it_goes_on_after_kill_9_at_random_moments"),
+    "tar.extractall": (
+        "test_tar_extractall_no_archive_is_ever_unpacked",
+        "test_it_goes_on_after_kill_9_at_random_moments",
+    ),
     "safetensors: 100 MB header cap": (
         "test_safetensors_header_is_refused",
         "test_safetensors_of_another_architecture_are_refused",
@@ -60,7 +71,11 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 
 
 def test_every_row_of_the_table_has_its_tests() -> None:
-    there = set(re.findall(r"^def (test_\w+)", "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE))
+    there = set(
+        re.findall(
+            r"^def (test_\w+)", "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE
+        )
+    )
     assert [name for names in TESTS.values() for name in names if name not in there] == []
     facts = ROOT.parent / "shared" / "facts" / "reliability.md"
     if facts.exists():
@@ -70,7 +85,8 @@ def test_every_row_of_the_table_has_its_tests() -> None:
 
 
 def test_ultralytics_8_3_41_its_import_starts_no_process_and_connects_to_nothing(tmp_path: Path) -> None:
-    """By Python's own audit events, in a process that imports ultralytics as the package does and builds the detector."""
+    """By Python's own audit events, in a process that imports ultralytics as the package does and builds the
+    detector."""
     code = """
 import sys
 from pathlib import Path
@@ -82,19 +98,33 @@ offline_ultralytics(Path(sys.argv[1]))
 load_detector_network(Path("weights/embedded/face_detector.safetensors"))
 print(seen)
 """
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "ultralytics")], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ultralytics")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
     assert process.stdout == "[]\n"
 
 
 def test_comfyui_cve_2026_56671_names_of_files_come_from_us(service: Service) -> None:
-    inputs = {"prompt": "../../evil \x00 name", "megapixels": "0.25", "num_inference_steps": 1, "adetailer": False, "scale": 1.0}
+    inputs = {
+        "prompt": "../../evil \x00 name",
+        "megapixels": "0.25",
+        "num_inference_steps": 1,
+        "adetailer": False,
+        "scale": 1.0,
+    }
     (file,) = service.predict(inputs, lambda name, value: None)
     assert file.name == "out-0.webp" and file.resolve().is_relative_to(service.outputs.resolve())
 
 
 @contextmanager
 def internal_service() -> Iterator[tuple[str, list[str]]]:
-    """A service that only this machine should reach, with a secret; ``/away`` leads to it. Gives its address and the paths asked for."""
+    """A service that only this machine should reach, with a secret; ``/away`` leads to it. Gives its address and the
+    paths asked for."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -116,7 +146,8 @@ def internal_service() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("path", ["/secret", "/away"])
 def test_vllm_cve_2025_6242_what_an_internal_address_says_does_not_reach_the_client(server: Server, path: str) -> None:
-    """Cog's server itself fetches the URLs of file inputs before the package sees them; what is left to us is to show nothing of it."""
+    """Cog's server itself fetches the URLs of file inputs before the package sees them; what is left to us is to
+    show nothing of it."""
     with internal_service() as (url, _):
         response = server.predict({"prompt": "a fox", "image": url + path})
     assert response.json()["status"] == "failed"
@@ -132,11 +163,28 @@ def test_vllm_cve_2025_6242_the_package_itself_opens_no_address(service: Service
 
 
 def test_tar_extractall_no_archive_is_ever_unpacked() -> None:
-    """Nothing here takes archives, so nothing here can unpack one; nor does anything read a pickle, but Ray's workers those of their own rows."""
-    forbidden = {"tarfile", "zipfile", "unpack_archive", "extractall", "pickle.load", "pickle.loads", "dill", "joblib", "shelve", "marshal"}
+    """Nothing here takes archives, so nothing here can unpack one; nor does anything read a pickle, but Ray's
+    workers those of their own rows."""
+    forbidden = {
+        "tarfile",
+        "zipfile",
+        "unpack_archive",
+        "extractall",
+        "pickle.load",
+        "pickle.loads",
+        "dill",
+        "joblib",
+        "shelve",
+        "marshal",
+    }
     own = [
         ROOT / "predict.py",
-        *(path for folder in ("backend", "modules", "bench", "training", "examples") for path in (ROOT / folder).rglob("*.py") if path.name != "ray_data.py"),
+        *(
+            path
+            for folder in ("backend", "modules", "bench", "training", "examples")
+            for path in (ROOT / folder).rglob("*.py")
+            if path.name != "ray_data.py"
+        ),
     ]
     found = []
     for path in own:

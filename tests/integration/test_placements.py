@@ -10,7 +10,7 @@ import pytest
 from support.emulated_runs import DEVICE, REQUEST, STREAMED, Run, placed, run_emulated
 
 from backend.core.settings import Settings
-from backend.devices.runtime import Computer, plan_device
+from backend.devices.runtime import DeviceRuntime, plan_device
 from backend.memory_management import MemoryPlanError
 from backend.planning.costs import KINDS, Kind
 from modules.app.model_files import find_files
@@ -32,8 +32,10 @@ def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, 
 
 @pytest.fixture(scope="module", params=["fp8", "nf4"])
 def rounded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[Kind, Run]:
-    kinds: tuple[Kind, ...] = ("resident", "swapped", "grouped")
-    return {kind: placed(kind, tmp_path_factory.mktemp(f"{request.param}-{kind}"), dtype=request.param) for kind in kinds}
+    kinds: tuple[Kind, ...] = ("resident", "model offload", "block offload")
+    return {
+        kind: placed(kind, tmp_path_factory.mktemp(f"{request.param}-{kind}"), dtype=request.param) for kind in kinds
+    }
 
 
 def test_rounded_every_placement_gives_nearly_the_same_picture(runs: dict[Kind, Run], rounded: dict[Kind, Run]) -> None:
@@ -51,7 +53,9 @@ def test_rounded_the_models_are_as_small_as_the_plan_counts(runs: dict[Kind, Run
     exact, narrow = (some["resident"].models.stats().model_bytes for some in (runs, rounded))
     for name in STREAMED:
         component = sizes.components[name]
-        assert exact[name] - narrow[name] == pytest.approx(component.size() - component.size(rounded["resident"].dtype), rel=0.05), name
+        assert exact[name] - narrow[name] == pytest.approx(
+            component.size() - component.size(rounded["resident"].dtype), rel=0.05
+        ), name
     for kind, run in rounded.items():
         assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
 
@@ -75,14 +79,14 @@ def test_where_the_plan_was_wrong_the_models_are_placed_leaner(service: Service,
     plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     whole = sum(service.models.stats().model_bytes.values())
     tight = placed("resident", tmp_path, whole + 2_000_000)
-    assert tight.ladder.retries
+    assert tight.fallback.retries
     assert tight.device.peak_bytes <= whole + 2_000_000
     assert tight.models.stats().evictions > 0
     assert np.abs(tight.picture.astype(int) - plain).max() <= 1
 
 
 def test_a_leaner_placement_has_a_lower_peak(runs: dict[Kind, Run]) -> None:
-    peaks = [runs[kind].device.peak_bytes for kind in ("resident", "swapped", "grouped", "sequential")]
+    peaks = [runs[kind].device.peak_bytes for kind in ("resident", "model offload", "block offload", "layer offload")]
     assert peaks == sorted(peaks, reverse=True) and peaks[1] < 0.8 * peaks[0]
 
 
@@ -107,5 +111,5 @@ def test_a_card_that_is_too_small_is_refused_before_anything_is_read() -> None:
 def test_without_a_card_of_its_own_everything_stays() -> None:
     settings = replace(Settings(), model="embedded")
     files = find_files(settings)
-    computer: Computer = plan_device(DEVICE, files.sizes(), files.workload(settings))
-    assert set(computer.kinds.values()) == {"resident"}
+    runtime: DeviceRuntime = plan_device(DEVICE, files.sizes(), files.workload(settings))
+    assert set(runtime.kinds.values()) == {"resident"}

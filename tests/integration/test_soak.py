@@ -23,7 +23,9 @@ def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tm
     assert seen.left_files == []
 
 
-def test_a_picture_after_many_others_is_that_of_a_fresh_process(service: Service, scratch: Path, tmp_path: Path) -> None:
+def test_a_picture_after_many_others_is_that_of_a_fresh_process(
+    service: Service, scratch: Path, tmp_path: Path
+) -> None:
     requests = [request for request in mixed_requests(12, tmp_path, seed=2) if request.outcome == "done"][:3]
     seen = soak(service, requests, scratch, every=3)
     assert seen.compared == 1 and seen.different == []
@@ -32,4 +34,6 @@ def test_a_picture_after_many_others_is_that_of_a_fresh_process(service: Service
 def test_a_leak_is_noticed(service: Service, scratch: Path, tmp_path: Path) -> None:
     requests = [request for request in mixed_requests(60, tmp_path) if request.outcome == "refused"] * 4
     assert not any("host memory rose" in fault for fault in soak(service, requests, scratch, every=0).faults())
-    assert any("host memory rose" in fault for fault in soak(service, requests, scratch, leak=20_000_000, every=0).faults())
+    assert any(
+        "host memory rose" in fault for fault in soak(service, requests, scratch, leak=20_000_000, every=0).faults()
+    )

@@ -18,16 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from modules.app.service import Service
-from modules.diffusion.base import Drawing, PromptEmbeddings
+from modules.diffusion.base import DenoiseRequest, PromptEmbeddings
 from modules.families.family import read_family
 from modules.families.flux1.service import FluxService
 from modules.flux_memory_optimizer import RotaryTables
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 META = torch.device("meta")
-DRAWING = Drawing((PROMPT,), (7,), 256, 256, steps=6, guidance=3.5)
+DRAWING = DenoiseRequest((PROMPT,), (7,), 256, 256, steps=6, guidance=3.5)
 PICTURE_TO_REDRAW = {"images": (Image.new("RGB", (256, 256)),), "strength": 0.7}
 
 
@@ -38,11 +38,11 @@ class Operations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
-
-
 
 
 def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:
@@ -50,13 +50,15 @@ def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:
 
     def transformer() -> nn.Module:
         with META:
-            module: nn.Module = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(FOLDER / "transformer"))
+            module: nn.Module = FluxTransformer2DModel.from_config(
+                FluxTransformer2DModel.load_config(FOLDER / "transformer")
+            )
         return module
 
     models = ModelCache(META, prepare=prepare)
     models.register("transformer", transformer)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(FOLDER / "scheduler")
-    return FluxService(models, read_family(FOLDER), scheduler, None, None, torch.float32, Ladder())  # type: ignore[arg-type]
+    return FluxService(models, read_family(FOLDER), scheduler, None, None, torch.float32, OomFallback())  # type: ignore[arg-type]
 
 
 def kept_tables(name: str, module: Any) -> nn.Module:
@@ -70,20 +72,28 @@ def embeddings() -> PromptEmbeddings:
     return PromptEmbeddings(torch.empty(1, 40, 192, device=META), torch.empty(1, 128, device=META))
 
 
-@pytest.mark.parametrize("change", [{}, PICTURE_TO_REDRAW, {**PICTURE_TO_REDRAW, "masks": (Image.new("L", (256, 256), 255),)}], ids=["words", "image", "mask"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, PICTURE_TO_REDRAW, {**PICTURE_TO_REDRAW, "masks": (Image.new("L", (256, 256), 255),)}],
+    ids=["words", "image", "mask"],
+)
 def test_no_step_asks_the_device_for_a_value(change: dict[str, Any]) -> None:
-    drawing = Drawing(**{**vars(DRAWING), **change})
+    drawing = DenoiseRequest(**{**vars(DRAWING), **change})
     start = torch.empty(1, 16, 16, 16, device=META) if drawing.images else None
     told: list[tuple[int, int]] = []
     with torch.inference_mode():
-        latents = without_data(kept_tables).denoise(drawing, embeddings(), start, lambda done, total: told.append((done, total)))
+        latents = without_data(kept_tables).denoise(
+            drawing, embeddings(), start, lambda done, total: told.append((done, total))
+        )
     assert latents.device == META and latents.shape == (1, 64, 64)
     assert told[-1] == (drawing.steps_run(),) * 2
 
 
 def test_the_device_without_data_notices_who_asks() -> None:
     def nosy(name: str, module: nn.Module) -> nn.Module:
-        module.register_forward_pre_hook(lambda module, args, kwargs: print(float(kwargs["timestep"])), with_kwargs=True)
+        module.register_forward_pre_hook(
+            lambda module, args, kwargs: print(float(kwargs["timestep"])), with_kwargs=True
+        )
         return module
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="meta"):
@@ -98,23 +108,28 @@ def test_noise_is_drawn_once_and_rotary_tables_are_computed_once(service: Servic
     for steps in (3, 6):
         before = tables.computed
         with Operations() as operations:
-            flux.draw(Drawing(**{**vars(DRAWING), "steps": steps}), Timeline())
+            flux.generate(DenoiseRequest(**{**vars(DRAWING), "steps": steps}), Timeline())
         assert tables.computed == before + 1
         counts.append(operations.counts)
     assert counts[0]["randn"] + counts[0]["normal_"] == counts[1]["randn"] + counts[1]["normal_"] == 1
     assert counts[0]["_local_scalar_dense"] == counts[1]["_local_scalar_dense"]
-    assert counts[0]["cos"] == counts[1]["cos"] - 3 * 2  # what is left is the embedding of the time and of the guidance, in every step
+    assert (
+        counts[0]["cos"] == counts[1]["cos"] - 3 * 2
+    )  # what is left is the embedding of the time and of the guidance, in every step
 
 
 def test_the_tables_follow_the_shape_of_the_picture(service: Service) -> None:
     flux = flux_of(service)
     with service.models.on_device("transformer") as loan:
         tables: Any = loan[0].pos_embed  # type: ignore[union-attr]
-        drawings = [Drawing((PROMPT,), (1,), *size, steps=2, guidance=3.5) for size in ((256, 128), (128, 256), (256, 128))]
-        kept = [flux.draw(drawing, Timeline())[0].tobytes() for drawing in drawings]
+        drawings = [
+            DenoiseRequest((PROMPT,), (1,), *size, steps=2, guidance=3.5)
+            for size in ((256, 128), (128, 256), (256, 128))
+        ]
+        kept = [flux.generate(drawing, Timeline())[0].tobytes() for drawing in drawings]
         loan[0].pos_embed = tables.embedding
         try:
-            anew = [flux.draw(drawing, Timeline())[0].tobytes() for drawing in drawings]
+            anew = [flux.generate(drawing, Timeline())[0].tobytes() for drawing in drawings]
         finally:
             loan[0].pos_embed = tables
     assert kept == anew and kept[0] == kept[2]
@@ -126,9 +141,16 @@ def test_every_model_runs_in_inference_mode(service: Service) -> None:
     for name in service.models.names():
         with service.models.on_device(name) as (module,):
             forward = module.decoder if name == "vae" else module
-            hooks.append(forward.register_forward_pre_hook(lambda module, args, name=name: seen.setdefault(name, set()).add(torch.is_inference_mode_enabled())))  # type: ignore[union-attr,arg-type,misc]
+            hooks.append(
+                forward.register_forward_pre_hook(
+                    lambda module, args, name=name: seen.setdefault(name, set()).add(torch.is_inference_mode_enabled())
+                )
+            )  # type: ignore[union-attr,arg-type,misc]
     try:
-        service.predict({**PICTURE, "prompt": f"{PICTURE['prompt']}, inference", "prompt_upsampling": True}, lambda name, value: None)
+        service.predict(
+            {**PICTURE, "prompt": f"{PICTURE['prompt']}, inference", "prompt_upsampling": True},
+            lambda name, value: None,
+        )
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,6 +1,8 @@
-"""Our upscaler gives what basicsr 1.4.2's own RRDBNet gives, for the three ways in which ESRGAN files name their weights.
+"""Our upscaler gives what basicsr 1.4.2's own RRDBNet gives, for the three ways in which ESRGAN files name their
+weights.
 
-basicsr's source is fetched once from the package index into ``build/peers``; where that cannot be done, the tests are skipped.
+basicsr's source is fetched once from the package index into ``build/peers``; where that cannot be done, the tests are
+skipped.
 """
 
 from __future__ import annotations
@@ -28,22 +30,45 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the peer's random weights, an input and its result."""
     if not SOURCE.is_dir():
         scratch = tmp_path_factory.mktemp("download")
-        command = [sys.executable, "-m", "pip", "download", "basicsr==1.4.2", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "basicsr==1.4.2",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            ":all:",
+        ]
         try:
-            subprocess.run([*command, "--retries", "0", "-q", "-d", str(scratch)], check=True, capture_output=True, text=True, timeout=FETCH_SECONDS)
+            subprocess.run(
+                [*command, "--retries", "0", "-q", "-d", str(scratch)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=FETCH_SECONDS,
+            )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             pytest.skip(f"basicsr's source cannot be fetched here: {str(error.stderr or error)[-200:]}")
         shutil.unpack_archive(next(scratch.glob("*.tar.gz")), scratch, filter="data")
         PEERS.mkdir(parents=True, exist_ok=True)
         shutil.move(scratch / SOURCE.name, SOURCE)
     out = tmp_path_factory.mktemp("peer")
-    subprocess.run([sys.executable, str(ROOT / "tests" / "peer_basicsr.py"), str(SOURCE), str(out)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "peer_basicsr.py"), str(SOURCE), str(out)], check=True, timeout=300
+    )
     return out
 
 
 def original(name: str, blocks: int) -> str:
     """The name that ESRGAN's first files have for a weight: a plain list of layers."""
-    places = {"conv_first": "model.0", "conv_body": f"model.1.sub.{blocks}", "conv_up1": "model.3", "conv_up2": "model.6"}
+    places = {
+        "conv_first": "model.0",
+        "conv_body": f"model.1.sub.{blocks}",
+        "conv_up1": "model.3",
+        "conv_up2": "model.6",
+    }
     places |= {"conv_hr": "model.8", "conv_last": "model.10"}
     layer, _, kind = name.rpartition(".")
     inner = re.sub(r"body\.(\d+)\.rdb(\d)\.conv(\d)", r"model.1.sub.\1.RDB\2.conv\3.0", layer)
@@ -52,7 +77,12 @@ def original(name: str, blocks: int) -> str:
 
 def bsrgan(name: str) -> str:
     renamed = re.sub(r"body\.(\d+)\.rdb", r"RRDB_trunk.\1.RDB", name)
-    for new, old in {"conv_body": "trunk_conv", "conv_up1": "upconv1", "conv_up2": "upconv2", "conv_hr": "HRconv"}.items():
+    for new, old in {
+        "conv_body": "trunk_conv",
+        "conv_up1": "upconv1",
+        "conv_up2": "upconv2",
+        "conv_hr": "HRconv",
+    }.items():
         renamed = renamed.replace(new, old)
     return renamed
 

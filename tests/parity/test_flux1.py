@@ -1,4 +1,5 @@
-"""The service that draws gives the pictures that diffusers gives, and the same seed gives the same picture however it is asked for."""
+"""The service that draws gives the pictures that diffusers gives, and the same seed gives the same picture however
+it is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from support.pictures import PROMPT
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline
 from modules.app.service import Service
-from modules.diffusion.base import Drawing, PromptCache, PromptEmbeddings
+from modules.diffusion.base import DenoiseRequest, PromptCache, PromptEmbeddings
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
 
@@ -36,17 +37,20 @@ def bare() -> FluxPipeline:
     return pipeline
 
 
-def drawing(**changes: object) -> Drawing:
-    values: dict[str, object] = {"prompts": (PROMPT,), "seeds": (3,), "width": 256, "height": 256, "steps": STEPS, "guidance": 3.5}
-    return Drawing(**{**values, **changes})  # type: ignore[arg-type]
-
-
-
-
+def denoise_request(**changes: object) -> DenoiseRequest:
+    values: dict[str, object] = {
+        "prompts": (PROMPT,),
+        "seeds": (3,),
+        "width": 256,
+        "height": 256,
+        "steps": STEPS,
+        "guidance": 3.5,
+    }
+    return DenoiseRequest(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline) -> None:
-    ours = flux.draw(drawing(), Timeline())[0]
+    ours = flux.generate(denoise_request(), Timeline())[0]
     theirs = bare(
         PROMPT,
         width=256,
@@ -61,7 +65,7 @@ def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPi
 
 @pytest.mark.parametrize("strength", [0.3, 0.75])
 def test_image_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline, strength: float) -> None:
-    ours = flux.draw(drawing(steps=8, images=(picture(),), strength=strength), Timeline())[0]
+    ours = flux.generate(denoise_request(steps=8, images=(picture(),), strength=strength), Timeline())[0]
     peer = FluxImg2ImgPipeline.from_pipe(bare)
     theirs = peer(
         PROMPT,
@@ -80,7 +84,7 @@ def test_image_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxP
 def test_inpainting_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline) -> None:
     mask = Image.new("L", (256, 256))
     mask.paste(255, (64, 64, 192, 160))
-    ours = flux.draw(drawing(steps=6, images=(picture(),), masks=(mask,), strength=0.5), Timeline())[0]
+    ours = flux.generate(denoise_request(steps=6, images=(picture(),), masks=(mask,), strength=0.5), Timeline())[0]
     latents = flux.encode_images([picture()])
     theirs = FluxInpaintPipeline.from_pipe(bare)(
         PROMPT,
@@ -99,13 +103,15 @@ def test_inpainting_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipel
 
 
 def test_a_picture_of_a_batch_is_the_picture_drawn_alone(flux: FluxService) -> None:
-    together = flux.draw(drawing(prompts=(PROMPT, PROMPT), seeds=(3, 4)), Timeline())
-    alone = flux.draw(drawing(seeds=(4,)), Timeline())[0]
+    together = flux.generate(denoise_request(prompts=(PROMPT, PROMPT), seeds=(3, 4)), Timeline())
+    alone = flux.generate(denoise_request(seeds=(4,)), Timeline())[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 
 def test_strength_0_gives_the_picture_back(flux: FluxService) -> None:
-    assert np.array_equal(pixels(flux.draw(drawing(images=(picture(),), strength=0.0), Timeline())[0]), pixels(picture()))
+    assert np.array_equal(
+        pixels(flux.generate(denoise_request(images=(picture(),), strength=0.0), Timeline())[0]), pixels(picture())
+    )
 
 
 def test_a_repeated_prompt_runs_no_text_encoder(service: Service, flux: FluxService) -> None:
@@ -126,7 +132,7 @@ def test_the_prompt_cache_forgets_what_was_used_longest_ago() -> None:
 
 def test_every_step_is_reported(flux: FluxService) -> None:
     told: list[tuple[int, int]] = []
-    flux.draw(drawing(), Timeline(), lambda done, total: told.append((done, total)))
+    flux.generate(denoise_request(), Timeline(), lambda done, total: told.append((done, total)))
     assert told == [(step, STEPS) for step in range(1, STEPS + 1)]
 
 
@@ -138,7 +144,7 @@ def test_after_a_cancel_in_the_step_loop_the_next_picture_is_the_same_as_ever(fl
         if done == 2:
             raise Canceled
 
-    before = flux.draw(drawing(), Timeline())[0]
+    before = flux.generate(denoise_request(), Timeline())[0]
     with pytest.raises(Canceled):
-        flux.draw(drawing(seeds=(9,)), Timeline(), cancel)
-    assert np.array_equal(pixels(before), pixels(flux.draw(drawing(), Timeline())[0]))
+        flux.generate(denoise_request(seeds=(9,)), Timeline(), cancel)
+    assert np.array_equal(pixels(before), pixels(flux.generate(denoise_request(), Timeline())[0]))

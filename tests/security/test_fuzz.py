@@ -1,4 +1,5 @@
-"""The running server under requests that nobody would send on purpose: 500 here, any number by ``python -m bench.robustness.fuzz``."""
+"""The running server under requests that nobody would send on purpose: 500 here, any number by ``python -m
+bench.robustness.fuzz``."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ def test_no_crash_no_hang_no_leak_and_the_same_picture_afterwards(server: Server
     report = Fuzzer(server.url).run(REQUESTS)
     assert report.faults == []
     assert sum(report.answers.values()) == REQUESTS
-    assert report.answers[422] > REQUESTS / 5 and report.states["succeeded"] > REQUESTS / 50 and report.states["failed"] > 0, "the requests are too much alike"
+    assert (
+        report.answers[422] > REQUESTS / 5
+        and report.states["succeeded"] > REQUESTS / 50
+        and report.states["failed"] > 0
+    ), "the requests are too much alike"
     assert server.wait_until_ready() < 10
 
 

@@ -1,4 +1,5 @@
-"""Files that want to do harm, named after the incidents in which they did: refused before any code of theirs runs, with an error of a line."""
+"""Files that want to do harm, named after the incidents in which they did: refused before any code of theirs runs,
+with an error of a line."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ def refusal(refuse: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".SafeTensors", ".SAFETENSORS", ".pth", ".pt", ".ckpt", ""])
 @pytest.mark.parametrize("form", ["pickle", "archive", "old archive", "in the tensors"])
-def test_invokeai_cve_2024_12029_a_pickle_under_any_name_does_not_run(tmp_path: Path, planted: Path, suffix: str, form: str) -> None:
+def test_invokeai_cve_2024_12029_a_pickle_under_any_name_does_not_run(
+    tmp_path: Path, planted: Path, suffix: str, form: str
+) -> None:
     file = tmp_path / f"evil{suffix}"
     if form == "pickle":
         file.write_bytes(pickle.dumps(Payload(planted), protocol=2))
@@ -134,7 +137,9 @@ def test_ultralytics_8_3_41_a_byte_changed_in_a_pinned_file_is_refused(settings:
 
 def test_even_a_pinned_pickle_runs_no_code(settings: Settings, planted: Path) -> None:
     path = trusted(settings, "ESRGAN_4x.pth", lambda path: torch.save({"params": Payload(planted)}, path))
-    assert refusal(lambda: load_upscaler_network(next(iter(find_files(settings).upscalers.values())))).startswith("ESRGAN_4x.pth: is damaged")
+    assert refusal(lambda: load_upscaler_network(next(iter(find_files(settings).upscalers.values())))).startswith(
+        "ESRGAN_4x.pth: is damaged"
+    )
     assert "is damaged" in refusal(lambda: convert(path, settings))
     assert not planted.exists()
 
@@ -159,22 +164,32 @@ def test_another_network_under_a_hand_detectors_name_is_refused(settings: Settin
         "upscaler": lambda: load_file(EMBEDDED / "upscaler.safetensors"),
     }
     path = trusted(settings, "hand_yolov8n.pt", lambda path: torch.save(networks[kind](), path))
-    says = {"pose": "is a PoseModel", "face": "is a network to detect face, and its name stands for one to detect hand", "upscaler": "is damaged or not"}
+    says = {
+        "pose": "is a PoseModel",
+        "face": "is a network to detect face, and its name stands for one to detect hand",
+        "upscaler": "is damaged or not",
+    }
     trusting = replace(settings, face_detector=path.name, model="embedded", warm_up=False)
     assert says[kind] in refusal(lambda: start(trusting))
 
 
 def test_a_detector_under_an_upscalers_name_is_refused(settings: Settings) -> None:
     path = trusted(settings, "ESRGAN_4x.pth", lambda path: torch.save({"model": unfused(WEIGHTS)}, path))
-    assert re.search("^ESRGAN_4x.pth: (is damaged, or not what its name says|holds no upscaler)", refusal(lambda: load_upscaler_network(path)))
+    assert re.search(
+        "^ESRGAN_4x.pth: (is damaged, or not what its name says|holds no upscaler)",
+        refusal(lambda: load_upscaler_network(path)),
+    )
 
 
 def like_a_pickle(tensors: dict[str, torch.Tensor]) -> bytes:
-    """The tensors as safetensors whose header is so long that they begin with a pickle's byte, as one file in 32 does."""
+    """The tensors as safetensors whose header is so long that they begin with a pickle's byte, as one file in 32
+    does."""
     return next(data for size in range(300) if (data := save(tensors, {"note": "x" * size}))[0] == 0x80)
 
 
-def test_safetensors_that_begin_with_a_pickles_byte_are_read_as_what_they_are(settings: Settings, tmp_path: Path) -> None:
+def test_safetensors_that_begin_with_a_pickles_byte_are_read_as_what_they_are(
+    settings: Settings, tmp_path: Path
+) -> None:
     file = tmp_path / "upscaler.safetensors"
     file.write_bytes(like_a_pickle(load_file(EMBEDDED / "upscaler.safetensors")))
     assert not is_pickle(file) and load_upscaler_network(file).factor == 4
@@ -182,7 +197,8 @@ def test_safetensors_that_begin_with_a_pickles_byte_are_read_as_what_they_are(se
 
 
 def test_a_pickle_that_begins_as_safetensors_do_runs_no_code(tmp_path: Path, planted: Path) -> None:
-    """The length of a header that fits, and "{", within a number that a pickle throws away before it does what it is for."""
+    """The length of a header that fits, and "{", within a number that a pickle throws away before it does what it is
+    for."""
     program = pickle.dumps(Payload(planted), protocol=2)
     file = tmp_path / "upscaler.pth"
     file.write_bytes(b"\x80\x02G" + b"\x00\x00\x00\x00\x00{\x00\x00" + b"0" + program[2:] + bytes(5_000_000))
@@ -242,7 +258,9 @@ def test_safetensors_header_is_refused(tmp_path: Path, kind: str) -> None:
     shutil.copy(WEIGHTS.with_suffix(".yaml"), tmp_path / "face.yaml")
     from diffusers import AutoencoderKL
 
-    assert refusal(lambda: load_upscaler_network(tmp_path / "upscaler.safetensors")).startswith("upscaler.safetensors: ")
+    assert refusal(lambda: load_upscaler_network(tmp_path / "upscaler.safetensors")).startswith(
+        "upscaler.safetensors: "
+    )
     assert refusal(lambda: load_detector_network(tmp_path / "face.safetensors")).startswith("face.safetensors: ")
     assert refusal(lambda: load_diffusers_module(AutoencoderKL, tmp_path / "vae", torch.float32)).startswith("vae/")
 
@@ -262,17 +280,29 @@ def test_safetensors_of_another_architecture_are_refused(tmp_path: Path, change:
     else:
         tensors["encoder.backdoor.weight"] = torch.zeros(3)
     save_file(tensors, file)
-    assert refusal(lambda: load_diffusers_module(AutoencoderKL, tmp_path / "vae", torch.float32)).startswith("vae does not fit its config.json")
+    assert refusal(lambda: load_diffusers_module(AutoencoderKL, tmp_path / "vae", torch.float32)).startswith(
+        "vae does not fit its config.json"
+    )
 
 
 # Whole families
 
 
-def test_diffusers_cve_2026_44513_a_planted_pipeline_is_not_imported(settings: Settings, planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusers_cve_2026_44513_a_planted_pipeline_is_not_imported(
+    settings: Settings, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also CVE-2026-45804 and -44827: code that lies in a model's folder, or is named in its files."""
     folder = settings.weights_path / "embedded" / "flux"
-    code = f"import pathlib; pathlib.Path({str(planted)!r}).touch()\nclass FluxPipeline: pass\nclass AutoencoderKL: pass\n"
-    for name in ("pipeline.py", "vae/autoencoder_kl.py", "transformer/modeling.py", "text_encoder/modeling_clip.py", "tokenizer/tokenization.py"):
+    code = (
+        f"import pathlib; pathlib.Path({str(planted)!r}).touch()\nclass FluxPipeline: pass\nclass AutoencoderKL: pass\n"
+    )
+    for name in (
+        "pipeline.py",
+        "vae/autoencoder_kl.py",
+        "transformer/modeling.py",
+        "text_encoder/modeling_clip.py",
+        "tokenizer/tokenization.py",
+    ):
         (folder / name).write_text(code)
     changes: Mapping[str, Mapping[str, object]] = {
         "model_index.json": {"_class_name": ["pipeline", "FluxPipeline"], "custom_pipeline": "pipeline.py"},
@@ -289,7 +319,9 @@ def test_diffusers_cve_2026_44513_a_planted_pipeline_is_not_imported(settings: S
     assert not planted.exists()
 
 
-@pytest.mark.parametrize("file", ["upscaler.safetensors", "face_detector.safetensors", "flux/vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["upscaler.safetensors", "face_detector.safetensors", "flux/vae/diffusion_pytorch_model.safetensors"]
+)
 def test_set_up_stops_at_a_bad_file_and_goes_when_it_is_right(settings: Settings, file: str) -> None:
     path = settings.weights_path / "embedded" / file
     content = path.read_bytes()
@@ -309,8 +341,16 @@ def test_comfyui_cve_2026_56671_no_path_that_a_client_names_is_opened(tmp_path: 
     link = Path(tempfile.gettempdir()) / f"{tmp_path.name}-link.png"
     link.symlink_to(secret)
     try:
-        for path in (secret, link, Path("/etc/hostname"), Path(tempfile.gettempdir()), Path(f"{tempfile.gettempdir()}/../etc/hostname")):
-            assert refusal(lambda path=path: only_temporary({"image": cog.Path(path)})).startswith("image: must be sent")  # type: ignore[misc]
+        for path in (
+            secret,
+            link,
+            Path("/etc/hostname"),
+            Path(tempfile.gettempdir()),
+            Path(f"{tempfile.gettempdir()}/../etc/hostname"),
+        ):
+            assert refusal(lambda path=path: only_temporary({"image": cog.Path(path)})).startswith(
+                "image: must be sent"
+            )  # type: ignore[misc]
     finally:
         link.unlink()
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
@@ -326,7 +366,9 @@ def test_pillow_cve_2026_40192_only_known_formats_are_decoded(tmp_path: Path, pl
     contents = {
         "a pickle": pickle.dumps(Payload(planted)),
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(planted) (w) file\n",
-        "FITS": b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =                    8".ljust(80) + b"END".ljust(2720),
+        "FITS": b"SIMPLE  =                    T".ljust(80)
+        + b"BITPIX  =                    8".ljust(80)
+        + b"END".ljust(2720),
         "a zip": archive.getvalue(),
         "a page": b"<html><img src=x></html>",
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/hostname"/></svg>',

@@ -18,12 +18,19 @@ SECONDS = 900
 
 def permitted() -> bool:
     try:
-        return subprocess.run([*UNSHARE, "mount", "--bind", "/dev/null", "/etc/resolv.conf"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [*UNSHARE, "mount", "--bind", "/dev/null", "/etc/resolv.conf"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     except FileNotFoundError:
         return False
 
 
-pytestmark = pytest.mark.skipif(not permitted(), reason="this machine does not permit network namespaces (unshare --net --mount)")
+pytestmark = pytest.mark.skipif(
+    not permitted(), reason="this machine does not permit network namespaces (unshare --net --mount)"
+)
 
 SERVE_ONE = """
 import json, os, signal, subprocess, sys, time, urllib.error, urllib.request
@@ -52,14 +59,21 @@ finally:
 def looked_up(log: Path, *command: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """The command's end, and the names that were asked for while it ran."""
     process = subprocess.run(
-        [*UNSHARE, sys.executable, str(LOOKUPS), str(log), *command], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+        [*UNSHARE, sys.executable, str(LOOKUPS), str(log), *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     return process, log.read_text().splitlines()
 
 
 def test_the_resolver_notices_what_is_asked(tmp_path: Path) -> None:
     """Else the tests below would prove nothing."""
-    code = "import socket\ntry: socket.getaddrinfo('huggingface.example', 443)\nexcept socket.gaierror: print('refused')"
+    code = (
+        "import socket\ntry: socket.getaddrinfo('huggingface.example', 443)\nexcept socket.gaierror: print('refused')"
+    )
     process, names = looked_up(tmp_path / "names", sys.executable, "-c", code)
     assert process.stdout == "refused\n" and "huggingface.example" in names
 

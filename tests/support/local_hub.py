@@ -1,4 +1,5 @@
-"""A hub of our own on this machine: the addresses and headers that huggingface_hub asks for, over files that a test makes up."""
+"""A hub of our own on this machine: the addresses and headers that huggingface_hub asks for, over files that a test
+makes up."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ PIECE = 64 * 1024
 
 
 def manifest_files(names: tuple[str, ...], shard_bytes: int) -> dict[str, dict[str, bytes]]:
-    """Every file of some models, by repository and path, of the right kind and of made-up content; shards of a pipeline have ``shard_bytes``."""
+    """Every file of some models, by repository and path, of the right kind and of made-up content; shards of a
+    pipeline have ``shard_bytes``."""
     repositories: dict[str, dict[str, bytes]] = {}
     rng = np.random.default_rng(7)
     for name in names:
@@ -116,7 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repository in self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.reply(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"})
         elif path not in self.hub.repositories.get(repository, {}):
-            self.reply(404, {"X-Error-Code": "EntryNotFound" if repository in self.hub.repositories else "RepoNotFound"})
+            self.reply(
+                404, {"X-Error-Code": "EntryNotFound" if repository in self.hub.repositories else "RepoNotFound"}
+            )
         elif with_body and path in self.hub.elsewhere:
             self.reply(302, {"Location": self.hub.elsewhere[path]})
         else:
@@ -133,7 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
         name = sha256(content) if is_large(path) else git_name(content)
         body = self.hub.wrong.get(path, content)[start:]
         self.send_response(206 if start else 200)
-        for header, value in {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), "Accept-Ranges": "bytes"}.items():
+        for header, value in {
+            "ETag": f'"{name}"',
+            "X-Repo-Commit": COMMIT,
+            "Content-Length": str(len(body)),
+            "Accept-Ranges": "bytes",
+        }.items():
             self.send_header(header, value)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -172,7 +181,14 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
             listing.append(entry)
         found: Any = (
-            listing if "tree" in rest else {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
+            listing
+            if "tree" in rest
+            else {
+                "id": repository,
+                "modelId": repository,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": path} for path in files],
+            }
         )
         content = json.dumps(found).encode()
         self.send_response(200)

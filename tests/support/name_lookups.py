@@ -2,8 +2,8 @@
 
     unshare --net --mount python tests/support/name_lookups.py LOG COMMAND ...
 
-In the namespaces made by ``unshare`` there is only the loopback interface, and ``/etc/resolv.conf`` names a resolver there: this one,
-which answers that no such name exists. It sees what Python, Rust and the C library ask alike.
+In the namespaces made by ``unshare`` there is only the loopback interface, and ``/etc/resolv.conf`` names a resolver
+there: this one, which answers that no such name exists. It sees what Python, Rust and the C library ask alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def answer_requests(resolver: socket.socket, log: Path) -> None:
 
 def main(log: Path, command: list[str]) -> int:
     bring_up_loopback()
-    with tempfile.NamedTemporaryFile("w") as configuration, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+    with (
+        tempfile.NamedTemporaryFile("w") as configuration,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver,
+    ):
         configuration.write("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         configuration.flush()
         Path(configuration.name).chmod(0o644)

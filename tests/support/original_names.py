@@ -1,4 +1,5 @@
-"""Stable Diffusion's weights in the key names of its first code, as single-file checkpoints have them: the inverse of what diffusers does."""
+"""Stable Diffusion's weights in the key names of its first code, as single-file checkpoints have them: the inverse
+of what diffusers does."""
 
 from __future__ import annotations
 
@@ -9,10 +10,27 @@ import torch
 
 Tensors = dict[str, torch.Tensor]
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3"}
-TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0"}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+}
+TOP = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+}
 TOP |= {"conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 
 
 def unet(tensors: Mapping[str, torch.Tensor], layers: int) -> Tensors:
@@ -22,9 +40,13 @@ def unet(tensors: Mapping[str, torch.Tensor], layers: int) -> Tensors:
         stem, _, kind = name.rpartition(".")
         if stem in TOP:
             return f"{TOP[stem]}.{kind}"
-        part, inner = re.fullmatch(r"((?:down_blocks|up_blocks)\.\d+\.\w+\.\d+|mid_block\.\w+\.\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+        part, inner = re.fullmatch(
+            r"((?:down_blocks|up_blocks)\.\d+\.\w+\.\d+|mid_block\.\w+\.\d+)\.(.+)", name
+        ).groups()  # type: ignore[union-attr]
         where, *numbers = re.split(r"\.(?=\d)|(?<=\d)\.", part)
-        inner = re.sub(r"^(norm1|conv1|time_emb_proj|norm2|conv2)(?=\.)", lambda match: RESNET[match[1]], inner).replace("conv_shortcut", "skip_connection")
+        inner = re.sub(
+            r"^(norm1|conv1|time_emb_proj|norm2|conv2)(?=\.)", lambda match: RESNET[match[1]], inner
+        ).replace("conv_shortcut", "skip_connection")
         if where == "mid_block.resnets" or where == "mid_block.attentions":
             return f"middle_block.{2 * int(numbers[0]) if 'resnets' in where else 1}.{inner}"
         block, kind, index = int(numbers[0]), numbers[1], int(numbers[2])
@@ -49,19 +71,32 @@ def vae(tensors: Mapping[str, torch.Tensor], blocks: int) -> Tensors:
         name = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{blocks - 1 - int(m[1])}.block.{m[2]}", name)
         name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", name)
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-        name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        name = (
+            name.replace("mid_block.attentions.0", "mid.attn_1")
+            .replace("conv_shortcut", "nin_shortcut")
+            .replace("conv_norm_out", "norm_out")
+        )
         for new, old in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
             name = name.replace(f"attn_1.{new}", f"attn_1.{old}")
         return f"first_stage_model.{name}"
 
     written = {renamed(name): tensor for name, tensor in tensors.items()}
-    return {name: tensor[:, :, None, None] if ".attn_1." in name and tensor.ndim == 2 else tensor for name, tensor in written.items()}
+    return {
+        name: tensor[:, :, None, None] if ".attn_1." in name and tensor.ndim == 2 else tensor
+        for name, tensor in written.items()
+    }
 
 
 def open_clip(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """SDXL's second text encoder, whose queries, keys and values stand in one matrix."""
-    top = {"text_model.embeddings.token_embedding.weight": "token_embedding.weight", "text_model.embeddings.position_embedding.weight": "positional_embedding"}
-    top |= {"text_model.final_layer_norm.weight": "ln_final.weight", "text_model.final_layer_norm.bias": "ln_final.bias"}
+    top = {
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    }
+    top |= {
+        "text_model.final_layer_norm.weight": "ln_final.weight",
+        "text_model.final_layer_norm.bias": "ln_final.bias",
+    }
     written: Tensors = {}
     for name, tensor in tensors.items():
         if name == "text_projection.weight":

@@ -2,8 +2,8 @@
 
     python peer_basicsr.py SOURCE_FOLDER OUT_FOLDER
 
-basicsr's ``__init__`` imports everything, and fails beside a current torchvision; the network needs four of its files. Writes
-``weights.safetensors`` (random), ``pixels.safetensors`` (an input) and ``result.safetensors``.
+basicsr's ``__init__`` imports everything, and fails beside a current torchvision; the network needs four of its files.
+Writes ``weights.safetensors`` (random), ``pixels.safetensors`` (an input) and ``result.safetensors``.
 """
 
 import contextlib
@@ -23,7 +23,10 @@ def main(source: Path, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
+    for operator in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
         with contextlib.suppress(RuntimeError):  # torchvision brings its own
             torch.library.define(f"torchvision::{operator.partition('(')[0]}", operator[operator.index("(") :])
 

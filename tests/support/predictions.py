@@ -20,5 +20,9 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 def predicted(service: Service, **changes: Any) -> tuple[list[Image.Image], dict[str, float], list[Path]]:
     metrics: dict[str, float] = {}
-    files = service.predict({**INPUTS, "prompt": PROMPT, "num_inference_steps": 4, "output_format": "png", **changes}, metrics.__setitem__, no_progress)
+    files = service.predict(
+        {**INPUTS, "prompt": PROMPT, "num_inference_steps": 4, "output_format": "png", **changes},
+        metrics.__setitem__,
+        no_progress,
+    )
     return [Image.open(file).convert("RGB") for file in files], metrics, files

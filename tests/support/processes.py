@@ -42,7 +42,8 @@ class Server:
         return time.monotonic() - begin
 
     def files(self) -> frozenset[Path]:
-        """The temporary files of the server, and those that coglet keeps of the predictions asked for here, wherever TMPDIR is."""
+        """The temporary files of the server, and those that coglet keeps of the predictions asked for here, wherever
+        TMPDIR is."""
         folders = [self.temporary, *(Path("/tmp/coglet/predictions") / name for name in self.ids)]
         return frozenset(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -52,7 +53,9 @@ class Server:
 
     def predict(self, inputs: dict[str, Any], prediction: str = "") -> requests.Response:
         self.wait_until_ready()
-        return requests.put(f"{self.url}/predictions/{prediction or self.new_id()}", json={"input": inputs}, timeout=PREDICTION_SECONDS)
+        return requests.put(
+            f"{self.url}/predictions/{prediction or self.new_id()}", json={"input": inputs}, timeout=PREDICTION_SECONDS
+        )
 
 
 def free_port() -> int:

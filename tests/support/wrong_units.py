@@ -23,16 +23,31 @@ WRONG: list[tuple[object, str]] = [
         ({"ad_dilate_erode": float("inf")}, "ad_dilate_erode must be a whole number, not Infinity"),
         ({"ad_inpaint_only_masked": 1}, "ad_inpaint_only_masked must be true or false, not 1"),
         ({"ad_prompt": None}, "ad_prompt must be text, not null"),
-        ({"ad_mask_min_ratio": 0.5, "ad_mask_max_ratio": 0.4}, "ad_mask_min_ratio is 0.5, more than ad_mask_max_ratio, 0.4"),
+        (
+            {"ad_mask_min_ratio": 0.5, "ad_mask_max_ratio": 0.4},
+            "ad_mask_min_ratio is 0.5, more than ad_mask_max_ratio, 0.4",
+        ),
         (["x"], "must be a JSON object"),
         (7, "must be a JSON object"),
         ([{}] * 5, "has 5 units; at most 4 are run"),
-        ({"ad_use_sampler": True, "ad_sampler": "Euler a"}, "ad_sampler must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'"),
-        ({"ad_use_sampler": True, "ad_scheduler": "Turbo"}, "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Turbo'"),
+        (
+            {"ad_use_sampler": True, "ad_sampler": "Euler a"},
+            "ad_sampler must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'",
+        ),
+        (
+            {"ad_use_sampler": True, "ad_scheduler": "Turbo"},
+            "ad_scheduler must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'Turbo'",
+        ),
         ({"ad_checkpoint": 5}, "ad_checkpoint must be text, not 5"),
     ],
     *[({f"ad_{name}": value}, f"ad_{name} must be ") for name in RANGES for value in _beyond(name)],
-    *[({f"ad_{name}": "something"}, f"ad_{name} must be one of {', '.join(CHOICES[name])}, not 'something'") for name in CHOICES],
-    *[({f"ad_{name}": True if nothing is False else "something"}, f"ad_{name} cannot be honoured: {reason}") for name, (nothing, reason) in NOT_HERE.items()],
+    *[
+        ({f"ad_{name}": "something"}, f"ad_{name} must be one of {', '.join(CHOICES[name])}, not 'something'")
+        for name in CHOICES
+    ],
+    *[
+        ({f"ad_{name}": True if nothing is False else "something"}, f"ad_{name} cannot be honoured: {reason}")
+        for name, (nothing, reason) in NOT_HERE.items()
+    ],
 ]
 """Units that are refused, and words of the error; ``tests/e2e/test_server.py`` sends them all over HTTP."""

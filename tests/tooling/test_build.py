@@ -34,10 +34,14 @@ def test_the_commands_bring_every_preinstalled_model_and_no_other() -> None:
         for file in read_manifest()[name].files:
             assert any(word.strip("'") == file.path for word in named), file.path
             assert any(word.strip("'") == file.repository for word in named), file.repository
-    brought = [word.strip("'") for word in named if re.search(r"\.(safetensors|pt|pth|model)'?$", word) and "*" not in word]
+    uploads_dir = [
+        word.strip("'") for word in named if re.search(r"\.(safetensors|pt|pth|model)'?$", word) and "*" not in word
+    ]
     known = {file.path for name in PREINSTALLED for file in read_manifest()[name].files}
-    assert {word for word in brought if not word.startswith(".")} <= known
-    assert f"len(files) != {len({file.local for name in PREINSTALLED for file in read_manifest()[name].files})}" in RUN[-1]
+    assert {word for word in uploads_dir if not word.startswith(".")} <= known
+    assert (
+        f"len(files) != {len({file.local for name in PREINSTALLED for file in read_manifest()[name].files})}" in RUN[-1]
+    )
 
 
 def test_the_token_is_a_secret_of_the_gated_models_command_alone() -> None:
@@ -54,7 +58,9 @@ def test_nothing_asks_a_hub_at_run_time() -> None:
 def test_the_source_does_not_bring_weights_of_its_own() -> None:
     """They would lie twice in the image, and anybody's weights/ would replace those that were checked."""
     rules = (ROOT / ".dockerignore").read_text().split()
-    assert rules.index("weights/*") < min(rules.index(f"!weights/{name}") for name in ("manifest.json", "lock.json", "embedded"))
+    assert rules.index("weights/*") < min(
+        rules.index(f"!weights/{name}") for name in ("manifest.json", "lock.json", "embedded")
+    )
 
 
 @pytest.fixture
@@ -67,7 +73,12 @@ def hub() -> Iterator[LocalHub]:
 def build_check(hub: LocalHub, root: Path, token: str = TOKEN) -> tuple[int, str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_TOKEN": token}
     ran = subprocess.run(
-        [sys.executable, "-P", "-m", "modules.cli.build_check", "--root", root], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-P", "-m", "modules.cli.build_check", "--root", root],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     return ran.returncode, ran.stdout + ran.stderr
 

@@ -14,7 +14,15 @@ from backend.core.settings import ROOT
 
 INSTALL = ROOT / "scripts" / "install-tcmalloc.sh"
 START = ROOT / "scripts" / "start-backend-optimized.sh"
-UNSET = ("LD_PRELOAD", "NO_TCMALLOC", "ACCELERATE", "ACCELERATE_CONFIG_FILE", "OMP_NUM_THREADS", "FLUX_CPU_THREADS", "MALLOC_TRIM_THRESHOLD_")
+UNSET = (
+    "LD_PRELOAD",
+    "NO_TCMALLOC",
+    "ACCELERATE",
+    "ACCELERATE_CONFIG_FILE",
+    "OMP_NUM_THREADS",
+    "FLUX_CPU_THREADS",
+    "MALLOC_TRIM_THRESHOLD_",
+)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -23,7 +31,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 @dataclass
 class System:
-    """A machine as the script sees it: an os-release, a linker that knows one folder, and an apt that puts a library there."""
+    """A machine as the script sees it: an os-release, a linker that knows one folder, and an apt that puts a library
+    there."""
 
     folder: Path
 
@@ -55,7 +64,9 @@ def system(tmp_path: Path) -> System:
     # any shared library does: what counts is that the loader takes it under this name
     zlib = next(
         line.split()[-1]
-        for line in subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout.splitlines()
+        for line in subprocess.run(
+            ["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         if "libz.so" in line
     )
     shutil.copy(zlib, tmp_path / "library")
@@ -133,7 +144,14 @@ def shown(system: System) -> Path:
 
 
 def variables(script: Path, *arguments: str, **changes: str) -> dict[str, str]:
-    process = subprocess.run([script, "--show", *arguments], env=environment(**changes), capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run(
+        [script, "--show", *arguments],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return dict(line.split("=", 1) for line in process.stdout.splitlines())
 
 
@@ -166,13 +184,24 @@ def test_the_flag_goes_before_the_configuration_file_and_that_before_the_default
     ("arguments", "changes", "message"),
     [
         (["--num_cpu_threads_per_process", "many"], {}, "must be a whole number from 1, not 'many'"),
-        ([], {"ACCELERATE": "True", "ACCELERATE_CONFIG_FILE": "/none.yaml"}, "names a file that cannot be read: /none.yaml"),
+        (
+            [],
+            {"ACCELERATE": "True", "ACCELERATE_CONFIG_FILE": "/none.yaml"},
+            "names a file that cannot be read: /none.yaml",
+        ),
         (["--speed"], {}, "unknown option --speed"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], changes: dict[str, str], message: str) -> None:
-    process = subprocess.run([START, *arguments], env=environment(**changes), capture_output=True, text=True, timeout=60, check=False)
-    assert process.returncode == 2 and process.stderr.startswith("error: ") and message in process.stderr and process.stderr.count("\n") == 1
+    process = subprocess.run(
+        [START, *arguments], env=environment(**changes), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (
+        process.returncode == 2
+        and process.stderr.startswith("error: ")
+        and message in process.stderr
+        and process.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("script", [INSTALL, START])

@@ -14,7 +14,15 @@ from training.data.drawing import draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures
 from training.data.figures import LOWER_COLOURS, POSES, Figures, sample_figures, sample_hand, sample_training_figures
 from training.data.held_out import held_out_figures
-from training.data.scene import ASPECTS, BACKGROUND_COLOURS, SHIRT_COLOURS, Placement, is_held_out, sample_scene, sample_training_scene
+from training.data.scene import (
+    ASPECTS,
+    BACKGROUND_COLOURS,
+    SHIRT_COLOURS,
+    Placement,
+    is_held_out,
+    sample_scene,
+    sample_training_scene,
+)
 from training.evaluation.adherence import chest, count_persons, held_out_prompts, measure, nearest_colour
 
 
@@ -51,7 +59,11 @@ def test_a_caption_says_nothing_that_is_not_in_the_picture() -> None:
 
 def test_held_out_combinations_are_never_trained_on() -> None:
     rng = random.Random(4)
-    assert not any(is_held_out(person, scene.background) for scene in (sample_training_scene(rng) for _ in range(300)) for person in scene.people)
+    assert not any(
+        is_held_out(person, scene.background)
+        for scene in (sample_training_scene(rng) for _ in range(300))
+        for person in scene.people
+    )
     assert len(held_out_prompts()) == 40
 
 
@@ -93,10 +105,18 @@ def test_a_caption_of_figures_says_nothing_that_is_not_in_the_picture() -> None:
 
 def test_everybody_does_the_same_where_the_caption_says_so() -> None:
     rng = random.Random(9)
-    together = [figures for figures in (sample_training_figures(rng, (256, 256)) for _ in range(200)) if len(figures.scene.people) > 1]
+    together = [
+        figures
+        for figures in (sample_training_figures(rng, (256, 256)) for _ in range(200))
+        if len(figures.scene.people) > 1
+    ]
     same = [figures for figures in together if len({stance.pose for stance in figures.stances}) == 1]
-    assert len(same) > 0.3 * len(together) and {stance.pose for figures in together for stance in figures.stances} <= set(POSES)
-    assert not any(is_held_out(person, figures.scene.background) for figures in together for person in figures.scene.people)
+    assert len(same) > 0.3 * len(together) and {
+        stance.pose for figures in together for stance in figures.stances
+    } <= set(POSES)
+    assert not any(
+        is_held_out(person, figures.scene.background) for figures in together for person in figures.scene.people
+    )
     assert all(stance.lower_colour in LOWER_COLOURS for figures in together for stance in figures.stances)
 
 
@@ -113,11 +133,24 @@ def test_a_picture_of_a_hand_shows_it_large_and_whole() -> None:
 def test_the_measure_of_figures_reads_drawings_right() -> None:
     rng = random.Random(11)
     drawn = [sample_training_figures(rng, (256, 256)) for _ in range(60)]
-    prompts = [("", {"people": str(len(figures.scene.people)), "background": figures.scene.background}) for figures in drawn]
-    right = count_persons([seen_as_drawn(figures) for figures in drawn], [draw_figures(figures).image for figures in drawn], prompts)
+    prompts = [
+        ("", {"people": str(len(figures.scene.people)), "background": figures.scene.background}) for figures in drawn
+    ]
+    right = count_persons(
+        [seen_as_drawn(figures) for figures in drawn], [draw_figures(figures).image for figures in drawn], prompts
+    )
     assert right["background"] > 55 and right["people"] > 55  # somebody may stand behind another
-    single = [figures for figures in drawn if len(figures.scene.people) == 1 and figures.scene.placements[0].y + 9 * figures.scene.placements[0].size < 256]
-    shirts = [nearest_colour(chest(np.asarray(draw_figures(figures).image).astype(int), seen_as_drawn(figures).boxes[0]), SHIRT_COLOURS) for figures in single]
+    single = [
+        figures
+        for figures in drawn
+        if len(figures.scene.people) == 1 and figures.scene.placements[0].y + 9 * figures.scene.placements[0].size < 256
+    ]
+    shirts = [
+        nearest_colour(
+            chest(np.asarray(draw_figures(figures).image).astype(int), seen_as_drawn(figures).boxes[0]), SHIRT_COLOURS
+        )
+        for figures in single
+    ]
     assert sum(seen == figures.scene.people[0].shirt for seen, figures in zip(shirts, single)) > 0.8 * len(single) > 5
 
 

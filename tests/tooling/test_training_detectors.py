@@ -36,7 +36,10 @@ def test_figures_are_drawn_the_same_every_time() -> None:
 def test_boxes_and_masks_lie_in_the_picture() -> None:
     for seed in range(12):
         drawn = draw_figures(figures(seed))
-        assert all(mask.shape == (drawn.image.height, drawn.image.width) and set(np.unique(mask)) == {0, 255} for mask in drawn.persons)
+        assert all(
+            mask.shape == (drawn.image.height, drawn.image.width) and set(np.unique(mask)) == {0, 255}
+            for mask in drawn.persons
+        )
         assert not np.bitwise_and.reduce([*drawn.persons, drawn.persons[0] ^ 255]).any() or len(drawn.persons) == 1
         for x1, y1, x2, y2 in (*drawn.hands, *drawn.person_boxes):
             assert 0 <= x1 < x2 <= drawn.image.width and 0 <= y1 < y2 <= drawn.image.height
@@ -68,7 +71,9 @@ def test_a_hand_behind_somebody_is_not_asked_for() -> None:
     scene = next(one for one in map(figures, range(99)) if len(one.scene.people) == 2)
     first, second = scene.scene.placements
     apart = len(draw_figures(scene).hands)
-    behind = replace(scene.scene, placements=(replace(first, x=second.x, y=second.y - 1), replace(second, size=2.2 * second.size)))
+    behind = replace(
+        scene.scene, placements=(replace(first, x=second.x, y=second.y - 1), replace(second, size=2.2 * second.size))
+    )
     assert len(draw_figures(replace(scene, scene=behind)).hands) < apart
 
 
@@ -84,7 +89,10 @@ def test_every_sample_has_a_label_for_each_box(kind: str) -> None:
     rng = Random(6)
     for _ in range(10):
         sample = KINDS[kind].draw(rng)
-        assert len(label_lines(sample).splitlines()) == len(sample.boxes) and len(sample.masks) in (0, len(sample.boxes))
+        assert len(label_lines(sample).splitlines()) == len(sample.boxes) and len(sample.masks) in (
+            0,
+            len(sample.boxes),
+        )
         assert soften(sample.image, rng).size == sample.image.size
 
 
@@ -126,7 +134,12 @@ def test_overlap_of_boxes_and_of_their_masks() -> None:
 
 def test_a_second_box_on_an_object_is_wrong() -> None:
     found = detections([(0, 0, 10, 10), (0, 0, 10, 11), (50, 50, 60, 60)], [0.9, 0.8, 0.4])
-    assert score([found], [[(0, 0, 10, 10), (80, 80, 90, 90)]]) == {"recall": 0.5, "precision": 0.3333, "median_confidence": 0.9, "share_over_half": 1.0}
+    assert score([found], [[(0, 0, 10, 10), (80, 80, 90, 90)]]) == {
+        "recall": 0.5,
+        "precision": 0.3333,
+        "median_confidence": 0.9,
+        "share_over_half": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

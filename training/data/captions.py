@@ -45,7 +45,15 @@ SKIN_WORDS = {
 }
 FRAMING_WORDS = {
     "close-up": ("a close-up of", "a close-up portrait of", "the face of", "a closeup of"),
-    "portrait": ("a portrait of", "a portrait of", "portrait of", "an illustration of", "a picture of", "a drawing of", ""),
+    "portrait": (
+        "a portrait of",
+        "a portrait of",
+        "portrait of",
+        "an illustration of",
+        "a picture of",
+        "a drawing of",
+        "",
+    ),
     "half-body": ("a half-body portrait of", "an upper body picture of", "a medium shot of", "a wide portrait of"),
 }
 SHIRT_NOUNS = ("shirt", "shirt", "shirt", "t-shirt", "sweater", "top")
@@ -66,7 +74,13 @@ def hair_phrase(rng: random.Random, person: Person, tell_length: bool) -> str:
     colour = pick(rng, HAIR_WORDS, person.hair_colour)
     if not tell_length:
         return f"{colour} hair"
-    return rng.choice((f"{person.hair_length} {colour} hair", f"{person.hair_length} {colour} hair", f"{colour} {person.hair_length} hair"))
+    return rng.choice(
+        (
+            f"{person.hair_length} {colour} hair",
+            f"{person.hair_length} {colour} hair",
+            f"{colour} {person.hair_length} hair",
+        )
+    )
 
 
 def join(parts: Sequence[str], rng: random.Random) -> str:
@@ -126,7 +140,9 @@ def describe_person(rng: random.Random, person: Person, thorough: float) -> str:
 
 def background_phrase(rng: random.Random, background: str) -> str:
     colour = pick(rng, COLOUR_WORDS, background)
-    return rng.choice((f"{colour} background", f"{colour} background", f"{article(colour)} background", f"{colour} backdrop"))
+    return rng.choice(
+        (f"{colour} background", f"{colour} background", f"{article(colour)} background", f"{colour} backdrop")
+    )
 
 
 def enumeration(people: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """What detectors are trained on: drawings of faces, hands and persons, with boxes and masks that are known exactly.
 
-Half of the training pictures are softened, because the detectors work on the pictures of a small autoencoder and transformer,
-which are less clean than drawings.
+Half of the training pictures are softened, because the detectors work on the pictures of a small autoencoder and
+transformer, which are less clean than drawings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SPECK = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, and what is to be found in it: boxes in pixels, and for a detector that segments a mask H x W for every box."""
+    """A picture, and what is to be found in it: boxes in pixels, and for a detector that segments a mask H x W for
+    every box."""
 
     image: Image.Image
     boxes: list[Box]
@@ -42,7 +43,11 @@ def labelled(label: str, subject: Subject) -> Sample:
     if label == "face":
         return Sample(draw_subject(subject), face_boxes(subject if isinstance(subject, Scene) else subject.scene))
     drawn = draw_portraits(subject) if isinstance(subject, Scene) else draw_figures(subject)
-    return Sample(drawn.image, list(drawn.hands)) if label == "hand" else Sample(drawn.image, list(drawn.person_boxes), drawn.persons)
+    return (
+        Sample(drawn.image, list(drawn.hands))
+        if label == "hand"
+        else Sample(drawn.image, list(drawn.person_boxes), drawn.persons)
+    )
 
 
 def draw_faces(rng: random.Random) -> Sample:
@@ -53,7 +58,9 @@ def draw_faces(rng: random.Random) -> Sample:
     chance = rng.random()
     if chance < 0.12:
         half = rng.uniform(0.42, 0.58) * min(scene.width, scene.height)
-        place = Placement(scene.width * rng.uniform(0.45, 0.55), scene.height * rng.uniform(0.45, 0.55), half, rng.uniform(-7, 7))
+        place = Placement(
+            scene.width * rng.uniform(0.45, 0.55), scene.height * rng.uniform(0.45, 0.55), half, rng.uniform(-7, 7)
+        )
         scene = replace(scene, people=scene.people[:1], placements=(place,))
     elif chance < 0.15:
         scene = replace(scene, people=(), placements=())
@@ -78,7 +85,8 @@ def draw_persons(rng: random.Random) -> Sample:
 
 @dataclass(frozen=True)
 class Kind:
-    """One of our detectors: the word for what it finds, how, at which size in pixels, and in what; ``pictures`` and ``epochs`` of its training."""
+    """One of our detectors: the word for what it finds, how, at which size in pixels, and in what; ``pictures`` and
+    ``epochs`` of its training."""
 
     label: str
     task: str  # detect | segment
@@ -107,16 +115,22 @@ def soften(image: Image.Image, rng: random.Random) -> Image.Image:
     small = image.resize((round(image.width * share), round(image.height * share)), Image.Resampling.BICUBIC)
     soft = small.resize(image.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
     noise = np.random.default_rng(rng.getrandbits(32))
-    coarse = noise.normal(0, 1, (image.height // 8 + 1, image.width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[: image.height, : image.width]
+    coarse = (
+        noise.normal(0, 1, (image.height // 8 + 1, image.width // 8 + 1, 3))
+        .repeat(8, 0)
+        .repeat(8, 1)[: image.height, : image.width]
+    )
     fine = noise.normal(0, 1, (image.height, image.width, 3))
     dirty = np.asarray(soft) + rng.uniform(0, 14) * coarse + rng.uniform(0, 10) * fine
     return Image.fromarray(dirty.clip(0, 255).astype(np.uint8))
 
 
 def outline(mask: Mask) -> list[tuple[float, float]]:
-    """A mask as one polygon, in fractions of its size: filled by the even-odd rule it is the mask again, holes and loose parts included.
+    """A mask as one polygon, in fractions of its size: filled by the even-odd rule it is the mask again, holes and
+    loose parts included.
 
-    The line goes home to the first point after every contour, so those between contours run back over themselves and enclose nothing.
+    The line goes home to the first point after every contour, so those between contours run back over themselves and
+    enclose nothing.
     """
     height, width = mask.shape
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -131,7 +145,8 @@ def label_lines(sample: Sample) -> str:
         polygons = [polygon for mask in sample.masks if (polygon := outline(mask))]
         return "".join(f"0 {' '.join(f'{x:.5f} {y:.5f}' for x, y in polygon)}\n" for polygon in polygons)
     centred = [
-        ((x1 + x2) / 2 / image.width, (y1 + y2) / 2 / image.height, (x2 - x1) / image.width, (y2 - y1) / image.height) for x1, y1, x2, y2 in sample.boxes
+        ((x1 + x2) / 2 / image.width, (y1 + y2) / 2 / image.height, (x2 - x1) / image.width, (y2 - y1) / image.height)
+        for x1, y1, x2, y2 in sample.boxes
     ]
     return "".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in centred)
 
@@ -150,5 +165,7 @@ def write_dataset(folder: Path, label: str, samples: Iterable[Sample]) -> Path:
         sample.image.save(folder / "images" / part / f"{index}.png")
         (folder / "labels" / part / f"{index}.txt").write_text(label_lines(sample))
     description = folder / "data.yaml"
-    description.write_text(yaml.safe_dump({"path": str(folder), "train": "images/train", "val": "images/val", "names": [label]}))
+    description.write_text(
+        yaml.safe_dump({"path": str(folder), "train": "images/train", "val": "images/val", "names": [label]})
+    )
     return description

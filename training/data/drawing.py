@@ -49,7 +49,8 @@ def smooth(points: Sequence[Point], steps: int = 6) -> list[Point]:
             t = s / steps
             curve.append(
                 tuple(  # type: ignore[arg-type]
-                    0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t**3) for a, b, c, d in zip(p0, p1, p2, p3)
+                    0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t**3)
+                    for a, b, c, d in zip(p0, p1, p2, p3)
                 )
             )
     return curve
@@ -86,14 +87,37 @@ Painter = Callable[[Sequence[Point], Colour], None]
 def draw_body(paint: Painter, person: Person, skin: Colour) -> None:
     shirt = SHIRT_COLOURS[person.shirt]
     broad = 1.0 if person.kind in ("man", "boy") else 0.88
-    torso = mirrored([(0.0, 1.12), (0.42, 1.2), (1.15 * broad, 1.5), (1.72 * broad, 1.95), (1.98 * broad, 3.0), (2.1 * broad, 5.5), (2.1 * broad, 9.0)])
+    torso = mirrored(
+        [
+            (0.0, 1.12),
+            (0.42, 1.2),
+            (1.15 * broad, 1.5),
+            (1.72 * broad, 1.95),
+            (1.98 * broad, 3.0),
+            (2.1 * broad, 5.5),
+            (2.1 * broad, 9.0),
+        ]
+    )
     paint(smooth(torso), shirt)
     paint(
-        smooth([(1.3 * broad, 2.6), (1.45 * broad, 3.4), (1.5 * broad, 9.0), (2.2 * broad, 9.0), (2.05 * broad, 4.0), (1.9 * broad, 2.8)]), shade(shirt, -0.16)
+        smooth(
+            [
+                (1.3 * broad, 2.6),
+                (1.45 * broad, 3.4),
+                (1.5 * broad, 9.0),
+                (2.2 * broad, 9.0),
+                (2.05 * broad, 4.0),
+                (1.9 * broad, 2.8),
+            ]
+        ),
+        shade(shirt, -0.16),
     )
     if person.style % 3 == 0:  # a collar
         for side in (-1, 1):
-            paint([(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)], shade(shirt, 0.22 if sum(shirt) < 620 else -0.1))
+            paint(
+                [(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)],
+                shade(shirt, 0.22 if sum(shirt) < 620 else -0.1),
+            )
 
 
 def draw_neck(paint: Painter, person: Person, skin: Colour) -> None:
@@ -126,7 +150,10 @@ def draw_hair_back(paint: Painter, person: Person) -> None:
             shade(hair, -0.14),
         )
     elif person.hair_length == "short":
-        paint(smooth(mirrored([(0.0, -1.26), (0.62, -1.14), (0.94, -0.66), (0.93, 0.0), (0.7, 0.3), (0.0, 0.2)])), shade(hair, -0.14))
+        paint(
+            smooth(mirrored([(0.0, -1.26), (0.62, -1.14), (0.94, -0.66), (0.93, 0.0), (0.7, 0.3), (0.0, 0.2)])),
+            shade(hair, -0.14),
+        )
 
 
 FACE = smooth(mirrored([(0.0, -1.0), (0.48, -0.9), (0.75, -0.45), (0.77, 0.1), (0.6, 0.66), (0.28, 0.95), (0.0, 1.0)]))
@@ -144,7 +171,9 @@ def draw_face(paint: Painter, person: Person, skin: Colour) -> None:
     if person.beard:
         beard = shade(hair, -0.1)
         paint(
-            smooth(mirrored([(0.0, 0.36), (0.34, 0.34), (0.56, 0.2), (0.76, 0.02), (0.7, 0.55), (0.42, 1.0), (0.0, 1.14)])),
+            smooth(
+                mirrored([(0.0, 0.36), (0.34, 0.34), (0.56, 0.2), (0.76, 0.02), (0.7, 0.55), (0.42, 1.0), (0.0, 1.14)])
+            ),
             beard,
         )
     paint(smooth([(-0.04, 0.0), (0.06, 0.0), (0.14, 0.26), (0.0, 0.33), (-0.1, 0.27)]), dark)
@@ -166,13 +195,29 @@ def draw_eyes(paint: Painter, person: Person, brow: Colour) -> None:
             paint(ellipse(x, -0.095, 0.07, 0.075), INK)
             paint(ellipse(x + 0.04, -0.14, 0.034, 0.034), WHITE)
             paint(
-                stroke([(x - 0.2, -0.1), (x - 0.13, -0.21 * wide), (x, -0.25 * wide), (x + 0.13, -0.21 * wide), (x + 0.2, -0.1)], 0.085 if lashes else 0.05),
+                stroke(
+                    [
+                        (x - 0.2, -0.1),
+                        (x - 0.13, -0.21 * wide),
+                        (x, -0.25 * wide),
+                        (x + 0.13, -0.21 * wide),
+                        (x + 0.2, -0.1),
+                    ],
+                    0.085 if lashes else 0.05,
+                ),
                 INK,
             )
         lift = {"surprised": -0.16, "sad": 0.02}.get(person.expression, 0.0)
         inner = {"sad": -0.12, "serious": 0.07}.get(person.expression, 0.0)
         paint(
-            stroke([(side * 0.15, -0.36 + lift + inner), (side * 0.33, -0.44 + lift), (side * 0.54, -0.36 + lift - inner * 0.4)], 0.075 if lashes else 0.11),
+            stroke(
+                [
+                    (side * 0.15, -0.36 + lift + inner),
+                    (side * 0.33, -0.44 + lift),
+                    (side * 0.54, -0.36 + lift - inner * 0.4),
+                ],
+                0.075 if lashes else 0.11,
+            ),
             brow,
         )
 
@@ -183,7 +228,9 @@ def draw_mouth(paint: Painter, person: Person, skin: Colour) -> None:
         paint(smooth([(-0.36, 0.5), (0.0, 0.59), (0.36, 0.5), (0.24, 0.69), (0.0, 0.76), (-0.24, 0.69)]), lip)
         paint(smooth([(-0.26, 0.55), (0.0, 0.61), (0.26, 0.55), (0.17, 0.63), (0.0, 0.665), (-0.17, 0.63)]), WHITE)
     elif person.expression == "laughing":
-        paint(smooth([(-0.38, 0.46), (0.0, 0.5), (0.38, 0.46), (0.27, 0.76), (0.0, 0.88), (-0.27, 0.76)]), (110, 24, 36))
+        paint(
+            smooth([(-0.38, 0.46), (0.0, 0.5), (0.38, 0.46), (0.27, 0.76), (0.0, 0.88), (-0.27, 0.76)]), (110, 24, 36)
+        )
         paint(smooth([(-0.31, 0.48), (0.0, 0.52), (0.31, 0.48), (0.26, 0.58), (0.0, 0.61), (-0.26, 0.58)]), WHITE)
     elif person.expression == "sad":
         paint(stroke([(-0.25, 0.68), (-0.12, 0.59), (0.0, 0.565), (0.12, 0.59), (0.25, 0.68)], 0.1), lip)
@@ -251,7 +298,22 @@ def draw_hair_front(paint: Painter, person: Person) -> None:
     flip = -1 if person.style // 21 % 2 else 1
     paint(smooth([(flip * x, y) for x, y in fringe]), hair)
     if not person.hat:
-        paint(smooth([(flip * x, y) for x, y in ((-0.66, -0.78), (-0.3, -1.08), (0.2, -1.16), (0.22, -1.06), (-0.24, -0.96), (-0.56, -0.7))]), shade(hair, 0.2))
+        paint(
+            smooth(
+                [
+                    (flip * x, y)
+                    for x, y in (
+                        (-0.66, -0.78),
+                        (-0.3, -1.08),
+                        (0.2, -1.16),
+                        (0.22, -1.06),
+                        (-0.24, -0.96),
+                        (-0.56, -0.7),
+                    )
+                ]
+            ),
+            shade(hair, 0.2),
+        )
     if person.hair_length == "long":
         for side in (-1, 1):
             paint(
@@ -274,9 +336,25 @@ def draw_hat(paint: Painter, person: Person) -> None:
     if not person.hat:
         return
     colour = HAT_COLOURS[person.hat]
-    paint(smooth(mirrored([(0.0, -1.62), (0.58, -1.5), (0.95, -1.05), (1.0, -0.62), (0.5, -0.7), (0.0, -0.74)])), colour)
+    paint(
+        smooth(mirrored([(0.0, -1.62), (0.58, -1.5), (0.95, -1.05), (1.0, -0.62), (0.5, -0.7), (0.0, -0.74)])), colour
+    )
     if person.style // 42 % 2:  # a brimmed hat, else a knitted one
-        paint(smooth([(-1.5, -0.6), (-1.0, -0.78), (0.0, -0.84), (1.0, -0.78), (1.5, -0.6), (1.0, -0.52), (0.0, -0.56), (-1.0, -0.52)]), shade(colour, -0.22))
+        paint(
+            smooth(
+                [
+                    (-1.5, -0.6),
+                    (-1.0, -0.78),
+                    (0.0, -0.84),
+                    (1.0, -0.78),
+                    (1.5, -0.6),
+                    (1.0, -0.52),
+                    (0.0, -0.56),
+                    (-1.0, -0.52),
+                ]
+            ),
+            shade(colour, -0.22),
+        )
     else:
         paint(
             smooth(mirrored([(0.0, -0.96), (0.6, -0.92), (1.05, -0.82), (1.04, -0.5), (0.5, -0.58), (0.0, -0.62)])),
@@ -329,7 +407,9 @@ def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, sca
         draw.polygon([(x0 - sin * size * 1.2 + x * size * child, y0 + y * size) for x, y in points], fill=colour)
 
     def tilted(points: Sequence[Point], colour: Colour) -> None:
-        draw.polygon([(x0 + (x * cos - y * sin) * size, y0 + (x * sin + y * cos) * size) for x, y in points], fill=colour)
+        draw.polygon(
+            [(x0 + (x * cos - y * sin) * size, y0 + (x * sin + y * cos) * size) for x, y in points], fill=colour
+        )
 
     draw_layers(upright, tilted, person, lambda: draw_body(upright, person, SKIN_TONES[person.skin]))
 
@@ -361,6 +441,11 @@ def face_boxes(scene: Scene) -> list[Box]:
     for place in scene.placements:
         turn = abs(math.sin(math.radians(place.tilt)))
         rx, ry = (0.86 + 0.3 * turn) * place.size, 1.02 * place.size
-        box = (max(place.x - rx, 0), max(place.y - ry, 0), min(place.x + rx, scene.width), min(place.y + ry, scene.height))
+        box = (
+            max(place.x - rx, 0),
+            max(place.y - ry, 0),
+            min(place.x + rx, scene.width),
+            min(place.y + ry, scene.height),
+        )
         boxes.append(box)
     return boxes

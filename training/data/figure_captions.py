@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import random
 
-from training.data.captions import COLOUR_WORDS, NUMBER_WORDS, SKIN_WORDS, article, background_phrase, describe_person, enumeration, pick
+from training.data.captions import (
+    COLOUR_WORDS,
+    NUMBER_WORDS,
+    SKIN_WORDS,
+    article,
+    background_phrase,
+    describe_person,
+    enumeration,
+    pick,
+)
 from training.data.figures import HAND_CLOSE_UP, LOWER_COLOURS, Figures, Stance
 from training.data.scene import Person
 
@@ -57,7 +66,11 @@ def describe_figure(rng: random.Random, person: Person, stance: Stance, thorough
         text += f"{rng.choice((' and', ',', ' in'))} {garment_phrase(rng, person, stance)}"
     if pose:
         words = pick(rng, POSE_WORDS, stance.pose)
-        text = f"{words} {text}" if words in ("standing", "waving", "pointing") and rng.random() < 0.25 else f"{text}, {words}"
+        text = (
+            f"{words} {text}"
+            if words in ("standing", "waving", "pointing") and rng.random() < 0.25
+            else f"{text}, {words}"
+        )
     return text
 
 
@@ -82,7 +95,10 @@ def figures_caption(figures: Figures, rng: random.Random) -> str:
         if framing.endswith(("picture", "portrait")):
             group, framing = f"a {framing} of {group}", ""
         if thorough > 0:
-            people = [describe_figure(rng, *one, thorough, not together and rng.random() < 0.5) for one in zip(scene.people, figures.stances)]
+            people = [
+                describe_figure(rng, *one, thorough, not together and rng.random() < 0.5)
+                for one in zip(scene.people, figures.stances)
+            ]
             listed = enumeration(people)
             group = rng.choice((f"{group}: {listed}", f"{group}, {listed}", listed))
         parts.append(group)
@@ -94,7 +110,8 @@ def figures_caption(figures: Figures, rng: random.Random) -> str:
 
 
 def hand_caption(figures: Figures, rng: random.Random) -> str:
-    """A hand near by. Some have the figure's words, because that is what the detail pass is asked for without a prompt of its own."""
+    """A hand near by. Some have the figure's words, because that is what the detail pass is asked for without a
+    prompt of its own."""
     (person,), (stance,) = figures.scene.people, figures.stances
     if rng.random() < 0.2:
         return article(describe_figure(rng, person, stance, 0.8, pose=True))

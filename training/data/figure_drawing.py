@@ -1,7 +1,7 @@
 """Draws whole figures with the heads of :mod:`training.data.drawing`, and knows exactly which pixels are whose.
 
-Everything is drawn twice: in its colour, and as a number in a map of labels. What the map shows is what the picture shows, so a
-mask knows of everything that stands in front.
+Everything is drawn twice: in its colour, and as a number in a map of labels. What the map shows is what the picture
+shows, so a mask knows of everything that stands in front.
 """
 
 from __future__ import annotations
@@ -26,7 +26,19 @@ from training.data.drawing import (
     shade,
     smooth,
 )
-from training.data.figures import HAND, HIP, LEG, UPPER_ARM, Figures, Stance, along, arm_joints, breadth, height_of, leg_share
+from training.data.figures import (
+    HAND,
+    HIP,
+    LEG,
+    UPPER_ARM,
+    Figures,
+    Stance,
+    along,
+    arm_joints,
+    breadth,
+    height_of,
+    leg_share,
+)
 from training.data.scene import BACKGROUND_COLOURS, SHIRT_COLOURS, SKIN_TONES, Colour, Person, Placement, Scene
 
 PARTS = 4
@@ -37,7 +49,8 @@ SEEN = 0.35
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture and what is in it. ``persons`` are masks H x W of 0 or 255, one for everybody who can be seen; boxes are pixels."""
+    """A picture and what is in it. ``persons`` are masks H x W of 0 or 255, one for everybody who can be seen; boxes
+    are pixels."""
 
     image: Image.Image
     persons: tuple[Mask, ...]
@@ -75,7 +88,10 @@ class Painter:
         self.cos, self.sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
 
     def __call__(self, points: Sequence[Point], colour: Colour) -> None:
-        turned = [(self.x + (x * self.cos - y * self.sin) * self.size, self.y + (x * self.sin + y * self.cos) * self.size) for x, y in points]
+        turned = [
+            (self.x + (x * self.cos - y * self.sin) * self.size, self.y + (x * self.sin + y * self.cos) * self.size)
+            for x, y in points
+        ]
         self.draw.polygon(turned, fill=colour)
 
 
@@ -83,7 +99,11 @@ def limb(a: Point, b: Point, wide_a: float, wide_b: float) -> list[Point]:
     """A tapered limb with round ends; the widths are half ones."""
     angle = math.degrees(math.atan2(b[1] - a[1], b[0] - a[0]))
     ends = ((a, wide_a, angle + 90), (b, wide_b, angle - 90))
-    return [(x + r * math.cos(t), y + r * math.sin(t)) for (x, y), r, start in ends for t in (math.radians(start + 15 * k) for k in range(13))]
+    return [
+        (x + r * math.cos(t), y + r * math.sin(t))
+        for (x, y), r, start in ends
+        for t in (math.radians(start + 15 * k) for k in range(13))
+    ]
 
 
 FINGERS: dict[str, tuple[tuple[float, float], ...]] = {
@@ -94,8 +114,12 @@ FINGERS: dict[str, tuple[tuple[float, float], ...]] = {
     "pointing": ((-6, 0.78),),
 }
 THUMBS = {"open": (-72.0, 0.6), "relaxed": (-34.0, 0.5), "fist": (-24.0, 0.36), "pointing": (-64.0, 0.42)}
-PALM = smooth([(-0.1, 0.26), (0.22, 0.36), (0.62, 0.38), (0.78, 0.2), (0.8, -0.2), (0.62, -0.38), (0.2, -0.34), (-0.1, -0.26)])
-FIST = smooth([(-0.1, 0.26), (0.2, 0.4), (0.6, 0.44), (0.86, 0.26), (0.88, -0.22), (0.62, -0.44), (0.2, -0.38), (-0.1, -0.26)])
+PALM = smooth(
+    [(-0.1, 0.26), (0.22, 0.36), (0.62, 0.38), (0.78, 0.2), (0.8, -0.2), (0.62, -0.38), (0.2, -0.34), (-0.1, -0.26)]
+)
+FIST = smooth(
+    [(-0.1, 0.26), (0.2, 0.4), (0.6, 0.44), (0.86, 0.26), (0.88, -0.22), (0.62, -0.44), (0.2, -0.38), (-0.1, -0.26)]
+)
 
 
 def draw_hand(paint: Painter, wrist: Point, degrees: float, side: int, hand: str, skin: Colour) -> None:
@@ -104,13 +128,22 @@ def draw_hand(paint: Painter, wrist: Point, degrees: float, side: int, hand: str
 
     def placed(points: Sequence[Point], colour: Colour) -> None:
         # the palm lies along x; the thumb's side is -y, which is towards the body of a hanging arm
-        paint([(wrist[0] + HAND * (x * cos - side * y * sin), wrist[1] + HAND * (x * sin + side * y * cos)) for x, y in points], colour)
+        paint(
+            [
+                (wrist[0] + HAND * (x * cos - side * y * sin), wrist[1] + HAND * (x * sin + side * y * cos))
+                for x, y in points
+            ],
+            colour,
+        )
 
     line = shade(skin, -0.2)
     fingers = FINGERS[hand]
     for index, (turn, length) in enumerate(fingers):
         base = (0.62, -0.28 + 0.185 * index)
-        tip = (base[0] + (length + 0.14) * math.cos(math.radians(turn)), base[1] + (length + 0.14) * math.sin(math.radians(turn)))
+        tip = (
+            base[0] + (length + 0.14) * math.cos(math.radians(turn)),
+            base[1] + (length + 0.14) * math.sin(math.radians(turn)),
+        )
         placed(limb(base, tip, 0.115, 0.1), line if index % 2 else skin)
         placed(limb(base, tip, 0.095, 0.08), skin)
     placed(FIST if hand in ("fist", "pointing") else PALM, skin)
@@ -169,7 +202,10 @@ def draw_legs(paint: Painter, person: Person, stance: Stance) -> None:
         if stance.lower == "shorts":
             paint(limb(hip, along(hip, degrees, 0.42 * length, side), thick + 0.04, 0.46), stance.lower_colour)
         if not bare:
-            paint(limb((knee[0] - side * 0.2, knee[1]), (ankle[0] - side * 0.14, ankle[1]), 0.05, 0.05), shade(colour, -0.2))
+            paint(
+                limb((knee[0] - side * 0.2, knee[1]), (ankle[0] - side * 0.14, ankle[1]), 0.05, 0.05),
+                shade(colour, -0.2),
+            )
 
 
 def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
@@ -178,15 +214,52 @@ def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
     lower = shirt if stance.lower == "dress" else stance.lower_colour
     if stance.lower in ("skirt", "dress"):
         hem = HIP + 0.5 * LEG * leg_share(person)
-        paint(smooth(mirrored([(0.0, 3.5), (0.72 * broad, 3.55), (1.05 * broad, HIP - 0.1), (1.5 * broad, hem), (0.0, hem + 0.16)])), shade(lower, -0.06))
+        paint(
+            smooth(
+                mirrored(
+                    [(0.0, 3.5), (0.72 * broad, 3.55), (1.05 * broad, HIP - 0.1), (1.5 * broad, hem), (0.0, hem + 0.16)]
+                )
+            ),
+            shade(lower, -0.06),
+        )
     else:
-        paint(smooth(mirrored([(0.0, 3.6), (0.8 * broad, 3.65), (0.94 * broad, HIP), (0.5 * broad, HIP + 0.4), (0.0, HIP + 0.2)])), lower)
-    outline = [(0.0, 1.14), (0.42, 1.22), (1.0, 1.46), (1.22, 1.8), (1.08, 2.6), (waist, 3.4), (0.98, 4.35), (0.0, 4.42)]
+        paint(
+            smooth(
+                mirrored(
+                    [(0.0, 3.6), (0.8 * broad, 3.65), (0.94 * broad, HIP), (0.5 * broad, HIP + 0.4), (0.0, HIP + 0.2)]
+                )
+            ),
+            lower,
+        )
+    outline = [
+        (0.0, 1.14),
+        (0.42, 1.22),
+        (1.0, 1.46),
+        (1.22, 1.8),
+        (1.08, 2.6),
+        (waist, 3.4),
+        (0.98, 4.35),
+        (0.0, 4.42),
+    ]
     paint(smooth(mirrored([(x * broad, y) for x, y in outline])), shirt)
-    paint(smooth([(0.62 * broad, 2.2), (0.92 * broad, 2.4), (waist * 0.9 * broad, 3.4), (0.9 * broad, 4.2), (0.55 * broad, 4.3)]), shade(shirt, -0.08))
+    paint(
+        smooth(
+            [
+                (0.62 * broad, 2.2),
+                (0.92 * broad, 2.4),
+                (waist * 0.9 * broad, 3.4),
+                (0.9 * broad, 4.2),
+                (0.55 * broad, 4.3),
+            ]
+        ),
+        shade(shirt, -0.08),
+    )
     if person.style % 3 == 0:  # a collar
         for side in (-1, 1):
-            paint([(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)], shade(shirt, 0.22 if sum(shirt) < 620 else -0.1))
+            paint(
+                [(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)],
+                shade(shirt, 0.22 if sum(shirt) < 620 else -0.1),
+            )
 
 
 def draw_figure(draw: LabelledDraw, person: Person, stance: Stance, place: Placement, scale: float) -> None:
@@ -217,7 +290,9 @@ def draw_figures(figures: Figures) -> Drawn:
     draw_background(draw, scene, *canvas.size)
     draw_ground(draw, figures, SUPERSAMPLE)
     whole: dict[int, int] = {}
-    for number, (person, stance, place) in enumerate(sorted(zip(scene.people, figures.stances, scene.placements), key=lambda one: one[2].y), start=1):
+    for number, (person, stance, place) in enumerate(
+        sorted(zip(scene.people, figures.stances, scene.placements), key=lambda one: one[2].y), start=1
+    ):
         draw.label = PARTS * number
         draw_figure(draw, person, stance, place, SUPERSAMPLE)
         counts = np.bincount(draw.labels().ravel(), minlength=256)
@@ -230,15 +305,22 @@ def draw_portraits(scene: Scene) -> Drawn:
     canvas = Image.new("RGB", (scene.width * SUPERSAMPLE, scene.height * SUPERSAMPLE))
     draw = LabelledDraw(canvas)
     draw_background(draw, scene, *canvas.size)
-    for number, (person, place) in enumerate(sorted(zip(scene.people, scene.placements), key=lambda pair: pair[1].y), start=1):
+    for number, (person, place) in enumerate(
+        sorted(zip(scene.people, scene.placements), key=lambda pair: pair[1].y), start=1
+    ):
         draw.label = PARTS * number
         draw_person(draw, person, place, SUPERSAMPLE)
     return _drawn(canvas, draw.labels(), len(scene.people), {})
 
 
-def _drawn(canvas: Image.Image, labels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], people: int, whole: dict[int, int]) -> Drawn:
+def _drawn(
+    canvas: Image.Image, labels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], people: int, whole: dict[int, int]
+) -> Drawn:
     """``whole`` has the pixels that every hand had when it was drawn, before others came in front of it."""
-    persons = [np.asarray(Image.fromarray(np.where(labels // PARTS == number, 255, 0).astype(np.uint8)).reduce(SUPERSAMPLE)) for number in range(1, people + 1)]
+    persons = [
+        np.asarray(Image.fromarray(np.where(labels // PARTS == number, 255, 0).astype(np.uint8)).reduce(SUPERSAMPLE))
+        for number in range(1, people + 1)
+    ]
     masks = [np.where(person >= 128, 255, 0).astype(np.uint8) for person in persons]
     hands = []
     for label, pixels in whole.items():

@@ -1,6 +1,7 @@
 """What a picture of whole figures, or of a hand near by, shows: one to four people with their stances, as plain data.
 
-Units are those of a head: the face's centre is 0, 0 and its half height is 1. ``training.data.figure_drawing`` draws it.
+Units are those of a head: the face's centre is 0, 0 and its half height is 1. ``training.data.figure_drawing`` draws
+it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,26 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from training.data.drawing import Point
-from training.data.scene import BACKGROUND_COLOURS, SHIRT_COLOURS, Colour, Person, Placement, Scene, is_held_out, sample_person
+from training.data.scene import (
+    BACKGROUND_COLOURS,
+    SHIRT_COLOURS,
+    Colour,
+    Person,
+    Placement,
+    Scene,
+    is_held_out,
+    sample_person,
+)
 
-SHAPES: tuple[tuple[int, int], ...] = ((256, 256), (288, 224), (224, 288), (320, 224), (224, 320), (352, 192), (192, 352))
+SHAPES: tuple[tuple[int, int], ...] = (
+    (256, 256),
+    (288, 224),
+    (224, 288),
+    (320, 224),
+    (224, 320),
+    (352, 192),
+    (192, 352),
+)
 """Picture sizes, width and height in pixels."""
 FULL_BODY, HAND_CLOSE_UP = "full body", "hand"
 TROUSERS: Mapping[str, Colour] = MappingProxyType(
@@ -29,13 +47,17 @@ TROUSERS: Mapping[str, Colour] = MappingProxyType(
         "white": (196, 190, 178),
     }
 )
-LOWER_COLOURS: Mapping[Colour, str] = MappingProxyType({colour: name for names in (TROUSERS, SHIRT_COLOURS) for name, colour in names.items()})
+LOWER_COLOURS: Mapping[Colour, str] = MappingProxyType(
+    {colour: name for names in (TROUSERS, SHIRT_COLOURS) for name, colour in names.items()}
+)
 """The words for the colours of trousers and skirts."""
 SHOES: tuple[Colour, ...] = ((38, 34, 38), (92, 58, 38), (226, 226, 222), (170, 44, 48), (48, 76, 140))
 SHOULDER, UPPER_ARM, FOREARM, HAND = (1.02, 1.84), 1.72, 1.6, 0.62
 """Where the shoulder is; lengths of the arm's parts and of the palm."""
 HIP, LEG = 4.75, 4.1
-GESTURES: Mapping[str, int] = MappingProxyType({"hanging": 30, "waving": 26, "raised": 12, "hip": 12, "pointing": 8, "front": 7, "forward": 5})
+GESTURES: Mapping[str, int] = MappingProxyType(
+    {"hanging": 30, "waving": 26, "raised": 12, "hip": 12, "pointing": 8, "front": 7, "forward": 5}
+)
 """What one arm does, and how often in a hundred."""
 POSES = ("standing", "waving", "raised", "pointing", "hip", "other")
 """What a figure does, as words can tell it."""
@@ -46,7 +68,8 @@ TOGETHER = 0.45
 
 @dataclass(frozen=True)
 class Arm:
-    """Degrees from hanging straight down, outwards: 90 is level, 180 straight up. The forearm's are its own, not the elbow's."""
+    """Degrees from hanging straight down, outwards: 90 is level, 180 straight up. The forearm's are its own, not the
+    elbow's."""
 
     gesture: str
     upper: float
@@ -79,7 +102,8 @@ class Stance:
 
 @dataclass(frozen=True)
 class Figures:
-    """People with their stances; ``scene.placements`` are where the faces are, outside of the picture where it shows a hand alone."""
+    """People with their stances; ``scene.placements`` are where the faces are, outside of the picture where it shows
+    a hand alone."""
 
     scene: Scene
     stances: tuple[Stance, ...]
@@ -90,7 +114,9 @@ def sample_arm(rng: random.Random, gesture: str | None = None) -> Arm:
     gesture = gesture or rng.choices(list(GESTURES), list(GESTURES.values()))[0]
     if gesture == "hanging":
         upper = rng.uniform(4, 24)
-        return Arm(gesture, upper, upper + rng.uniform(-10, 8), rng.choices(("relaxed", "fist", "open"), (70, 20, 10))[0])
+        return Arm(
+            gesture, upper, upper + rng.uniform(-10, 8), rng.choices(("relaxed", "fist", "open"), (70, 20, 10))[0]
+        )
     if gesture == "waving":
         return Arm(gesture, rng.uniform(45, 115), rng.uniform(135, 200), "open")
     if gesture == "raised":
@@ -120,7 +146,9 @@ def sample_stance(rng: random.Random, person: Person, pose: str | None = None) -
         arms=sample_arms(rng, pose) if pose else (sample_arm(rng), sample_arm(rng)),
         legs=(rng.uniform(0, 12), rng.uniform(0, 12)),
         lower=rng.choices(GARMENTS, (45, 15, 22, 18) if female else (75, 25, 0, 0))[0],
-        lower_colour=rng.choice(list(TROUSERS.values())) if rng.random() < 0.75 else rng.choice(list(SHIRT_COLOURS.values())),
+        lower_colour=rng.choice(list(TROUSERS.values()))
+        if rng.random() < 0.75
+        else rng.choice(list(SHIRT_COLOURS.values())),
         sleeves=rng.choices((1.0, 0.3, 0.0), (50, 40, 10))[0],
         shoes=rng.choice(SHOES),
     )
@@ -140,8 +168,11 @@ def breadth(person: Person) -> float:
 
 
 def along(start: Point, degrees: float, length: float, side: int) -> Point:
-    """The point ``length`` away from ``start``, in the direction of an :class:`Arm`'s degrees on this side of the body."""
-    return start[0] + side * length * math.sin(math.radians(degrees)), start[1] + length * math.cos(math.radians(degrees))
+    """The point ``length`` away from ``start``, in the direction of an :class:`Arm`'s degrees on this side of the
+    body."""
+    return start[0] + side * length * math.sin(math.radians(degrees)), start[1] + length * math.cos(
+        math.radians(degrees)
+    )
 
 
 def arm_joints(person: Person, stance: Stance, side: int) -> tuple[Point, Point, Point]:
@@ -153,7 +184,8 @@ def arm_joints(person: Person, stance: Stance, side: int) -> tuple[Point, Point,
 
 
 def sample_figures(rng: random.Random, size: tuple[int, int] | None = None, pose: str | None = None) -> Figures:
-    """One to four figures side by side, whole or with the legs cut off by the picture's edge; ``pose`` is the gesture of everybody."""
+    """One to four figures side by side, whole or with the legs cut off by the picture's edge; ``pose`` is the
+    gesture of everybody."""
     width, height = size or rng.choice(SHAPES)
     count = rng.choices((1, 2, 3, 4), (34, 30, 20, 16) if width >= height else (60, 30, 10, 0))[0]
     people = tuple(sample_person(rng) for _ in range(count))
@@ -175,7 +207,8 @@ def sample_figures(rng: random.Random, size: tuple[int, int] | None = None, pose
 
 
 def sample_hand(rng: random.Random, size: tuple[int, int]) -> Figures:
-    """A picture that one hand fills to a third or more, as the detail pass sees it: the figure is there, and most of it outside."""
+    """A picture that one hand fills to a third or more, as the detail pass sees it: the figure is there, and most of
+    it outside."""
     width, height = size
     person, side = sample_person(rng), rng.choice((-1, 1))
     stance = sample_stance(rng, person)

@@ -16,12 +16,18 @@ def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
     prompts: list[tuple[str, dict[str, str]]] = []
     while len(prompts) < PROMPTS:
         person, background = sample_held_out(rng)
-        prompts.append((sentence(rng, person, background), {"background": background, "hair": person.hair_colour, "shirt": person.shirt}))
+        prompts.append(
+            (
+                sentence(rng, person, background),
+                {"background": background, "hair": person.hair_colour, "shirt": person.shirt},
+            )
+        )
     return prompts
 
 
 def sample_held_out(rng: random.Random) -> tuple[Person, str]:
-    """A person and a background of a combination that is held out, in three different colours, with hair that no hat covers."""
+    """A person and a background of a combination that is held out, in three different colours, with hair that no hat
+    covers."""
     while True:
         person, background = sample_person(rng), rng.choice(list(BACKGROUND_COLOURS))
         # a colour that the picture's other parts do not share, so that the measure means what it says
@@ -46,7 +52,8 @@ def sentence(rng: random.Random, person: Person, background: str) -> str:
 
 
 def held_out_figures(seed: int = 9) -> list[tuple[str, dict[str, str]]]:
-    """Prompts for whole figures: one person of a held-out combination, or several who all do the same. Each with what it names."""
+    """Prompts for whole figures: one person of a held-out combination, or several who all do the same. Each with
+    what it names."""
     rng = random.Random(seed)
     prompts: list[tuple[str, dict[str, str]]] = []
     while len(prompts) < PROMPTS:

@@ -1,7 +1,7 @@
 """What a training picture shows: a few people in front of a background, as plain data.
 
-A scene is drawn by :mod:`training.data.drawing` and put into words by :mod:`training.data.captions`, so a picture and its
-caption can never disagree.
+A scene is drawn by :mod:`training.data.drawing` and put into words by :mod:`training.data.captions`, so a picture and
+its caption can never disagree.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ HAIR_COLOURS: dict[str, Colour] = {
     "pink": (238, 118, 168),
     "purple": (132, 76, 176),
 }
-HAT_COLOURS = {name: SHIRT_COLOURS[name] for name in ("red", "yellow", "green", "blue", "purple", "white", "black", "brown")}
+HAT_COLOURS = {
+    name: SHIRT_COLOURS[name] for name in ("red", "yellow", "green", "blue", "purple", "white", "black", "brown")
+}
 SKIN_TONES: dict[str, Colour] = {
     "pale": (252, 226, 206),
     "light": (244, 206, 176),
@@ -106,7 +108,9 @@ class Scene:
     people: tuple[Person, ...]
     placements: tuple[Placement, ...]
     background: str
-    spot: tuple[float, float, float] | None  # a lighter disc behind the people: x, y, radius as fractions of the picture
+    spot: (
+        tuple[float, float, float] | None
+    )  # a lighter disc behind the people: x, y, radius as fractions of the picture
     framing: str
     width: int
     height: int
@@ -139,7 +143,11 @@ def place_people(rng: random.Random, count: int, framing: str, width: int, heigh
     """Faces side by side; a face's half height is 0.10 to 0.42 of the picture's shorter side."""
     unit = min(width, height)
     if count == 1:
-        size = {"close-up": rng.uniform(0.30, 0.42), "portrait": rng.uniform(0.19, 0.29), "half-body": rng.uniform(0.11, 0.17)}
+        size = {
+            "close-up": rng.uniform(0.30, 0.42),
+            "portrait": rng.uniform(0.19, 0.29),
+            "half-body": rng.uniform(0.11, 0.17),
+        }
         half = size[framing] * unit
         x = width * 0.5 + rng.uniform(-1, 1) * min(0.12 * width, max(0.0, width * 0.5 - 1.2 * half))
         centre = {"close-up": 0.50, "portrait": 0.42, "half-body": 0.32}[framing]

@@ -1,4 +1,5 @@
-"""What the generator learns to draw, and in which words: portraits, whole figures, and hands as the detail pass sees them."""
+"""What the generator learns to draw, and in which words: portraits, whole figures, and hands as the detail pass sees
+them."""
 
 from __future__ import annotations
 

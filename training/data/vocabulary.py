@@ -40,7 +40,9 @@ def sample_caption(rng: random.Random, subject: str | None = None) -> tuple[str,
 
 def count_words(seed: int) -> Counter[str]:
     rng = random.Random(seed)
-    return Counter(piece for _ in range(CORPUS) for piece in re.findall(r"[a-z]+|[^a-z\s]", sample_caption(rng)[0].lower()))
+    return Counter(
+        piece for _ in range(CORPUS) for piece in re.findall(r"[a-z]+|[^a-z\s]", sample_caption(rng)[0].lower())
+    )
 
 
 def spellings(word: str) -> tuple[str, ...]:
@@ -53,23 +55,32 @@ def train_tokenizers(seed: int) -> tuple[CLIPTokenizer, T5TokenizerFast]:
     letters = sorted(set(string.printable) - set(string.whitespace))
     pieces = {form: math.log(count / 1e6) for word, count in counts.items() for form in spellings(word)}
     pieces |= {letter: -20.0 for letter in ["▁", *letters] if letter not in pieces}
-    t5 = T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces.items()], extra_ids=0, model_max_length=MAX_TOKENS)
+    t5 = T5TokenizerFast(
+        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces.items()], extra_ids=0, model_max_length=MAX_TOKENS
+    )
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.WhitespaceSplit()])
-    bpe.train_from_iterator(counts.elements(), trainers.BpeTrainer(vocab_size=1100, end_of_word_suffix="</w>", initial_alphabet=letters))
+    bpe.train_from_iterator(
+        counts.elements(), trainers.BpeTrainer(vocab_size=1100, end_of_word_suffix="</w>", initial_alphabet=letters)
+    )
     state = json.loads(bpe.to_str())["model"]
     vocabulary = list(state["vocab"])
     for letter in letters:
         vocabulary += [piece for piece in (letter, f"{letter}</w>") if piece not in state["vocab"]]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    clip = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=[tuple(m) for m in state["merges"]], model_max_length=MAX_TOKENS)
+    clip = CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(vocabulary)},
+        merges=[tuple(m) for m in state["merges"]],
+        model_max_length=MAX_TOKENS,
+    )
     return clip, t5
 
 
 def widen_tokenizers(models_folder: Path, out: Path, seed: int) -> list[str]:
-    """Copies both tokenizers and adds the captions' words that they have to spell; the ids of all others stay. Returns the words."""
+    """Copies both tokenizers and adds the captions' words that they have to spell; the ids of all others stay.
+    Returns the words."""
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(models_folder / name, out / name, dirs_exist_ok=True)
     file = out / "tokenizer_2" / "tokenizer.json"

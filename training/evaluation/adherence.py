@@ -1,8 +1,9 @@
-"""Measures whether the pictures show what was asked: ``python -m training.evaluation.adherence [--subject figures] [--weights DIR] [--sheet FILE]``.
+"""Measures whether the pictures show what was asked: ``python -m training.evaluation.adherence [--subject figures]
+[--weights DIR] [--sheet FILE]``.
 
-Forty prompts with combinations of hair, shirt and background that training never saw. In portraits the face detector says where the
-face is; the colours above, below and beside it are compared with the palette that the drawings use. In pictures of whole figures the
-person detector counts. The prompts run through the package's own generate stage, alone.
+Forty prompts with combinations of hair, shirt and background that training never saw. In portraits the face detector
+says where the face is; the colours above, below and beside it are compared with the palette that the drawings use. In
+pictures of whole figures the person detector counts. The prompts run through the package's own generate stage, alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from training.data.held_out import held_out_figures, held_out_prompts
 from training.data.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour
 
 Prompts = list[tuple[str, dict[str, str]]]
-COLOURS: Mapping[str, Mapping[str, Colour]] = {"background": BACKGROUND_COLOURS, "hair": HAIR_COLOURS, "shirt": SHIRT_COLOURS}
+COLOURS: Mapping[str, Mapping[str, Colour]] = {
+    "background": BACKGROUND_COLOURS,
+    "hair": HAIR_COLOURS,
+    "shirt": SHIRT_COLOURS,
+}
 
 
 def nearest_colour(pixels: np.ndarray, palette: Mapping[str, Colour]) -> str:
@@ -61,7 +66,9 @@ def generate(service: Service, prompts: Prompts, steps: int, guidance: float) ->
     side = service.family.native
     pictures = []
     for index, (prompt, _) in enumerate(prompts):
-        request = ImageRequest(prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, guidance_scale=guidance)
+        request = ImageRequest(
+            prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, guidance_scale=guidance
+        )
         pictures.append(alone.run(request).pictures[0].image)
     return pictures
 
@@ -70,7 +77,9 @@ def chest(array: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The pixels of a standing figure's shirt: a third of the way down the middle of its box."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
     middle, tall = (x1 + x2) / 2, y2 - y1
-    return array[int(y1 + 0.3 * tall) : int(y1 + 0.42 * tall), int(middle - 0.05 * tall) : int(middle + 0.05 * tall) + 1]
+    return array[
+        int(y1 + 0.3 * tall) : int(y1 + 0.42 * tall), int(middle - 0.05 * tall) : int(middle + 0.05 * tall) + 1
+    ]
 
 
 def count_faces(found: list[Detections], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
@@ -90,11 +99,15 @@ def count_faces(found: list[Detections], pictures: list[Image.Image], prompts: P
 
 
 def count_persons(found: list[Detections], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
-    """How many pictures have as many persons as were asked for, and the background; of single figures how many have the shirt."""
+    """How many pictures have as many persons as were asked for, and the background; of single figures how many have
+    the shirt."""
     right = {"people": 0, "background": 0, "shirt": 0, "single": sum("shirt" in asked for _, asked in prompts)}
     for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
         array = np.asarray(picture.convert("RGB")).astype(np.int16)
-        seen = {"people": str(len(detections)), "background": nearest_colour(np.concatenate([array[:24, :24], array[:24, -24:]]), BACKGROUND_COLOURS)}
+        seen = {
+            "people": str(len(detections)),
+            "background": nearest_colour(np.concatenate([array[:24, :24], array[:24, -24:]]), BACKGROUND_COLOURS),
+        }
         if "shirt" in asked and len(detections):
             seen["shirt"] = nearest_colour(chest(array, detections.boxes[0]), SHIRT_COLOURS)
         for name, wanted in asked.items():
@@ -132,7 +145,11 @@ def main() -> None:
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING"))
     portraits = arguments.subject == "portraits"
-    prompts, detector, count = (held_out_prompts(), "face_detector", count_faces) if portraits else (held_out_figures(), "person_detector", count_persons)
+    prompts, detector, count = (
+        (held_out_prompts(), "face_detector", count_faces)
+        if portraits
+        else (held_out_figures(), "person_detector", count_persons)
+    )
     pictures = generate(service, prompts, arguments.steps, arguments.guidance)
     with service.models.on_device(detector) as (network,):
         found = Detector(network).detect(pictures, 0.3)

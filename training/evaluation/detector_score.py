@@ -22,7 +22,9 @@ def overlap(a: Floats, b: Floats) -> Floats:
 
 def mask_overlap(a: Mask, b: Mask) -> Floats:
     """The same of masks, N x H x W with M x H x W: N x M."""
-    first, second = ((masks.reshape(len(masks), masks.shape[1] * masks.shape[2]) > 0).astype(np.float32) for masks in (a, b))
+    first, second = (
+        (masks.reshape(len(masks), masks.shape[1] * masks.shape[2]) > 0).astype(np.float32) for masks in (a, b)
+    )
     shared = (first @ second.T).astype(np.float64)
     return np.asarray(shared / np.maximum(first.sum(axis=1)[:, None] + second.sum(axis=1)[None] - shared, 1))
 

@@ -1,7 +1,9 @@
-"""Prompts as short as people type them, and what rewriting them is worth: ``python -m training.evaluation.terse [--weights DIR] [--sheet FILE]``.
+"""Prompts as short as people type them, and what rewriting them is worth: ``python -m training.evaluation.terse
+[--weights DIR] [--sheet FILE]``.
 
-Thirty terse prompts, of combinations of hair, shirt and background that training never saw, are drawn as they are and as the prompt
-upsampler rewrites them, with the same seeds, by the generate stage alone. The colours that were asked for are counted in both.
+Thirty terse prompts, of combinations of hair, shirt and background that training never saw, are drawn as they are and
+as the prompt upsampler rewrites them, with the same seeds, by the generate stage alone. The colours that were asked for
+are counted in both.
 """
 
 from __future__ import annotations
@@ -29,13 +31,22 @@ ASKED = ("hair", "shirt", "background")
 
 
 def terse(rng: random.Random, person: Person, background: str, attributes: Collection[str]) -> str:
-    """A person in a few words without grammar, for example "red hair woman, blue shirt"; ``attributes`` are those that are named."""
-    hair = "bald" if person.hair_length == "bald" else rng.choice(("{} hair", "{} hair", "{} haired")).format(pick(rng, HAIR_WORDS, person.hair_colour))
+    """A person in a few words without grammar, for example "red hair woman, blue shirt"; ``attributes`` are those
+    that are named."""
+    hair = (
+        "bald"
+        if person.hair_length == "bald"
+        else rng.choice(("{} hair", "{} hair", "{} haired")).format(pick(rng, HAIR_WORDS, person.hair_colour))
+    )
     words = {
         "hair": hair,
         "length": f"{person.hair_length} hair",
-        "shirt": rng.choice(("{} {}", "{} {}", "in {}")).format(pick(rng, COLOUR_WORDS, person.shirt), rng.choice(SHIRT_NOUNS)),
-        "background": rng.choice(("{} background", "{} background", "on {}", "{} bg")).format(pick(rng, COLOUR_WORDS, background)),
+        "shirt": rng.choice(("{} {}", "{} {}", "in {}")).format(
+            pick(rng, COLOUR_WORDS, person.shirt), rng.choice(SHIRT_NOUNS)
+        ),
+        "background": rng.choice(("{} background", "{} background", "on {}", "{} bg")).format(
+            pick(rng, COLOUR_WORDS, background)
+        ),
         "expression": pick(rng, EXPRESSION_WORDS, person.expression),
         "glasses": "glasses" if person.glasses else "",
         "beard": rng.choice(("beard", "bearded")) if person.beard else "",
@@ -60,7 +71,9 @@ def terse_prompts(seed: int = 11) -> list[tuple[str, dict[str, str]]]:
     return prompts
 
 
-def colours_shown(service: Service, pictures: list[Image.Image], prompts: list[tuple[str, dict[str, str]]]) -> dict[str, int]:
+def colours_shown(
+    service: Service, pictures: list[Image.Image], prompts: list[tuple[str, dict[str, str]]]
+) -> dict[str, int]:
     """How many of the colours asked for are in the pictures, by what has them; a picture without a face shows none."""
     with service.models.on_device("face_detector") as (network,):
         found = Detector(network).detect(pictures, 0.3)

@@ -1,8 +1,8 @@
 """Trains the autoencoder: ``python -m training.models.autoencoder --out DIR --minutes 25``.
 
-A diffusers ``AutoencoderKL`` with 16 latent channels, as Flux has it, but narrow and without attention, so that two cores
-train it on random crops. Noise of a fixed share of the latents' own spread is added before decoding: the decoder then
-forgives the small errors that the transformer makes.
+A diffusers ``AutoencoderKL`` with 16 latent channels, as Flux has it, but narrow and without attention, so that two
+cores train it on random crops. Noise of a fixed share of the latents' own spread is added before decoding: the decoder
+then forgives the small errors that the transformer makes.
 """
 
 from __future__ import annotations
@@ -91,8 +91,12 @@ def finish(model: AutoencoderKL, pictures: np.ndarray) -> None:
         head = model.encoder.conv_out
         head.weight[16:] = 0
         head.bias[16:] = -30
-        latents = torch.cat([model.encode(to_tensor(pictures[i : i + 8])).latent_dist.mode() for i in range(0, len(pictures), 8)])
-    model.register_to_config(shift_factor=round(float(latents.mean()), 4), scaling_factor=round(1 / float(latents.std()), 4))
+        latents = torch.cat(
+            [model.encode(to_tensor(pictures[i : i + 8])).latent_dist.mode() for i in range(0, len(pictures), 8)]
+        )
+    model.register_to_config(
+        shift_factor=round(float(latents.mean()), 4), scaling_factor=round(1 / float(latents.std()), 4)
+    )
 
 
 def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
@@ -107,11 +111,22 @@ def make_optimizer(model: AutoencoderKL, decoder_only: bool, rate: float) -> Muo
     outer: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (inner if parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name else outer).append(parameter)
+            (inner if parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name else outer).append(
+                parameter
+            )
     return Muon(inner, [(outer, rate / 10)], matrix_rate=rate)
 
 
-def train(out: Path, channels: tuple[int, ...], minutes: float, batch: int, rate: float, seed: int, decoder_only: bool, pool_size: int) -> None:
+def train(
+    out: Path,
+    channels: tuple[int, ...],
+    minutes: float,
+    batch: int,
+    rate: float,
+    seed: int,
+    decoder_only: bool,
+    pool_size: int,
+) -> None:
     torch.manual_seed(seed)
     rng = random.Random(seed)
     pool, held_out = draw_pool(seed, pool_size), {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
@@ -133,7 +148,9 @@ def train(out: Path, channels: tuple[int, ...], minutes: float, batch: int, rate
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         if step % 150 == 0 or spent >= 1:
             psnr = {name: round(reconstruction_psnr(average, pictures), 2) for name, pictures in held_out.items()}
-            logger.info("step %d, %.0f%% of the time, loss %.4f, held-out PSNR in dB: %s", step, 100 * spent, loss.item(), psnr)
+            logger.info(
+                "step %d, %.0f%% of the time, loss %.4f, held-out PSNR in dB: %s", step, 100 * spent, loss.item(), psnr
+            )
             average.save_pretrained(out)
     if not decoder_only:
         finish(average, pool[:256])
@@ -152,7 +169,16 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4000)
     parser.add_argument("--decoder-only", action="store_true", help="keep the latent space, go on with the decoder")
     arguments = parser.parse_args()
-    train(arguments.out, tuple(arguments.channels), arguments.minutes, arguments.batch, arguments.rate, arguments.seed, arguments.decoder_only, arguments.pool)
+    train(
+        arguments.out,
+        tuple(arguments.channels),
+        arguments.minutes,
+        arguments.batch,
+        arguments.rate,
+        arguments.seed,
+        arguments.decoder_only,
+        arguments.pool,
+    )
 
 
 if __name__ == "__main__":

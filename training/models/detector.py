@@ -1,7 +1,9 @@
-"""Trains a detector: ``python -m training.models.detector --kind face --out DIR`` (or hand, or person, which also outlines).
+"""Trains a detector: ``python -m training.models.detector --kind face --out DIR`` (or hand, or person, which also
+outlines).
 
 A YOLOv8 of an eighth of the width with two detection levels instead of three, on the drawings of
-:mod:`training.data.detector_samples`. ``--minutes`` ends the training early; the weights then depend on the machine's speed.
+:mod:`training.data.detector_samples`. ``--minutes`` ends the training early; the weights then depend on the machine's
+speed.
 """
 
 from __future__ import annotations
@@ -57,16 +59,26 @@ ARCHITECTURES = {"detect": ARCHITECTURE, "segment": SEGMENTING}
 
 Network = Callable[[], torch.nn.Module]
 
-COURSE: Mapping[str, object] = {"batch": 8, "nbs": 8, "optimizer": "AdamW", "cos_lr": True, "warmup_epochs": 0.5, "hsv_h": 0.0, "erasing": 0.0}
+COURSE: Mapping[str, object] = {
+    "batch": 8,
+    "nbs": 8,
+    "optimizer": "AdamW",
+    "cos_lr": True,
+    "warmup_epochs": 0.5,
+    "hsv_h": 0.0,
+    "erasing": 0.0,
+}
 """What every course shares; drawings already vary in their colours."""
 FROM_NOTHING: Mapping[str, object] = {"lr0": 0.004, "lrf": 0.02, "mosaic": 0.25, "scale": 0.4}
 
 
-def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], seed: int, network: Network | None = None) -> torch.nn.Module:
+def train(
+    folder: Path, kind: Kind, data: Path, course: Mapping[str, object], seed: int, network: Network | None = None
+) -> torch.nn.Module:
     """The trained network: not fused, in evaluation mode, rounded to half precision as it will be stored.
 
-    ``data`` is the description of a dataset, ``course`` the trainer's own settings, ``network`` gives what is trained in place of
-    our own architecture with random weights.
+    ``data`` is the description of a dataset, ``course`` the trainer's own settings, ``network`` gives what is trained
+    in place of our own architecture with random weights.
     """
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.models.yolo.segment import SegmentationTrainer
@@ -82,7 +94,9 @@ def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], se
 
         def preprocess_batch(self, batch: dict[str, object]) -> dict[str, object]:
             prepared: dict[str, object] = super().preprocess_batch(batch)
-            if hasattr(self.model, "txt_feats"):  # a world model learns with the vectors that it holds, and asks CLIP for none
+            if hasattr(
+                self.model, "txt_feats"
+            ):  # a world model learns with the vectors that it holds, and asks CLIP for none
                 prepared["txt_feats"] = self.model.txt_feats
             return prepared
 
@@ -95,7 +109,17 @@ def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], se
     architecture = folder / f"{kind.label}.yaml"
     architecture.write_text(yaml.safe_dump(ARCHITECTURES[kind.task]))
     files = {"model": str(architecture), "data": str(data), "project": str(folder)}
-    where = {"device": "cpu", "amp": False, "workers": 0, "cache": "ram", "plots": False, "val": False, "verbose": False, "pretrained": False, "seed": seed}
+    where = {
+        "device": "cpu",
+        "amp": False,
+        "workers": 0,
+        "cache": "ram",
+        "plots": False,
+        "val": False,
+        "verbose": False,
+        "pretrained": False,
+        "seed": seed,
+    }
     trainer = Trainer(overrides={**files, **where, **COURSE, "imgsz": kind.imgsz, **course})
     trainer.train()
     trained: torch.nn.Module = trainer.ema.ema.half().float().eval()
@@ -103,10 +127,18 @@ def train(folder: Path, kind: Kind, data: Path, course: Mapping[str, object], se
     return trained
 
 
-def export(network: torch.nn.Module, out: Path, architecture: dict[str, object], task: str, names: Sequence[str], imgsz: int) -> None:
+def export(
+    network: torch.nn.Module, out: Path, architecture: dict[str, object], task: str, names: Sequence[str], imgsz: int
+) -> None:
     """Writes ``out`` (NAME.safetensors, half precision) and NAME.yaml, as ``modules.detection.yolo`` reads them."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in network.state_dict().items()}, out)
+    save_file(
+        {
+            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in network.state_dict().items()
+        },
+        out,
+    )
     description = {"task": task, "names": list(names), "imgsz": imgsz, **architecture}
     out.with_suffix(".yaml").write_text(yaml.safe_dump(description, sort_keys=False, default_flow_style=None))
 
@@ -115,17 +147,27 @@ def evaluate(detector: Detector, kind: Kind, seed: int, count: int = 200) -> dic
     """The figures on drawings that the training has not seen, as drawn and softened."""
     rng = random.Random(seed + 10_001)
     samples = [kind.draw(rng) for _ in range(count)]
-    variants = {"drawn": [sample.image for sample in samples], "softened": [soften(sample.image, rng) for sample in samples]}
+    variants = {
+        "drawn": [sample.image for sample in samples],
+        "softened": [soften(sample.image, rng) for sample in samples],
+    }
     figures = {}
     for name, images in variants.items():
         found = detector.detect(images, ANY_CONFIDENCE)
         confidences = [one.confidences for one in found]
-        boxes = [overlap(one.boxes, np.array(sample.boxes, np.float64).reshape(-1, 4)) for one, sample in zip(found, samples)]
+        boxes = [
+            overlap(one.boxes, np.array(sample.boxes, np.float64).reshape(-1, 4)) for one, sample in zip(found, samples)
+        ]
         sure = [one.take(np.flatnonzero(one.confidences > CONFIDENCE)) for one in found]
-        figures[name] = score(sure, [sample.boxes for sample in samples]) | {"map50": average_precision(boxes, confidences)}
+        figures[name] = score(sure, [sample.boxes for sample in samples]) | {
+            "map50": average_precision(boxes, confidences)
+        }
         if kind.task == "segment":
             empty = [np.zeros((0, image.height, image.width), np.uint8) for image in images]
-            masks = [mask_overlap(one.masks, np.array(sample.masks or none)) for one, sample, none in zip(found, samples, empty)]
+            masks = [
+                mask_overlap(one.masks, np.array(sample.masks or none))
+                for one, sample, none in zip(found, samples, empty)
+            ]
             figures[name] |= {"mask_map50": average_precision(masks, confidences), "mask_iou": median_overlap(masks)}
     return figures
 
@@ -153,13 +195,18 @@ def main() -> None:
         samples = (softened(kind.draw(rng), rng, 0.5) for _ in range(arguments.pictures or kind.pictures))
         data = write_dataset(Path(folder, "data"), kind.label, samples)
         epochs = arguments.epochs or kind.epochs
-        length = {"epochs": epochs, "close_mosaic": max(1, epochs // 3), "time": arguments.minutes / 60 if arguments.minutes else None}
+        length = {
+            "epochs": epochs,
+            "close_mosaic": max(1, epochs // 3),
+            "time": arguments.minutes / 60 if arguments.minutes else None,
+        }
         trained = train(Path(folder), kind, data, {**FROM_NOTHING, **length}, arguments.seed)
         weights = arguments.out / f"{kind.name}.safetensors"
         export(trained, weights, ARCHITECTURES[kind.task], kind.task, [kind.label], kind.imgsz)
         exported = Detector(load_detector_network(weights))
         rng = random.Random(arguments.seed + 20_002)
-        difference = largest_difference(exported, Detector(copy.deepcopy(trained).fuse(verbose=False)), [kind.draw(rng).image for _ in range(40)])  # type: ignore[operator]
+        fused = copy.deepcopy(trained).fuse(verbose=False)  # type: ignore[operator]
+        difference = largest_difference(exported, Detector(fused), [kind.draw(rng).image for _ in range(40)])
         if difference > 1e-3:
             raise SystemExit(f"the exported detector's boxes are {difference} pixels off the trained one's")
         figures = evaluate(exported, kind, arguments.seed) | {"export": {"largest_difference_px": difference}}

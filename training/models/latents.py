@@ -1,7 +1,8 @@
-"""Draws pictures and encodes them once: ``python -m training.models.latents --autoencoder DIR --out FILE --subject portraits --count 20000``.
+"""Draws pictures and encodes them once: ``python -m training.models.latents --autoencoder DIR --out FILE --subject
+portraits --count 20000``.
 
-Latents are stored as the transformer sees them: packed 2 x 2, tokens x 64, scaled, half precision, one array a picture size.
-What is drawn is stored too, so that training puts the same picture into new words every time.
+Latents are stored as the transformer sees them: packed 2 x 2, tokens x 64, scaled, half precision, one array a picture
+size. What is drawn is stored too, so that training puts the same picture into new words every time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The Muon optimizer for matrices and convolutions, AdamW for the rest (Keller Jordan, https://kellerjordan.github.io/posts/muon/, 2024).
+"""The Muon optimizer for matrices and convolutions, AdamW for the rest (Keller Jordan,
+https://kellerjordan.github.io/posts/muon/, 2024).
 
 On two cores samples are dear; Muon reaches the same loss with far fewer of them.
 """
@@ -33,7 +34,11 @@ class Muon:
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], others: Iterable[tuple[Iterable[nn.Parameter], float]], matrix_rate: float, weight_decay: float = 0.0
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[tuple[Iterable[nn.Parameter], float]],
+        matrix_rate: float,
+        weight_decay: float = 0.0,
     ) -> None:
         self.matrices = list(matrices)
         self.momenta = [torch.zeros_like(p) for p in self.matrices]

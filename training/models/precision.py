@@ -6,7 +6,8 @@ import torch
 
 
 def product_type() -> torch.dtype:
-    """bfloat16 where the processor multiplies in it; where it does not, float32 is forty times faster (measured with AVX2 alone)."""
+    """bfloat16 where the processor multiplies in it; where it does not, float32 is forty times faster (measured with
+    AVX2 alone)."""
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 

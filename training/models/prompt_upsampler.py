@@ -1,8 +1,8 @@
 """Trains the language model that rewrites short prompts: ``python -m training.models.prompt_upsampler --out DIR``.
 
-A small Llama. It reads a few words, or any caption, about a scene and learns to write the scene's full caption, in the one form that
-the transformer follows best. What the words leave open is drawn at random, as in the pictures; glasses, beards and hats
-are never added. Combinations that are held out appear in no sample.
+A small Llama. It reads a few words, or any caption, about a scene and learns to write the scene's full caption, in the
+one form that the transformer follows best. What the words leave open is drawn at random, as in the pictures; glasses,
+beards and hats are never added. Combinations that are held out appear in no sample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ VOCABULARY = 640
 CONTEXT = 160
 """Tokens of the longest prompt and answer together."""
 TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] | lower | trim }}{{ '\\n' }}"
-"""An instruction before the user's words is not for this model: it knows only one task. A bare newline at a template's end is dropped."""
+"""An instruction before the user's words is not for this model: it knows only one task. A bare newline at a
+template's end is dropped."""
 FRAMINGS = {"close-up": "a close-up of", "portrait": "a portrait of", "half-body": "a half-body portrait of"}
 NAMED = (*ASKED, "length", "expression", "glasses", "beard", "hat")
 
@@ -42,14 +43,20 @@ def sample_words(rng: random.Random, scene: Scene) -> str:
     """What a person might type for the scene: a few words, or a caption."""
     if rng.random() < 0.3:
         return caption(scene, rng).lower()
-    people = [terse(rng, person, scene.background, rng.sample(NAMED, rng.choice((0, 1, 2, 2, 3, 3, 4)))) for person in scene.people]
+    people = [
+        terse(rng, person, scene.background, rng.sample(NAMED, rng.choice((0, 1, 2, 2, 3, 3, 4))))
+        for person in scene.people
+    ]
     words = rng.choice((" and ", ", ")).join(people)
     return f"{scene.framing} {words}" if rng.random() < 0.1 else words
 
 
 def full_caption(scene: Scene, words: str) -> str:
     """The scene in full, by the words' leave: what is never added is told only where they name it."""
-    named = any(f in words for f in ("close-up", "closeup", "face of", "half-body", "upper body", "medium shot", "wide portrait"))
+    named = any(
+        f in words
+        for f in ("close-up", "closeup", "face of", "half-body", "upper body", "medium shot", "wide portrait")
+    )
     people = [full_person(person, words, len(scene.people)) for person in scene.people]
     background = f"{scene.background} background"
     if len(people) == 1:
@@ -89,9 +96,15 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     special = ["<s>", "</s>", "<pad>"]
     corpus = (text for _ in range(10_000) for text in sample_pair(rng))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=CONTEXT)
+    tokenizer.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=CONTEXT
+    )
     fast.chat_template = TEMPLATE
     return fast
 
@@ -114,7 +127,9 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def batch_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> torch.Tensor:
+def batch_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
+) -> torch.Tensor:
     """Cross-entropy of the answers' tokens; the words before them are given."""
     pairs = [sample_pair(rng) for _ in range(size)]
     given = [tokenizer(f"{words}\n").input_ids for words, _ in pairs]

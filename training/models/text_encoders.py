@@ -3,8 +3,8 @@
 The T5 encoder learns to say, for every person of a caption, which colour belongs to which noun. The transformer that is
 trained on top of it then finds "shirt: blue" in the embeddings and need not learn grammar from pictures.
 
-With ``--start`` trained encoders learn the words that are new in the captions. What they say of portraits is held where it was, so
-the transformer that was trained on top of them still understands.
+With ``--start`` trained encoders learn the words that are new in the captions. What they say of portraits is held where
+it was, so the transformer that was trained on top of them still understands.
 """
 
 from __future__ import annotations
@@ -23,9 +23,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from training.data.figures import FULL_BODY, GARMENTS, HAND_CLOSE_UP, LOWER_COLOURS, POSES
 from training.data.held_out import held_out_prompts
-from training.data.scene import BACKGROUND_COLOURS, EXPRESSIONS, FRAMINGS, HAIR_COLOURS, HAT_COLOURS, KINDS, SHIRT_COLOURS, SKIN_TONES, Scene
+from training.data.scene import (
+    BACKGROUND_COLOURS,
+    EXPRESSIONS,
+    FRAMINGS,
+    HAIR_COLOURS,
+    HAT_COLOURS,
+    KINDS,
+    SHIRT_COLOURS,
+    SKIN_TONES,
+    Scene,
+)
 from training.data.subjects import Subject
-from training.data.vocabulary import MAX_TOKENS, same_ids, sample_caption, train_tokenizers, widen_embedding, widen_tokenizers
+from training.data.vocabulary import (
+    MAX_TOKENS,
+    same_ids,
+    sample_caption,
+    train_tokenizers,
+    widen_embedding,
+    widen_tokenizers,
+)
 from training.models.muon import Muon
 from training.models.precision import fast_products
 
@@ -43,17 +60,27 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "beard": ("False", "True"),
     "hat": ("None", *HAT_COLOURS),
 }
-STANCE: dict[str, tuple[str, ...]] = {"pose": POSES, "lower": GARMENTS, "lower_colour": tuple(dict.fromkeys(LOWER_COLOURS.values()))}
+STANCE: dict[str, tuple[str, ...]] = {
+    "pose": POSES,
+    "lower": GARMENTS,
+    "lower_colour": tuple(dict.fromkeys(LOWER_COLOURS.values())),
+}
 """What is asked of figures beside that."""
 VIEWS = (*FRAMINGS, FULL_BODY, HAND_CLOSE_UP)
 IGNORED = -100
 HELD = 20.0
-"""How much a change of what is said of portraits counts beside a wrong answer; changes are in shares of the embeddings' spread."""
+"""How much a change of what is said of portraits counts beside a wrong answer; changes are in shares of the
+embeddings' spread."""
 
 
 def questions() -> list[int]:
-    """The number of answers of each question: every attribute of four people, the background, the head count, the view."""
-    return [len(values) for values in (*ATTRIBUTES.values(), *STANCE.values())] * PEOPLE + [len(BACKGROUND_COLOURS), PEOPLE, len(VIEWS)]
+    """The number of answers of each question: every attribute of four people, the background, the head count, the
+    view."""
+    return [len(values) for values in (*ATTRIBUTES.values(), *STANCE.values())] * PEOPLE + [
+        len(BACKGROUND_COLOURS),
+        PEOPLE,
+        len(VIEWS),
+    ]
 
 
 def answers(subject: Subject) -> list[int]:
@@ -61,17 +88,30 @@ def answers(subject: Subject) -> list[int]:
     labels: list[int] = []
     for index in range(PEOPLE):
         for name, values in ATTRIBUTES.items():
-            labels.append(values.index(str(getattr(scene.people[index], name))) if index < len(scene.people) else IGNORED)
+            labels.append(
+                values.index(str(getattr(scene.people[index], name))) if index < len(scene.people) else IGNORED
+            )
         told = (
-            {"pose": stances[index].pose, "lower": stances[index].lower, "lower_colour": LOWER_COLOURS[stances[index].lower_colour]}
+            {
+                "pose": stances[index].pose,
+                "lower": stances[index].lower,
+                "lower_colour": LOWER_COLOURS[stances[index].lower_colour],
+            }
             if index < len(stances)
             else {}
         )
         labels += [values.index(told[name]) if told else IGNORED for name, values in STANCE.items()]
-    return [*labels, list(BACKGROUND_COLOURS).index(scene.background), len(scene.people) - 1, VIEWS.index(scene.framing)]
+    return [
+        *labels,
+        list(BACKGROUND_COLOURS).index(scene.background),
+        len(scene.people) - 1,
+        VIEWS.index(scene.framing),
+    ]
 
 
-def build_encoders(clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast) -> tuple[CLIPTextModel, T5EncoderModel]:
+def build_encoders(
+    clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast
+) -> tuple[CLIPTextModel, T5EncoderModel]:
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(clip_tokenizer),
@@ -106,7 +146,8 @@ def build_encoders(clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5TokenizerFast)
 
 
 class Readout(nn.Module):
-    """One attention hop from a learnt question to the token embeddings, then the answer: what the transformer can do too."""
+    """One attention hop from a learnt question to the token embeddings, then the answer: what the transformer can do
+    too."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,21 +157,32 @@ class Readout(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in counts)
 
     def forward(self, embeddings: torch.Tensor) -> list[torch.Tensor]:
-        found, _ = self.attention(self.query.expand(len(embeddings), -1, -1), embeddings, embeddings, need_weights=False)
+        found, _ = self.attention(
+            self.query.expand(len(embeddings), -1, -1), embeddings, embeddings, need_weights=False
+        )
         return [head(found[:, i]) for i, head in enumerate(self.heads)]
 
 
 def answer_loss(logits: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     return torch.stack(
-        [functional.cross_entropy(guess, labels[:, i], ignore_index=IGNORED) for i, guess in enumerate(logits) if (labels[:, i] != IGNORED).any()]
+        [
+            functional.cross_entropy(guess, labels[:, i], ignore_index=IGNORED)
+            for i, guess in enumerate(logits)
+            if (labels[:, i] != IGNORED).any()
+        ]
     ).mean()
 
 
 @torch.no_grad()
-def colours_named(t5: T5EncoderModel, readout: Readout, tokenizer: T5TokenizerFast, seeds: range = range(100, 110)) -> dict[str, float]:
-    """The share of held-out prompts in which the embeddings say the first person's hair and shirt and the background."""
+def colours_named(
+    t5: T5EncoderModel, readout: Readout, tokenizer: T5TokenizerFast, seeds: range = range(100, 110)
+) -> dict[str, float]:
+    """The share of held-out prompts in which the embeddings say the first person's hair and shirt and the
+    background."""
     prompts = [prompt for seed in seeds for prompt in held_out_prompts(seed)]
-    ids = tokenizer([text for text, _ in prompts], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        [text for text, _ in prompts], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
     logits, attributes = readout(t5(ids)[0]), [*ATTRIBUTES, *STANCE]
     questions_asked = {
         "hair": (attributes.index("hair_colour"), list(HAIR_COLOURS)),
@@ -155,7 +207,10 @@ class Captions:
         samples = [sample_caption(self.rng, subject) for _ in range(count)]
         texts = [text for text, _ in samples]
         ids = [
-            tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids for tokenizer in (self.clip, self.t5)
+            tokenizer(
+                texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer in (self.clip, self.t5)
         ]
         return ids[0], ids[1], torch.tensor([answers(shown) for _, shown in samples])
 
@@ -172,7 +227,9 @@ def open_encoders(folder: Path) -> tuple[CLIPTextModel, T5EncoderModel]:
     )
 
 
-def widened(encoders: tuple[CLIPTextModel, T5EncoderModel], clip_tokens: int, t5_tokens: int) -> tuple[CLIPTextModel, T5EncoderModel]:
+def widened(
+    encoders: tuple[CLIPTextModel, T5EncoderModel], clip_tokens: int, t5_tokens: int
+) -> tuple[CLIPTextModel, T5EncoderModel]:
     """Copies with embeddings for as many tokens."""
     clip, t5 = copy.deepcopy(encoders)
     for model, count in ((clip, clip_tokens), (t5, t5_tokens)):
@@ -181,17 +238,31 @@ def widened(encoders: tuple[CLIPTextModel, T5EncoderModel], clip_tokens: int, t5
     return clip, t5
 
 
-def teach(clip: CLIPTextModel, t5: T5EncoderModel, captions: Captions, steps: int, held: tuple[CLIPTextModel, T5EncoderModel] | None) -> Readout:
-    """Trains both encoders to answer; ``held`` are those whose embeddings of portraits are kept. Returns T5's readout."""
+def teach(
+    clip: CLIPTextModel,
+    t5: T5EncoderModel,
+    captions: Captions,
+    steps: int,
+    held: tuple[CLIPTextModel, T5EncoderModel] | None,
+) -> Readout:
+    """Trains both encoders to answer; ``held`` are those whose embeddings of portraits are kept. Returns T5's
+    readout."""
     readout = Readout(192)
     pooled_heads = nn.ModuleList(nn.Linear(128, count) for count in questions())
     encoders = nn.ModuleList([clip, t5])
-    inner = {name for name, p in encoders.named_parameters() if p.ndim == 2 and "embed" not in name and "shared" not in name and "bias" not in name}
+    inner = {
+        name
+        for name, p in encoders.named_parameters()
+        if p.ndim == 2 and "embed" not in name and "shared" not in name and "bias" not in name
+    }
     matrices = [p for name, p in encoders.named_parameters() if name in inner]
-    # "the word before" is told by this bias alone, and it has to grow from 0.07 to some 3 before a colour finds its noun: at the
+    # "the word before" is told by this bias alone, and it has to grow from 0.07 to some 3 before a colour finds its
+    # noun: at the
     # others' rate that takes longer than the whole training
     places = [p for name, p in encoders.named_parameters() if "relative_attention_bias" in name]
-    others = [p for name, p in encoders.named_parameters() if name not in inner and "relative_attention_bias" not in name]
+    others = [
+        p for name, p in encoders.named_parameters() if name not in inner and "relative_attention_bias" not in name
+    ]
     heads = [*readout.parameters(), *pooled_heads.parameters()]
     slower = 1.0 if held is None else 0.2
     optimizer = Muon(matrices, [(heads, 2e-3), (others, 2e-3), (places, 0.05 * slower)], matrix_rate=0.005 * slower)
@@ -212,7 +283,14 @@ def teach(clip: CLIPTextModel, t5: T5EncoderModel, captions: Captions, steps: in
         total.backward()
         optimizer.step(min(1.0, step / 50) * max(0.01, min(1.0, (1 - step / steps) / 0.6)))
         if step % 50 == 0:
-            logger.info("step %d of %d, %.0f s, t5 loss %.3f, all %.3f", step, steps, time.monotonic() - begin, loss.item(), total.item())
+            logger.info(
+                "step %d of %d, %.0f s, t5 loss %.3f, all %.3f",
+                step,
+                steps,
+                time.monotonic() - begin,
+                loss.item(),
+                total.item(),
+            )
             if held is not None:
                 logger.info("portraits moved by %.4f and %.4f", *(one.item() for one in moved))
     return readout
@@ -235,7 +313,9 @@ def train(out: Path, start: Path | None, steps: int, seed: int) -> None:
     else:
         texts = [sample_caption(random.Random(number), "portraits")[0] for number in range(500)]
         for tokenizer, name in ((clip_tokenizer, "tokenizer"), (t5_tokenizer, "tokenizer_2")):
-            assert same_ids(type(tokenizer).from_pretrained(start / name), tokenizer, texts), "a new word changed the tokens of old ones"
+            assert same_ids(type(tokenizer).from_pretrained(start / name), tokenizer, texts), (
+                "a new word changed the tokens of old ones"
+            )
         held = open_encoders(start)
         clip, t5 = widened(held, len(clip_tokenizer), len(t5_tokenizer))
     readout = teach(clip, t5, captions, steps, held)

@@ -1,7 +1,8 @@
-"""Trains the Flux transformer on latents and captions: ``python -m training.models.transformer --models DIR --latents FILE --minutes 80``.
+"""Trains the Flux transformer on latents and captions: ``python -m training.models.transformer --models DIR --latents
+FILE --minutes 80``.
 
-Rectified flow as in Flux: the model sees ``(1 - t) * picture + t * noise`` and predicts ``noise - picture``. Captions are
-dropped in a tenth of the samples. In the last part guidance is distilled into the guidance embedding, as Flux dev's
+Rectified flow as in Flux: the model sees ``(1 - t) * picture + t * noise`` and predicts ``noise - picture``. Captions
+are dropped in a tenth of the samples. In the last part guidance is distilled into the guidance embedding, as Flux dev's
 authors did, so that a step costs one forward pass: the target is a frozen copy's own classifier-free guidance.
 """
 
@@ -67,8 +68,12 @@ class TextEncoders:
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        t5_ids = self.t5_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-        clip_ids = self.clip_tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
+        t5_ids = self.t5_tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
+        clip_ids = self.clip_tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
         with fast_products():
             return self.t5(t5_ids)[0].float(), self.clip(clip_ids).pooler_output.float()
 
@@ -83,9 +88,15 @@ def position_ids(width: int, height: int, factor: int) -> torch.Tensor:
 
 
 def predict(
-    model: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor, ids: torch.Tensor
+    model: torch.nn.Module,
+    noisy: torch.Tensor,
+    t: torch.Tensor,
+    text: tuple[torch.Tensor, torch.Tensor],
+    guidance: torch.Tensor,
+    ids: torch.Tensor,
 ) -> torch.Tensor:
-    # at a hundred tokens plain matrix products are faster backwards than the blockwise kernel, by a third of the whole pass
+    # at a hundred tokens plain matrix products are faster backwards than the blockwise kernel, by a third of the whole
+    # pass
     with fast_products(), sdpa_kernel(SDPBackend.MATH):
         output: torch.Tensor = model(
             hidden_states=noisy,
@@ -126,7 +137,9 @@ def noise_levels(count: int) -> torch.Tensor:
     return SHIFT * t / (1 + (SHIFT - 1) * t)
 
 
-def training_loss(model: torch.nn.Module, encoders: TextEncoders, batches: Batches, teacher: torch.nn.Module | None) -> torch.Tensor:
+def training_loss(
+    model: torch.nn.Module, encoders: TextEncoders, batches: Batches, teacher: torch.nn.Module | None
+) -> torch.Tensor:
     tokens, ids, texts = next(batches)
     count = len(tokens)
     t, noise = noise_levels(count), torch.randn_like(tokens)
@@ -137,8 +150,8 @@ def training_loss(model: torch.nn.Module, encoders: TextEncoders, batches: Batch
     guidance = torch.empty(count).uniform_(*GUIDANCE)
     with torch.no_grad():
         worded = predict(teacher, noisy, t, text, torch.ones(count), ids)
-        empty = encoders([""])
-        wordless = predict(teacher, noisy, t, tuple(e.expand(count, *e.shape[1:]) for e in empty), torch.ones(count), ids)  # type: ignore[arg-type]
+        sequence, pooled = (part.expand(count, *part.shape[1:]) for part in encoders([""]))
+        wordless = predict(teacher, noisy, t, (sequence, pooled), torch.ones(count), ids)
         target = wordless + guidance_strength(guidance)[:, None, None] * (worded - wordless)
     return functional.mse_loss(predict(model, noisy, t, text, guidance, ids), target)
 
@@ -172,7 +185,9 @@ def train(
     if (out / "optimizer.pt").exists():
         optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
-    teacher: FluxTransformer2DModel | None = FluxTransformer2DModel.from_pretrained(undistilled).float().eval() if undistilled else None
+    teacher: FluxTransformer2DModel | None = (
+        FluxTransformer2DModel.from_pretrained(undistilled).float().eval() if undistilled else None
+    )
     distill_share = 1.0 if undistilled else distill_share
     begin, step, spent, shown, saved = time.monotonic(), 0, 0.0, 0.0, 0.0
     while spent < 1:
@@ -192,7 +207,13 @@ def train(
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         shown = loss.item() if step == 1 else 0.98 * shown + 0.02 * loss.item()
         if step % 50 == 0:
-            logger.info("step %d, %.1f%% of the time, %.1f samples/s, loss %.4f", step, 100 * spent, step * batch / (time.monotonic() - begin), shown)
+            logger.info(
+                "step %d, %.1f%% of the time, %.1f samples/s, loss %.4f",
+                step,
+                100 * spent,
+                step * batch / (time.monotonic() - begin),
+                shown,
+            )
         if time.monotonic() - saved > 240 or spent >= 1:
             average.save_pretrained(out)
             torch.save(optimizer.state_dict(), out / "optimizer.part")
@@ -206,12 +227,21 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
-    parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
-    parser.add_argument("--undistilled", type=Path, help="only goes on distilling the guidance of the model in this folder")
+    parser.add_argument(
+        "--distill-share",
+        type=float,
+        default=0.12,
+        help="share of the time, at the end, in which guidance is distilled",
+    )
+    parser.add_argument(
+        "--undistilled", type=Path, help="only goes on distilling the guidance of the model in this folder"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler; a quarter faster")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler; a quarter faster"
+    )
     arguments = parser.parse_args()
     train(
         arguments.models,

@@ -1,8 +1,9 @@
 """Trains the upscaler: ``python -m training.models.upscaler --out DIR``.
 
-A small ESRGAN (RRDBNet) that enlarges four times. It starts as a pass-through: three channels carry the picture itself, so
-that its first output is about as good as a bicubic enlargement and every step goes into the edges. Half of its inputs are exact reductions of a
-drawing, half are soft and slightly noisy, as the decoder of a small autoencoder leaves them.
+A small ESRGAN (RRDBNet) that enlarges four times. It starts as a pass-through: three channels carry the picture itself,
+so that its first output is about as good as a bicubic enlargement and every step goes into the edges. Half of its
+inputs are exact reductions of a drawing, half are soft and slightly noisy, as the decoder of a small autoencoder leaves
+them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 FACTOR = 4
 CROP, EDGE = 40, 4
-"""Side of the training crops in pixels of the small picture, and the width of their border, which does not count: there the
-network sees the black beyond the crop, which it never sees in use."""
+"""Side of the training crops in pixels of the small picture, and the width of their border, which does not count: there
+the network sees the black beyond the crop, which it never sees in use."""
 PLACES = 4
 """Random places that are looked at for one crop; the most varied is taken."""
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
@@ -54,8 +55,13 @@ def build(features: int = 8, blocks: int = 1) -> Any:
 
     network = ESRGAN(num_filters=features, num_blocks=blocks, scale=FACTOR)
     layers = network.model
-    point, smooth, sharp = (torch.tensor(kernel) for kernel in ((0.0, 1.0, 0.0), (0.25, 0.5, 0.25), (-0.25, 1.5, -0.25)))
-    kernels = {index: torch.outer(kernel, kernel) for index, kernel in ((0, point), (3, smooth), (6, smooth), (8, point), (10, point))}
+    point, smooth, sharp = (
+        torch.tensor(kernel) for kernel in ((0.0, 1.0, 0.0), (0.25, 0.5, 0.25), (-0.25, 1.5, -0.25))
+    )
+    kernels = {
+        index: torch.outer(kernel, kernel)
+        for index, kernel in ((0, point), (3, smooth), (6, smooth), (8, point), (10, point))
+    }
     body = layers[1].sub[-1]
     with torch.no_grad():
         for index, kernel in kernels.items():
@@ -68,7 +74,14 @@ def build(features: int = 8, blocks: int = 1) -> Any:
 def export(network: Any) -> dict[str, torch.Tensor]:
     """The weights in half precision under Real-ESRGAN's names."""
     blocks = len(network.model[1].sub) - 1
-    names = {"0": "conv_first", f"1.sub.{blocks}": "conv_body", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+    names = {
+        "0": "conv_first",
+        f"1.sub.{blocks}": "conv_body",
+        "3": "conv_up1",
+        "6": "conv_up2",
+        "8": "conv_hr",
+        "10": "conv_last",
+    }
 
     def renamed(key: str) -> str:
         layer, kind = key.removeprefix("model.").rsplit(".", 1)
@@ -90,17 +103,23 @@ def random_box(picture: Image.Image, rng: random.Random) -> tuple[int, int, int,
 
 
 def example(pool: list[Image.Image], rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of a drawing and what is left of it after reduction: CROP and FACTOR * CROP pixels wide, H x W x 3, 0..255."""
+    """A crop of a drawing and what is left of it after reduction: CROP and FACTOR * CROP pixels wide, H x W x 3,
+    0..255."""
     picture = rng.choice(pool)
     # most of a drawing is flat, which teaches nothing: the most varied of a few places
-    box = max((random_box(picture, rng) for _ in range(PLACES)), key=lambda box: float(np.asarray(picture.resize((8, 8), Image.Resampling.NEAREST, box)).std()))
+    box = max(
+        (random_box(picture, rng) for _ in range(PLACES)),
+        key=lambda box: float(np.asarray(picture.resize((8, 8), Image.Resampling.NEAREST, box)).std()),
+    )
     small, sharp = picture.resize((CROP, CROP), rng.choice(REDUCTIONS), box), picture.crop(box)
     soft = rng.random() < 0.5
     if soft:
         small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
     pair = [np.asarray(image, dtype=np.float32) for image in (small, sharp)]
     if soft:
-        pair[0] = pair[0] + np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(0, 3), pair[0].shape).astype(np.float32)
+        pair[0] = pair[0] + np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(0, 3), pair[0].shape
+        ).astype(np.float32)
     turns, mirror = rng.randrange(4), rng.choice((1, -1))
     small_pixels, sharp_pixels = (np.rot90(pixels[:, ::mirror], turns) for pixels in pair)
     return small_pixels, sharp_pixels
@@ -108,7 +127,10 @@ def example(pool: list[Image.Image], rng: random.Random) -> tuple[np.ndarray, np
 
 def examples(pool: list[Image.Image], amount: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Small and sharp crops, N x 3 x H x W in 0..1."""
-    small, sharp = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255 for pixels in zip(*(example(pool, rng) for _ in range(amount))))
+    small, sharp = (
+        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+        for pixels in zip(*(example(pool, rng) for _ in range(amount)))
+    )
     return small, sharp
 
 
@@ -129,10 +151,16 @@ def evaluate(path: Path, pictures: list[Image.Image]) -> dict[str, float]:
     factor = upscaler.factor
     figures = {}
     for kind, radius in (("clean", 0.0), ("soft", 0.6)):
-        reduced = [picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC) for picture in pictures]
+        reduced = [
+            picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC)
+            for picture in pictures
+        ]
         inputs = [image.filter(ImageFilter.GaussianBlur(radius)) for image in reduced]
         ours = [psnr(upscaler.upscale(image, factor), picture) for image, picture in zip(inputs, pictures)]
-        bicubic = [psnr(image.resize(picture.size, Image.Resampling.BICUBIC), picture) for image, picture in zip(inputs, pictures)]
+        bicubic = [
+            psnr(image.resize(picture.size, Image.Resampling.BICUBIC), picture)
+            for image, picture in zip(inputs, pictures)
+        ]
         figures[f"{kind}_psnr_db"] = round(float(np.mean(ours)), 2)
         figures[f"{kind}_bicubic_psnr_db"] = round(float(np.mean(bicubic)), 2)
         figures[f"{kind}_least_gain_db"] = round(min(a - b for a, b in zip(ours, bicubic)), 2)
@@ -175,14 +203,27 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.5, help="of one core's time, so that a busy machine gives the same result, only later")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.5,
+        help="of one core's time, so that a busy machine gives the same result, only later",
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.002)
     parser.add_argument("--muon-rate", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=300)
     arguments = parser.parse_args()
-    train(arguments.out, arguments.minutes, arguments.batch, arguments.rate, arguments.muon_rate, arguments.seed, arguments.pool)
+    train(
+        arguments.out,
+        arguments.minutes,
+        arguments.batch,
+        arguments.rate,
+        arguments.muon_rate,
+        arguments.seed,
+        arguments.pool,
+    )
 
 
 if __name__ == "__main__":

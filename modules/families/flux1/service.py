@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
-from backend.offload.oom_fallback import Ladder
-from modules.diffusion.base import Drawing, DrawingService, PromptEmbeddings
+from backend.offload.oom_fallback import OomFallback
+from modules.diffusion.base import DenoiseRequest, DiffusionService, PromptEmbeddings
 from modules.diffusion.samplers import EULER, SIMPLE, flow_solver, noise_levels, verbatim_scheduler
 from modules.families.family import Family
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
 
 
-class FluxService(DrawingService):
-    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers`` are CLIP's and T5's."""
+class FluxService(DiffusionService):
+    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers``
+    are CLIP's and T5's."""
 
     def __init__(
         self,
@@ -32,23 +33,32 @@ class FluxService(DrawingService):
         scheduler: FlowMatchEulerDiscreteScheduler,
         tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
         dtype: torch.dtype,
-        ladder: Ladder,
+        fallback: OomFallback,
         prompt_cache_entries: int = 32,
     ) -> None:
-        super().__init__(models, family, FluxPipeline(scheduler, None, None, None, None, None, None), dtype, ladder, prompt_cache_entries)
+        super().__init__(
+            models,
+            family,
+            FluxPipeline(scheduler, None, None, None, None, None, None),
+            dtype,
+            fallback,
+            prompt_cache_entries,
+        )
         self._tokenizers = tokenizers
         self._scheduler = scheduler
 
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
         (clip_tokenizer, t5_tokenizer), (clip, t5) = self._tokenizers, encoders
-        pooled = clip(self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False).pooler_output
+        pooled = clip(
+            self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False
+        ).pooler_output
         sequence = t5(self.token_ids(t5_tokenizer, prompt, self.family.tokens), output_hidden_states=False)[0]
         return PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
 
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         return {"prompt_embeds": embeddings.sequence, "pooled_prompt_embeds": embeddings.pooled}
 
-    def noised(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         return torch.lerp(origin, noise, level)
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
@@ -58,24 +68,25 @@ class FluxService(DrawingService):
     def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         return FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)  # type: ignore[no-any-return]
 
-    def prepare_steps(self, drawing: Drawing, tokens: int) -> dict[str, Any]:
-        total = drawing.steps_run()
-        self._pipeline.scheduler, sigmas = self._steps(drawing, tokens)
-        sigmas = sigmas[drawing.steps - total :]
-        if drawing.images:
+    def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
+        total = request.steps_run()
+        self._pipeline.scheduler, sigmas = self._steps(request, tokens)
+        sigmas = sigmas[request.steps - total :]
+        if request.images:
             self._pipeline.scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
         return {"num_inference_steps": total, "sigmas": sigmas}
 
-    def _steps(self, drawing: Drawing, tokens: int) -> tuple[Any, np.ndarray]:
+    def _steps(self, request: DenoiseRequest, tokens: int) -> tuple[Any, np.ndarray]:
         """The scheduler, and the noise levels that it is asked for at the steps' beginnings."""
-        if drawing.sampler_used != EULER:
-            return flow_solver(drawing.sampler, self._strength_of_shift(tokens)), np.empty(0)
-        if drawing.schedule == SIMPLE:  # as the model's own scheduler has it
-            return self._scheduler, np.linspace(1.0, 1 / drawing.steps, drawing.steps)
-        return verbatim_scheduler(), noise_levels(drawing.schedule, drawing.steps, partial(self._shift, tokens))
+        if request.sampler_used != EULER:
+            return flow_solver(request.sampler, self._strength_of_shift(tokens)), np.empty(0)
+        if request.schedule == SIMPLE:  # as the model's own scheduler has it
+            return self._scheduler, np.linspace(1.0, 1 / request.steps, request.steps)
+        return verbatim_scheduler(), noise_levels(request.schedule, request.steps, partial(self._shift, tokens))
 
     def _mu(self, tokens: int) -> float:
-        """How far a picture of so many tokens moves the noise levels, where the model was trained so (as in ``FluxPipeline``)."""
+        """How far a picture of so many tokens moves the noise levels, where the model was trained so (as in
+        ``FluxPipeline``)."""
         config = self._scheduler.config
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)

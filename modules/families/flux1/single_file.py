@@ -78,7 +78,8 @@ def transformer_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, object]
 
 
 def to_diffusers(original: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors in black-forest-labs' names to those of ``FluxTransformer2DModel``. Raises :class:`WeightsError` for an unknown name."""
+    """Tensors in black-forest-labs' names to those of ``FluxTransformer2DModel``. Raises :class:`WeightsError` for
+    an unknown name."""
     converted: dict[str, torch.Tensor] = {}
     for full_name, tensor in original.items():
         name = full_name.removeprefix(PREFIX)
@@ -122,4 +123,7 @@ def convert_single(block: str, name: str, tensor: torch.Tensor) -> dict[str, tor
     # q, k, v and the MLP's first layer (four times as wide) stand below each other: 3 + 4 parts
     width = tensor.shape[0] // 7
     parts = tensor.split([width, width, width, tensor.shape[0] - 3 * width])
-    return {f"{block}.{target}.{kind}": part.clone() for target, part in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), parts)}
+    return {
+        f"{block}.{target}.{kind}": part.clone()
+        for target, part in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), parts)
+    }

@@ -56,7 +56,9 @@ def load_part(file: Path, component: str, module_class: Any, folder: Path, dtype
     return module
 
 
-def _text_encoder(tensors: dict[str, torch.Tensor], component: str, module_class: Any, folder: Path, dtype: torch.dtype, label: str) -> nn.Module:
+def _text_encoder(
+    tensors: dict[str, torch.Tensor], component: str, module_class: Any, folder: Path, dtype: torch.dtype, label: str
+) -> nn.Module:
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     config = module_class.config_class.from_pretrained(folder, local_files_only=True)
@@ -66,8 +68,13 @@ def _text_encoder(tensors: dict[str, torch.Tensor], component: str, module_class
         with torch.device("meta"):
             shape = module_class(config)
         converted = convert_open_clip_checkpoint(shape, tensors, PREFIXES[component][0])
-    module, info = module_class.from_pretrained(None, config=config, state_dict=converted, dtype=dtype, output_loading_info=True)
+    module, info = module_class.from_pretrained(
+        None, config=config, state_dict=converted, dtype=dtype, output_loading_info=True
+    )
     wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in info[kind])
     if wrong:
-        raise WeightsError(f"{component} of {label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}")
+        raise WeightsError(
+            f"{component} of {label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); "
+            f"{RESTORE}"
+        )
     return module  # type: ignore[no-any-return]

@@ -1,4 +1,5 @@
-"""Whoever asks for a detector by name gets the local file: held with the real libraries, in processes without a network."""
+"""Whoever asks for a detector by name gets the local file: held with the real libraries, in processes without a
+network."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patch")
     weights = folder / "weights"
     weights.mkdir()
-    torch.save({"model": unfused(ROOT / "weights" / "embedded" / "face_detector.safetensors"), "train_args": {"imgsz": 160}}, weights / FACE)
+    torch.save(
+        {"model": unfused(ROOT / "weights" / "embedded" / "face_detector.safetensors"), "train_args": {"imgsz": 160}},
+        weights / FACE,
+    )
     write_lock(weights, {FACE: LockedFile((weights / FACE).stat().st_size, sha256((weights / FACE).read_bytes()))})
     return folder
 
@@ -64,9 +68,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, work: Path, code: str) -> dict[str, Any]:
     """What a process of its own reports, which starts in ``work``."""
     program = SCRIPT + code + "\nprint('REPORT' + json.dumps(report))"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(work), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(work),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     process = subprocess.run(
-        [sys.executable, "-P", "-c", program, str(folder)], cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-P", "-c", program, str(folder)],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     report: dict[str, Any] = json.loads(process.stdout.rpartition("REPORT")[2])
@@ -109,7 +125,10 @@ tell("hub", lambda: hf_hub_download("Bingsu/adetailer", "hand_yolov8n.pt"))
 """,
     )
     for text, asked in report.values():
-        assert text.startswith(f"WeightsError: {HAND}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n")
+        assert text.startswith(
+            f"WeightsError: {HAND}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only "
+            "hand_yolov8n"
+        )
         assert asked == 0
 
 

@@ -17,7 +17,11 @@ from modules.extension_optimizer import EXTENSIONS, FORGE_EXTENSIONS, FORGE_SCRI
 
 FORGE_LIST = ROOT.parent / "shared" / "facts" / "forge_extensions.txt"
 LIBRARIES = {"adetailer": ("ultralytics", "cv2"), "upscale": ("spandrel",), "hires": ("spandrel",)}
-STAGE_MODULES = {"hires": "modules.pipeline.hires", "adetailer": "modules.pipeline.adetailer", "upscale": "modules.pipeline.upscale"}
+STAGE_MODULES = {
+    "hires": "modules.pipeline.hires",
+    "adetailer": "modules.pipeline.adetailer",
+    "upscale": "modules.pipeline.upscale",
+}
 
 
 def selected(*extensions: str, scripts: tuple[str, ...] = ()) -> Selection:
@@ -31,22 +35,32 @@ def test_by_default_every_stage_is_there() -> None:
 
 def test_a_stage_is_known_by_its_name_and_by_those_that_webui_users_know() -> None:
     assert set(selected("upscale", "hires_fix").disabled) == {"upscale", "hires"}
-    assert selected(scripts=("postprocessing_upscale.py", "!adetailer.py")).disabled == {"upscale": "disabled_scripts", "adetailer": "disabled_scripts"}
+    assert selected(scripts=("postprocessing_upscale.py", "!adetailer.py")).disabled == {
+        "upscale": "disabled_scripts",
+        "adetailer": "disabled_scripts",
+    }
 
 
 def test_a_name_of_the_webui_without_a_counterpart_is_listed_and_turns_nothing_off() -> None:
     selection = selected("sd_forge_freeu", "adetailer", scripts=("xyz_grid.py",))
     assert (set(selection.disabled), selection.foreign) == ({"adetailer"}, ("sd_forge_freeu", "xyz_grid.py"))
     report = selection.report({}, {}).splitlines()
-    for line in ("sd_forge_freeu               not part of this package", "adetailer                    off: disabled_extensions"):
+    for line in (
+        "sd_forge_freeu               not part of this package",
+        "adetailer                    off: disabled_extensions",
+    ):
         assert line in report
 
 
-@pytest.mark.skipif(not FORGE_LIST.exists(), reason="the list of Forge's extensions (../shared/facts) is not on this machine")
+@pytest.mark.skipif(
+    not FORGE_LIST.exists(), reason="the list of Forge's extensions (../shared/facts) is not on this machine"
+)
 def test_every_name_that_forge_comes_with_is_understood() -> None:
     names = [line for line in FORGE_LIST.read_text().splitlines() if line and not line.startswith("#")]
     scripts = [name for name in names if name.endswith(".py")]
-    assert {name.removesuffix(".py") for name in scripts} == FORGE_SCRIPTS and set(names) - set(scripts) == FORGE_EXTENSIONS
+    assert {name.removesuffix(".py") for name in scripts} == FORGE_SCRIPTS and set(names) - set(
+        scripts
+    ) == FORGE_EXTENSIONS
     assert selected(*FORGE_EXTENSIONS, scripts=tuple(scripts)).foreign
 
 
@@ -93,7 +107,10 @@ def turned_off(selection: Selection, **changes: Any) -> dict[str, Any]:
 def test_asking_for_a_disabled_stage_is_refused_and_names_the_setting(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         turned_off(selected(name), **changes)
-    assert str(caught.value) == f"{next(iter(changes))}: needs the stage '{name}', which 'disabled_extensions' in config_optimized.json turns off"
+    assert (
+        str(caught.value)
+        == f"{next(iter(changes))}: needs the stage '{name}', which 'disabled_extensions' in config_optimized.json turns off"
+    )
     assert turned_off(selected(), **changes) == InputSchema().validate({"prompt": "a fox", **changes})
 
 
@@ -110,14 +127,14 @@ PREDICT = """
 import json, sys
 from dataclasses import replace
 from backend.core.settings import Settings
-from modules.app.service import start_for_life
-service = start_for_life(replace(Settings(), model="embedded", disabled_extensions=tuple(sys.argv[1:])), served=False)
+from modules.app.service import start_process
+service = start_process(replace(Settings(), model="embedded", disabled_extensions=tuple(sys.argv[1:])), served=False)
 metrics = {}
 files = service.predict({"prompt": "a portrait of a man", "num_inference_steps": 2, "megapixels": "0.25", "seed": 1}, metrics.__setitem__)
 json.dump({
     "modules": [name for name in sys.modules if name.count(".") == 0 or name.startswith("modules.")],
     "models": service.models.names(),
-    "planned": list(service.computer.plan.placements),
+    "planned": list(service.runtime.plan.placements),
     "stages": [stage.name for stage in service.pipeline.stages],
     "spans": [span.path for span in service.timeline.spans],
     "files": len(files),
@@ -129,7 +146,9 @@ json.dump({
 @pytest.mark.parametrize("disabled", [("adetailer",), tuple(EXTENSIONS)], ids=["adetailer", "all"])
 def test_what_is_disabled_is_neither_imported_nor_planned_nor_read(disabled: tuple[str, ...]) -> None:
     """In a process of its own, which starts and draws a picture by default inputs."""
-    process = subprocess.run([sys.executable, "-c", PREDICT, *disabled], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", PREDICT, *disabled], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert process.returncode == 0, process.stderr
     seen = json.loads(process.stdout)
     gone = {STAGE_MODULES[name] for name in disabled if name in STAGE_MODULES}
@@ -141,7 +160,9 @@ def test_what_is_disabled_is_neither_imported_nor_planned_nor_read(disabled: tup
     assert unused & {*seen["models"], *seen["planned"]} == set()
     assert set(seen["models"]) == set(seen["planned"])
     assert not set(disabled) & {*seen["stages"], *(metric.split(".")[0] for metric in seen["metrics"])}
-    assert {f"stages.{name}" for name in EXTENSIONS if name not in disabled} == {path for path in seen["spans"] if path.startswith("stages.")}
+    assert {f"stages.{name}" for name in EXTENSIONS if name not in disabled} == {
+        path for path in seen["spans"] if path.startswith("stages.")
+    }
     assert seen["files"] == 1
     for name in disabled:
         assert f"{name:<28} off: disabled_extensions" in process.stderr

@@ -24,12 +24,19 @@ from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.devices.probe import Device, probe_device
 from backend.memory_management import MemoryPlan, Placement
-from backend.offload.placements import RESIDENCES, block_modules
-from backend.offload.quantized_linear import store_narrow
+from backend.offload.placements import PLACED_MODELS, block_modules
+from backend.offload.quantized_linear import quantize
 from backend.stream import HostTransfers
 from modules.app.service import Service
-from modules.diffusion.base import Drawing
-from modules.flux_memory_optimizer import FluxMemoryOptimizer, ResidualInPlace, RotaryTables, fastest_attention, first_block_cache, set_attention
+from modules.diffusion.base import DenoiseRequest
+from modules.flux_memory_optimizer import (
+    FluxMemoryOptimizer,
+    ResidualInPlace,
+    RotaryTables,
+    fastest_attention,
+    first_block_cache,
+    set_attention,
+)
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 CPU = torch.device("cpu")
@@ -38,7 +45,7 @@ FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 @pytest.fixture
 def plan(service: Service) -> MemoryPlan:
-    return service.computer.plan
+    return service.runtime.plan
 
 
 @pytest.fixture
@@ -48,8 +55,16 @@ def transformer() -> nn.Module:
 
 def small_transformer(double_blocks: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 14, 14)}
-    model: nn.Module = FluxTransformer2DModel(in_channels=16, num_layers=double_blocks, num_single_layers=3, guidance_embeds=True, **sizes)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 14, 14),
+    }
+    model: nn.Module = FluxTransformer2DModel(
+        in_channels=16, num_layers=double_blocks, num_single_layers=3, guidance_embeds=True, **sizes
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -123,12 +138,29 @@ def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
 @pytest.mark.parametrize(
     ("dtype", "upscaler", "asked", "expected"),
     [
-        (torch.bfloat16, torch.float16, "auto", (True, "in bfloat16, upscalers in float16: multiplied faster here than float32")),
-        (torch.float32, torch.float32, "auto", (False, "in float32, upscalers in float32: this processor multiplies nothing shorter faster")),
-        (torch.float32, torch.float32, "float32", (False, "in float32, upscalers in float32: the setting 'dtype' asks for it")),
+        (
+            torch.bfloat16,
+            torch.float16,
+            "auto",
+            (True, "in bfloat16, upscalers in float16: multiplied faster here than float32"),
+        ),
+        (
+            torch.float32,
+            torch.float32,
+            "auto",
+            (False, "in float32, upscalers in float32: this processor multiplies nothing shorter faster"),
+        ),
+        (
+            torch.float32,
+            torch.float32,
+            "float32",
+            (False, "in float32, upscalers in float32: the setting 'dtype' asks for it"),
+        ),
     ],
 )
-def test_the_precision_is_told_with_its_reason(plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]) -> None:
+def test_the_precision_is_told_with_its_reason(
+    plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]
+) -> None:
     device = Device("cpu", "a processor", 0, 0, None, dtype, upscaler)
     applied, reason = entry(optimizer(plan, device, dtype=asked), "16 bits")
     assert (applied, reason) == (expected[0], f"models that draw compute {expected[1]}")
@@ -163,7 +195,9 @@ def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
         made = optimizer(plan)
         made.improve("vae", vae)
         seen: list[bool] = []
-        vae.decoder.conv_out.register_forward_hook(lambda module, args, output: seen.append(output.is_contiguous(memory_format=torch.channels_last)))
+        vae.decoder.conv_out.register_forward_hook(
+            lambda module, args, output: seen.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
         assert torch.allclose(vae.decode(latents, return_dict=False)[0], right, atol=1e-4)
     assert entry(made, "channels last: vae")[0] and seen == [True]
 
@@ -173,13 +207,17 @@ def test_residual_blocks_overwrite_what_nobody_reads_again(plan: MemoryPlan) -> 
     latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         vae.to(memory_format=torch.channels_last)
-        assert "aten::silu" in operators(lambda: vae.decode(latents)) and "aten::silu_" not in operators(lambda: vae.decode(latents))
+        assert "aten::silu" in operators(lambda: vae.decode(latents)) and "aten::silu_" not in operators(
+            lambda: vae.decode(latents)
+        )
         drawn = vae.decode(latents, return_dict=False)[0]
         read = vae.encode(drawn).latent_dist.mode()
         made = optimizer(plan)
         made.improve("vae", vae)
         assert {"aten::silu_", "aten::add_"} <= operators(lambda: vae.decode(latents))
-        assert torch.equal(vae.decode(latents, return_dict=False)[0], drawn) and torch.equal(vae.encode(drawn).latent_dist.mode(), read)
+        assert torch.equal(vae.decode(latents, return_dict=False)[0], drawn) and torch.equal(
+            vae.encode(drawn).latent_dist.mode(), read
+        )
     assert entry(made, "residual blocks in place")[0]
 
 
@@ -237,7 +275,9 @@ def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     torch._dynamo.reset()
 
 
-def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(plan: MemoryPlan, compile_cache: Path) -> None:
+def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
+    plan: MemoryPlan, compile_cache: Path
+) -> None:
     right = forward(small_transformer(double_blocks=0))  # one kind of block is compiled in half of the time
     for start in range(2):
         transformer = small_transformer(double_blocks=0)
@@ -253,16 +293,16 @@ def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(plan:
     assert any(compile_cache.rglob("*.so"))
 
 
-@pytest.mark.parametrize("kind", ["swapped", "grouped", "sequential"])
+@pytest.mark.parametrize("kind", ["model offload", "block offload", "layer offload"])
 def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, kind: Any) -> None:
     transformer = small_transformer(double_blocks=0)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
-    residence = RESIDENCES[kind](transformer, HostTransfers())
-    residence.arrive()
+    placed = PLACED_MODELS[kind](transformer, HostTransfers())
+    placed.load()
     assert torch.allclose(forward(transformer), right, atol=1e-4)
     # layers that come one by one need hooks inside of the blocks, which compiled code does not run
-    assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "sequential")
+    assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
 
 
 @pytest.mark.parametrize(
@@ -271,14 +311,16 @@ def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, 
         ({"compile": "off"}, {}, "is off"),
         ({"compile": "auto"}, {}, "on a CPU"),
         ({"compile": "on"}, {"dtype": "fp8"}, "fp8"),
-        ({"compile": "on"}, {"kind": "sequential"}, "layers come one by one"),
+        ({"compile": "on"}, {"kind": "layer offload"}, "layers come one by one"),
     ],
 )
-def test_blocks_that_are_not_compiled_say_why(plan: MemoryPlan, transformer: nn.Module, settings: dict[str, str], placement: dict[str, Any], why: str) -> None:
+def test_blocks_that_are_not_compiled_say_why(
+    plan: MemoryPlan, transformer: nn.Module, settings: dict[str, str], placement: dict[str, Any], why: str
+) -> None:
     changed: Placement = replace(plan.placements["transformer"], **placement)
     made = optimizer(replace(plan, placements={**plan.placements, "transformer": changed}), **settings)
     if placement.get("dtype"):
-        store_narrow(transformer, placement["dtype"], torch.float32)
+        quantize(transformer, placement["dtype"], torch.float32)
     made.improve("transformer", transformer)
     applied, reason = entry(made, "compiled blocks")
     assert not applied and why in reason and "forward" not in vars(block_modules(transformer)[0])
@@ -296,17 +338,20 @@ def test_a_step_that_changes_nothing_is_not_computed(transformer: Any) -> None:
 
 
 def test_go_fast_leaves_nothing_behind(service: Service) -> None:
-    flux, drawing = flux_of(service), Drawing((PROMPT,), (7,), 256, 256, steps=8, guidance=3.5)
-    plain, fast, again = (np.asarray(flux.draw(replace(drawing, go_fast=go_fast), Timeline())[0]).astype(float) for go_fast in (False, True, False))
+    flux, drawing = flux_of(service), DenoiseRequest((PROMPT,), (7,), 256, 256, steps=8, guidance=3.5)
+    plain, fast, again = (
+        np.asarray(flux.generate(replace(drawing, go_fast=go_fast), Timeline())[0]).astype(float)
+        for go_fast in (False, True, False)
+    )
     assert np.array_equal(plain, again)
     assert np.square(plain - fast).mean() < 255**2 / 100  # over 20 dB
 
 
 def test_go_fast_pictures_do_not_depend_on_those_beside_them(service: Service) -> None:
     flux = flux_of(service)
-    drawing = Drawing((PROMPT, "a man with a yellow hat"), (7, 8), 256, 256, steps=6, guidance=3.5, go_fast=True)
-    together = [np.asarray(image) for image in flux.draw(drawing, Timeline())]
-    alone = [np.asarray(flux.draw(drawing.only(index), Timeline())[0]) for index in range(2)]
+    drawing = DenoiseRequest((PROMPT, "a man with a yellow hat"), (7, 8), 256, 256, steps=6, guidance=3.5, go_fast=True)
+    together = [np.asarray(image) for image in flux.generate(drawing, Timeline())]
+    alone = [np.asarray(flux.generate(drawing.only(index), Timeline())[0]) for index in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 

@@ -23,10 +23,23 @@ from modules.request.image_request import ASPECT_RATIOS, CUSTOM, HIRES_UPSCALERS
 from modules.request.parser import build_request
 
 SOURCE = PREDICTOR_FILE.read_text()
-FIELDS = {name: parameter.default for name, parameter in inspect.signature(predict.Predictor.predict).parameters.items() if name != "self"}
+FIELDS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(predict.Predictor.predict).parameters.items()
+    if name != "self"
+}
 HINTS = typing.get_type_hints(predict.Predictor.predict)
 COG_SCHEMA = ROOT.parent / "shared" / "facts" / "cog_config_schema_v1.0.json"
-FORBIDDEN_VARIABLES = ("PATH", "PYTHONPATH", "CUDA_*", "NVIDIA_*", "PGET_*", "R8_*", "REPLICATE_*", "HF_HUB_ENABLE_HF_TRANSFER")
+FORBIDDEN_VARIABLES = (
+    "PATH",
+    "PYTHONPATH",
+    "CUDA_*",
+    "NVIDIA_*",
+    "PGET_*",
+    "R8_*",
+    "REPLICATE_*",
+    "HF_HUB_ENABLE_HF_TRANSFER",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +64,11 @@ def test_an_input_is_as_cog_sees_it_at_run_time(schema: InputSchema, name: str) 
     assert (name in schema.required) == (field.default is None and not optional)
     assert prop.get("default") == field.default
     assert (prop.get("minimum"), prop.get("maximum")) == (field.ge, field.le)
-    assert (prop.get("enum"), prop.get("pattern"), prop.get("minLength")) == (field.choices, field.regex, field.min_length)
+    assert (prop.get("enum"), prop.get("pattern"), prop.get("minLength")) == (
+        field.choices,
+        field.regex,
+        field.min_length,
+    )
     assert prop["description"] == field.description
     assert "\\" not in field.description, "cog build copies escapes as they are"
 
@@ -62,7 +79,9 @@ def test_the_choices_and_ranges_are_those_of_the_request(schema: InputSchema) ->
     assert schema.properties["output_format"]["enum"] == list(OUTPUT_FORMATS)
     assert schema.properties["seed"]["maximum"] == MAX_SEED
     assert schema.properties["hr_upscaler"]["enum"] == list(HIRES_UPSCALERS)
-    ranges = {name: prop for name, prop in schema.properties.items() if "minimum" in prop and name not in ("width", "height")}
+    ranges = {
+        name: prop for name, prop in schema.properties.items() if "minimum" in prop and name not in ("width", "height")
+    }
     for name, prop in ranges.items():
         for bound, step in (("minimum", -1), ("maximum", 1)):
             build_request({**INPUTS, "enable_hr": True, name: prop[bound]}, EMBEDDED, DETECTORS)
@@ -93,7 +112,11 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         ("scale: float", "scale: Literal[1, 2]", "scale: type 'Literal"),
         ("seed: Optional[int]", "seed: int", "seed: a default of None needs the type Optional"),
         ("-> list[Path]", "-> tuple[Path]", "must give list"),
-        ('adetailer: bool = Input(default=True, description="', 'adetailer: bool = Input(default=True, help="', "adetailer: unknown keyword 'help'"),
+        (
+            'adetailer: bool = Input(default=True, description="',
+            'adetailer: bool = Input(default=True, help="',
+            "adetailer: unknown keyword 'help'",
+        ),
     ],
 )
 def test_what_cog_cannot_read_is_refused(given: str, instead: str, message: str) -> None:
@@ -132,7 +155,16 @@ def test_a_bad_text_is_one_clear_line(schema: InputSchema, texts: list[str], mes
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("prompt", 3), ("prompt", None), ("num_outputs", True), ("num_outputs", 2.5), ("num_outputs", "2"), ("adetailer", 1), ("image", "/x"), ("seed", 10**400)],
+    [
+        ("prompt", 3),
+        ("prompt", None),
+        ("num_outputs", True),
+        ("num_outputs", 2.5),
+        ("num_outputs", "2"),
+        ("adetailer", 1),
+        ("image", "/x"),
+        ("seed", 10**400),
+    ],
 )
 def test_a_value_of_another_type_is_refused(schema: InputSchema, name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
@@ -140,9 +172,17 @@ def test_a_value_of_another_type_is_refused(schema: InputSchema, name: str, valu
 
 
 def test_good_texts_become_typed_values_with_the_defaults(schema: InputSchema) -> None:
-    values = schema.validate(schema.parse(["prompt=a=b", "seed=0", "scale=1", "adetailer=no", "image=@a=b.png", "output_format=png"]))
+    values = schema.validate(
+        schema.parse(["prompt=a=b", "seed=0", "scale=1", "adetailer=no", "image=@a=b.png", "output_format=png"])
+    )
     assert list(values) == list(FIELDS)
-    assert (values["prompt"], values["seed"], values["scale"], values["adetailer"], values["image"]) == ("a=b", 0, 1.0, False, Path("a=b.png"))
+    assert (values["prompt"], values["seed"], values["scale"], values["adetailer"], values["image"]) == (
+        "a=b",
+        0,
+        1.0,
+        False,
+        Path("a=b.png"),
+    )
     assert (values["num_outputs"], values["width"], values["denoising_strength"]) == (1, None, 0.3)
 
 
@@ -177,6 +217,10 @@ def test_cog_yaml_names_what_is_there(cog_yaml: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
 def test_every_requirement_is_pinned_and_from_no_special_place(name: str) -> None:
-    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#") and line != "-r requirements.txt"]
+    lines = [
+        line
+        for line in (ROOT / name).read_text().splitlines()
+        if line and not line.startswith("#") and line != "-r requirements.txt"
+    ]
     assert all(line.count("==") == 1 and " " not in line and "/" not in line for line in lines)
     assert len({line.partition("==")[0] for line in lines}) == len(lines)

@@ -1,4 +1,5 @@
-"""Weights: found by name, read into the right shape, and refused with the file's name when they are missing or damaged."""
+"""Weights: found by name, read into the right shape, and refused with the file's name when they are missing or
+damaged."""
 
 from __future__ import annotations
 
@@ -45,15 +46,24 @@ def original_layout(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         for ours, theirs in flux_checkpoint.DOUBLE.items():
             back |= {f"{here}.{ours}.{kind}": take(f"{there}.{theirs}.{kind}") for kind in ("weight", "bias")}
         back |= {f"{here}.{ours}": take(f"{there}.{theirs}") for ours, theirs in flux_checkpoint.DOUBLE_NORMS.items()}
-        for ours, parts in (("img_attn.qkv", ("to_q", "to_k", "to_v")), ("txt_attn.qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))):
-            back |= {f"{here}.{ours}.{kind}": torch.cat([take(f"{there}.attn.{part}.{kind}") for part in parts]) for kind in ("weight", "bias")}
+        for ours, parts in (
+            ("img_attn.qkv", ("to_q", "to_k", "to_v")),
+            ("txt_attn.qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+        ):
+            back |= {
+                f"{here}.{ours}.{kind}": torch.cat([take(f"{there}.attn.{part}.{kind}") for part in parts])
+                for kind in ("weight", "bias")
+            }
     for index in range(flux_checkpoint.block_count(tensors, "single_transformer_blocks")):
         here, there = f"single_blocks.{index}", f"single_transformer_blocks.{index}"
         for ours, theirs in flux_checkpoint.SINGLE.items():
             back |= {f"{here}.{ours}.{kind}": take(f"{there}.{theirs}.{kind}") for kind in ("weight", "bias")}
         back |= {f"{here}.{ours}": take(f"{there}.{theirs}") for ours, theirs in flux_checkpoint.SINGLE_NORMS.items()}
         parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-        back |= {f"{here}.linear1.{kind}": torch.cat([take(f"{there}.{part}.{kind}") for part in parts]) for kind in ("weight", "bias")}
+        back |= {
+            f"{here}.linear1.{kind}": torch.cat([take(f"{there}.{part}.{kind}") for part in parts])
+            for kind in ("weight", "bias")
+        }
     return back
 
 
@@ -69,9 +79,14 @@ def test_a_component_is_the_one_that_diffusers_loads() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", flux_checkpoint.PREFIX])
-def test_a_single_file_in_the_original_layout_is_the_same_transformer(tmp_path: Path, transformer_tensors: dict[str, torch.Tensor], prefix: str) -> None:
-    save_file({prefix + name: tensor.contiguous() for name, tensor in original_layout(transformer_tensors).items()}, tmp_path / "flux.safetensors")
-    settings = replace(Settings(), model=str(tmp_path / "flux.safetensors"), model_parts="embedded")
+def test_a_single_file_in_the_original_layout_is_the_same_transformer(
+    tmp_path: Path, transformer_tensors: dict[str, torch.Tensor], prefix: str
+) -> None:
+    save_file(
+        {prefix + name: tensor.contiguous() for name, tensor in original_layout(transformer_tensors).items()},
+        tmp_path / "flux.safetensors",
+    )
+    settings = replace(Settings(), model=str(tmp_path / "flux.safetensors"), base_model="embedded")
     files = find_files(settings)
     loaded = files.load_transformer(torch.float16)
     assert isinstance(loaded, FluxTransformer2DModel)
@@ -81,14 +96,14 @@ def test_a_single_file_in_the_original_layout_is_the_same_transformer(tmp_path: 
 
 def test_a_single_file_in_diffusers_layout_works_too(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
-    files = find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors"), model_parts="embedded"))
+    files = find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors"), base_model="embedded"))
     assert files.load_transformer(torch.float16).config.num_single_layers > 0  # type: ignore[union-attr]
     assert files.family.name == "mine"
 
 
 def test_a_single_file_asks_for_its_other_parts(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
-    with pytest.raises(WeightsError, match="model_parts"):
+    with pytest.raises(WeightsError, match="base_model"):
         find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors")))
 
 
@@ -96,7 +111,9 @@ def test_a_file_that_is_no_flux_transformer_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a Flux transformer"):
         flux_checkpoint.transformer_config({"conv_first.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="conv_first.weight"):
-        flux_checkpoint.to_diffusers({"double_blocks.0.img_mlp.0.weight": torch.zeros(1), "conv_first.weight": torch.zeros(1)})
+        flux_checkpoint.to_diffusers(
+            {"double_blocks.0.img_mlp.0.weight": torch.zeros(1), "conv_first.weight": torch.zeros(1)}
+        )
 
 
 def test_auto_takes_the_best_family_that_is_there(tmp_path: Path) -> None:

@@ -20,13 +20,22 @@ def written(folder: Path, text: str) -> Path:
 
 def test_the_file_of_the_package_names_every_setting_with_its_default() -> None:
     defaults = {field.name: field.default for field in fields(Settings)}
-    assert json.loads(CONFIG_FILE.read_text()) == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    assert json.loads(CONFIG_FILE.read_text()) == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
+    }
     assert load_settings(environment={}) == Settings()
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    code = "\n".join(path.read_text() for folder in ("backend", "modules") for path in (ROOT / folder).rglob("*.py") if path.name != "settings.py")
-    assert [field.name for field in fields(Settings) if f"settings.{field.name}" not in code and field.name != "weights_dir"] == []
+    code = "\n".join(
+        path.read_text()
+        for folder in ("backend", "modules")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "settings.py"
+    )
+    assert [
+        field.name for field in fields(Settings) if f"settings.{field.name}" not in code and field.name != "weights_dir"
+    ] == []
     assert "settings.weights_path" in code
 
 
@@ -36,9 +45,14 @@ def test_the_configuration_page_explains_every_setting() -> None:
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
-    settings = load_settings(written(tmp_path, '{"tile_size": 64}'), {"FLUX_TILE_SIZE": "96", "FLUX_WARM_UP": "false", "PATH": "/bin"})
-    assert settings.tile_size == 96 and settings.warm_up is False
-    assert load_settings(environment={"FLUX_DISABLED_EXTENSIONS": "hires, upscale"}).disabled_extensions == ("hires", "upscale")
+    settings = load_settings(
+        written(tmp_path, '{"tile_size": 64}'), {"FLUX_TILE_SIZE": "96", "FLUX_WARM_UP": "false", "PATH": "/bin"}
+    )
+    assert settings.upscale_tile_size == 96 and settings.warm_up is False
+    assert load_settings(environment={"FLUX_DISABLED_EXTENSIONS": "hires, upscale"}).disabled_extensions == (
+        "hires",
+        "upscale",
+    )
 
 
 @pytest.mark.parametrize(

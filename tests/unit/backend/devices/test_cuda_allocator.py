@@ -11,7 +11,14 @@ import pytest
 
 from backend.core.errors import SettingsError
 from backend.core.settings import ROOT, Settings
-from backend.devices.cuda_allocator import AUTO, OLD_VARIABLE, OPTIONS, VARIABLE, apply_allocator_conf, parse_allocator_conf
+from backend.devices.cuda_allocator import (
+    AUTO,
+    OLD_VARIABLE,
+    OPTIONS,
+    VARIABLE,
+    apply_allocator_conf,
+    parse_allocator_conf,
+)
 
 DOCUMENTS = "backend:cudaMallocAsync,expandable_segments:True,max_split_size_mb:4096,garbage_collection_threshold:0.9,roundup_power2_divisions:8"
 """What the documents of the measured system recommend for a 24 GB card, all at once."""
@@ -37,7 +44,9 @@ def test_what_torch_takes_is_accepted(conf: str) -> None:
 def test_torch_takes_what_is_accepted() -> None:
     """Its parser runs without CUDA, and in a process of its own it changes nothing for the other tests."""
     judge = "import sys, torch\nfor conf in sys.argv[1:]: torch._C._accelerator_setAllocatorSettings(conf)"
-    process = subprocess.run([sys.executable, "-c", judge, *GOOD], capture_output=True, text=True, timeout=300, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", judge, *GOOD], capture_output=True, text=True, timeout=300, check=False
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -46,7 +55,8 @@ def test_torch_takes_what_is_accepted() -> None:
     [
         (
             DOCUMENTS,
-            "cudaMallocAsync leaves memory to the CUDA driver and ignores expandable_segments, max_split_size_mb, garbage_collection_threshold, roundup",
+            "cudaMallocAsync leaves memory to the CUDA driver and ignores expandable_segments, max_split_size_mb, "
+            "garbage_collection_threshold, roundup",
         ),
         ("expandable_segments:True,max_split_size_mb:4096", "max_split_size_mb would do nothing"),
         ("garbage_collection_threshold:0.9", "does nothing without it"),
@@ -73,12 +83,16 @@ def test_the_setting_reaches_the_environment_which_goes_first() -> None:
     assert apply_allocator_conf(Settings().allocator_conf, environment) == AUTO and environment == {VARIABLE: AUTO}
     for name in (VARIABLE, OLD_VARIABLE):
         environment = {name: "max_split_size_mb:512"}
-        assert apply_allocator_conf("auto", environment) == "max_split_size_mb:512" and environment == {name: "max_split_size_mb:512"}
+        assert apply_allocator_conf("auto", environment) == "max_split_size_mb:512" and environment == {
+            name: "max_split_size_mb:512"
+        }
     environment = {}
     assert apply_allocator_conf("", environment) == "" and environment == {}
 
 
-@pytest.mark.parametrize("environment", [{VARIABLE: "backend:native", OLD_VARIABLE: AUTO}, {VARIABLE: "nonsense"}, {OLD_VARIABLE: DOCUMENTS}])
+@pytest.mark.parametrize(
+    "environment", [{VARIABLE: "backend:native", OLD_VARIABLE: AUTO}, {VARIABLE: "nonsense"}, {OLD_VARIABLE: DOCUMENTS}]
+)
 def test_an_environment_that_contradicts_itself_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(SettingsError):
         apply_allocator_conf("auto", dict(environment))
@@ -102,6 +116,14 @@ print(json.dumps([before, os.environ["PYTORCH_ALLOC_CONF"], torch._C._accelerato
 """
     conf = "roundup_power2_divisions:8"
     environment = {name: value for name, value in os.environ.items() if name not in (VARIABLE, OLD_VARIABLE)}
-    process = subprocess.run([sys.executable, "-c", code, conf], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", code, conf],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == [False, conf, conf]

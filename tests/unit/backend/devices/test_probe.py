@@ -16,7 +16,9 @@ from modules.app.service import Service, start
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
-CPU_FLAGS = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))).split()
+CPU_FLAGS = next(
+    line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+).split()
 
 
 def test_a_processor_with_amx_computes_in_bfloat16_and_any_other_in_float32() -> None:
@@ -46,7 +48,9 @@ def cuda_device(monkeypatch: pytest.MonkeyPatch, dtype: str) -> Device:
         ("float32", torch.float32, torch.float32),
     ],
 )
-def test_on_cuda_an_upscaler_computes_in_half_precision_too(monkeypatch: pytest.MonkeyPatch, dtype: str, drawing: torch.dtype, upscaling: torch.dtype) -> None:
+def test_on_cuda_an_upscaler_computes_in_half_precision_too(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, drawing: torch.dtype, upscaling: torch.dtype
+) -> None:
     device = cuda_device(monkeypatch, dtype)
     assert (device.dtype, device.upscaler_dtype) == (drawing, upscaling)
 
@@ -57,7 +61,9 @@ def rounded() -> Service:
 
 
 def test_in_bfloat16_the_picture_is_the_same_to_the_eye(service: Service, rounded: Service) -> None:
-    request = ImageRequest(prompt=PROMPT, width=256, height=256, seed=3, num_inference_steps=8, adetailer=(AdetailerUnit(),))
+    request = ImageRequest(
+        prompt=PROMPT, width=256, height=256, seed=3, num_inference_steps=8, adetailer=(AdetailerUnit(),)
+    )
     exact, nearly = (np.asarray(one.pipeline.run(request).pictures[0].image, float) for one in (service, rounded))
     assert 10 * np.log10(255**2 / np.square(exact - nearly).mean()) > 30
 
@@ -67,6 +73,8 @@ def test_the_plan_counts_what_is_held(service: Service, rounded: Service) -> Non
         held, planned = one.models.stats().model_bytes, one.sizes.components
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             parameters = planned[name].parameters
-            assert planned[name].size() == item * parameters and held[name] == pytest.approx(item * parameters, rel=0.02), name
+            assert planned[name].size() == item * parameters and held[name] == pytest.approx(
+                item * parameters, rel=0.02
+            ), name
         assert planned["upscaler"].size() == item * planned["upscaler"].parameters
         assert planned["upscaler"].size() == pytest.approx(held["upscaler"], rel=0.02)

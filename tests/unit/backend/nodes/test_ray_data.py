@@ -1,6 +1,8 @@
-"""The same table through Ray Data on two workers of this machine, one of which is killed: the same pictures, none missing and none twice.
+"""The same table through Ray Data on two workers of this machine, one of which is killed: the same pictures, none
+missing and none twice.
 
-Needs Ray: ``.venv/bin/pip install -r requirements-ray.txt``, then ``.venv/bin/python -m pytest tests/unit/backend/nodes/test_ray_data.py``.
+Needs Ray: ``.venv/bin/pip install -r requirements-ray.txt``, then ``.venv/bin/python -m pytest
+tests/unit/backend/nodes/test_ray_data.py``.
 """
 
 from __future__ import annotations

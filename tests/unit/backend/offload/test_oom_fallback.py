@@ -1,4 +1,5 @@
-"""A full memory is survived in every stage: the same pictures, a leaner way, remembered; every other error goes up unchanged."""
+"""A full memory is survived in every stage: the same pictures, a leaner way, remembered; every other error goes up
+unchanged."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from support.pictures import PROMPT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.core.timeline import Timeline
-from backend.offload.oom_fallback import Ladder, OutOfMemory, Rung, is_out_of_memory
+from backend.offload.oom_fallback import OomFallback, OutOfMemory, Strategy, is_out_of_memory
 from bench.memory.full_device import prepare, sweep
 from modules.app.service import Service
-from modules.diffusion.base import Drawing
+from modules.diffusion.base import DenoiseRequest
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
 from modules.request.adetailer_unit import AdetailerUnit
@@ -36,7 +37,9 @@ FULL = "CUDA out of memory. Tried to allocate 6.50 GiB."
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        ),
         MemoryError(),
     ],
 )
@@ -44,58 +47,69 @@ def test_every_spelling_is_known(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), ValueError("out of memory"), KeyError("memory")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: device-side assert triggered"), ValueError("out of memory"), KeyError("memory")]
+)
 def test_nothing_else_is_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
 class TestLadder:
     @staticmethod
-    def rungs(calls: list[str], fitting: str) -> list[Rung[str]]:
+    def strategies(calls: list[str], fitting: str) -> list[Strategy[str]]:
         def run(way: str) -> str:
             calls.append(way)
             if way != fitting:
                 raise torch.OutOfMemoryError(FULL)
             return way
 
-        return [Rung(way, lambda way=way: run(way)) for way in ("fast", "lean", "leanest")]
+        return [Strategy(way, lambda way=way: run(way)) for way in ("fast", "lean", "leanest")]
 
     def test_goes_down_to_the_first_rung_that_fits(self) -> None:
         calls: list[str] = []
-        ladder = Ladder()
-        assert ladder.climb("decode", self.rungs(calls, "lean"), "width") == "lean"
-        assert calls == ["fast", "lean"] and ladder.retries == {"decode": 1}
+        fallback = OomFallback()
+        assert fallback.run("decode", self.strategies(calls, "lean"), "width") == "lean"
+        assert calls == ["fast", "lean"] and fallback.retries == {"decode": 1}
 
     def test_does_not_climb_again_the_next_time(self) -> None:
         calls: list[str] = []
-        ladder = Ladder()
+        fallback = OomFallback()
         for _ in range(2):
-            ladder.climb("decode", self.rungs(calls, "leanest"), "width")
+            fallback.run("decode", self.strategies(calls, "leanest"), "width")
         assert calls == ["fast", "lean", "leanest", "leanest"]
 
     def test_every_step_learns_for_itself(self) -> None:
         calls: list[str] = []
-        ladder = Ladder()
-        ladder.climb("decode", self.rungs(calls, "lean"), "width")
-        assert ladder.climb("denoise", self.rungs(calls, "fast"), "width") == "fast"
+        fallback = OomFallback()
+        fallback.run("decode", self.strategies(calls, "lean"), "width")
+        assert fallback.run("denoise", self.strategies(calls, "fast"), "width") == "fast"
 
     def test_at_its_end_says_what_was_tried_and_what_to_lower(self) -> None:
         with pytest.raises(OutOfMemory, match=r"width: .* 'decode' \(tried: fast; lean; leanest\); lower width"):
-            Ladder().climb("decode", self.rungs([], "none"), "width")
+            OomFallback().run("decode", self.strategies([], "none"), "width")
 
     def test_then_the_models_are_placed_leaner_as_often_as_they_can_be(self) -> None:
         calls: list[str] = []
         ways = ["transformer swapped", "transformer grouped"]
-        ladder = Ladder(lambda: ways.pop(0) if ways else "")
-        with pytest.raises(OutOfMemory, match=r"\(tried: fast; lean; leanest; transformer swapped; transformer grouped\)"):
-            ladder.climb("decode", self.rungs(calls, "none"), "width")
+        fallback = OomFallback(lambda: ways.pop(0) if ways else "")
+        with pytest.raises(
+            OutOfMemory, match=r"\(tried: fast; lean; leanest; transformer swapped; transformer grouped\)"
+        ):
+            fallback.run("decode", self.strategies(calls, "none"), "width")
         assert calls == ["fast", "lean", "leanest"] * 3
 
     @pytest.mark.parametrize(
         ("message", "missing"),
         [
-            ("Tried to allocate 6.50 GiB. GPU 0 has a total capacity of 8.00 GiB of which 2.50 GiB is free.", "4.3 GB of the device's memory are missing"),
-            ("Tried to allocate 4000000 bytes. The emulated device has a total capacity of 9 bytes of which 0 bytes are free.", "4.0 MB of .* are missing"),
+            (
+                "Tried to allocate 6.50 GiB. GPU 0 has a total capacity of 8.00 GiB of which 2.50 GiB is free.",
+                "4.3 GB of the device's memory are missing",
+            ),
+            (
+                "Tried to allocate 4000000 bytes. The emulated device has a total capacity of 9 bytes of which 0 "
+                "bytes are free.",
+                "4.0 MB of .* are missing",
+            ),
             ("CUBLAS_STATUS_ALLOC_FAILED", "memory is too small"),
         ],
     )
@@ -104,21 +118,21 @@ class TestLadder:
             raise torch.OutOfMemoryError(message)
 
         with pytest.raises(OutOfMemory, match=rf"^width: {missing}|^width: the device's {missing}"):
-            Ladder().climb("decode", [Rung("fast", full)], "width")
+            OomFallback().run("decode", [Strategy("fast", full)], "width")
 
     def test_other_errors_go_up_unchanged(self) -> None:
         def broken() -> str:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
         with pytest.raises(RuntimeError, match="device-side assert"):
-            Ladder().climb("decode", [Rung("fast", broken), Rung("lean", lambda: "never")], "width")
+            OomFallback().run("decode", [Strategy("fast", broken), Strategy("lean", lambda: "never")], "width")
 
     def test_a_cancel_goes_up_unchanged(self) -> None:
         def canceled() -> str:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Ladder().climb("decode", [Rung("fast", canceled), Rung("lean", lambda: "never")], "width")
+            OomFallback().run("decode", [Strategy("fast", canceled), Strategy("lean", lambda: "never")], "width")
 
     def test_lets_go_of_the_tensors_of_the_failed_try_before_the_next(self) -> None:
         alive: list[int] = []
@@ -135,7 +149,7 @@ class TestLadder:
             alive.append(sum(ref() is not None for ref in held))
             return "done"
 
-        Ladder().climb("decode", [Rung("fast", greedy), Rung("lean", lean)], "width")
+        OomFallback().run("decode", [Strategy("fast", greedy), Strategy("lean", lean)], "width")
         assert alive == [0]
 
 
@@ -146,7 +160,13 @@ class FullOnce(TorchDispatchMode):
         super().__init__()
         self.left = operation
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         self.left -= 1
         if self.left == 0:
             raise torch.OutOfMemoryError(FULL)
@@ -157,11 +177,11 @@ class FullOnce(TorchDispatchMode):
 def flux(service: Service) -> Iterator[FluxService]:
     stage = service.pipeline.stages[0]
     assert isinstance(stage, GenerateStage)
-    service.ladder.learned.clear()
-    service.ladder.retries.clear()
+    service.fallback.learned.clear()
+    service.fallback.retries.clear()
     yield stage.service
-    service.ladder.learned.clear()
-    service.ladder.retries.clear()
+    service.fallback.learned.clear()
+    service.fallback.retries.clear()
 
 
 @contextmanager
@@ -186,9 +206,10 @@ def source() -> Image.Image:
     return Image.fromarray(np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8))
 
 
-DRAWING = Drawing(prompts=(PROMPT, PROMPT), seeds=(3, 4), width=256, height=256, steps=3, guidance=3.5)
+DRAWING = DenoiseRequest(prompts=(PROMPT, PROMPT), seeds=(3, 4), width=256, height=256, steps=3, guidance=3.5)
 PROMISED = {"decode": 25, "encode_image": 20}
-"""dB by which an autoencoder in tiles may differ: they blend over their borders, and what it reads is redrawn, which adds to it."""
+"""dB by which an autoencoder in tiles may differ: they blend over their borders, and what it reads is redrawn, which
+adds to it."""
 REDRAWING = replace(DRAWING, images=(source(), source()), strength=0.7)
 
 
@@ -196,44 +217,63 @@ def difference(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray
     return np.abs(np.stack([np.asarray(x).astype(int) - np.asarray(y) for x, y in zip(a, b, strict=True)]))
 
 
-@pytest.mark.parametrize(("step", "operation"), [("encode", 30), ("encode", 100), ("denoise", 1), ("denoise", 40), ("denoise", 700)])
-def test_encoding_and_denoising_survive_with_the_same_pictures(flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, operation: int) -> None:
-    plain = flux.draw(DRAWING, Timeline())
+@pytest.mark.parametrize(
+    ("step", "operation"), [("encode", 30), ("encode", 100), ("denoise", 1), ("denoise", 40), ("denoise", 700)]
+)
+def test_encoding_and_denoising_survive_with_the_same_pictures(
+    flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, operation: int
+) -> None:
+    plain = flux.generate(DRAWING, Timeline())
     flux._prompts._kept.clear()
     with full_at(flux, step, monkeypatch, operation):
-        rescued = flux.draw(DRAWING, Timeline())
-    assert flux.ladder.retries == {step: 1}
+        rescued = flux.generate(DRAWING, Timeline())
+    assert flux.fallback.retries == {step: 1}
     assert difference(plain, rescued).max() <= (1 if step == "denoise" else 0)
 
 
-@pytest.mark.parametrize(("step", "method", "operation"), [("decode", "decode", 30), ("encode_image", "encode_images", 30)])
-def test_the_autoencoder_survives_in_tiles(flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, method: str, operation: int) -> None:
-    plain = flux.draw(REDRAWING, Timeline())
+@pytest.mark.parametrize(
+    ("step", "method", "operation"), [("decode", "decode", 30), ("encode_image", "encode_images", 30)]
+)
+def test_the_autoencoder_survives_in_tiles(
+    flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, method: str, operation: int
+) -> None:
+    plain = flux.generate(REDRAWING, Timeline())
     with full_at(flux, method, monkeypatch, operation):
-        rescued = flux.draw(REDRAWING, Timeline())
-    assert flux.ladder.retries == {step: 1}
+        rescued = flux.generate(REDRAWING, Timeline())
+    assert flux.fallback.retries == {step: 1}
     assert 10 * np.log10(255**2 / np.square(difference(plain, rescued)).mean()) > PROMISED[step]
     with flux.models.on_device("vae") as (vae,):
         assert not vae.use_tiling
 
 
 def test_after_it_the_plain_way_is_the_same_as_ever(flux: FluxService, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = flux.draw(DRAWING, Timeline())
+    plain = flux.generate(DRAWING, Timeline())
     with full_at(flux, "denoise", monkeypatch, 50):
-        flux.draw(DRAWING, Timeline())
-    flux.ladder.learned.clear()
-    assert difference(plain, flux.draw(DRAWING, Timeline())).max() == 0
+        flux.generate(DRAWING, Timeline())
+    flux.fallback.learned.clear()
+    assert difference(plain, flux.generate(DRAWING, Timeline())).max() == 0
 
 
-def test_detection_and_upscaling_survive_and_are_counted(service: Service, flux: FluxService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detection_and_upscaling_survive_and_are_counted(
+    service: Service, flux: FluxService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import modules.detection.yolo as detail
     import modules.upscaling.service as enlarge
 
-    request = ImageRequest(prompt=PROMPT, width=256, height=256, seed=5, num_outputs=2, num_inference_steps=3, adetailer=(AdetailerUnit(),), scale=2.0)
+    request = ImageRequest(
+        prompt=PROMPT,
+        width=256,
+        height=256,
+        seed=5,
+        num_outputs=2,
+        num_inference_steps=3,
+        adetailer=(AdetailerUnit(),),
+        scale=2.0,
+    )
     plain = [picture.image for picture in service.pipeline.run(request).pictures]
     with full_at(detail.Detector, "detect", monkeypatch, 20), full_at(enlarge.Upscaler, "upscale", monkeypatch, 20):
         rescued = [picture.image for picture in service.pipeline.run(request).pictures]
-    assert flux.ladder.retries == {"detect": 1, "upscale": 1}
+    assert flux.fallback.retries == {"detect": 1, "upscale": 1}
     assert difference(plain, rescued).max() <= 1
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from backend.devices.emulated import EmulatedDevice
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.placements import RESIDENCES
+from backend.offload.placements import PLACED_MODELS
 from backend.planning.costs import KINDS, Kind
 
 MIB = 2**20
@@ -25,7 +25,9 @@ class Blocks(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Linear(128, 128, bias=False)
-        self.transformer_blocks = nn.ModuleList(nn.Sequential(nn.Linear(128, 128, bias=False), nn.Linear(128, 128, bias=False)) for _ in range(3))
+        self.transformer_blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(128, 128, bias=False), nn.Linear(128, 128, bias=False)) for _ in range(3)
+        )
         self.register_buffer("shift", torch.ones(128))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,9 +40,9 @@ class Blocks(nn.Module):
 LAYER = 128 * 128 * 4
 BUFFER = 128 * 4
 WHOLE = 7 * LAYER + BUFFER
-STANDING = {"resident": WHOLE, "swapped": WHOLE, "grouped": LAYER + BUFFER, "sequential": 0}
-MOVED = {"resident": WHOLE, "swapped": WHOLE, "grouped": WHOLE, "sequential": WHOLE - BUFFER}
-PEAK = {"resident": WHOLE, "swapped": WHOLE, "grouped": 5 * LAYER + BUFFER, "sequential": LAYER + BUFFER}
+STANDING = {"resident": WHOLE, "model offload": WHOLE, "block offload": LAYER + BUFFER, "layer offload": 0}
+MOVED = {"resident": WHOLE, "model offload": WHOLE, "block offload": WHOLE, "layer offload": WHOLE - BUFFER}
+PEAK = {"resident": WHOLE, "model offload": WHOLE, "block offload": 5 * LAYER + BUFFER, "layer offload": LAYER + BUFFER}
 
 
 def cache_of(kind: Kind, device: EmulatedDevice, *names: str, headroom: int = 0) -> ModelCache:
@@ -76,7 +78,12 @@ class TestEveryPlacement:
         with torch.inference_mode(), device, cache.on_device("model") as (module,):
             for _ in range(2):
                 module(torch.zeros(1, 128))
-        once = {"resident": WHOLE, "swapped": WHOLE, "grouped": 2 * WHOLE - STANDING["grouped"], "sequential": 2 * (WHOLE - BUFFER) + 2 * BUFFER}
+        once = {
+            "resident": WHOLE,
+            "model offload": WHOLE,
+            "block offload": 2 * WHOLE - STANDING["block offload"],
+            "layer offload": 2 * (WHOLE - BUFFER) + 2 * BUFFER,
+        }
         assert cache.stats().bytes_moved == pytest.approx(once[kind], abs=2 * BUFFER)
 
     def test_gives_all_memory_back_when_it_has_to_leave(self, kind: Kind) -> None:
@@ -111,7 +118,7 @@ def fail(module: nn.Module, inputs: object) -> None:
 class TestCache:
     def test_a_swapped_model_makes_room_for_the_next_but_not_for_one_that_is_lent_with_it(self) -> None:
         device = EmulatedDevice(2 * WHOLE)
-        cache = cache_of("swapped", device, "a", "b", "c")
+        cache = cache_of("model offload", device, "a", "b", "c")
         with cache.on_device("a", "b"):
             assert device.allocated_bytes == 2 * WHOLE
         with cache.on_device("c"):
@@ -120,14 +127,14 @@ class TestCache:
 
     def test_a_lent_model_stays_while_others_are_borrowed_inside(self) -> None:
         device = EmulatedDevice(2 * WHOLE)
-        cache = cache_of("swapped", device, "a", "b")
+        cache = cache_of("model offload", device, "a", "b")
         with cache.on_device("a") as (outer,), cache.on_device("b"):
             assert device.allocated_bytes == 2 * WHOLE
             with cache.on_device("a") as (inner,):
                 assert inner is outer
 
     def test_the_same_model_twice_in_a_row_moves_once(self) -> None:
-        cache = cache_of("swapped", EmulatedDevice(WHOLE), "a")
+        cache = cache_of("model offload", EmulatedDevice(WHOLE), "a")
         for _ in range(3):
             with cache.on_device("a"):
                 pass
@@ -135,8 +142,8 @@ class TestCache:
         assert (stats.misses, stats.hits, stats.bytes_moved) == (1, 2, WHOLE)
 
     def test_prefetch_brings_a_model_only_where_there_is_room(self) -> None:
-        cramped = cache_of("swapped", EmulatedDevice(2 * WHOLE), "a", "b", headroom=1)
-        cache = cache_of("swapped", EmulatedDevice(2 * WHOLE), "a", "b")
+        cramped = cache_of("model offload", EmulatedDevice(2 * WHOLE), "a", "b", headroom=1)
+        cache = cache_of("model offload", EmulatedDevice(2 * WHOLE), "a", "b")
         for name in ("a", "b"):
             cache.load(name)
             cramped.load(name)
@@ -151,7 +158,7 @@ class TestCache:
 
     def test_a_model_that_does_not_fit_is_an_out_of_memory_error_and_the_loan_is_undone(self) -> None:
         device = EmulatedDevice(WHOLE + LAYER)
-        cache = cache_of("swapped", device, "a", "b")
+        cache = cache_of("model offload", device, "a", "b")
         with cache.on_device("a"):
             with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"), cache.on_device("b"):
                 pass
@@ -161,7 +168,7 @@ class TestCache:
             assert device.allocated_bytes == WHOLE
 
     def test_threads_share_one_loan_each_gets_the_whole_model(self) -> None:
-        cache = cache_of("swapped", EmulatedDevice(WHOLE), "a")
+        cache = cache_of("model offload", EmulatedDevice(WHOLE), "a")
         results: list[bool] = []
 
         def work() -> None:
@@ -208,4 +215,4 @@ class TestEmulatedDevice:
 
 
 def test_every_kind_of_the_plan_has_its_residence() -> None:
-    assert set(RESIDENCES) == set(KINDS)
+    assert set(PLACED_MODELS) == set(KINDS)

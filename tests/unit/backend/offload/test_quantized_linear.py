@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from backend.offload.quantized_linear import FORMATS, FP8, store_narrow
+from backend.offload.quantized_linear import FORMATS, FP8, quantize
 
 STORED = {"fp8": FP8, "nf4": torch.uint8}
 COARSE = {"fp8": 1 / 16, "nf4": 0.16}
-"""Largest error of a weight: of itself (fp8, three bits behind the point), of its block's largest (nf4, half the widest step)."""
+"""Largest error of a weight: of itself (fp8, three bits behind the point), of its block's largest (nf4, half the
+widest step)."""
 
 
 class Model(nn.Module):
@@ -19,7 +20,9 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(64, 64)
-        self.transformer_blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)) for _ in range(2))
+        self.transformer_blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)) for _ in range(2)
+        )
         self.last = nn.Linear(64, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +49,7 @@ def block_bytes(model: nn.Module) -> int:
 @pytest.mark.parametrize("stored_as", FORMATS)
 def test_only_the_matrices_of_the_blocks_are_rounded(model: Model, stored_as: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    store_narrow(model, stored_as, torch.float32)
+    quantize(model, stored_as, torch.float32)
     assert all(layer.weight.dtype == STORED[stored_as] for layer in in_blocks(model))
     untouched = [name for name in before if not name.startswith("transformer_blocks") or name.endswith("bias")]
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in untouched)
@@ -54,7 +57,7 @@ def test_only_the_matrices_of_the_blocks_are_rounded(model: Model, stored_as: st
 
 def test_four_bits_are_half_of_eight(model: Model) -> None:
     weights = sum(layer.weight.numel() for layer in in_blocks(model))
-    store_narrow(model, "nf4", torch.float32)
+    quantize(model, "nf4", torch.float32)
     lookup = 4 * 2 * 256 * len(in_blocks(model))
     assert block_bytes(model) - lookup == 0.5625 * weights
 
@@ -63,7 +66,7 @@ def test_four_bits_are_half_of_eight(model: Model) -> None:
 def test_it_computes_nearly_the_same_and_stays_small(model: Model, stored_as: str) -> None:
     x = torch.randn(5, 64)
     exact = model(x).detach()
-    store_narrow(model, stored_as, torch.float32)
+    quantize(model, stored_as, torch.float32)
     with torch.inference_mode():
         once, twice = model(x), model(x)
     assert (once - exact).abs().max() < 0.1 * exact.abs().max()
@@ -79,8 +82,8 @@ def test_weights_of_every_size_keep_their_digits(model: Model, size: float, stor
     layer.weight.data[3] *= 1000
     layer.weight.data[4] = 0
     exact = layer.weight.data.clone()
-    store_narrow(model, stored_as, torch.float32)
-    error = (FORMATS[stored_as].widened(layer, torch.float32) - exact).abs()
+    quantize(model, stored_as, torch.float32)
+    error = (FORMATS[stored_as].dequantized(layer, torch.float32) - exact).abs()
     largest = exact.abs().amax(dim=1, keepdim=True)
     assert torch.equal(error[4], torch.zeros(64))
     of = exact.abs() + largest / 2**13 if stored_as == "fp8" else largest
@@ -92,13 +95,13 @@ def test_rows_that_are_no_whole_blocks_stay_as_they_are() -> None:
     model.transformer_blocks = nn.ModuleList([nn.Linear(70, 8)])
     layer, x = model.transformer_blocks[0], torch.randn(3, 70)
     exact = layer(x)
-    store_narrow(model, "nf4", torch.float32)
+    quantize(model, "nf4", torch.float32)
     assert torch.equal(layer(x), exact)
 
 
 @pytest.mark.parametrize("stored_as", FORMATS)
 def test_an_error_in_the_middle_leaves_the_narrow_weights_in_place(model: Model, stored_as: str) -> None:
-    store_narrow(model, stored_as, torch.float32)
+    quantize(model, stored_as, torch.float32)
     x = torch.randn(5, 64)
     expected = model(x)
     with pytest.raises(RuntimeError):

@@ -15,7 +15,9 @@ MARKS = ("<!-- cards -->\n", "\n<!-- end -->")
 
 @pytest.fixture(scope="module")
 def printed() -> str:
-    return subprocess.run(["scripts/plan", "--cards"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+    return subprocess.run(
+        ["scripts/plan", "--cards"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    ).stdout.strip()
 
 
 def test_the_document_is_current(printed: str) -> None:
@@ -31,5 +33,7 @@ def test_every_family_has_its_plan_and_its_steps_for_every_card(printed: str) ->
         assert len(rows) == 3 * len(SIZES_GIB)
         assert all(column in section for column in ASKING)
         rounds = models.components[models.denoiser].rounds
-        assert {column for column in SAVING if column in section} == {column for column, change in SAVING.items() if rounds or "quality" not in change}
+        assert {column for column in SAVING if column in section} == {
+            column for column, change in SAVING.items() if rounds or "weight_precision" not in change
+        }
         assert f"{int(1.5 * models.native)} x {int(1.5 * models.native)} |" in section

@@ -16,11 +16,26 @@ from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.weights import resolver as weights
 from backend.weights.catalog import LockedFile, choose_files, find_model, read_lock, read_manifest, write_lock
-from backend.weights.resolver import check_file, checked_folder, require_detector, resolve, resolve_file, resolve_model, safe_form
+from backend.weights.resolver import (
+    check_file,
+    checked_folder,
+    require_detector,
+    resolve,
+    resolve_file,
+    resolve_model,
+    safe_form,
+)
 from modules.cli.fetch_weights import main as fetch_command
 
 EMBEDDED = ROOT / "weights" / "embedded"
-DETECTORS = ("face_yolov8n", "face_yolov8s", "hand_yolov8n", "person_yolov8n-seg", "person_yolov8s-seg", "yolov8x-worldv2")
+DETECTORS = (
+    "face_yolov8n",
+    "face_yolov8s",
+    "hand_yolov8n",
+    "person_yolov8n-seg",
+    "person_yolov8s-seg",
+    "yolov8x-worldv2",
+)
 
 
 @pytest.fixture
@@ -43,7 +58,13 @@ def install(settings: Settings, local: str, content: bytes) -> Path:
     path = settings.weights_path / local
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    write_lock(settings.weights_path, {**read_lock(settings.weights_path), local: LockedFile(len(content), sha256(content), "somebody/something", COMMIT)})
+    write_lock(
+        settings.weights_path,
+        {
+            **read_lock(settings.weights_path),
+            local: LockedFile(len(content), sha256(content), "somebody/something", COMMIT),
+        },
+    )
     return path
 
 
@@ -68,11 +89,22 @@ def test_the_manifest_says_what_every_model_is() -> None:
     models = read_manifest()
     assert {*DETECTORS, "FLUX.1-dev", "FLUX.1-schnell", "SDXL", "SD-1.5", "ESRGAN_4x", "4x-UltraSharp"} == set(models)
     for model in models.values():
-        assert model.purpose and model.licence and model.repository.count("/") == 1 and model.revision and model.about_bytes and model.files
+        assert (
+            model.purpose
+            and model.licence
+            and model.repository.count("/") == 1
+            and model.revision
+            and model.about_bytes
+            and model.files
+        )
 
 
 def test_the_preinstalled_models_are_those_of_the_requirements() -> None:
-    assert {name for name, model in read_manifest().items() if model.preinstalled} == {*DETECTORS, "FLUX.1-dev", "ESRGAN_4x"}
+    assert {name for name, model in read_manifest().items() if model.preinstalled} == {
+        *DETECTORS,
+        "FLUX.1-dev",
+        "ESRGAN_4x",
+    }
 
 
 def test_every_detector_says_what_it_must_find() -> None:
@@ -84,7 +116,9 @@ def test_flux_has_all_parts_and_their_sizes() -> None:
     assert {"transformer", "text_encoder", "text_encoder_2", "vae"} < set(parts)
     assert sum(part.about_bytes for part in parts.values()) == pytest.approx(33.7e9, rel=0.01)
     folders = {path.name for path in (EMBEDDED / "flux").iterdir() if path.is_dir()}
-    assert folders == {file.path.partition("/")[0] for part in parts.values() for file in part.files if "/" in file.path}
+    assert folders == {
+        file.path.partition("/")[0] for part in parts.values() for file in part.files if "/" in file.path
+    }
 
 
 def test_no_two_files_are_put_in_one_place() -> None:
@@ -118,7 +152,9 @@ def test_the_cache_of_the_hub_is_looked_into(settings: Settings, cache: Path) ->
     cached = put_into_cache(cache, "uwg/upscaler", "ESRGAN/ESRGAN_4x.pth", PICKLE)
     with pytest.raises(WeightsError, match="whose checksum is not in the lock"):
         resolve("ESRGAN_4x", settings)
-    write_lock(settings.weights_path, {"ESRGAN_4x.pth": LockedFile(len(PICKLE), sha256(PICKLE), "uwg/upscaler", COMMIT)})
+    write_lock(
+        settings.weights_path, {"ESRGAN_4x.pth": LockedFile(len(PICKLE), sha256(PICKLE), "uwg/upscaler", COMMIT)}
+    )
     assert resolve("ESRGAN_4x", settings) == resolve_file("upscaler", "ESRGAN_4x.pth", (), settings) == cached
 
 
@@ -127,21 +163,31 @@ def test_a_pipeline_is_found_in_the_cache_as_a_folder_if_all_of_it_is_there(sett
     for path, content in files.items():
         written = put_into_cache(cache, "black-forest-labs/FLUX.1-schnell", path, content)
     folder = resolve_model(replace(settings, model="FLUX.1-schnell"))
-    assert folder == cache / "models--black-forest-labs--FLUX.1-schnell" / "snapshots" / COMMIT and written.is_relative_to(folder)
+    assert (
+        folder == cache / "models--black-forest-labs--FLUX.1-schnell" / "snapshots" / COMMIT
+        and written.is_relative_to(folder)
+    )
     written.unlink()
-    with pytest.raises(WeightsError, match=f"^FLUX.1-schnell/model_index.json and {len(files) - 1} more files: neither under"):
+    with pytest.raises(
+        WeightsError, match=f"^FLUX.1-schnell/model_index.json and {len(files) - 1} more files: neither under"
+    ):
         resolve_model(replace(settings, model="FLUX.1-schnell"))
 
 
 def test_a_missing_model_says_which_file_where_and_what_to_do(settings: Settings, cache: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         resolve("hand_yolov8n.pt", settings)
-    assert str(caught.value) == "hand_yolov8n.pt: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n brings it"
+    assert (
+        str(caught.value)
+        == "hand_yolov8n.pt: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n brings it"
+    )
     with pytest.raises(WeightsError, match=r"is no model of weights/manifest.json \(did you mean 'face_yolov8s'"):
         resolve("face_yolov8", settings)
 
 
-def test_nothing_is_downloaded_unless_the_settings_say_so(settings: Settings, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_unless_the_settings_say_so(
+    settings: Settings, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = LocalHub(manifest_files(("face_yolov8n",), 0))
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("FLUX_WEIGHTS_DIR", settings.weights_dir)
@@ -179,7 +225,10 @@ def test_any_flipped_byte_of_a_locked_family_stops_set_up(settings: Settings) ->
     folder = settings.weights_path / "FLUX.1-dev"
     shutil.copytree(EMBEDDED / "flux", folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    lock = {path.relative_to(folder.parent).as_posix(): LockedFile(path.stat().st_size, sha256(path.read_bytes())) for path in files}
+    lock = {
+        path.relative_to(folder.parent).as_posix(): LockedFile(path.stat().st_size, sha256(path.read_bytes()))
+        for path in files
+    }
     write_lock(settings.weights_path, lock)
     assert resolve_model(settings) == folder
     for path in files:
@@ -206,7 +255,9 @@ def test_a_large_file_is_read_whole_by_the_check_alone(tmp_path: Path, monkeypat
         check_file("spiece.model", file, lock, whole=True)
 
 
-def test_a_pickle_needs_a_pinned_checksum_and_safetensors_do_not(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_needs_a_pinned_checksum_and_safetensors_do_not(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLUX_WEIGHTS_DIR", settings.weights_dir)
     mine = settings.weights_path / "mine.pth"
     mine.write_bytes(PICKLE)
@@ -260,13 +311,24 @@ def test_the_converted_form_is_used_only_of_the_same_bytes(settings: Settings) -
     entry = LockedFile(converted.stat().st_size, sha256(converted.read_bytes()), made_from=sha256(PICKLE))
     write_lock(settings.weights_path, {**read_lock(settings.weights_path), converted.name: entry})
     assert safe_form(pickled, settings) == converted
-    write_lock(settings.weights_path, {**read_lock(settings.weights_path), converted.name: replace(entry, made_from="another")})
+    write_lock(
+        settings.weights_path, {**read_lock(settings.weights_path), converted.name: replace(entry, made_from="another")}
+    )
     assert safe_form(pickled, settings) == pickled
 
 
 def test_the_checks_at_start_import_neither_torch_nor_the_hubs_library() -> None:
-    code = "import sys; import backend.weights.resolver; print([name for name in ('torch', 'huggingface_hub', 'numpy') if name in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    code = (
+        "import sys; import backend.weights.resolver; print([name for name in ('torch', 'huggingface_hub', 'numpy') "
+        "if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert ran.stdout.strip() == "[]"
 
 

@@ -75,7 +75,10 @@ def test_faint_pixels_of_a_blurred_mask_count() -> None:
     assert crop_region((square(30, 20, 40, 50) // 255).astype(np.uint8), 0) == (30, 20, 40, 50)
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 0, 0, 1, 255])), st.integers(0, 15))
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 0, 0, 1, 255])),
+    st.integers(0, 15),
+)
 def test_everything_masked_is_in_the_crop(mask: Mask, padding: int) -> None:
     box = crop_region(mask, padding)
     if box is None:
@@ -94,15 +97,31 @@ def test_everything_masked_is_in_the_crop(mask: Mask, padding: int) -> None:
 @pytest.mark.parametrize(
     ("box", "target", "image", "expected"),
     [
-        pytest.param((400, 400, 500, 500), (512, 512), (1024, 1024), (400, 400, 500, 500), id="the ratio is right already"),
+        pytest.param(
+            (400, 400, 500, 500), (512, 512), (1024, 1024), (400, 400, 500, 500), id="the ratio is right already"
+        ),
         pytest.param((400, 400, 528, 432), (512, 512), (1024, 1024), (400, 352, 528, 480), id="half on each side"),
         pytest.param((400, 400, 432, 528), (512, 512), (1024, 1024), (352, 400, 480, 528), id="the other axis"),
-        pytest.param((400, 400, 433, 528), (512, 512), (1024, 1024), (353, 400, 481, 528), id="an odd pixel goes right"),
+        pytest.param(
+            (400, 400, 433, 528), (512, 512), (1024, 1024), (353, 400, 481, 528), id="an odd pixel goes right"
+        ),
         pytest.param((10, 10, 138, 42), (512, 512), (1024, 1024), (10, 0, 138, 128), id="moved down, into the image"),
-        pytest.param((10, 1000, 138, 1024), (512, 512), (1024, 1024), (10, 896, 138, 1024), id="moved up, into the image"),
-        pytest.param((900, 10, 1000, 310), (512, 768), (1000, 1000), (800, 10, 1000, 310), id="moved to the left, a portrait target"),
-        pytest.param((0, 0, 100, 300), (1024, 1024), (200, 1000), (0, 0, 200, 300), id="an image too narrow for the ratio"),
-        pytest.param((50, 50, 250, 70), (512, 512), (300, 100), (50, 0, 250, 100), id="an image too flat for the ratio"),
+        pytest.param(
+            (10, 1000, 138, 1024), (512, 512), (1024, 1024), (10, 896, 138, 1024), id="moved up, into the image"
+        ),
+        pytest.param(
+            (900, 10, 1000, 310),
+            (512, 768),
+            (1000, 1000),
+            (800, 10, 1000, 310),
+            id="moved to the left, a portrait target",
+        ),
+        pytest.param(
+            (0, 0, 100, 300), (1024, 1024), (200, 1000), (0, 0, 200, 300), id="an image too narrow for the ratio"
+        ),
+        pytest.param(
+            (50, 50, 250, 70), (512, 512), (300, 100), (50, 0, 250, 100), id="an image too flat for the ratio"
+        ),
     ],
 )
 def test_expand_crop_region(box: Box, target: tuple[int, int], image: tuple[int, int], expected: Box) -> None:
@@ -110,7 +129,9 @@ def test_expand_crop_region(box: Box, target: tuple[int, int], image: tuple[int,
 
 
 @given(boxes_in_images(), st.integers(64, 2048), st.integers(64, 2048))
-def test_the_box_grows_along_one_axis_inside_the_image_to_the_ratio(case: tuple[Box, int, int], width: int, height: int) -> None:
+def test_the_box_grows_along_one_axis_inside_the_image_to_the_ratio(
+    case: tuple[Box, int, int], width: int, height: int
+) -> None:
     box, image_width, image_height = case
     left, top, right, bottom = expand_crop_region(box, width, height, image_width, image_height)
     assert 0 <= left <= box[0] and box[2] <= right <= image_width
@@ -131,7 +152,9 @@ def noise(width: int, height: int, seed: int) -> Image.Image:
 
 
 @given(boxes_in_images(40), st.integers(0, 6), st.integers(0, 5), st.integers(0, 2**32 - 1))
-def test_pixels_outside_of_the_mask_keep_their_bytes(case: tuple[Box, int, int], blur: int, padding: int, seed: int) -> None:
+def test_pixels_outside_of_the_mask_keep_their_bytes(
+    case: tuple[Box, int, int], blur: int, padding: int, seed: int
+) -> None:
     box, width, height = case
     mask = blur_mask(square(*box, width, height), blur)
     region = crop_region(mask, padding)
@@ -152,7 +175,9 @@ def test_pixels_fully_inside_of_the_mask_are_the_crops_own() -> None:
 
 def test_between_the_two_the_mask_is_the_share() -> None:
     mask = np.full((80, 100), 64, np.uint8)
-    result = composite(Image.new("RGB", (100, 80), (200, 200, 200)), Image.new("RGB", (10, 10), (0, 0, 0)), (0, 0, 10, 10), mask)
+    result = composite(
+        Image.new("RGB", (100, 80), (200, 200, 200)), Image.new("RGB", (10, 10), (0, 0, 0)), (0, 0, 10, 10), mask
+    )
     assert result.getpixel((5, 5)) == (150, 150, 150)
     assert result.getpixel((50, 50)) == (200, 200, 200), "outside of the box nothing was repainted"
 

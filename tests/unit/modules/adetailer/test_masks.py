@@ -1,4 +1,5 @@
-"""The mask mathematics: what a unit's arguments do to boxes and masks, and the defects of ADetailer that must not come back."""
+"""The mask mathematics: what a unit's arguments do to boxes and masks, and the defects of ADetailer that must not
+come back."""
 
 from __future__ import annotations
 
@@ -33,9 +34,17 @@ def mask(*rows: str) -> Mask:
     return np.array([[255 if pixel == "#" else 0 for pixel in row] for row in rows], np.uint8)
 
 
-def detections(boxes: list[tuple[float, float, float, float]], confidences: list[float] | None = None, size: tuple[int, int] = (100, 80)) -> Detections:
+def detections(
+    boxes: list[tuple[float, float, float, float]],
+    confidences: list[float] | None = None,
+    size: tuple[int, int] = (100, 80),
+) -> Detections:
     array = np.array(boxes, np.float64).reshape(-1, 4)
-    return Detections(array, rectangle_masks(array, size), np.array(confidences or [0.9 - 0.1 * index for index in range(len(boxes))], np.float64))
+    return Detections(
+        array,
+        rectangle_masks(array, size),
+        np.array(confidences or [0.9 - 0.1 * index for index in range(len(boxes))], np.float64),
+    )
 
 
 @st.composite
@@ -50,7 +59,10 @@ def any_detections(draw: st.DrawFn) -> tuple[Detections, tuple[int, int]]:
 
 def rows(found: Detections) -> list[tuple[bytes, bytes, float]]:
     """Each detection as one thing that can be compared."""
-    return [(box.tobytes(), pixels.tobytes(), confidence) for box, pixels, confidence in zip(found.boxes, found.masks, found.confidences)]
+    return [
+        (box.tobytes(), pixels.tobytes(), confidence)
+        for box, pixels, confidence in zip(found.boxes, found.masks, found.confidences)
+    ]
 
 
 # Detections
@@ -187,11 +199,17 @@ def test_offset_comes_before_dilation() -> None:
     """The other way round, what had grown out of the image would be lost."""
     moved_then_grown = preprocess_masks([mask("#...", "....")], dilate_erode=3, x_offset=-1)
     assert moved_then_grown == []
-    assert [m.tolist() for m in preprocess_masks([mask(".#..", "....")], dilate_erode=3, x_offset=-1)] == [mask("##..", "##..").tolist()]
+    assert [m.tolist() for m in preprocess_masks([mask(".#..", "....")], dilate_erode=3, x_offset=-1)] == [
+        mask("##..", "##..").tolist()
+    ]
 
 
-@given(any_detections(), st.integers(-12, 12), st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(MERGE_INVERT))
-def test_preprocessed_masks_are_never_blank_and_hold_only_0_and_255(case: tuple[Detections, tuple[int, int]], size: int, x: int, y: int, mode: str) -> None:
+@given(
+    any_detections(), st.integers(-12, 12), st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(MERGE_INVERT)
+)
+def test_preprocessed_masks_are_never_blank_and_hold_only_0_and_255(
+    case: tuple[Detections, tuple[int, int]], size: int, x: int, y: int, mode: str
+) -> None:
     found, _ = case
     for result in preprocess_masks(list(found.masks), size, x, y, mode):
         assert result.any()
@@ -203,11 +221,17 @@ def test_preprocessed_masks_are_never_blank_and_hold_only_0_and_255(case: tuple[
 # Preprocessing of detections
 
 
-@given(any_detections(), st.integers(-12, 12), st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(MERGE_INVERT))
-def test_detections_have_the_masks_of_preprocess_masks(case: tuple[Detections, tuple[int, int]], size: int, x: int, y: int, mode: str) -> None:
+@given(
+    any_detections(), st.integers(-12, 12), st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(MERGE_INVERT)
+)
+def test_detections_have_the_masks_of_preprocess_masks(
+    case: tuple[Detections, tuple[int, int]], size: int, x: int, y: int, mode: str
+) -> None:
     found, _ = case
     result = preprocess_detections(found, size, x, y, mode)
-    assert [m.tolist() for m in result.masks] == [m.tolist() for m in preprocess_masks(list(found.masks), size, x, y, mode)]
+    assert [m.tolist() for m in result.masks] == [
+        m.tolist() for m in preprocess_masks(list(found.masks), size, x, y, mode)
+    ]
 
 
 def test_a_dropped_mask_takes_its_box_and_confidence_along() -> None:
@@ -300,8 +324,17 @@ def test_sort(order: str, expected: list[tuple[int, ...]]) -> None:
     assert [tuple(box) for box in result.boxes] == expected
 
 
-@given(any_detections(), st.sampled_from(ORDERS), st.integers(0, 6), st.sampled_from(METHODS), st.floats(0, 1), st.floats(0, 1))
-def test_box_mask_and_confidence_stay_together(case: tuple[Detections, tuple[int, int]], order: str, k: int, method: str, low: float, high: float) -> None:
+@given(
+    any_detections(),
+    st.sampled_from(ORDERS),
+    st.integers(0, 6),
+    st.sampled_from(METHODS),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_box_mask_and_confidence_stay_together(
+    case: tuple[Detections, tuple[int, int]], order: str, k: int, method: str, low: float, high: float
+) -> None:
     """ADetailer sorts boxes and masks and leaves the confidences behind."""
     found, size = case
     result = sort_detections(keep_largest(filter_by_ratio(found, low, high, size), k, method), order, size)
@@ -322,9 +355,13 @@ def test_sorting_loses_nothing_and_is_stable(case: tuple[Detections, tuple[int, 
 
 def test_unknown_choices_are_refused_with_the_nearest_known_one() -> None:
     found = detections([SMALL])
-    with pytest.raises(InputError, match=r"^mask_filter_method: must be one of Area, Confidence, not 'area' \(did you mean 'Area'\?\)$"):
+    with pytest.raises(
+        InputError, match=r"^mask_filter_method: must be one of Area, Confidence, not 'area' \(did you mean 'Area'\?\)$"
+    ):
         keep_largest(found, 1, "area")
     with pytest.raises(InputError, match="did you mean 'Merge and Invert'"):
         preprocess_detections(found, merge_invert="Merge and invert")
-    with pytest.raises(InputError, match=r"^sort_order: must be one of None, Left to right, Center to edge, Area, not 'Random'$"):
+    with pytest.raises(
+        InputError, match=r"^sort_order: must be one of None, Left to right, Center to edge, Area, not 'Random'$"
+    ):
         sort_detections(found, "Random", (100, 80))

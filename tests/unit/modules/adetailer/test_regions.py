@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.adetailer.masks import Detections, rectangle_masks
-from modules.adetailer.regions import Found, Region, choose_regions, rounds
+from modules.adetailer.regions import Found, Region, batches, choose_regions
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import Canvas
 
@@ -43,14 +43,21 @@ def test_everything_found_is_repainted_by_default() -> None:
                 "detection 3: covers 0.0013 of the picture, not among the first 1 by Area (ad_mask_k)",
             ],
         ),
-        ({"mask_k": 2, "mask_filter_method": "Confidence"}, 2, ["detection 3: has the confidence 0.70, not among the first 2 by Confidence (ad_mask_k)"]),
+        (
+            {"mask_k": 2, "mask_filter_method": "Confidence"},
+            2,
+            ["detection 3: has the confidence 0.70, not among the first 2 by Confidence (ad_mask_k)"],
+        ),
         ({"dilate_erode": -20}, 2, ["detection 3: nothing is left of its mask after offset and erosion"]),
         ({"mask_blur": 40, "dilate_erode": -8}, 2, ["detection 3: nothing is left of its mask after the blur"]),
         ({"mask_merge_invert": "Merge"}, 1, []),
         (
             {"mask_merge_invert": "Merge and Invert", "dilate_erode": 128, "mask_k": 1},
             1,
-            [f"detection {number}: covers {share} of the picture, not among the first 1 by Area (ad_mask_k)" for number, share in ((1, 0.041), (3, 0.0013))],
+            [
+                f"detection {number}: covers {share} of the picture, not among the first 1 by Area (ad_mask_k)"
+                for number, share in ((1, 0.041), (3, 0.0013))
+            ],
         ),
         ({"prompt": "a [SEP] [SKIP] [SEP] b"}, 2, ["detection 2: [SKIP] in ad_prompt, it is number 2"]),
         (
@@ -61,7 +68,10 @@ def test_everything_found_is_repainted_by_default() -> None:
         (
             {"mask_select": "2", "bbox_sortby": "Area (large to small)"},
             1,
-            ["detection 2: not among the regions of ad_mask_select, it is number 1", "detection 3: not among the regions of ad_mask_select, it is number 3"],
+            [
+                "detection 2: not among the regions of ad_mask_select, it is number 1",
+                "detection 3: not among the regions of ad_mask_select, it is number 3",
+            ],
         ),
     ],
 )
@@ -73,9 +83,14 @@ def test_what_is_not_repainted_is_explained(arguments: dict[str, object], left: 
 def test_a_merged_mask_that_covers_everything_leaves_nothing_when_it_is_inverted() -> None:
     whole = np.array([[0, 0, 256, 192]], float)
     found = choose_regions(
-        Detections(whole, rectangle_masks(whole, SIZE), np.array([0.9])), AdetailerUnit(mask_merge_invert="Merge and Invert"), SIZE, Canvas(256, 32)
+        Detections(whole, rectangle_masks(whole, SIZE), np.array([0.9])),
+        AdetailerUnit(mask_merge_invert="Merge and Invert"),
+        SIZE,
+        Canvas(256, 32),
     )
-    assert found.regions == () and found.skipped == ("all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)",)
+    assert found.regions == () and found.skipped == (
+        "all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)",
+    )
 
 
 def test_two_detections_with_one_box_are_told_apart() -> None:
@@ -114,7 +129,9 @@ class TestInputMask:
 
     def test_what_lies_outside_of_it_is_not_repainted_and_not_counted(self) -> None:
         found = self.chosen(bbox_sortby="Position (left to right)")
-        assert [region.number for region in found.regions] == [1, 2] and found.skipped == ("detection 3: lies outside of the input 'mask'",)
+        assert [region.number for region in found.regions] == [1, 2] and found.skipped == (
+            "detection 3: lies outside of the input 'mask'",
+        )
 
     def test_what_lies_across_its_edge_is_cut_out_whole_and_repainted_within(self) -> None:
         within, free = self.chosen().regions[1], chosen().regions[1]
@@ -127,10 +144,21 @@ class TestInputMask:
 
 @pytest.mark.parametrize(
     ("prompt", "order"),
-    [("[ASC] a [SEP] b", [0, 1, 2]), ("[DSC]a", [2, 1, 0]), ("[ASC-SIZE] a", [2, 0, 1]), ("[DSC-SIZE] a", [1, 0, 2]), ("a [ASC]", [0, 1, 2])],
+    [
+        ("[ASC] a [SEP] b", [0, 1, 2]),
+        ("[DSC]a", [2, 1, 0]),
+        ("[ASC-SIZE] a", [2, 0, 1]),
+        ("[DSC-SIZE] a", [1, 0, 2]),
+        ("a [ASC]", [0, 1, 2]),
+    ],
 )
 def test_a_prompt_may_begin_with_the_order(prompt: str, order: list[int]) -> None:
-    lefts = [region.box[0] for region in chosen(prompt=prompt, inpaint_only_masked_padding=0, mask_blur=0, dilate_erode=0, **SQUARE).regions]
+    lefts = [
+        region.box[0]
+        for region in chosen(
+            prompt=prompt, inpaint_only_masked_padding=0, mask_blur=0, dilate_erode=0, **SQUARE
+        ).regions
+    ]
     assert np.argsort(np.argsort(lefts)).tolist() == order
 
 
@@ -139,7 +167,11 @@ SQUARE = {"use_inpaint_width_height": True, "inpaint_width": 256, "inpaint_heigh
 
 @pytest.mark.parametrize(
     ("match", "sizes"),
-    [("Off", [(256, 256)] * 3), ("Free", [(224, 288), (224, 288), (256, 256)]), ("Strict", [(224, 288), (224, 288), (256, 256)])],
+    [
+        ("Off", [(256, 256)] * 3),
+        ("Free", [(224, 288), (224, 288), (256, 256)]),
+        ("Strict", [(224, 288), (224, 288), (256, 256)]),
+    ],
 )
 def test_the_size_painted_at_can_follow_the_box(match: str, sizes: list[tuple[int, int]]) -> None:
     assert [region.size for region in chosen(match_inpaint_bbox_size=match).regions] == sizes
@@ -149,7 +181,9 @@ def test_a_large_region_is_redrawn_less_where_that_is_asked() -> None:
     unit = AdetailerUnit(denoising_strength=0.5, dynamic_denoise_power=2)
     large = chosen().regions[1]
     assert large.area_ratio == pytest.approx(100 * 120 / (256 * 192))
-    assert unit.strength(large.area_ratio) == pytest.approx(0.5 * (1 - large.area_ratio) ** 2) and unit.strength(0) == 0.5
+    assert (
+        unit.strength(large.area_ratio) == pytest.approx(0.5 * (1 - large.area_ratio) ** 2) and unit.strength(0) == 0.5
+    )
 
 
 class TestRounds:
@@ -164,7 +198,7 @@ class TestRounds:
         return made
 
     def numbers(self, *lefts: int) -> list[list[int]]:
-        return [[region.number for region in together] for together in rounds(self.regions(*lefts))]
+        return [[region.number for region in together] for together in batches(self.regions(*lefts))]
 
     def test_what_lies_apart_is_painted_together(self) -> None:
         assert self.numbers(0, 100, 200) == [[1, 2, 3]]
@@ -179,19 +213,24 @@ class TestRounds:
         assert self.numbers(0, 15, 30, 200, 215) == [[1, 4], [2, 5], [3]]
 
     def test_nothing_found_needs_no_round(self) -> None:
-        assert rounds([]) == []
+        assert batches([]) == []
 
     @given(st.lists(st.integers(0, 360), max_size=7))
     def test_no_region_overtakes_one_that_it_disturbs(self, lefts: list[int]) -> None:
         made = self.regions(*lefts)
-        turn = {region.number: index for index, together in enumerate(rounds(made)) for region in together}
+        turn = {region.number: index for index, together in enumerate(batches(made)) for region in together}
         assert sorted(turn) == [region.number for region in made]
         for first, second in combinations(made, 2):
-            assert not first.disturbs(second) or turn[first.number] < turn[second.number]
+            assert not first.overlaps(second) or turn[first.number] < turn[second.number]
 
 
 def test_the_order_is_the_one_asked_for() -> None:
-    lefts = [region.box[0] for region in chosen(bbox_sortby="Position (left to right)", inpaint_only_masked_padding=0, mask_blur=0).regions]
+    lefts = [
+        region.box[0]
+        for region in chosen(bbox_sortby="Position (left to right)", inpaint_only_masked_padding=0, mask_blur=0).regions
+    ]
     assert lefts == sorted(lefts)
-    areas = [int((region.mask > 0).sum()) for region in chosen(bbox_sortby="Area (large to small)", mask_blur=0).regions]
+    areas = [
+        int((region.mask > 0).sum()) for region in chosen(bbox_sortby="Area (large to small)", mask_blur=0).regions
+    ]
     assert areas == sorted(areas, reverse=True)

@@ -1,4 +1,5 @@
-"""A table of prompts: rows that are checked, pictures that are made once, and a manifest that says what became of each."""
+"""A table of prompts: rows that are checked, pictures that are made once, and a manifest that says what became of
+each."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twi
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png") if path.name in str(Manifest(out).entries())}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in out.glob("*.png") if path.name in str(Manifest(out).entries())
+    }
     assert 17 <= len(before) < 37
 
     process = run_command(table, "-o", out, "--resume")
@@ -93,7 +96,10 @@ def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twi
 def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path) -> None:
     before = (made / MANIFEST).read_bytes()
     process = run_command(made / "table.csv", "-o", made)
-    assert process.communicate() == ("", f"error: -o: '{made}' holds a {MANIFEST} already; go on with --resume, or choose another folder\n")
+    assert process.communicate() == (
+        "",
+        f"error: -o: '{made}' holds a {MANIFEST} already; go on with --resume, or choose another folder\n",
+    )
     assert process.returncode == 2 and (made / MANIFEST).read_bytes() == before
 
 
@@ -101,15 +107,25 @@ def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path) ->
     ("name", "text", "message"),
     [
         ("table.csv", "promt,seed\na,1\n", "promt: is a column, but not an input (did you mean 'prompt'?)"),
-        ("table.jsonl", '{"prompt": "a"}\n{"prompt": "b", "sed": 3}\n', "sed: is a column, but not an input (did you mean 'seed'?)"),
+        (
+            "table.jsonl",
+            '{"prompt": "a"}\n{"prompt": "b", "sed": 3}\n',
+            "sed: is a column, but not an input (did you mean 'seed'?)",
+        ),
         ("table.csv", "prompt,seed,prompt\na,1,b\n", "prompt: is the name of two columns"),
-        ("table.csv", "id,prompt\nx,a\nx,b\n", "id: 'x' is that of rows 1 and 2; files are named after it, so give each its own"),
+        (
+            "table.csv",
+            "id,prompt\nx,a\nx,b\n",
+            "id: 'x' is that of rows 1 and 2; files are named after it, so give each its own",
+        ),
         ("table.csv", "prompt\n", "table: has no rows"),
         ("table.csv", 'prompt\n"a\n', "table: is no CSV in line 1: unexpected end of data"),
         ("table.txt", "prompt\na\n", "table: must be a .csv or .jsonl file, not 'table.txt'"),
     ],
 )
-def test_a_table_that_cannot_be_meant_is_refused_before_the_first_picture(schema: InputSchema, tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_a_table_that_cannot_be_meant_is_refused_before_the_first_picture(
+    schema: InputSchema, tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as caught:
         read_table(tmp_path / name, schema)
@@ -119,12 +135,17 @@ def test_a_table_that_cannot_be_meant_is_refused_before_the_first_picture(schema
 def test_the_command_refuses_a_wrong_column_at_once(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("prompt,sead\na,1\n")
     process = run_command(tmp_path / "table.csv", "-o", tmp_path / "out")
-    assert process.communicate(timeout=60) == ("", "error: sead: is a column, but not an input (did you mean 'seed'?)\n")
+    assert process.communicate(timeout=60) == (
+        "",
+        "error: sead: is a column, but not an input (did you mean 'seed'?)\n",
+    )
     assert process.returncode == 2 and not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_with_one_row_is_its_own_problem(schema: InputSchema, tmp_path: Path) -> None:
-    (tmp_path / "table.jsonl").write_text('{"prompt": "a", "seed": 3}\n{broken\n[1]\n{"prompt": "b", "seed": "x"}\n\n{"id": "../up", "prompt": "c"}\n')
+    (tmp_path / "table.jsonl").write_text(
+        '{"prompt": "a", "seed": 3}\n{broken\n[1]\n{"prompt": "b", "seed": "x"}\n\n{"id": "../up", "prompt": "c"}\n'
+    )
     problems = [row.problem for row in read_table(tmp_path / "table.jsonl", schema)]
     assert problems[0] == ""
     assert problems[1].startswith("is not JSON: ")
@@ -150,7 +171,10 @@ def test_csv_jsonl_and_dicts_mean_the_same(schema: InputSchema, tmp_path: Path) 
 
 
 def test_a_row_without_a_name_or_seed_always_has_the_same(schema: InputSchema) -> None:
-    once, again = rows_of([{"prompt": "a"}, {"prompt": "a"}], schema), rows_of([{"prompt": "a"}, {"prompt": "a"}], schema)
+    once, again = (
+        rows_of([{"prompt": "a"}, {"prompt": "a"}], schema),
+        rows_of([{"prompt": "a"}, {"prompt": "a"}], schema),
+    )
     assert once == again and [row.id for row in once] == ["00001", "00002"]
     assert once[0].inputs["seed"] != once[1].inputs["seed"]
 
@@ -175,7 +199,9 @@ def test_only_what_is_done_in_full_with_the_same_inputs_is_skipped(schema: Input
     assert [entry["id"] for entry in manifest.entries()] == ["a"]
 
 
-def test_a_failure_that_nobody_foresaw_is_told_and_does_not_stop_the_others(schema: InputSchema, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_that_nobody_foresaw_is_told_and_does_not_stop_the_others(
+    schema: InputSchema, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def make(inputs: Mapping[str, Any], report: Report) -> list[Path]:
         if inputs["prompt"] == "bad":
             raise RuntimeError("no\nsuch luck")
@@ -183,7 +209,11 @@ def test_a_failure_that_nobody_foresaw_is_told_and_does_not_stop_the_others(sche
         return [tmp_path / "p.webp"]
 
     cleared: list[int] = []
-    outcomes = list(ImageGenerateNode(make, lambda: cleared.append(1)).run(rows_of([{"prompt": p} for p in ("a", "bad", "b")], schema)))
+    outcomes = list(
+        ImageGenerateNode(make, lambda: cleared.append(1)).run(
+            rows_of([{"prompt": p} for p in ("a", "bad", "b")], schema)
+        )
+    )
     assert [outcome.error for outcome in outcomes] == ["", "RuntimeError: no", ""]
     assert outcomes[0].files == {"00001-0.webp": b"p"}
     assert len(cleared) == 3 and "such luck" in caplog.text
@@ -191,7 +221,11 @@ def test_a_failure_that_nobody_foresaw_is_told_and_does_not_stop_the_others(sche
 
 @pytest.mark.parametrize(("gigabytes", "helps"), [(24, True), (8, True), (48, False), (80, False)])
 def test_memory_is_cleared_between_rows_only_where_models_and_pictures_contend(gigabytes: int, helps: bool) -> None:
-    plan = plan_memory(DeviceMemory("cuda", gigabytes * 10**9, capability=(8, 9)), FLUX_DEV, Workload(1024, 1024, detail_crop=1024, scale=2))
+    plan = plan_memory(
+        DeviceMemory("cuda", gigabytes * 10**9, capability=(8, 9)),
+        FLUX_DEV,
+        Workload(1024, 1024, detail_crop=1024, scale=2),
+    )
     assert clearing_helps(plan) == helps
 
 

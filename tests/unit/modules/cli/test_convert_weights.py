@@ -38,7 +38,10 @@ def settings(tmp_path: Path) -> Settings:
 def installed(settings: Settings, name: str, content: Any) -> Path:
     path = settings.weights_path / name
     torch.save(content, path)
-    write_lock(settings.weights_path, {**read_lock(settings.weights_path), name: LockedFile(path.stat().st_size, sha256(path.read_bytes()))})
+    write_lock(
+        settings.weights_path,
+        {**read_lock(settings.weights_path), name: LockedFile(path.stat().st_size, sha256(path.read_bytes()))},
+    )
     return path
 
 
@@ -70,7 +73,9 @@ def test_an_upscaler_becomes_the_same_network(settings: Settings) -> None:
     (converted,) = convert(path, settings)
     assert safe_form(path, settings) == converted
     picture = torch.rand(1, 3, 16, 16)
-    torch.testing.assert_close(load_upscaler_network(converted)(picture), load_upscaler_network(path)(picture), rtol=0, atol=0)
+    torch.testing.assert_close(
+        load_upscaler_network(converted)(picture), load_upscaler_network(path)(picture), rtol=0, atol=0
+    )
 
 
 def test_what_was_made_is_in_the_lock_with_its_origin(settings: Settings) -> None:
@@ -80,7 +85,12 @@ def test_what_was_made_is_in_the_lock_with_its_origin(settings: Settings) -> Non
     lock = read_lock(settings.weights_path)
     assert lock[converted.name].made_from == lock[path.name].sha256
     check_file(converted.name, converted, lock, whole=True)
-    assert sorted(file.name for file in settings.weights_path.iterdir()) == [".partial", "ESRGAN_4x.pth", "ESRGAN_4x.safetensors", "lock.json"]
+    assert sorted(file.name for file in settings.weights_path.iterdir()) == [
+        ".partial",
+        "ESRGAN_4x.pth",
+        "ESRGAN_4x.safetensors",
+        "lock.json",
+    ]
 
 
 def test_a_file_of_somebody_elses_is_not_replaced(settings: Settings) -> None:
@@ -105,5 +115,9 @@ def test_a_network_in_words_stays_a_pickle(settings: Settings) -> None:
 def test_values_that_half_precision_would_change_stay_as_they_are() -> None:
     exact, rounded = torch.tensor([0.5, 1.0]), torch.tensor([0.1, 1.0])
     found = narrowed({"exact": exact, "rounded": rounded, "whole": torch.tensor([70000])})
-    assert (found["exact"].dtype, found["rounded"].dtype, found["whole"].dtype) == (torch.float16, torch.float32, torch.int64)
+    assert (found["exact"].dtype, found["rounded"].dtype, found["whole"].dtype) == (
+        torch.float16,
+        torch.float32,
+        torch.int64,
+    )
     assert torch.equal(found["rounded"], rounded)

@@ -18,7 +18,19 @@ from backend.devices.optional_packages import PACKAGES, Package, acceleration_ro
 from modules.cli.doctor import malloc_library, network
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS
 
-NAMED = ("flash-attn", "xformers", "torchao", "bitsandbytes", "sageattention", "apex", "nvidia-dali", "cupy", "numba", "tensorrt", "optimum")
+NAMED = (
+    "flash-attn",
+    "xformers",
+    "torchao",
+    "bitsandbytes",
+    "sageattention",
+    "apex",
+    "nvidia-dali",
+    "cupy",
+    "numba",
+    "tensorrt",
+    "optimum",
+)
 SECRET = "hf_notToBeSeen"
 
 
@@ -38,7 +50,10 @@ def test_what_is_said_to_be_used_for_attention_is_among_the_kernels_that_are_tri
 def test_a_package_that_is_there_is_shown_with_its_version() -> None:
     rows = acceleration_rows(lambda name: "1.2" if name == "xformers" else "")
     assert ("xformers", "1.2") in [row[:2] for row in rows] and ("numba", "absent") in [row[:2] for row in rows]
-    assert acceleration.installed_version("torch") == version("torch") and acceleration.installed_version("no-such-package") == ""
+    assert (
+        acceleration.installed_version("torch") == version("torch")
+        and acceleration.installed_version("no-such-package") == ""
+    )
     assert len(acceleration_table().splitlines()) == len(PACKAGES)
     assert {field.name for field in fields(Package)} == {"name", "used_for", "remark"}
 
@@ -61,7 +76,14 @@ def test_of_secrets_it_is_only_said_that_they_are_set() -> None:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     environment = {**os.environ, "HF_TOKEN": SECRET, "FLUX_MODEL": "embedded", "FLUX_DISABLED_EXTENSIONS": "hires"}
-    process = subprocess.run([ROOT / "scripts" / "doctor", "--json"], env=environment, capture_output=True, text=True, timeout=600, check=False)
+    process = subprocess.run(
+        [ROOT / "scripts" / "doctor", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert process.returncode == 0, process.stderr
     assert SECRET not in process.stdout and str(ROOT) not in process.stdout
     found: dict[str, Any] = json.loads(process.stdout)
@@ -71,16 +93,36 @@ def report() -> dict[str, Any]:
 def test_the_doctor_tells_what_an_issue_needs(report: dict[str, Any]) -> None:
     assert set(report) == {"versions", "allocators", "network", "device", "weights", "stages", "plan", "packages"}
     assert report["versions"]["torch"] == version("torch")
-    assert report["weights"].startswith("embedded") and "transformer" in report["plan"] and "threads" in report["device"]
+    assert (
+        report["weights"].startswith("embedded") and "transformer" in report["plan"] and "threads" in report["device"]
+    )
     assert report["stages"] == "generate, prompt_upsampler, adetailer, upscale, hires off"
     assert report["allocators"]["cuda"] == "expandable_segments:True"
 
 
 def test_what_is_wrong_is_in_its_place_and_the_rest_is_told_all_the_same() -> None:
     process = subprocess.run(
-        [ROOT / "scripts" / "doctor"], env={**os.environ, "FLUX_MODEL": "no-such-model"}, capture_output=True, text=True, timeout=600, check=False
+        [ROOT / "scripts" / "doctor"],
+        env={**os.environ, "FLUX_MODEL": "no-such-model"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert process.returncode == 1
-    assert "error: model 'no-such-model'" in process.stdout and "optional packages" in process.stdout and "Traceback" not in process.stderr
-    process = subprocess.run([ROOT / "scripts" / "doctor"], env={**os.environ, "FLUX_QUALITY": "x"}, capture_output=True, text=True, timeout=60, check=False)
-    assert (process.returncode, process.stdout) == (2, "") and process.stderr.startswith("error: environment: quality must be one of")
+    assert (
+        "error: model 'no-such-model'" in process.stdout
+        and "optional packages" in process.stdout
+        and "Traceback" not in process.stderr
+    )
+    process = subprocess.run(
+        [ROOT / "scripts" / "doctor"],
+        env={**os.environ, "FLUX_QUALITY": "x"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (2, "") and process.stderr.startswith(
+        "error: environment: weight_precision must be one of"
+    )

@@ -1,4 +1,5 @@
-"""scripts/fetch-weights against a hub of our own: parallel, never half a file, never a wrong one, whatever is killed when."""
+"""scripts/fetch-weights against a hub of our own: parallel, never half a file, never a wrong one, whatever is killed
+when."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from backend.core.settings import ROOT
 from backend.weights.catalog import PARTIAL, read_lock, read_manifest
 
 SCHNELL = "FLUX.1-schnell"
-TRANSFORMER = tuple(file for file in read_manifest()[SCHNELL].parts["transformer"].files if file.path.endswith(".safetensors"))
+TRANSFORMER = tuple(
+    file for file in read_manifest()[SCHNELL].parts["transformer"].files if file.path.endswith(".safetensors")
+)
 MIB = 2**20
 KILLS = 20
 
@@ -40,7 +43,13 @@ def hub() -> Iterator[Callable[..., LocalHub]]:
 
 def command(hub: LocalHub, folder: Path, *options: str, token: str = "") -> subprocess.Popen[str]:
     kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(folder / "home"), "HF_ENDPOINT": hub.url, "FLUX_WEIGHTS_DIR": str(folder / "weights")}
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder / "home"),
+        "HF_ENDPOINT": hub.url,
+        "FLUX_WEIGHTS_DIR": str(folder / "weights"),
+    }
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "modules.cli.fetch_weights", *options],
         env={**environment, "HF_TOKEN": token} if token else environment,
@@ -65,14 +74,21 @@ def require_installed(hub: LocalHub, folder: Path, *models: str) -> None:
         content = hub.repositories[file.repository][file.path]
         assert (weights / file.local).read_bytes() == content, file.local
         entry = lock[file.local]
-        assert (entry.bytes, entry.sha256, entry.repository, entry.revision) == (len(content), sha256(content), file.repository, COMMIT)
+        assert (entry.bytes, entry.sha256, entry.repository, entry.revision) == (
+            len(content),
+            sha256(content),
+            file.repository,
+            COMMIT,
+        )
     assert [path.name for path in (weights / PARTIAL).iterdir()] == ["running"], "something was left on its way"
 
 
 def test_models_come_in_parallel_and_are_known_by_their_checksums(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
     serving = hub(SCHNELL, "face_yolov8n", "ESRGAN_4x", shard_bytes=MIB)
     serving.rate = 2 * MIB
-    status, output = fetch(serving, tmp_path, "--only", SCHNELL, "--only", "face_yolov8n.pt", "--only", "ESRGAN*", "--jobs", "4")
+    status, output = fetch(
+        serving, tmp_path, "--only", SCHNELL, "--only", "face_yolov8n.pt", "--only", "ESRGAN*", "--jobs", "4"
+    )
     assert status == 0, output
     require_installed(serving, tmp_path, SCHNELL, "face_yolov8n", "ESRGAN_4x")
     assert serving.most_at_once == 4
@@ -119,11 +135,15 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(hub: Callable[.
     status, output = fetch(serving, tmp_path, "--only", TRANSFORMER[0].local)
     assert status == 0, output
     assert [wanted for method, _, wanted in serving.requests if method == "GET"][1:], "it was not asked for again"
-    assert (tmp_path / "weights" / TRANSFORMER[0].local).read_bytes() == serving.repositories[TRANSFORMER[0].repository][TRANSFORMER[0].path]
+    assert (tmp_path / "weights" / TRANSFORMER[0].local).read_bytes() == serving.repositories[
+        TRANSFORMER[0].repository
+    ][TRANSFORMER[0].path]
 
 
 @pytest.mark.parametrize("kind", ["other bytes", "a flipped bit", "too short", "a page"])
-def test_what_has_the_wrong_checksum_is_never_installed(hub: Callable[..., LocalHub], tmp_path: Path, kind: str) -> None:
+def test_what_has_the_wrong_checksum_is_never_installed(
+    hub: Callable[..., LocalHub], tmp_path: Path, kind: str
+) -> None:
     serving, bad = hub("face_yolov8n", "hand_yolov8n"), "hand_yolov8n.pt"
     right = serving.repositories["Bingsu/adetailer"][bad]
     changed = {
@@ -146,7 +166,9 @@ def test_a_file_that_is_not_what_its_name_says_is_not_installed(hub: Callable[..
     """The checksum is the hub's own, but the file is a page, or a pickle under the name of safetensors."""
     serving = hub(SCHNELL, "face_yolov8n")
     serving.repositories["Bingsu/adetailer"]["face_yolov8n.pt"] = b"<html>moved</html>"
-    serving.repositories["black-forest-labs/FLUX.1-schnell"]["vae/diffusion_pytorch_model.safetensors"] = b"\x80\x02}q\x00."
+    serving.repositories["black-forest-labs/FLUX.1-schnell"]["vae/diffusion_pytorch_model.safetensors"] = (
+        b"\x80\x02}q\x00."
+    )
     status, output = fetch(serving, tmp_path, "--only", "face_yolov8n", "--only", f"{SCHNELL}/vae")
     assert status == 1
     assert "face_yolov8n.pt: is damaged or not what torch saves" in output
@@ -164,7 +186,9 @@ def test_the_lock_says_which_bytes_are_wanted(hub: Callable[..., LocalHub], tmp_
     assert not file.exists()
 
 
-def test_a_file_of_ones_own_is_neither_replaced_nor_taken_for_the_models(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
+def test_a_file_of_ones_own_is_neither_replaced_nor_taken_for_the_models(
+    hub: Callable[..., LocalHub], tmp_path: Path
+) -> None:
     serving, file = hub("face_yolov8n"), tmp_path / "weights" / "face_yolov8n.pt"
     file.parent.mkdir()
     file.write_bytes(b"PK mine")
@@ -173,7 +197,9 @@ def test_a_file_of_ones_own_is_neither_replaced_nor_taken_for_the_models(hub: Ca
     file.write_bytes(serving.repositories["Bingsu/adetailer"]["face_yolov8n.pt"])
     assert fetch(serving, tmp_path, "--only", "face_yolov8n")[0] == 0
     require_installed(serving, tmp_path, "face_yolov8n")
-    assert not [request for request in serving.requests if request[:2] == ("GET", "face_yolov8n.pt")], f"it was downloaded: {serving.requests}"
+    assert not [request for request in serving.requests if request[:2] == ("GET", "face_yolov8n.pt")], (
+        f"it was downloaded: {serving.requests}"
+    )
 
 
 def test_a_token_goes_only_to_gated_models_and_is_written_nowhere(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
@@ -221,7 +247,9 @@ def test_check_reads_every_byte_and_says_what_is_wrong(hub: Callable[..., LocalH
         (("--trust", "nowhere.pt"), "nowhere.pt: there is no such file"),
     ],
 )
-def test_a_wrong_command_is_told_in_a_line(hub: Callable[..., LocalHub], tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+def test_a_wrong_command_is_told_in_a_line(
+    hub: Callable[..., LocalHub], tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
     status, output = fetch(hub("face_yolov8n"), tmp_path, *options)
     assert status == 2 and says in output
 

@@ -1,4 +1,5 @@
-"""MediaPipe's detectors, on a photograph that ultralytics comes with. Without the package only the errors are tested."""
+"""MediaPipe's detectors, on a photograph that ultralytics comes with. Without the package only the errors are
+tested."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from support.requests_data import EMBEDDED, INPUTS
 from backend.core.errors import InputError
 from backend.core.settings import Settings
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from modules.adetailer.masks import Detections
 from modules.detection.mediapipe import INSTALL, NAMES, MediaPipeFaces, why_not
 from modules.detection.registry import find_detectors
@@ -73,21 +74,31 @@ def test_a_box_that_leaves_the_picture_is_cut(faces: MediaPipeFaces, photograph:
 @HERE
 def test_a_mesh_has_the_shape_of_the_face_and_eyes_lie_in_it(faces: MediaPipeFaces, photograph: Image.Image) -> None:
     region = photograph.crop(REGION)
-    box, mesh, eyes = (faces.detect([region], 0.3, name)[0] for name in ("mediapipe_face_full", "mediapipe_face_mesh", "mediapipe_face_mesh_eyes_only"))
-    area = {name: int(np.count_nonzero(found.masks[0])) for name, found in (("box", box), ("mesh", mesh), ("eyes", eyes))}
+    box, mesh, eyes = (
+        faces.detect([region], 0.3, name)[0]
+        for name in ("mediapipe_face_full", "mediapipe_face_mesh", "mediapipe_face_mesh_eyes_only")
+    )
+    area = {
+        name: int(np.count_nonzero(found.masks[0])) for name, found in (("box", box), ("mesh", mesh), ("eyes", eyes))
+    }
     assert area["eyes"] < 0.1 * area["mesh"] and 0.4 * area["box"] < area["mesh"] < 1.3 * area["box"]
     assert not (eyes.masks[0] & ~mesh.masks[0]).any()
-    assert overlap(mesh.boxes[0], (FACE[0] - REGION[0], FACE[1] - REGION[1], FACE[2] - REGION[0], FACE[3] - REGION[1])) > 0.5
+    assert (
+        overlap(mesh.boxes[0], (FACE[0] - REGION[0], FACE[1] - REGION[1], FACE[2] - REGION[0], FACE[3] - REGION[1]))
+        > 0.5
+    )
 
 
 @HERE
 def test_they_are_names_like_any_other(photograph: Image.Image, tmp_path: Path) -> None:
     offline_ultralytics(tmp_path)
     settings, models = Settings(), ModelCache(torch.device("cpu"))
-    detectors = Detectors(find_detectors(settings), settings, models, Ladder(models.make_leaner))
+    detectors = Detectors(find_detectors(settings), settings, models, OomFallback(models.downgrade))
     models.load("face_detector")
-    assert next(iter(detectors.vocabularies)) == detectors.default == "face_detector", "the default is ours"
-    request = build_request({**INPUTS, "adetailer_args": '{"ad_model": "mediapipe_face_mesh"}'}, EMBEDDED, detectors.vocabularies)
+    assert next(iter(detectors.class_sets)) == detectors.default == "face_detector", "the default is ours"
+    request = build_request(
+        {**INPUTS, "adetailer_args": '{"ad_model": "mediapipe_face_mesh"}'}, EMBEDDED, detectors.class_sets
+    )
     found: list[Detections] = detectors.detect([photograph.crop(REGION)], 0.3, request.adetailer[0].model)
     assert len(found[0]) == 1
 

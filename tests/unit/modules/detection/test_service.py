@@ -1,4 +1,5 @@
-"""The detectors by name: which are there, that those of every published architecture load and detect, and how units ask for them."""
+"""The detectors by name: which are there, that those of every published architecture load and detect, and how units
+ask for them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from support.requests_data import EMBEDDED, INPUTS
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
-from modules.detection.classes import TEXT_MODEL, Vocabulary
+from modules.detection.classes import TEXT_MODEL, ClassSet
 from modules.detection.registry import OWN, PUBLISHED, detector_parameters, find_detectors
 from modules.detection.service import Detectors
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
@@ -52,7 +53,8 @@ def picture() -> Image.Image:
 
 
 def eager(architecture: str, names: list[str]) -> Any:
-    """A network that nobody has made to see much in everything: one pass over a drawing fits its norms, and its scores are spread."""
+    """A network that nobody has made to see much in everything: one pass over a drawing fits its norms, and its
+    scores are spread."""
     from ultralytics.nn.tasks import DetectionModel, SegmentationModel, WorldModel
 
     kind = WorldModel if "world" in architecture else SegmentationModel if "seg" in architecture else DetectionModel
@@ -102,7 +104,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cached(settings: Settings, *only: str) -> tuple[Detectors, ModelCache]:
     files = find_detectors(settings)
     models = ModelCache(torch.device("cpu"))
-    detectors = Detectors({name: path for name, path in files.items() if not only or name in only}, settings, models, Ladder(models.make_leaner))
+    detectors = Detectors(
+        {name: path for name, path in files.items() if not only or name in only},
+        settings,
+        models,
+        OomFallback(models.downgrade),
+    )
     for name in models.names():
         models.load(name)
     return detectors, models
@@ -112,7 +119,9 @@ def cached(settings: Settings, *only: str) -> tuple[Detectors, ModelCache]:
 
 
 def test_the_package_alone_has_its_own(tmp_path: Path) -> None:
-    assert list(find_detectors(Settings())) == [Path(name).stem for name in OWN] and OWN[0] == "face_detector.safetensors"
+    assert (
+        list(find_detectors(Settings())) == [Path(name).stem for name in OWN] and OWN[0] == "face_detector.safetensors"
+    )
     with pytest.raises(WeightsError, match="^face_detector: .* is not under weights/"):
         find_detectors(Settings(weights_dir=str(tmp_path)))
 
@@ -121,14 +130,21 @@ def test_every_file_that_is_there_has_a_name(weights: Path) -> None:
     found = find_detectors(Settings(weights_dir=str(weights)))
     assert set(found) == {*PUBLISHED, *(Path(name).stem for name in OWN), "my cats.pt"}
     assert next(iter(found)) == "face_yolov8n.pt", "the published one for faces is preferred"
-    assert next(iter(find_detectors(Settings(weights_dir=str(weights), face_detector="face_yolov8s.pt")))) == "face_yolov8s.pt"
+    assert (
+        next(iter(find_detectors(Settings(weights_dir=str(weights), face_detector="face_yolov8s.pt"))))
+        == "face_yolov8s.pt"
+    )
 
 
 def test_the_plan_counts_every_detector(weights: Path) -> None:
     assert detector_parameters(WEIGHTS) == sum(tensor.numel() for tensor in load_file(WEIGHTS).values())
     network = load_detector_network(weights / "yolov8x-worldv2.pt")
     counted = detector_parameters(weights / "yolov8x-worldv2.pt")
-    assert sum(tensor.numel() for tensor in network.parameters()) < counted < 1.2 * sum(tensor.numel() for tensor in network.parameters())
+    assert (
+        sum(tensor.numel() for tensor in network.parameters())
+        < counted
+        < 1.2 * sum(tensor.numel() for tensor in network.parameters())
+    )
 
 
 # The six names
@@ -157,13 +173,15 @@ def test_each_is_read_once_and_lent(weights: Path, picture: Image.Image) -> None
             detectors.detect([picture], 0.3, name)
     with models.on_device(*models.names()) as networks:
         assert networks == first
-    assert detectors.vocabularies["hand_yolov8n.pt"].classes == ("hand",)
+    assert detectors.class_sets["hand_yolov8n.pt"].classes == ("hand",)
 
 
 def test_our_own_three_find_what_they_are_for() -> None:
     detectors, _ = cached(Settings(weights_dir="weights"), "face_detector", "hand_detector", "person_detector")
     sample = KINDS["person"].draw(Random(7))
-    counts = {name: len(detectors.detect([sample.image], 0.3, name)[0]) for name in ("", "hand_detector", "person_detector")}
+    counts = {
+        name: len(detectors.detect([sample.image], 0.3, name)[0]) for name in ("", "hand_detector", "person_detector")
+    }
     assert counts["person_detector"] == len(sample.boxes) and counts["hand_detector"] > 0
 
 
@@ -172,17 +190,24 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
     save(eager("yolov8n.yaml", ["face"]), tmp_path / "hand_yolov8n.pt")
     trust(tmp_path / "hand_yolov8n.pt", tmp_path)
     models = ModelCache(torch.device("cpu"))
-    Detectors({"hand_yolov8n.pt": tmp_path / "hand_yolov8n.pt"}, Settings(weights_dir=str(tmp_path)), models, Ladder(models.make_leaner))
-    with pytest.raises(WeightsError, match="^hand_yolov8n.pt: is a network to detect face, and its name stands for one to detect hand"):
+    Detectors(
+        {"hand_yolov8n.pt": tmp_path / "hand_yolov8n.pt"},
+        Settings(weights_dir=str(tmp_path)),
+        models,
+        OomFallback(models.downgrade),
+    )
+    with pytest.raises(
+        WeightsError, match="^hand_yolov8n.pt: is a network to detect face, and its name stands for one to detect hand"
+    ):
         models.load("hand_yolov8n.pt")
 
 
 # What a unit may ask for
 
-WORLD = Vocabulary(("face", "hand", "hat"), world=True)
+WORLD = ClassSet(("face", "hand", "hat"), world=True)
 
 
-def refusal(arguments: str, detectors: dict[str, Vocabulary]) -> str:
+def refusal(arguments: str, detectors: dict[str, ClassSet]) -> str:
     with pytest.raises(InputError) as caught:
         build_request({**INPUTS, "adetailer_args": arguments}, EMBEDDED, detectors)
     return str(caught.value)
@@ -191,28 +216,39 @@ def refusal(arguments: str, detectors: dict[str, Vocabulary]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ('{"ad_model": "face_yolov8n"}', "adetailer_args: ad_model 'face_yolov8n' is not here (did you mean 'face_yolov8n.pt'?); leave it out, or use "),
-        ('{"ad_model": "zebra.pt"}', "adetailer_args: ad_model 'zebra.pt' is not here; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt"),
+        (
+            '{"ad_model": "face_yolov8n"}',
+            "adetailer_args: ad_model 'face_yolov8n' is not here (did you mean 'face_yolov8n.pt'?); leave it out, or "
+            "use ",
+        ),
+        (
+            '{"ad_model": "zebra.pt"}',
+            "adetailer_args: ad_model 'zebra.pt' is not here; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt",
+        ),
         (
             '{"ad_model": "mediapipe_face_full"}',
             "adetailer_args: ad_model 'mediapipe_face_full' is not here (",
         ),
-        ('{"ad_model_classes": "hand"}', "adetailer_args: ad_model_classes of face_yolov8n.pt: 'hand' is none of its classes: face"),
+        (
+            '{"ad_model_classes": "hand"}',
+            "adetailer_args: ad_model_classes of face_yolov8n.pt: 'hand' is none of its classes: face",
+        ),
         (
             '{"ad_model": "yolov8x-worldv2.pt", "ad_model_classes": "hat, cat"}',
-            f"adetailer_args: ad_model_classes of yolov8x-worldv2.pt: 'cat' is none of its classes (did you mean 'hat'?): face, hand, hat; "
+            "adetailer_args: ad_model_classes of yolov8x-worldv2.pt: 'cat' is none of its classes (did you mean "
+            "'hat'?): face, hand, hat; "
             f"for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}",
         ),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(arguments: str, message: str) -> None:
-    assert refusal(arguments, {"face_yolov8n.pt": Vocabulary(("face",)), "yolov8x-worldv2.pt": WORLD}).startswith(message)
+    assert refusal(arguments, {"face_yolov8n.pt": ClassSet(("face",)), "yolov8x-worldv2.pt": WORLD}).startswith(message)
 
 
 def test_classes_that_are_baked_in_can_be_chosen() -> None:
-    assert [Vocabulary(("face",)).objection(text) for text in ("", " , ", "face")] == ["", "", ""]
+    assert [ClassSet(("face",)).objection(text) for text in ("", " , ", "face")] == ["", "", ""]
     assert WORLD.wanted("hat, face ,hat") == ("hat", "face") and WORLD.objection("hat, face") == ""
-    assert Vocabulary(("face",), world=True, spoken=True).objection("a red bicycle") == ""
+    assert ClassSet(("face",), world=True, open_vocabulary=True).objection("a red bicycle") == ""
 
 
 def test_a_world_model_looks_for_the_chosen_classes_only(weights: Path, picture: Image.Image) -> None:
@@ -229,7 +265,9 @@ def speaking(weights: Path) -> Any:
     """The folder of weights with a text model of the right form, small and untrained, beside the detectors."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "weights" / "embedded" / "flux" / "tokenizer", local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(
+        ROOT / "weights" / "embedded" / "flux" / "tokenizer", local_files_only=True
+    )
     torch.manual_seed(1)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, projection_dim=512, **small)
@@ -241,7 +279,7 @@ def speaking(weights: Path) -> Any:
 def test_other_classes_are_read_by_the_text_model(speaking: Path, picture: Image.Image) -> None:
     """A world model that is told "cat" and "dog" sees what one sees into which they were baked."""
     detectors, models = cached(Settings(weights_dir=str(speaking)), "yolov8x-worldv2.pt")
-    assert detectors.vocabularies["yolov8x-worldv2.pt"].spoken
+    assert detectors.class_sets["yolov8x-worldv2.pt"].open_vocabulary
     (told,) = detectors.detect([picture], 0.3, classes="cat, dog")
     with models.on_device("yolov8x-worldv2.pt") as (network,):
         features = detectors._features(("cat", "dog"))
@@ -262,7 +300,9 @@ def exported(folder: Path, network: Any, **options: Any) -> Path:
 
     network.pt_path, network.args = str(folder / "exported.pt"), {**network.args, "data": ""}
     network.task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
-    file = Exporter(overrides={"format": "onnx", "imgsz": network.args["imgsz"], "simplify": False, "device": "cpu", **options})(model=network)
+    file = Exporter(
+        overrides={"format": "onnx", "imgsz": network.args["imgsz"], "simplify": False, "device": "cpu", **options}
+    )(model=network)
     return Path(file)
 
 
@@ -298,12 +338,18 @@ def test_without_onnxruntime_the_error_says_so(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command_shows_what_was_found(drawn: Drawn) -> None:
-    with Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown, Image.open(drawn.folder / "pictures" / "out-0.png") as enlarged:
+    with (
+        Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown,
+        Image.open(drawn.folder / "pictures" / "out-0.png") as enlarged,
+    ):
         picture = enlarged.convert("RGB").resize(shown.size)
         (face,) = Detector(load_detector_network(WEIGHTS)).detect([picture], 0.3)
         differs = np.abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(picture)).max(axis=2) > 16
     x1, y1, x2, y2 = face.boxes[0].astype(int)
-    tinted, elsewhere = differs[y1:y2, x1:x2].mean(), (differs.sum() - differs[y1:y2, x1:x2].sum()) / (differs.size - (y2 - y1) * (x2 - x1))
+    tinted, elsewhere = (
+        differs[y1:y2, x1:x2].mean(),
+        (differs.sum() - differs[y1:y2, x1:x2].sum()) / (differs.size - (y2 - y1) * (x2 - x1)),
+    )
     assert tinted > 0.8, "the mask is drawn over the face"
     assert elsewhere < 0.4, "and elsewhere only frames and words"
 

@@ -1,4 +1,5 @@
-"""Detection with the real ultralytics and our trained face detector: what is found. Its files are in test_detector_files.py."""
+"""Detection with the real ultralytics and our trained face detector: what is found. Its files are in
+test_detector_files.py."""
 
 from __future__ import annotations
 
@@ -24,7 +25,6 @@ from training.models.detector import SEGMENTING, evaluate, export
 
 Samples = tuple[list[Image.Image], list[list[Box]]]
 """Pictures, and the face boxes of each."""
-
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,8 +66,6 @@ def samples() -> Samples:
     return [sample.image for sample in drawn], [sample.boxes for sample in drawn]
 
 
-
-
 # What is found
 
 
@@ -92,13 +90,18 @@ def test_faces_are_found_in_soft_and_noisy_pictures(detector: Detector, samples:
         ("person", "softened", {"map50": 0.9, "mask_map50": 0.85}),
     ],
 )
-def test_hands_and_persons_are_found_on_drawings_that_no_training_saw(figures: dict[str, Any], kind: str, variant: str, least: dict[str, float]) -> None:
+def test_hands_and_persons_are_found_on_drawings_that_no_training_saw(
+    figures: dict[str, Any], kind: str, variant: str, least: dict[str, float]
+) -> None:
     assert all(figures[kind][variant][name] >= value for name, value in least.items()), figures[kind][variant]
 
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
-    return {kind: evaluate(Detector(load_detector_network(WEIGHTS.with_stem(f"{kind}_detector"))), KINDS[kind], 0, count=40) for kind in ("hand", "person")}
+    return {
+        kind: evaluate(Detector(load_detector_network(WEIGHTS.with_stem(f"{kind}_detector"))), KINDS[kind], 0, count=40)
+        for kind in ("hand", "person")
+    }
 
 
 def test_a_person_has_a_mask_of_its_own_shape() -> None:
@@ -145,10 +148,10 @@ def test_a_picture_gives_the_same_alone_and_in_any_batch(detector: Detector, sam
 # Against ultralytics' own predictor
 
 
-
-
 @pytest.mark.parametrize("size", [(256, 256), (384, 160), (160, 384), (333, 217)])
-def test_boxes_are_those_of_ultralytics(detector: Detector, weights: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_are_those_of_ultralytics(
+    detector: Detector, weights: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, image = load_detector_network(weights), draw_scene(sample_scene(Random(8), size))
     theirs = predicted(network, image, max(detector.size), 0.05, monkeypatch)
     assert len(theirs) > 0
@@ -173,7 +176,12 @@ class Says(torch.nn.Module):
     def __init__(self, output: Any, classes: int = 1, end2end: bool = False) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.args, self.stride, self.model, self.end2end = {"imgsz": 160}, torch.tensor([8.0, 16.0]), [SimpleNamespace(nc=classes)], end2end
+        self.args, self.stride, self.model, self.end2end = (
+            {"imgsz": 160},
+            torch.tensor([8.0, 16.0]),
+            [SimpleNamespace(nc=classes)],
+            end2end,
+        )
         self.output = output
 
     def forward(self, pixels: torch.Tensor) -> Any:
@@ -184,7 +192,8 @@ class Says(torch.nn.Module):
 def test_a_mask_is_not_stretched_by_the_letterbox() -> None:
     """A picture of 320 x 100 is fitted into 160 x 50 and gets bars of 7 pixels above and below.
 
-    ADetailer resizes the mask with its bars: what lies at 20..80 came out at 27..73 here, and up to 36 pixels off elsewhere.
+    ADetailer resizes the mask with its bars: what lies at 20..80 came out at 27..73 here, and up to 36 pixels off
+    elsewhere.
     """
     prototype = torch.full((1, 1, 16, 40), -1.0)
     prototype[..., 17 // 4 : 47 // 4 + 1, 50 // 4 : 90 // 4 + 1] = 1.0
@@ -195,7 +204,14 @@ def test_a_mask_is_not_stretched_by_the_letterbox() -> None:
 
 
 def test_a_box_hides_only_those_of_its_own_class() -> None:
-    sees = torch.tensor([[70.0, 32, 40, 30, 0.1, 0.8], [70, 32, 40, 30, 0.9, 0.2], [71, 32, 40, 30, 0.7, 0.1], [100, 32, 40, 30, 0.6, 0.1]])
+    sees = torch.tensor(
+        [
+            [70.0, 32, 40, 30, 0.1, 0.8],
+            [70, 32, 40, 30, 0.9, 0.2],
+            [71, 32, 40, 30, 0.7, 0.1],
+            [100, 32, 40, 30, 0.6, 0.1],
+        ]
+    )
     (found,) = Detector(Says(sees.T[None], classes=2)).detect([Image.new("RGB", (320, 100))], 0.3)
     assert found.confidences.tolist() == pytest.approx([0.9, 0.8, 0.6])
 
@@ -215,7 +231,8 @@ def test_only_the_wanted_classes_are_found() -> None:
 
 
 def test_torchvision_may_have_been_imported(detector: Detector) -> None:
-    """ultralytics' own suppression then calls torchvision's wrapper, which refuses to run beside a CPU build of torch."""
+    """ultralytics' own suppression then calls torchvision's wrapper, which refuses to run beside a CPU build of
+    torch."""
     import torchvision  # type: ignore[import-untyped]  # noqa: F401
 
     assert len(detector.detect([draw_scene(sample_scene(Random(5), (256, 256)))], 0.5)[0]) > 0
@@ -225,7 +242,9 @@ def test_torchvision_may_have_been_imported(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize(("imgsz", "size"), [(160, (160, 160)), (250, (256, 256)), ([96, 100], (96, 128))])
-def test_a_network_is_used_at_the_size_of_its_training(weights: Path, imgsz: int | list[int], size: tuple[int, int]) -> None:
+def test_a_network_is_used_at_the_size_of_its_training(
+    weights: Path, imgsz: int | list[int], size: tuple[int, int]
+) -> None:
     network = load_detector_network(weights)
     network.args = {"imgsz": imgsz}  # type: ignore[assignment]
     assert Detector(network).size == size
@@ -238,6 +257,8 @@ def test_a_detector_follows_its_network(weights: Path) -> None:
     (before,) = detector.detect([image], 0.3)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.double()
-    network.model[-1].anchors = network.model[-1].anchors.to("meta")  # what ultralytics keeps of a call is now elsewhere
+    network.model[-1].anchors = network.model[-1].anchors.to(
+        "meta"
+    )  # what ultralytics keeps of a call is now elsewhere
     (after,) = detector.detect([image], 0.3)
     assert_equal(after, before, tolerance=1e-2)

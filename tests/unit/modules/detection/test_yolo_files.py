@@ -35,8 +35,6 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / "face.safetensors"
 
 
-
-
 def test_a_checkpoint_and_our_own_form_give_the_same(tmp_path: Path) -> None:
     rng = Random(4711)
     pictures, detector = [draw_faces(rng).image for _ in range(24)], Detector(load_detector_network(WEIGHTS))
@@ -51,9 +49,9 @@ def test_a_checkpoint_and_our_own_form_give_the_same(tmp_path: Path) -> None:
 def test_a_checkpoint_is_opened_whatever_its_name(tmp_path: Path, name: str) -> None:
     """ultralytics changes such names, misses the file, and asks GitHub for it."""
     torch.save({"model": unfused(WEIGHTS)}, tmp_path / name)
-    assert Detector(load_detector_network(tmp_path / name)).size == (640, 640), "a checkpoint that does not say has ultralytics' default"
-
-
+    assert Detector(load_detector_network(tmp_path / name)).size == (640, 640), (
+        "a checkpoint that does not say has ultralytics' default"
+    )
 
 
 @pytest.mark.parametrize("name", ["face.pt", "face.pth", "face.safetensors", "face.SAFETENSORS", "face"])
@@ -109,7 +107,8 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, share: float) -> None
 
 @pytest.mark.parametrize("form", ["safetensors", "yaml", "pt"])
 def test_a_file_with_changed_bytes_loads_or_is_refused_by_name(copied: Path, form: str) -> None:
-    """A changed weight cannot be seen here (the manifest's checksum sees it); whatever else is changed has one kind of error."""
+    """A changed weight cannot be seen here (the manifest's checksum sees it); whatever else is changed has one kind
+    of error."""
     if form == "pt":
         torch.save({"model": unfused(copied)}, copied.with_suffix(".pt"))
     file, rng = copied.with_suffix(f".{form}"), Random(3)
@@ -145,7 +144,9 @@ def test_weights_that_are_not_numbers_are_refused(copied: Path) -> None:
         pytest.param("activation", "__import__('pathlib').Path('planted').touch()", id="code is not run"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(copied: Path, key: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_that_does_not_fit_is_refused(
+    copied: Path, key: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(copied.parent)
     file = copied.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), key: value}))
@@ -165,7 +166,9 @@ def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
     from ultralytics.nn.tasks import PoseModel
 
     head = [*ARCHITECTURE["head"][:-1], [[10, 13], 1, "Pose", ["nc", "kpt_shape"]]]  # type: ignore[index]
-    torch.save({"model": PoseModel({**ARCHITECTURE, "head": head, "kpt_shape": [5, 3]}, verbose=False)}, tmp_path / "pose.pt")
+    torch.save(
+        {"model": PoseModel({**ARCHITECTURE, "head": head, "kpt_shape": [5, 3]}, verbose=False)}, tmp_path / "pose.pt"
+    )
     assert "choose a YOLO that was trained to detect or to segment" in refusal(tmp_path / "pose.pt")
 
 
@@ -204,9 +207,18 @@ def test_detection_is_quiet_offline_and_careful(tmp_path: Path, order: str) -> N
     home.mkdir()
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     if order == "unprepared":
-        environment |= {"YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}  # else the import alone asks for a server's address
+        environment |= {
+            "YOLO_OFFLINE": "1",
+            "YOLO_CONFIG_DIR": str(tmp_path),
+        }  # else the import alone asks for a server's address
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, WEIGHTS, tmp_path, order], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT, WEIGHTS, tmp_path, order],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     if order == "prepared":

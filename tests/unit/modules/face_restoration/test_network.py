@@ -1,4 +1,5 @@
-"""Faces restored by a network of the real GFPGAN architecture; its weights are random, because the trained ones are not ours to bring."""
+"""Faces restored by a network of the real GFPGAN architecture; its weights are random, because the trained ones are
+not ours to bring."""
 
 from __future__ import annotations
 
@@ -38,7 +39,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     (folder / "embedded").symlink_to(ROOT / "weights" / "embedded")
     torch.manual_seed(3)
-    network = GFPGAN(out_size=SIDE, num_style_feat=512, channel_multiplier=2, num_mlp=8, input_is_latent=True, different_w=True, narrow=1, sft_half=True)
+    network = GFPGAN(
+        out_size=SIDE,
+        num_style_feat=512,
+        channel_multiplier=2,
+        num_mlp=8,
+        input_is_latent=True,
+        different_w=True,
+        narrow=1,
+        sft_half=True,
+    )
     torch.save({"params_ema": network.state_dict()}, folder / "GFPGANv1.4.pth")
     trust(folder / "GFPGANv1.4.pth", folder)
     return folder
@@ -46,7 +56,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(weights: Path) -> Iterator[Service]:
-    yield start(replace(Settings(), model="embedded", dtype="float32", weights_dir=str(weights), emulate_vram="1GB", warm_up=False, log_level="WARNING"))
+    yield start(
+        replace(
+            Settings(),
+            model="embedded",
+            dtype="float32",
+            weights_dir=str(weights),
+            emulate_vram="1GB",
+            warm_up=False,
+            log_level="WARNING",
+        )
+    )
 
 
 def test_a_face_lies_in_its_square_as_in_the_frame_that_the_networks_were_trained_on() -> None:
@@ -82,7 +102,9 @@ class Negative(torch.nn.Module):
         return 1 - pixels
 
 
-@pytest.mark.parametrize("box", [(40, 40, 80, 90), (-5, -9, 30, 40), (90, 100, 127, 140)], ids=["inside", "over the corner", "over the edge"])
+@pytest.mark.parametrize(
+    "box", [(40, 40, 80, 90), (-5, -9, 30, 40), (90, 100, 127, 140)], ids=["inside", "over the corner", "over the edge"]
+)
 def test_only_the_face_changes_and_fades_into_the_picture(box: tuple[int, int, int, int]) -> None:
     picture = Image.fromarray(np.random.default_rng(2).integers(0, 100, (120, 128, 3), np.uint8))
     result = restored(Negative(), picture, np.array(box, np.float64))
@@ -105,12 +127,15 @@ def test_the_whole_way(service: Service, tmp_path: Path) -> None:
     plain = service.predict({**PICTURE, "scale": 1.0, "adetailer": False}, lambda name, value: None)
     changed = (restored_picture != np.asarray(Image.open(plain[0]).convert("RGB"))).any(axis=2)
     assert 0.05 < changed.mean() < 0.95 and "face_enhance.seconds" in metrics
-    assert service.computer.plan.predicted_peak_bytes == pytest.approx(metrics["face_enhance.peak_bytes"], rel=FORETOLD)
+    assert service.runtime.plan.predicted_peak_bytes == pytest.approx(metrics["face_enhance.peak_bytes"], rel=FORETOLD)
 
 
 def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Service) -> None:
     def pictures(**arguments: Any) -> tuple[np.ndarray, str, dict[str, Any]]:
-        file = service.predict({**PICTURE, "scale": 1.0, "output_format": "png", "adetailer_args": json.dumps(arguments)}, lambda name, value: None)[0]
+        file = service.predict(
+            {**PICTURE, "scale": 1.0, "output_format": "png", "adetailer_args": json.dumps(arguments)},
+            lambda name, value: None,
+        )[0]
         text, record = read_parameters(file)
         return np.asarray(Image.open(file).convert("RGB")).astype(int), text, record
 
@@ -126,9 +151,13 @@ def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Servic
 
 
 def test_the_detail_pass_restores_where_the_stage_for_it_is_turned_off(weights: Path) -> None:
-    settings = Settings(model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",))
+    settings = Settings(
+        model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",)
+    )
     service = start(settings)
-    files = service.predict({**PICTURE, "scale": 1.0, "adetailer_args": '{"ad_restore_face": true}'}, lambda name, value: None)
+    files = service.predict(
+        {**PICTURE, "scale": 1.0, "adetailer_args": '{"ad_restore_face": true}'}, lambda name, value: None
+    )
     assert "ADetailer restore face: True" in read_parameters(files[0])[0]
     with pytest.raises(InputError, match="^face_enhance: needs the stage 'upscale'"):
         service.predict({**PICTURE, "scale": 1.0, "face_enhance": True}, lambda name, value: None)
@@ -153,7 +182,10 @@ def test_without_the_file_asking_is_refused_before_anything_runs(inputs: dict[st
 
 def test_it_is_found_by_its_name_or_not_at_all(weights: Path) -> None:
     assert find_face_restorer(Settings(weights_dir=str(weights))) == weights / "GFPGANv1.4.pth"
-    assert find_face_restorer(Settings()) is None and find_face_restorer(Settings(weights_dir=str(weights), face_restorer="")) is None
+    assert (
+        find_face_restorer(Settings()) is None
+        and find_face_restorer(Settings(weights_dir=str(weights), face_restorer="")) is None
+    )
     with pytest.raises(WeightsError, match="^face_restorer: other.pth is not under weights/"):
         find_face_restorer(Settings(weights_dir=str(weights), face_restorer="other.pth"))
 

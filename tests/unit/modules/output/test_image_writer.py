@@ -34,7 +34,9 @@ def noise(side: int = 48) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def picture(parameters: Mapping[str, object] = MappingProxyType({}), image: Image.Image | None = None, seed: int = 7) -> Picture:
+def picture(
+    parameters: Mapping[str, object] = MappingProxyType({}), image: Image.Image | None = None, seed: int = 7
+) -> Picture:
     return Picture(image or noise(), seed, parameters)
 
 
@@ -43,12 +45,15 @@ def request(prompt: str = "a red fox", **inputs: Any) -> ImageRequest:
 
 
 def write(directory: Path, wanted: ImageRequest, *pictures: Picture, timeline: Timeline | None = None) -> list[Path]:
-    return write_pictures(ImageBatch(pictures or (picture(),), timeline or Timeline(), no_progress), wanted, directory, MODEL)
+    return write_pictures(
+        ImageBatch(pictures or (picture(),), timeline or Timeline(), no_progress), wanted, directory, MODEL
+    )
 
 
 @pytest.fixture(scope="module")
 def parse() -> Iterator[Any]:
-    """sd-parsers' reader. It remembers the last EXIF by the image's id, so an image must live until the last test that uses it ends."""
+    """sd-parsers' reader. It remembers the last EXIF by the image's id, so an image must live until the last test
+    that uses it ends."""
     images: list[Image.Image] = []
 
     def read(path: Path) -> PromptInfo:
@@ -64,24 +69,33 @@ def parse() -> Iterator[Any]:
 
 class TestText:
     def test_is_exactly_what_webui_writes(self) -> None:
-        parameters = {"ADetailer model": "face_yolov8n.pt", "ADetailer confidence": 0.3, "ADetailer prompt": 'a "kind" face, smiling'}
+        parameters = {
+            "ADetailer model": "face_yolov8n.pt",
+            "ADetailer confidence": 0.3,
+            "ADetailer prompt": 'a "kind" face, smiling',
+        }
         assert parameters_text(request(), Picture(noise(), 7, parameters), MODEL) == (
             "a red fox\n"
-            "Steps: 28, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, Size: 1344x768, "
+            "Steps: 28, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, Size: "
+            "1344x768, "
             "Model hash: 0123456789, Model: flux1-dev, ADetailer model: face_yolov8n.pt, ADetailer confidence: 0.3, "
             'ADetailer prompt: "a \\"kind\\" face, smiling", Version: cog-flux-adetailer 1.0.0'
         )
 
     def test_has_the_strength_only_when_an_image_was_given(self) -> None:
         assert "Denoising strength" not in parameters_text(request(), picture(), MODEL)
-        assert "Model: flux1-dev, Denoising strength: 0.6, Version" in parameters_text(request(image=noise(), prompt_strength=0.6), picture(), MODEL)
+        assert "Model: flux1-dev, Denoising strength: 0.6, Version" in parameters_text(
+            request(image=noise(), prompt_strength=0.6), picture(), MODEL
+        )
 
     def test_a_stage_can_correct_a_field_in_its_place_or_leave_it_out(self) -> None:
         text = parameters_text(request(), picture({"Sampler": "Heun", "Distilled CFG Scale": None}), MODEL)
         assert "Steps: 28, Sampler: Heun, Schedule type: Simple, CFG scale: 1, Seed: 7" in text
 
     def test_has_no_hash_where_none_is_known(self) -> None:
-        assert "Size: 1344x768, Model: flux1-dev, Version" in parameters_text(request(), picture(), replace(MODEL, hash10=""))
+        assert "Size: 1344x768, Model: flux1-dev, Version" in parameters_text(
+            request(), picture(), replace(MODEL, hash10="")
+        )
 
     def test_has_a_line_for_a_negative_prompt(self) -> None:
         text = parameters_text(request(), picture({"Negative prompt": "blur, noise"}), MODEL)
@@ -110,7 +124,9 @@ class TestReaders:
     @EVERY_FORMAT
     def test_sd_parsers_reads_the_text(self, tmp_path: Path, output_format: str, parse: Any) -> None:
         prompt = 'a sign that says "hello, 世界" 🦊\nsecond line: Steps: 3'
-        (path,) = write(tmp_path, request(prompt, output_format=output_format), picture({"Hires upscale": 1.5}, seed=11))
+        (path,) = write(
+            tmp_path, request(prompt, output_format=output_format), picture({"Hires upscale": 1.5}, seed=11)
+        )
         found = parse(path)
         (sampler,) = found.samplers
         assert [each.value for each in sampler.prompts] == [prompt] and not sampler.negative_prompts
@@ -119,7 +135,9 @@ class TestReaders:
         assert found.metadata["Hires upscale"] == "1.5" and found.metadata["Size"] == "1344x768"
 
     @EVERY_FORMAT
-    def test_the_words_negative_prompt_do_not_cut_the_prompt(self, tmp_path: Path, output_format: str, parse: Any) -> None:
+    def test_the_words_negative_prompt_do_not_cut_the_prompt(
+        self, tmp_path: Path, output_format: str, parse: Any
+    ) -> None:
         prompt = "a fox\nNegative prompt: a dog\nNegative prompt: a cat"
         (path,) = write(tmp_path, request(prompt, output_format=output_format))
         (sampler,) = parse(path).samplers
@@ -139,7 +157,9 @@ class TestRoundTrip:
         with timeline.span("generate"), timeline.span("denoise"):
             time.sleep(0.001)
         wanted = request(output_format=output_format, image=noise(32), adetailer=(AdetailerUnit(prompt="å"),))
-        drawn = picture({"_boxes": [[1.0, 2.0, 3.0, 4.0]], "ADetailer model": "face", "_score": np.float32(0.5)}, seed=8)
+        drawn = picture(
+            {"_boxes": [[1.0, 2.0, 3.0, 4.0]], "ADetailer model": "face", "_score": np.float32(0.5)}, seed=8
+        )
         with timeline.span("outputs"):
             (path,) = write(tmp_path, wanted, drawn, timeline=timeline)
         text, record = read_parameters(path)
@@ -147,14 +167,19 @@ class TestRoundTrip:
         assert record["request"]["width"] == 1344
         assert record["request"]["image"] == "32x32" and record["request"]["mask"] is None
         assert record["request"]["adetailer"][0]["prompt"] == "å"
-        assert record["model"] == {"name": MODEL.name, "hash10": MODEL.hash10, "version": MODEL.version} and record["seed"] == 8
+        assert (
+            record["model"] == {"name": MODEL.name, "hash10": MODEL.hash10, "version": MODEL.version}
+            and record["seed"] == 8
+        )
         assert set(record["seconds"]) == {"generate", "generate.denoise"} and record["seconds"]["generate"] > 0
         assert record["parameters"] == {"_boxes": [[1.0, 2.0, 3.0, 4.0]], "_score": 0.5}
 
     @EVERY_FORMAT
     @settings(max_examples=40)
     @given(prompt=st.text(min_size=1).filter(str.strip))
-    def test_any_prompt_comes_back(self, tmp_path_factory: pytest.TempPathFactory, output_format: str, prompt: str) -> None:
+    def test_any_prompt_comes_back(
+        self, tmp_path_factory: pytest.TempPathFactory, output_format: str, prompt: str
+    ) -> None:
         wanted = request(prompt, output_format=output_format)
         (path,) = write(tmp_path_factory.mktemp("any"), wanted, drawn := picture(image=Image.new("RGB", (8, 8))))
         text, record = read_parameters(path)
@@ -162,7 +187,9 @@ class TestRoundTrip:
         assert record["request"]["prompt"] == prompt
 
     @EVERY_FORMAT
-    def test_what_no_text_can_hold_is_replaced_there_and_kept_in_the_record(self, tmp_path: Path, output_format: str) -> None:
+    def test_what_no_text_can_hold_is_replaced_there_and_kept_in_the_record(
+        self, tmp_path: Path, output_format: str
+    ) -> None:
         prompt = "half \ud83e and zero \0 and whole \ud83e\udd8a"
         (path,) = write(tmp_path, request(prompt, output_format=output_format))
         text, record = read_parameters(path)
@@ -170,7 +197,9 @@ class TestRoundTrip:
         assert record["request"]["prompt"].encode("utf-16", "surrogatepass") == prompt.encode("utf-16", "surrogatepass")
 
     @EVERY_FORMAT
-    def test_a_very_long_prompt_costs_a_jpg_its_notes_and_never_the_picture(self, tmp_path: Path, output_format: str) -> None:
+    def test_a_very_long_prompt_costs_a_jpg_its_notes_and_never_the_picture(
+        self, tmp_path: Path, output_format: str
+    ) -> None:
         for length, text_fits, record_fits in ((25_000, True, False), (40_000, False, True), (70_000, False, False)):
             (path,) = write(tmp_path, request("x" * length, output_format=output_format))
             text, record = read_parameters(path)
@@ -195,7 +224,9 @@ class TestRoundTrip:
 class TestFiles:
     @EVERY_FORMAT
     def test_names_carry_the_index_and_nothing_else_is_left(self, tmp_path: Path, output_format: str) -> None:
-        paths = write(tmp_path, request(output_format=output_format, num_outputs=3), *(picture(seed=seed) for seed in (7, 8, 9)))
+        paths = write(
+            tmp_path, request(output_format=output_format, num_outputs=3), *(picture(seed=seed) for seed in (7, 8, 9))
+        )
         assert [path.name for path in paths] == [f"out-{index}.{output_format}" for index in range(3)]
         assert sorted(tmp_path.iterdir()) == paths
         assert [read_parameters(path)[0].split(", ")[5] for path in paths] == ["Seed: 7", "Seed: 8", "Seed: 9"]
@@ -233,7 +264,9 @@ class TestFiles:
             write(tmp_path, request(output_format=output_format), picture(), picture(image=broken), picture())
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
-    def test_a_failing_rename_takes_the_finished_files_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failing_rename_takes_the_finished_files_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         rename = Path.replace
 
         def second_fails(path: Path, target: Path) -> Path:

@@ -18,7 +18,16 @@ from modules.output.image_writer import read_parameters
 def test_a_prediction_runs_every_stage_and_times_it(service: Service) -> None:
     images, metrics, files = predicted(service, seed=3)
     assert [file.name for file in files] == ["out-0.png"] and images[0].size == (512, 512)
-    for stage in ("inputs", "generate", "generate.denoise", "generate.decode", "adetailer", "adetailer.detect", "upscale", "outputs"):
+    for stage in (
+        "inputs",
+        "generate",
+        "generate.denoise",
+        "generate.decode",
+        "adetailer",
+        "adetailer.detect",
+        "upscale",
+        "outputs",
+    ):
         assert metrics[f"{stage}.seconds"] >= 0 and metrics[f"{stage}.peak_bytes"] > 0
     assert metrics["model_bytes_moved"] == 0
 
@@ -47,7 +56,13 @@ def test_four_outputs_are_the_pictures_of_four_seeds(service: Service) -> None:
 def test_the_file_says_how_it_was_made(service: Service) -> None:
     _, _, files = predicted(service, seed=5)
     text, record = read_parameters(files[0])
-    assert text.startswith(PROMPT) and "Seed: 5," in text and "Size: 256x256" in text and "ADetailer model: " in text and "Postprocess upscale by: 2" in text
+    assert (
+        text.startswith(PROMPT)
+        and "Seed: 5," in text
+        and "Size: 256x256" in text
+        and "ADetailer model: " in text
+        and "Postprocess upscale by: 2" in text
+    )
     assert record
 
 

@@ -18,18 +18,32 @@ from backend.core.timeline import Timeline
 from backend.llm.language_model import load_causal_network
 from backend.memory_management import DeviceMemory, Workload, plan_memory
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from backend.planning.checkpoint_sizes import embedded_sizes, with_prompt_upsampler
 from backend.planning.model_specs import FLUX_DEV
 from modules.app.service import Service, start
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
-from modules.prompting.prompt_upsampler import MODEL, PromptUpsampler, cleaned, find_prompt_upsampler, upsampled, whole_phrases
+from modules.prompting.prompt_upsampler import (
+    MODEL,
+    PromptUpsampler,
+    cleaned,
+    find_prompt_upsampler,
+    upsampled,
+    whole_phrases,
+)
 from modules.request.image_request import ImageRequest
 from training.evaluation.terse import terse_prompts
 
 EMBEDDED = ROOT / "weights" / "embedded" / "prompt_upsampler"
-QUICK: dict[str, Any] = {"num_inference_steps": 1, "megapixels": "0.25", "adetailer": False, "scale": 1.0, "output_format": "png", "seed": 3}
+QUICK: dict[str, Any] = {
+    "num_inference_steps": 1,
+    "megapixels": "0.25",
+    "adetailer": False,
+    "scale": 1.0,
+    "output_format": "png",
+    "seed": 3,
+}
 WANTED = ImageRequest(prompt="red hair woman", width=128, height=128, seed=0, prompt_upsampling=True)
 
 
@@ -51,7 +65,11 @@ def test_the_rewritten_prompt_is_drawn_and_written_into_the_file(service: Servic
 
 def test_off_by_default(service: Service) -> None:
     _, record, metrics = predict(service, prompt="red hair woman")
-    assert (record["request"]["prompt"], record["request"]["original_prompt"], record["request"]["prompt_note"]) == ("red hair woman", "", "")
+    assert (record["request"]["prompt"], record["request"]["original_prompt"], record["request"]["prompt_note"]) == (
+        "red hair woman",
+        "",
+        "",
+    )
     assert not any(name.startswith("prompt_upsampling") for name in metrics)
 
 
@@ -67,13 +85,21 @@ def test_what_was_asked_for_stays(service: Service) -> None:
     """Of held-out combinations, so the model has never seen the answer."""
     assert service.upsampler is not None
     kept = [
-        f"{colour} {name}" in service.upsampler.rewrite(prompt, seed) for seed, (prompt, asked) in enumerate(terse_prompts()) for name, colour in asked.items()
+        f"{colour} {name}" in service.upsampler.rewrite(prompt, seed)
+        for seed, (prompt, asked) in enumerate(terse_prompts())
+        for name, colour in asked.items()
     ]
     assert sum(kept) / len(kept) > 0.95
 
 
 def test_without_a_language_model_the_input_is_refused_with_the_name_of_the_setting() -> None:
-    with pytest.raises(InputError, match="^prompt_upsampling: needs a language model; name its folder in 'prompt_upsampler' in config_optimized.json$"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "^prompt_upsampling: needs a language model; name its folder in 'prompt_upsampler' in "
+            "config_optimized.json$"
+        ),
+    ):
         upsampled(WANTED, None, Timeline())
     assert upsampled(replace(WANTED, prompt_upsampling=False), None, Timeline()).prompt == "red hair woman"
 
@@ -85,8 +111,12 @@ def test_a_failure_leaves_the_users_words_and_a_note(tmp_path: Path, caplog: pyt
     models = ModelCache(torch.device("cpu"))
     models.register(MODEL, partial(load_causal_network, folder, torch.float32))
     timeline = Timeline()
-    request = upsampled(WANTED, PromptUpsampler(models, folder, 40, Ladder()), timeline)
-    assert (request.prompt, request.original_prompt, request.prompt_note) == ("red hair woman", "red hair woman", "not rewritten: WeightsError")
+    request = upsampled(WANTED, PromptUpsampler(models, folder, 40, OomFallback()), timeline)
+    assert (request.prompt, request.original_prompt, request.prompt_note) == (
+        "red hair woman",
+        "red hair woman",
+        "not rewritten: WeightsError",
+    )
     assert "the prompt stays as it is" in caplog.text and "damaged" in caplog.text
 
 
@@ -119,7 +149,12 @@ def test_an_answer_may_be_empty(answer: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "whole"),
-    [("One. Two and", "One."), ("a fox, some snow, and a ve", "a fox, some snow"), ("a single phra", "a single phra"), ("a, b. c, d", "a, b.")],
+    [
+        ("One. Two and", "One."),
+        ("a fox, some snow, and a ve", "a fox, some snow"),
+        ("a single phra", "a single phra"),
+        ("a, b. c, d", "a, b."),
+    ],
 )
 def test_a_text_that_was_cut_off_ends_with_a_whole_phrase(text: str, whole: str) -> None:
     assert whole_phrases(text) == whole
@@ -132,9 +167,10 @@ def test_an_answer_is_no_longer_than_the_text_encoder_reads(service: Service) ->
 
 
 def test_a_model_that_knows_no_system_gets_the_instruction_with_the_words(tmp_path: Path) -> None:
-    upsampler = PromptUpsampler(ModelCache(torch.device("cpu")), EMBEDDED, 40, Ladder())
+    upsampler = PromptUpsampler(ModelCache(torch.device("cpu")), EMBEDDED, 40, OomFallback())
     upsampler.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m['content'] }}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ "
+        "m['content'] }}{% endfor %}"
     )
     asked = upsampler.asked("a fox")
     assert asked.startswith("Rewrite the user's words") and asked.endswith("\n\na fox")
@@ -163,15 +199,21 @@ def eight_billion(folder: Path) -> Path:
         "num_key_value_heads": 8,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    header = json.dumps({"model.weight": {"dtype": "BF16", "shape": [8_030_000, 1000], "data_offsets": [0, 16_060_000_000]}}).encode()
+    header = json.dumps(
+        {"model.weight": {"dtype": "BF16", "shape": [8_030_000, 1000], "data_offsets": [0, 16_060_000_000]}}
+    ).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return folder
 
 
-@pytest.mark.parametrize(("gigabytes", "kind"), [(80, "resident"), (18, "swapped")])
+@pytest.mark.parametrize(("gigabytes", "kind"), [(80, "resident"), (18, "model offload")])
 def test_the_memory_plan_knows_it_as_one_more_component(tmp_path: Path, gigabytes: int, kind: str) -> None:
     models = with_prompt_upsampler(FLUX_DEV, eight_billion(tmp_path), "bf16")
-    plan = plan_memory(DeviceMemory("cuda", gigabytes * 10**9, host_bytes=128 * 10**9), models, Workload(1024, 1024, detail_crop=1024, scale=2))
+    plan = plan_memory(
+        DeviceMemory("cuda", gigabytes * 10**9, host_bytes=128 * 10**9),
+        models,
+        Workload(1024, 1024, detail_crop=1024, scale=2),
+    )
     assert plan.placements[MODEL].kind == kind and plan.placements[MODEL].dtype == "bf16"
     assert plan.predicted_peak_bytes <= gigabytes * 10**9
 
@@ -184,6 +226,6 @@ def test_its_size_is_that_of_its_files() -> None:
 
 def test_on_a_small_emulated_card_it_makes_room_for_flux_and_writes_the_same(service: Service) -> None:
     small = start(replace(Settings(), model="embedded", dtype="float32", emulate_vram="54MB", warm_up=False))
-    assert small.computer.plan.placements[MODEL].kind == "swapped"
+    assert small.runtime.plan.placements[MODEL].kind == "model offload"
     inputs = {"prompt": "red hair woman", "prompt_upsampling": True}
     assert predict(small, **inputs)[1]["request"]["prompt"] == predict(service, **inputs)[1]["request"]["prompt"]

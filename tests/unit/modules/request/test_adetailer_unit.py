@@ -1,4 +1,5 @@
-"""ADetailer's arguments: its names, its defaults, its ranges; what cannot be honoured is refused by name, never ignored."""
+"""ADetailer's arguments: its names, its defaults, its ranges; what cannot be honoured is refused by name, never
+ignored."""
 
 from __future__ import annotations
 
@@ -12,8 +13,17 @@ from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 from support.wrong_units import WRONG, _beyond
 
 from backend.core.errors import InputError
-from modules.detection.classes import Vocabulary
-from modules.request.adetailer_unit import CHOICES, HANDS, NOT_HERE, RANGES, WITHOUT_EFFECT, AdetailerUnit, region_prompt, units_from_json
+from modules.detection.classes import ClassSet
+from modules.request.adetailer_unit import (
+    CHOICES,
+    HANDS,
+    NOT_HERE,
+    RANGES,
+    WITHOUT_EFFECT,
+    AdetailerUnit,
+    region_prompt,
+    units_from_json,
+)
 from modules.request.parser import build_request
 
 
@@ -35,15 +45,58 @@ def test_every_range_and_choice_is_that_of_a_field() -> None:
 
 
 ADETAILERS: dict[str, Any] = {
-    **{"model_classes": "", "tab_enable": True, "prompt": "", "negative_prompt": "", "confidence": 0.3, "mask_filter_method": "Area", "mask_k": 0},
-    **{"mask_min_ratio": 0.0, "mask_max_ratio": 1.0, "dilate_erode": 4, "x_offset": 0, "y_offset": 0, "mask_merge_invert": "None", "mask_blur": 4},
-    **{"denoising_strength": 0.4, "inpaint_only_masked": True, "inpaint_only_masked_padding": 32, "use_inpaint_width_height": False},
-    **{"inpaint_width": 512, "inpaint_height": 512, "use_steps": False, "steps": 28, "use_cfg_scale": False, "cfg_scale": 7.0},
+    **{
+        "model_classes": "",
+        "tab_enable": True,
+        "prompt": "",
+        "negative_prompt": "",
+        "confidence": 0.3,
+        "mask_filter_method": "Area",
+        "mask_k": 0,
+    },
+    **{
+        "mask_min_ratio": 0.0,
+        "mask_max_ratio": 1.0,
+        "dilate_erode": 4,
+        "x_offset": 0,
+        "y_offset": 0,
+        "mask_merge_invert": "None",
+        "mask_blur": 4,
+    },
+    **{
+        "denoising_strength": 0.4,
+        "inpaint_only_masked": True,
+        "inpaint_only_masked_padding": 32,
+        "use_inpaint_width_height": False,
+    },
+    **{
+        "inpaint_width": 512,
+        "inpaint_height": 512,
+        "use_steps": False,
+        "steps": 28,
+        "use_cfg_scale": False,
+        "cfg_scale": 7.0,
+    },
     **{"use_sampler": False, "sampler": "DPM++ 2M Karras", "scheduler": "Use same scheduler", "restore_face": False},
 }
 """Of ADetailer 25.3.0, arguments with a default that this package takes over."""
-OTHERS = {"use_checkpoint", "checkpoint", "use_vae", "vae", "use_noise_multiplier", "noise_multiplier", "use_clip_skip", "clip_skip"}
-CONTROLNET = {"controlnet_model", "controlnet_module", "controlnet_weight", "controlnet_guidance_start", "controlnet_guidance_end"}
+OTHERS = {
+    "use_checkpoint",
+    "checkpoint",
+    "use_vae",
+    "vae",
+    "use_noise_multiplier",
+    "noise_multiplier",
+    "use_clip_skip",
+    "clip_skip",
+}
+CONTROLNET = {
+    "controlnet_model",
+    "controlnet_module",
+    "controlnet_weight",
+    "controlnet_guidance_start",
+    "controlnet_guidance_end",
+}
 
 
 def test_the_defaults_are_adetailers() -> None:
@@ -59,14 +112,38 @@ def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settin
 
 
 def test_a_unit_as_adetailer_writes_it_is_taken_as_it_is() -> None:
-    off = {"use_checkpoint": False, "checkpoint": None, "use_vae": False, "vae": None, "use_noise_multiplier": False, "noise_multiplier": 1.0}
-    controlnet = {"controlnet_model": "None", "controlnet_module": "None", "controlnet_weight": 1.0, "controlnet_guidance_start": 0.0}
-    whole = {f"ad_{name}": value for name, value in {**ADETAILERS, **off, **controlnet, "use_clip_skip": False, "clip_skip": 1, "steps": 60}.items()}
+    off = {
+        "use_checkpoint": False,
+        "checkpoint": None,
+        "use_vae": False,
+        "vae": None,
+        "use_noise_multiplier": False,
+        "noise_multiplier": 1.0,
+    }
+    controlnet = {
+        "controlnet_model": "None",
+        "controlnet_module": "None",
+        "controlnet_weight": 1.0,
+        "controlnet_guidance_start": 0.0,
+    }
+    whole = {
+        f"ad_{name}": value
+        for name, value in {
+            **ADETAILERS,
+            **off,
+            **controlnet,
+            "use_clip_skip": False,
+            "clip_skip": 1,
+            "steps": 60,
+        }.items()
+    }
     assert units({**whole, "is_api": True}) == (AdetailerUnit(steps=60),)
 
 
 def test_one_unit_or_a_list_of_four() -> None:
-    assert [unit.confidence for unit in units([{"ad_confidence": 0.1 * n} for n in range(1, 5)])] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [unit.confidence for unit in units([{"ad_confidence": 0.1 * n} for n in range(1, 5)])] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4]
+    )
     assert "has 5 units; at most 4" in refused([{}] * 5)
 
 
@@ -97,10 +174,6 @@ def test_every_choice_is_held(name: str) -> None:
     assert "did you mean" in refused({f"ad_{name}": CHOICES[name][1][:-1]})
 
 
-
-
-
-
 @pytest.mark.parametrize(("given", "words"), WRONG)
 def test_what_is_wrong_is_named(given: object, words: str) -> None:
     assert words in refused(given)
@@ -114,7 +187,10 @@ def test_what_cannot_be_honoured_is_refused_only_when_it_is_asked_for(name: str)
     assert f"ad_{name} cannot be honoured: {reason}" in refused({f"ad_{name}": asked})
 
 
-@pytest.mark.parametrize(("name", "value"), [("checkpoint", 5), ("clip_skip", "x"), ("noise_multiplier", 9), ("controlnet_guidance_start", "banana")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("checkpoint", 5), ("clip_skip", "x"), ("noise_multiplier", 9), ("controlnet_guidance_start", "banana")],
+)
 def test_what_counts_beside_them_only_is_checked_all_the_same(name: str, value: object) -> None:
     assert f"ad_{name} must be " in refused({f"ad_{name}": value})
     assert units({f"ad_{name}": None}) == (AdetailerUnit(),)
@@ -129,18 +205,27 @@ class TestSampling:
             ({"ad_use_sampler": True}, ("DPM++ 2M", "Karras")),
             ({"ad_use_sampler": True, "ad_sampler": "Euler"}, ("Euler", "Beta")),
             ({"ad_use_sampler": True, "ad_sampler": "Euler", "ad_scheduler": "Karras"}, ("Euler", "Karras")),
-            ({"ad_use_sampler": True, "ad_sampler": "DPM++ 2M Karras", "ad_scheduler": "SGM Uniform"}, ("DPM++ 2M", "SGM Uniform")),
+            (
+                {"ad_use_sampler": True, "ad_sampler": "DPM++ 2M Karras", "ad_scheduler": "SGM Uniform"},
+                ("DPM++ 2M", "SGM Uniform"),
+            ),
         ],
     )
-    def test_a_units_own_goes_over_the_requests_where_it_is_switched_on(self, given: dict[str, Any], expected: tuple[str, str]) -> None:
+    def test_a_units_own_goes_over_the_requests_where_it_is_switched_on(
+        self, given: dict[str, Any], expected: tuple[str, str]
+    ) -> None:
         assert units(given)[0].sampling("UniPC", "Beta") == expected
 
 
 def test_strict_may_be_called_as_in_adetailers_settings() -> None:
-    assert units({"ad_match_inpaint_bbox_size": "Strict (SDXL only)"}) == units({"ad_match_inpaint_bbox_size": "Strict"})
+    assert units({"ad_match_inpaint_bbox_size": "Strict (SDXL only)"}) == units(
+        {"ad_match_inpaint_bbox_size": "Strict"}
+    )
 
 
-@pytest.mark.parametrize(("power", "area", "strength"), [(1, 0.25, 0.3), (-1, 0.5, 0.8), (-10, 1.0, 0.999), (10, 1.0, 0.0), (0, 1.0, 0.4)])
+@pytest.mark.parametrize(
+    ("power", "area", "strength"), [(1, 0.25, 0.3), (-1, 0.5, 0.8), (-10, 1.0, 0.999), (10, 1.0, 0.0), (0, 1.0, 0.4)]
+)
 def test_dynamic_strength_stays_between_nothing_and_everything(power: float, area: float, strength: float) -> None:
     assert AdetailerUnit(dynamic_denoise_power=power).strength(area) == pytest.approx(strength)
 
@@ -149,7 +234,10 @@ def test_guidance_of_its_own_is_refused_where_the_model_takes_none() -> None:
     schnell = replace(EMBEDDED, name="flux-schnell", distilled_guidance=False)
     asked = {**INPUTS, "adetailer_args": '{"ad_use_cfg_scale": true, "ad_cfg_scale": 5}'}
     assert build_request(asked, EMBEDDED, DETECTORS).adetailer[0].cfg_scale == 5
-    with pytest.raises(InputError, match="^adetailer_args: ad_use_cfg_scale cannot be honoured: flux-schnell takes no guidance; leave it out$"):
+    with pytest.raises(
+        InputError,
+        match="^adetailer_args: ad_use_cfg_scale cannot be honoured: flux-schnell takes no guidance; leave it out$",
+    ):
         build_request(asked, schnell, DETECTORS)
 
 
@@ -171,7 +259,11 @@ class TestPrompts:
         assert region_prompt("x [SEP] ", "a man", 1) == "a man"
 
     def test_skip_skips_exactly_that_region(self) -> None:
-        assert [region_prompt("[SKIP] [SEP] a [SEP] no [SKIP]", "main", index) for index in range(3)] == [None, "a", "no [SKIP]"]
+        assert [region_prompt("[SKIP] [SEP] a [SEP] no [SKIP]", "main", index) for index in range(3)] == [
+            None,
+            "a",
+            "no [SKIP]",
+        ]
 
 
 class TestInputs:
@@ -189,15 +281,20 @@ class TestInputs:
 
     def test_a_detector_that_is_not_here_is_named_with_those_that_are(self) -> None:
         assert self.build(adetailer_args='{"ad_model": "face_yolov8n.pt"}')[0].model == "face_yolov8n.pt"
-        with pytest.raises(InputError, match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not here.*; leave it out, or use face_yolov8n.pt$"):
+        with pytest.raises(
+            InputError,
+            match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not here.*; leave it out, or use face_yolov8n.pt$",
+        ):
             self.build(adetailer_args='{"ad_model": "hand_yolov8n.pt"}')
 
-    HANDED = {**DETECTORS, "world.pt": Vocabulary(("face", "hand"), world=True), "hand_detector": Vocabulary(("hand",))}
+    HANDED = {**DETECTORS, "world.pt": ClassSet(("face", "hand"), world=True), "hand_detector": ClassSet(("hand",))}
 
     def both(self, **changes: object) -> tuple[AdetailerUnit, ...]:
         return build_request({**INPUTS, **changes}, EMBEDDED, self.HANDED).adetailer
 
-    @pytest.mark.parametrize("changes", [{"ad_hands_prompt": "a hand"}, {"adetailer_args_hands": '{"ad_prompt": "a hand"}'}])
+    @pytest.mark.parametrize(
+        "changes", [{"ad_hands_prompt": "a hand"}, {"adetailer_args_hands": '{"ad_prompt": "a hand"}'}]
+    )
     def test_hands_come_after_the_faces_with_what_hands_need(self, changes: dict[str, str]) -> None:
         assert self.both(**changes) == (AdetailerUnit(), replace(HANDS, model="hand_detector", prompt="a hand"))
         assert self.both(**changes, adetailer=False) == ()
@@ -211,9 +308,15 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"adetailer_args_hands": '{"ad_mask_blur": 65}'}, "adetailer_args_hands: ad_mask_blur must be from 0 to 64, not 65"),
+            (
+                {"adetailer_args_hands": '{"ad_mask_blur": 65}'},
+                "adetailer_args_hands: ad_mask_blur must be from 0 to 64, not 65",
+            ),
             ({"adetailer_args_hands": '{"ad_model": "zebra"}'}, "adetailer_args_hands: ad_model 'zebra' is not here; "),
-            ({"adetailer_args_hands": "[{}, {}, {}, {}]"}, "adetailer_args_hands: has 4 units beside 1 others; at most 4 are run"),
+            (
+                {"adetailer_args_hands": "[{}, {}, {}, {}]"},
+                "adetailer_args_hands: has 4 units beside 1 others; at most 4 are run",
+            ),
         ],
     )
     def test_what_is_wrong_is_told_of_the_right_input(self, changes: dict[str, str], message: str) -> None:
@@ -222,11 +325,13 @@ class TestInputs:
         assert str(error.value).startswith(message)
 
     def test_without_a_detector_of_hands_there_is_no_unit_for_them(self) -> None:
-        with pytest.raises(InputError, match="^ad_hands_prompt: no detector of hands is here; leave it out, or bring one"):
+        with pytest.raises(
+            InputError, match="^ad_hands_prompt: no detector of hands is here; leave it out, or bring one"
+        ):
             self.build(ad_hands_prompt="a hand")
 
     def test_a_unit_that_names_its_detector_needs_no_other_and_the_error_names_what_was_given(self) -> None:
-        world = {**DETECTORS, "world.pt": Vocabulary(("face", "hand"), world=True)}
+        world = {**DETECTORS, "world.pt": ClassSet(("face", "hand"), world=True)}
         asked = {**INPUTS, "adetailer_args_hands": '{"ad_model": "world.pt", "ad_model_classes": "hand"}'}
         assert build_request(asked, EMBEDDED, world).adetailer[1].model == "world.pt"
         with pytest.raises(InputError, match="^adetailer_args_hands: no detector of hands is here"):

@@ -45,7 +45,12 @@ def test_seed_0_is_a_seed_and_no_seed_is_a_random_one() -> None:
 
 
 def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
-    assert ImageRequest(prompt="x", width=256, height=256, seed=2**32 - 2, num_outputs=4).seeds == (2**32 - 2, 2**32 - 1, 0, 1)
+    assert ImageRequest(prompt="x", width=256, height=256, seed=2**32 - 2, num_outputs=4).seeds == (
+        2**32 - 2,
+        2**32 - 1,
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,9 +61,21 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
         ({"num_inference_steps": 0}, "num_inference_steps", "from 1 to 50"),
         ({"guidance_scale": -1}, "guidance_scale", "from 0 to 10"),
         ({"sampler": "Euler a"}, "sampler", "must be one of Euler, DPM++ 2M, DPM++ 2M SDE, UniPC, not 'Euler a'"),
-        ({"scheduler": "KL Optimal"}, "scheduler", "must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'KL Optimal'"),
-        ({"negative_prompt": "blurry"}, "negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead"),
-        ({"sampler": "UniPC", "scheduler": "Karras"}, "scheduler", "'Karras' goes with the sampler Euler; UniPC takes Simple"),
+        (
+            {"scheduler": "KL Optimal"},
+            "scheduler",
+            "must be one of Simple, Karras, Exponential, Beta, Normal, SGM Uniform, not 'KL Optimal'",
+        ),
+        (
+            {"negative_prompt": "blurry"},
+            "negative_prompt",
+            "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead",
+        ),
+        (
+            {"sampler": "UniPC", "scheduler": "Karras"},
+            "scheduler",
+            "'Karras' goes with the sampler Euler; UniPC takes Simple",
+        ),
         ({"scale": 9}, "scale", "from 1 to 8"),
         ({"output_format": "gif"}, "output_format", "webp, jpg, png"),
         ({"output_quality": 101}, "output_quality", "from 0 to 100"),
@@ -66,7 +83,11 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
         ({"seed": -1}, "seed", "from 0 to"),
         ({"aspect_ratio": "16:8"}, "aspect_ratio", "did you mean '16:9'"),
         ({"aspect_ratio": "custom", "width": 256}, "height", "is needed"),
-        ({"aspect_ratio": "custom", "width": 300, "height": 256}, "width", "must be a multiple of 32 for this model, not 300; use 288 or 320"),
+        (
+            {"aspect_ratio": "custom", "width": 300, "height": 256},
+            "width",
+            "must be a multiple of 32 for this model, not 300; use 288 or 320",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(changes: dict[str, Any], field: str, message: str) -> None:
@@ -88,7 +109,9 @@ def test_what_is_not_an_image_is_refused_without_its_path_or_content(tmp_path: P
     secret.write_text("root:x:0:0")
     with pytest.raises(InputError) as caught:
         read_image(secret, "image")
-    assert "is not an image" in str(caught.value) and "secret" not in str(caught.value) and "root" not in str(caught.value)
+    assert (
+        "is not an image" in str(caught.value) and "secret" not in str(caught.value) and "root" not in str(caught.value)
+    )
     with pytest.raises(InputError, match="no such file"):
         read_image(tmp_path / "none.png", "image")
 
@@ -124,15 +147,32 @@ def test_a_turned_photograph_is_set_upright(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_as_the_family_likes_it() -> None:
-    asked = {name: build_request({**INPUTS, "go_fast": False}, family, DETECTORS) for name, family in (("dev", EMBEDDED), ("schnell", SCHNELL), ("sdxl", SDXL))}
-    assert [(request.num_inference_steps, request.guidance_scale) for request in asked.values()] == [(28, 3.5), (4, 3.5), (30, 5.0)]
-    assert build_request({**INPUTS, "num_inference_steps": 7, "guidance_scale": 0.0}, SDXL, DETECTORS).guidance_scale == 0.0
+    asked = {
+        name: build_request({**INPUTS, "go_fast": False}, family, DETECTORS)
+        for name, family in (("dev", EMBEDDED), ("schnell", SCHNELL), ("sdxl", SDXL))
+    }
+    assert [(request.num_inference_steps, request.guidance_scale) for request in asked.values()] == [
+        (28, 3.5),
+        (4, 3.5),
+        (30, 5.0),
+    ]
+    assert (
+        build_request({**INPUTS, "num_inference_steps": 7, "guidance_scale": 0.0}, SDXL, DETECTORS).guidance_scale
+        == 0.0
+    )
 
 
 def test_a_stable_diffusion_model_takes_a_negative_prompt_and_karras_with_every_sampler() -> None:
-    request = build_request({**INPUTS, "negative_prompt": "blurry", "sampler": "DPM++ 2M", "scheduler": "Karras", "go_fast": False}, SDXL, DETECTORS)
+    request = build_request(
+        {**INPUTS, "negative_prompt": "blurry", "sampler": "DPM++ 2M", "scheduler": "Karras", "go_fast": False},
+        SDXL,
+        DETECTORS,
+    )
     assert (request.negative_prompt, request.scheduler) == ("blurry", "Karras")
-    with pytest.raises(InputError, match="^scheduler: 'Normal' goes with the sampler Euler; UniPC takes Simple or Karras or Exponential$"):
+    with pytest.raises(
+        InputError,
+        match="^scheduler: 'Normal' goes with the sampler Euler; UniPC takes Simple or Karras or Exponential$",
+    ):
         build_request({**INPUTS, "sampler": "UniPC", "scheduler": "Normal"}, SDXL, DETECTORS)
     with pytest.raises(InputError, match="^go_fast: is for Flux; sdxl computes every step$"):
         build_request({**INPUTS, "go_fast": True}, SDXL, DETECTORS)

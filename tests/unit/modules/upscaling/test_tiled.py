@@ -31,15 +31,23 @@ from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import Ladder
+from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
 from modules.pipeline.base import ImageBatch, ImagePipeline, Picture, no_progress
 from modules.pipeline.upscale import UpscaleStage
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
 from modules.upscaling.discovery import cached_as, find_upscalers, upscaler_parameters
-from modules.upscaling.service import Enlarger
-from modules.upscaling.tiled import Upscaler, UpscalerNetwork, blend_weights, load_upscaler_network, pass_sizes, receptive_reach, tile_spans
+from modules.upscaling.service import UpscaleService
+from modules.upscaling.tiled import (
+    Upscaler,
+    UpscalerNetwork,
+    blend_weights,
+    load_upscaler_network,
+    pass_sizes,
+    receptive_reach,
+    tile_spans,
+)
 from training.models.upscaler import build, export
 
 EMBEDDED = ROOT / "weights" / "embedded" / "upscaler.safetensors"
@@ -50,13 +58,9 @@ def network() -> UpscalerNetwork:
     return load_upscaler_network(EMBEDDED)
 
 
-
-
 @cache
 def untiled(width: int, height: int, scale: float) -> Image.Image:
     return Upscaler(network(), UNTILED).upscale(picture(width, height), scale)
-
-
 
 
 class Harmful:
@@ -131,7 +135,12 @@ class TestSeams:
 
 
 class TestSizes:
-    @given(width=st.integers(1, 2000), height=st.integers(1, 2000), scale=st.floats(1, 8), factor=st.sampled_from([2, 3, 4]))
+    @given(
+        width=st.integers(1, 2000),
+        height=st.integers(1, 2000),
+        scale=st.floats(1, 8),
+        factor=st.sampled_from([2, 3, 4]),
+    )
     def test_every_run_is_followed_by_a_reduction(self, width: int, height: int, scale: float, factor: int) -> None:
         sizes = pass_sizes((width, height), scale, factor)
         assert sizes[-1] == (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -158,14 +167,19 @@ class TestModes:
         image.putalpha(Image.linear_gradient("L").resize(image.size))
         result = Upscaler(network(), 64).upscale(image, 2)
         assert result.mode == "RGBA"
-        assert largest_difference(result.getchannel("A"), image.getchannel("A").resize((80, 60), Image.Resampling.LANCZOS)) == 0
+        assert (
+            largest_difference(result.getchannel("A"), image.getchannel("A").resize((80, 60), Image.Resampling.LANCZOS))
+            == 0
+        )
 
     @pytest.mark.parametrize("mode", ["L", "P", "CMYK"])
     def test_every_opaque_picture_becomes_rgb(self, mode: str) -> None:
         assert Upscaler(network(), 64).upscale(picture(16, 16).convert(mode), 2).mode == "RGB"
 
     @pytest.mark.parametrize(("dtype", "largest", "mean"), [(torch.float16, 1, 0.1), (torch.bfloat16, 8, 1)])
-    def test_a_network_in_half_precision_gives_nearly_the_same(self, dtype: torch.dtype, largest: int, mean: float) -> None:
+    def test_a_network_in_half_precision_gives_nearly_the_same(
+        self, dtype: torch.dtype, largest: int, mean: float
+    ) -> None:
         half = load_upscaler_network(EMBEDDED, dtype)
         assert {parameter.dtype for parameter in half.parameters()} == {dtype}
         result = Upscaler(half, 64).upscale(picture(40, 30), 4)
@@ -175,7 +189,10 @@ class TestModes:
     def test_numbers_that_half_precision_cannot_hold_are_an_error_and_no_black_picture(self) -> None:
         loud = deepcopy(network()).half()
         next(loud.parameters()).data.fill_(60_000)
-        with pytest.raises(WeightsError, match=r"^upscaler: its numbers go beyond what torch.float16 can hold; set 'dtype' to \"bfloat16\""):
+        with pytest.raises(
+            WeightsError,
+            match=r"^upscaler: its numbers go beyond what torch.float16 can hold; set 'dtype' to \"bfloat16\"",
+        ):
             Upscaler(loud, 64).upscale(picture(40, 30), 4)
 
 
@@ -216,13 +233,29 @@ class TestLoading:
             ("list.pth", lambda path: torch.save([1, 2], path), "is damaged"),
             ("harmful.pth", lambda path: path.write_bytes(pickle.dumps(Harmful())), "is damaged"),
             ("other.safetensors", lambda path: save_file({"weight": torch.zeros(2)}, path), "holds no upscaler"),
-            ("shape.safetensors", lambda path: save_file({**export(network().network), "conv_body.weight": torch.zeros(2)}, path), "is damaged"),
-            ("channels.pth", lambda path: torch.save({**Compact(num_feat=8).state_dict(), "body.34.bias": torch.zeros(17)}, path), "is damaged"),
-            ("nothing.pth", lambda path: torch.save({**SAFMN(dim=8, n_blocks=1).state_dict(), "to_feat.weight": torch.zeros(0, 0, 0, 0)}, path), "is damaged"),
+            (
+                "shape.safetensors",
+                lambda path: save_file({**export(network().network), "conv_body.weight": torch.zeros(2)}, path),
+                "is damaged",
+            ),
+            (
+                "channels.pth",
+                lambda path: torch.save({**Compact(num_feat=8).state_dict(), "body.34.bias": torch.zeros(17)}, path),
+                "is damaged",
+            ),
+            (
+                "nothing.pth",
+                lambda path: torch.save(
+                    {**SAFMN(dim=8, n_blocks=1).state_dict(), "to_feat.weight": torch.zeros(0, 0, 0, 0)}, path
+                ),
+                "is damaged",
+            ),
             ("program.pt", lambda path: torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), path), "is damaged"),
         ],
     )
-    def test_other_files_are_refused_in_one_line(self, tmp_path: Path, name: str, write: Callable[[Path], object], says: str) -> None:
+    def test_other_files_are_refused_in_one_line(
+        self, tmp_path: Path, name: str, write: Callable[[Path], object], says: str
+    ) -> None:
         write(tmp_path / name)
         with pytest.raises(WeightsError, match=says) as error:
             load_upscaler_network(tmp_path / name)
@@ -241,7 +274,7 @@ class Negative(UpscalerNetwork):
 def stage(tile_size: int = 64) -> UpscaleStage:
     models = ModelCache(torch.device("cpu"))
     models.register("upscaler", network)
-    return UpscaleStage(Enlarger(models, {"ours": "upscaler"}, tile_size, Ladder()))
+    return UpscaleStage(UpscaleService(models, {"ours": "upscaler"}, tile_size, OomFallback()))
 
 
 class TestStage:
@@ -265,9 +298,14 @@ class TestStage:
         models.register("upscaler", network)
         models.register("upscaler negative", lambda: Negative(network().network, 4))
         batch = ImageBatch((Picture(picture(40, 30), 1, {}),), Timeline(), no_progress)
-        chosen = UpscaleStage(Enlarger(models, cached_as(("ours", "negative")), 64, Ladder()))
-        plain, other = (chosen.run(batch, replace(self.request(2.0), upscaler=name)).pictures[0] for name in ("", "negative"))
-        assert (plain.parameters["Postprocess upscaler"], other.parameters["Postprocess upscaler"]) == ("ours", "negative")
+        chosen = UpscaleStage(UpscaleService(models, cached_as(("ours", "negative")), 64, OomFallback()))
+        plain, other = (
+            chosen.run(batch, replace(self.request(2.0), upscaler=name)).pictures[0] for name in ("", "negative")
+        )
+        assert (plain.parameters["Postprocess upscaler"], other.parameters["Postprocess upscaler"]) == (
+            "ours",
+            "negative",
+        )
         assert abs(np.asarray(plain.image).astype(int) + np.asarray(other.image) - 255).max() <= 1
 
     def test_stands_in_a_pipeline(self) -> None:
@@ -284,12 +322,16 @@ def test_every_file_that_is_there_has_a_name(tmp_path: Path) -> None:
         "upscaler": "embedded/upscaler.safetensors",
         "4x-drawings": "upscalers/4x-drawings.safetensors",
     }
-    assert next(iter(find_upscalers(Settings(weights_dir=str(tmp_path), upscaler="upscalers/4x-drawings.safetensors")))) == "4x-drawings"
+    assert (
+        next(iter(find_upscalers(Settings(weights_dir=str(tmp_path), upscaler="upscalers/4x-drawings.safetensors"))))
+        == "4x-drawings"
+    )
     assert upscaler_parameters(EMBEDDED) == sum(parameter.numel() for parameter in network().parameters())
 
 
 class TestUnusableFiles:
-    """Four files in the folder for any upscaler: one of factor 1, a web page, a pickle that nobody trusts, and a good one."""
+    """Four files in the folder for any upscaler: one of factor 1, a web page, a pickle that nobody trusts, and a
+    good one."""
 
     @pytest.fixture
     def settings(self, tmp_path: Path) -> Settings:
@@ -302,7 +344,9 @@ class TestUnusableFiles:
         shutil.copy(EMBEDDED, folder / "4x-drawings.safetensors")
         return Settings(weights_dir=str(tmp_path))
 
-    def test_those_that_no_setting_names_are_left_out_with_a_warning_each(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    def test_those_that_no_setting_names_are_left_out_with_a_warning_each(
+        self, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
         assert list(find_upscalers(settings)) == ["upscaler", "4x-drawings"]
         assert [record.message.partition("; ")[0] for record in caplog.records if record.levelname == "WARNING"] == [
             "upscaler left out: 1x-clean.safetensors: does not enlarge RGB pictures",
@@ -315,18 +359,29 @@ class TestUnusableFiles:
             with pytest.raises(WeightsError, match=f"^upscalers/{name}: is "):
                 find_upscalers(replace(settings, upscaler=f"upscalers/{name}"))
         with pytest.raises(WeightsError, match="^1x-clean.safetensors: does not enlarge RGB pictures"):
-            load_upscaler_network(find_upscalers(replace(settings, upscaler="upscalers/1x-clean.safetensors"))["1x-clean"])
+            load_upscaler_network(
+                find_upscalers(replace(settings, upscaler="upscalers/1x-clean.safetensors"))["1x-clean"]
+            )
 
     def test_a_ckpt_file_that_somebody_trusts_is_as_good_as_any(self, settings: Settings) -> None:
         trust(settings.weights_path / "upscalers" / "4x-other.ckpt", settings.weights_path)
         found = find_upscalers(settings)
-        assert list(found) == ["upscaler", "4x-drawings", "4x-other"] and load_upscaler_network(found["4x-other"]).factor == 4
+        assert (
+            list(found) == ["upscaler", "4x-drawings", "4x-other"]
+            and load_upscaler_network(found["4x-other"]).factor == 4
+        )
 
 
 def test_one_that_is_not_there_is_named_with_those_that_are() -> None:
     there = ("ESRGAN_4x", "4x-UltraSharp")
     assert build_request({**INPUTS, "upscaler": "4x-UltraSharp"}, CANVAS, DETECTORS, there).upscaler == "4x-UltraSharp"
-    with pytest.raises(InputError, match=r"^upscaler: '4x-Ultrasharp' is not here \(did you mean '4x-UltraSharp'\?\); leave it out, or use ESRGAN_4x, 4x-U"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"^upscaler: '4x-Ultrasharp' is not here \(did you mean '4x-UltraSharp'\?\); leave it out, or use "
+            r"ESRGAN_4x, 4x-U"
+        ),
+    ):
         build_request({**INPUTS, "upscaler": "4x-Ultrasharp"}, CANVAS, DETECTORS, there)
 
 
