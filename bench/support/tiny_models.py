@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from backend.torchvision_operators import ensure_torchvision_operators
+from backend.devices.torchvision_ops import ensure_torchvision_operators
 
 ensure_torchvision_operators()  # before anything imports diffusers
 
