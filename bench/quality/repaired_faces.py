@@ -25,8 +25,8 @@ ensure_torchvision_operators()  # before anything imports diffusers
 
 from backend.core.settings import Settings  # noqa: E402
 from backend.core.timeline import Timeline  # noqa: E402
-from modules.adetailer.masks import Detections  # noqa: E402
 from modules.app.service import start  # noqa: E402
+from modules.detection.detections import Detections  # noqa: E402
 from modules.pipeline.adetailer import AdetailerStage  # noqa: E402
 from modules.pipeline.base import ImageBatch, Picture, no_progress  # noqa: E402
 from modules.request.adetailer_unit import AdetailerUnit  # noqa: E402

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from modules.adetailer.masks import Mask, bounding_box
+from modules.detection.detections import Mask, bounding_box
 
 Box = tuple[int, int, int, int]
 

@@ -11,18 +11,10 @@ import numpy as np
 from PIL import Image
 
 from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_region
-from modules.adetailer.masks import (
-    Detections,
-    Floats,
-    Mask,
-    bounding_box,
-    filter_by_ratio,
-    keep_largest,
-    preprocess_detections,
-    sort_detections,
-)
+from modules.adetailer.masks import filter_by_ratio, keep_largest, preprocess_detections, sort_detections
+from modules.detection.detections import Detections, Floats, Mask, bounding_box
+from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
 from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_order, region_prompt
-from modules.request.image_request import ASPECT_RATIOS, Canvas
 
 
 @dataclass(frozen=True, eq=False)

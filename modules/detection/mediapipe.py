@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from modules.adetailer.masks import Detections, Floats, Mask, bounding_box, rectangle_masks
+from modules.detection.detections import Detections, Floats, Mask, bounding_box, rectangle_masks
 
 NAMES = ("mediapipe_face_full", "mediapipe_face_short", "mediapipe_face_mesh", "mediapipe_face_mesh_eyes_only")
 INSTALL = "pip install --no-deps -r requirements-mediapipe.txt"

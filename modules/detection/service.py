@@ -15,8 +15,8 @@ from backend.core.settings import Settings
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback, Strategy
 from backend.weights.resolver import require_detector
-from modules.adetailer.masks import Detections
 from modules.detection.classes import TEXT_MODEL, ClassSet
+from modules.detection.detections import Detections
 from modules.detection.mediapipe import NAMES, MediaPipeFaces, why_not
 from modules.detection.yolo import Detector, load_detector_network
 

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from backend.checkpoints.file_type import is_safetensors
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from modules.adetailer.masks import Detections, rectangle_masks
+from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.onnx import read_onnx
 
 NMS_IOU, MAX_DETECTIONS = 0.7, 300

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from backend.core.errors import WeightsError
-from modules.adetailer.masks import Floats
+from modules.detection.detections import Floats
 from modules.upscaling.spandrel_loader import read_network
 
 logger = logging.getLogger(__name__)

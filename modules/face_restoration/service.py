@@ -10,7 +10,7 @@ from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback, Strategy
-from modules.adetailer.masks import Floats
+from modules.detection.detections import Floats
 from modules.detection.service import Detectors
 from modules.face_restoration.network import restored
 from modules.upscaling.discovery import FACE_RESTORER

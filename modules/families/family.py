@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from backend.core.errors import WeightsError
-from modules.request.image_request import Canvas
+from modules.diffusion.canvas import Canvas
 
 FAMILY_FILE = "family.json"
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.debug_images import draw_found
-from modules.adetailer.masks import Detections
 from modules.adetailer.regions import Found, Region, batches, choose_regions
+from modules.detection.detections import Detections
 from modules.detection.service import Detectors
 from modules.diffusion.base import DenoiseRequest, DiffusionService, steps_run
 from modules.diffusion.inpaint_mask import inpaint_mask

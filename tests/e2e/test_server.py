@@ -21,8 +21,9 @@ from support.wrong_units import WRONG
 from backend.api.input_schema import PREDICTOR_FILE, openapi
 from backend.core.settings import ROOT
 from modules.app.service import Service
+from modules.diffusion.canvas import ASPECT_RATIOS
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
-from modules.request.image_request import ASPECT_RATIOS, HIRES_UPSCALERS, OUTPUT_FORMATS
+from modules.request.image_request import HIRES_UPSCALERS, OUTPUT_FORMATS
 
 STAGES = ("generate", "adetailer", "upscale", "outputs")
 

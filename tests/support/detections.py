@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from backend.core.settings import ROOT
-from modules.adetailer.masks import Detections, rectangle_masks
+from modules.detection.detections import Detections, rectangle_masks
 
 WEIGHTS = ROOT / "weights" / "embedded" / "face_detector.safetensors"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from modules.adetailer.masks import Detections, rectangle_masks
+from modules.detection.detections import Detections, rectangle_masks
 from training.data import figure_captions
 from training.data.captions import caption
 from training.data.drawing import draw_scene, face_boxes

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from modules.adetailer.masks import Detections, Mask, rectangle_masks
+from modules.detection.detections import Detections, Mask, rectangle_masks
 from training.data.detector_samples import KINDS, Sample, label_lines, outline, soften
 from training.data.drawing import Box, draw_scene
 from training.data.figure_drawing import draw_figures, draw_portraits

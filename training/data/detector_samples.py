@@ -17,7 +17,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from PIL import Image, ImageFilter
 
-from modules.adetailer.masks import Mask
+from modules.detection.detections import Mask
 from training.data.drawing import Box, draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures, draw_portraits
 from training.data.figures import sample_figures

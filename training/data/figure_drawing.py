@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from modules.adetailer.masks import Mask, bounding_box
+from modules.detection.detections import Mask, bounding_box
 from training.data.drawing import (
     SUPERSAMPLE,
     Box,

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from backend.core.settings import Settings
-from modules.adetailer.masks import Detections
 from modules.app.service import Service, start
+from modules.detection.detections import Detections
 from modules.detection.yolo import Detector
 from modules.pipeline.base import ImagePipeline
 from modules.request.image_request import ImageRequest

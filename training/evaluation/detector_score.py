@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from modules.adetailer.masks import Detections, Floats, Mask
+from modules.detection.detections import Detections, Floats, Mask
 from training.data.drawing import Box
 
 IOU = 0.5

@@ -19,7 +19,8 @@ import predict
 from backend.api.input_schema import PREDICTOR_FILE, InputSchema, openapi, read_inputs, write_schema
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
-from modules.request.image_request import ASPECT_RATIOS, CUSTOM, HIRES_UPSCALERS, MAX_SEED, MEGAPIXELS, OUTPUT_FORMATS
+from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
+from modules.request.image_request import CUSTOM, HIRES_UPSCALERS, MAX_SEED, OUTPUT_FORMATS
 from modules.request.parser import build_request
 
 SOURCE = PREDICTOR_FILE.read_text()

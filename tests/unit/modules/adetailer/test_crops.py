@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from modules.adetailer.crops import Box, blur_mask, composite, crop_region, expand_crop_region
-from modules.adetailer.masks import Mask, rectangle_masks
+from modules.detection.detections import Mask, rectangle_masks
 
 
 def square(left: int, top: int, right: int, bottom: int, width: int = 100, height: int = 80) -> Mask:

@@ -12,18 +12,15 @@ from PIL import Image, ImageDraw
 from backend.core.errors import InputError
 from modules.adetailer.masks import (
     MERGE_INVERT,
-    Detections,
-    Mask,
-    bounding_box,
     dilate_erode_mask,
     filter_by_ratio,
     keep_largest,
     offset_mask,
     preprocess_detections,
     preprocess_masks,
-    rectangle_masks,
     sort_detections,
 )
+from modules.detection.detections import Detections, Mask, bounding_box, rectangle_masks
 
 ORDERS = ("None", "Left to right", "Center to edge", "Area")
 METHODS = ("Area", "Confidence")

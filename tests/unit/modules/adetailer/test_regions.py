@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.adetailer.masks import Detections, rectangle_masks
 from modules.adetailer.regions import Found, Region, batches, choose_regions
+from modules.detection.detections import Detections, rectangle_masks
+from modules.diffusion.canvas import Canvas
 from modules.request.adetailer_unit import AdetailerUnit
-from modules.request.image_request import Canvas
 
 SIZE = (256, 192)
 BOXES = np.array([[20, 20, 60, 70], [100, 30, 200, 150], [230, 170, 238, 178]], float)

@@ -17,7 +17,7 @@ from backend.core.errors import InputError
 from backend.core.settings import Settings
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
-from modules.adetailer.masks import Detections
+from modules.detection.detections import Detections
 from modules.detection.mediapipe import INSTALL, NAMES, MediaPipeFaces, why_not
 from modules.detection.registry import find_detectors
 from modules.detection.service import Detectors

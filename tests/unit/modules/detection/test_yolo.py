@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from support.detections import WEIGHTS, assert_equal, predicted
 
-from modules.adetailer.masks import bounding_box, rectangle_masks
+from modules.detection.detections import bounding_box, rectangle_masks
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
 from training.data.detector_samples import KINDS, draw_faces, soften
 from training.data.drawing import Box, draw_scene

@@ -10,7 +10,8 @@ from PIL import Image
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SCHNELL, SDXL
 
 from backend.core.errors import InputError
-from modules.request.image_request import ASPECT_RATIOS, Canvas, ImageRequest, choose_size
+from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
+from modules.request.image_request import ImageRequest, choose_size
 from modules.request.parser import MAX_PIXELS, build_request, read_image
 
 FLUX = Canvas(1024, 16)
