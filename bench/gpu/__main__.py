@@ -1,15 +1,15 @@
-"""Measures the package on a CUDA GPU with random weights in the shapes of FLUX.1-dev; nothing is downloaded.
+"""Measures the package on a CUDA GPU, with random weights in the shapes of FLUX.1-dev. Nothing is downloaded.
 
     python -m bench.gpu [--folder weights/random-flux] [--only loading --only steps] [--out gpu.json]
 
-The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measure then runs in a process of its
-own, so that one that fails leaves the others: bandwidth and overlap of copies, the attention kernels, loading from the
-disk and from the page cache, 28 steps at 1024 x 1024 by stock diffusers and by ours (eager, compiled, go_fast), cards
-of 80, 48, 24, 16 and 12 GB with the foretold and the measured peak and the bytes that move when all is warm, and the
-out-of-memory fallback. Prints one table, each figure beside its limit.
+The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measurement runs in a process of its
+own, so that one failure does not stop the others: bandwidth and overlap of copies, attention kernels, loading from disk
+and from the page cache, 28 steps at 1024 x 1024 by diffusers and by us (eager, compiled, ``go_fast``), cards of 80, 48,
+24, 16 and 12 GB with predicted and measured peaks and the bytes that a warm prediction moves, and the OOM fallback.
+The result is one table with each figure beside its limit.
 
-``--small`` runs the same code on the CPU, with the embedded models and emulated cards; the figures then say nothing
-about a GPU.
+``--small`` runs the same code on the CPU with the embedded models and emulated cards. Its figures say nothing about a
+GPU.
 """
 
 from __future__ import annotations

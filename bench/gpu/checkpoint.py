@@ -1,5 +1,4 @@
-"""A diffusers folder with random weights in the shapes of FLUX.1-dev: what its speed and its memory can be measured
-on without a download."""
+"""A diffusers folder with random weights in the shapes of FLUX.1-dev, to measure speed and memory without a download."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What ``python -m bench.gpu`` measures on, and a line of its table. Imports torch, and nothing else that takes
-long."""
+"""What ``python -m bench.gpu`` measures on, and a row of its table. Imports nothing heavy but torch."""
 
 from __future__ import annotations
 

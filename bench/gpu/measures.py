@@ -261,15 +261,15 @@ def on_card(ground: Ground, service: Service, label: str) -> list[Row]:
         metrics = {}
         service.predict(inputs, metrics.__setitem__, lambda stage, done, total: None)
     peak = max(value for name, value in metrics.items() if name.endswith(".peak_bytes"))
-    foretold = plan.predicted_peak_bytes - plan.reserve_bytes
+    predicted = plan.predicted_peak_bytes - plan.reserve_bytes
     taken = sum(value for name, value in metrics.items() if name.endswith(".seconds") and name.count(".") == 1)
     kinds = (
         ", ".join(f"{name} {p.dtype} {p.kind}" for name, p in plan.placements.items() if p.kind != "resident")
         or "all resident"
     )
     return [
-        Row("caps", f"{label}: peak", peak / 1e9, "GB", foretold / 1e9, f"the limit is what was foretold; {kinds}"),
-        Row("caps", f"{label}: warm prediction", taken, "s", plan.predicted_seconds, "the limit is what was foretold"),
+        Row("caps", f"{label}: peak", peak / 1e9, "GB", predicted / 1e9, f"the limit is the prediction; {kinds}"),
+        Row("caps", f"{label}: warm prediction", taken, "s", plan.predicted_seconds, "the limit is the prediction"),
         Row("caps", f"{label}: moved when warm", metrics["model_bytes_moved"] / 1e9, "GB"),
     ]
 

@@ -1,9 +1,8 @@
-"""Measures what the activations of every step need, beside what the plan predicts: ``python -m bench.memory.activations
-[--json]``.
+"""Measures the activations of every step against the plan: ``python -m bench.memory.activations [--json]``.
 
-Every model is resident, so what a step adds to the device's memory is its activations. On a machine without a GPU the
-emulated device counts; where CUDA is, torch's allocator. The last column is the straight line through the measurements,
-by which the coefficients in ``backend/planning/model_specs.py`` are to be set.
+Every model is resident, so what a step adds to the memory of the device is its activations. Without a GPU the emulated
+device counts; with one, torch's allocator does. The last column is a linear fit, from which the coefficients of the
+plan are taken.
 """
 
 from __future__ import annotations

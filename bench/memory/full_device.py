@@ -1,11 +1,9 @@
-"""Lets the device be full at one call after another: ``python -m bench.memory.full_device [--stride 25] [--vram
-48MB]``.
+"""Makes the device full at one call after another: ``python -m bench.memory.full_device [--stride 25] [--vram 48MB]``.
 
-Every stage of a prediction is run once to count its device calls (operations and uploads of weights) and then again and
-again, each time with an out-of-memory error at another of them. It must finish every time; the table says by step how
-near its pictures are to the undisturbed ones. The pictures are small and drawn in one step, so that every call can have
-its turn; a stage begins with the undisturbed pictures of the stage before it, drawn in more. ``--stride 1`` takes every
-call, a larger one every n-th.
+Every stage of a prediction is run once to count its device calls (operations and uploads of weights), and then again
+and again, each time with an out-of-memory error at another call. It must always finish. The table says by step how
+close the pictures are to the undisturbed ones. Pictures are small and take one step, so that every call gets its turn.
+``--stride 1`` takes every call, n every n-th.
 """
 
 from __future__ import annotations
@@ -135,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stride", type=int, default=25)
     parser.add_argument(
-        "--vram", default="", help="on an emulated device of this size, where models are swapped; resident without"
+        "--vram", default="", help="on an emulated device of this size, with model offload; resident without"
     )
     parser.add_argument("--stage", action="append", default=[], help="only this stage; may be given several times")
     arguments = parser.parse_args()

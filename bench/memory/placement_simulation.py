@@ -1,31 +1,25 @@
-"""How many weight bytes move, and how long predictions take, under three ways of placing models: a simulation, not a
-measurement.
+"""Simulates three ways of placing models: bytes moved and seconds. This is no measurement.
 
     python -m bench.memory.placement_simulation [--json]
 
 Four traces of 20 predictions (the same prompt or a new one each time; plain, or with Hires fix to 1536 x 1536 and one
-detail repainted at 1024), FLUX.1-dev at 1024 x 1024, 28 steps, on the usual cards (``backend/planning/report.py``),
-which report 98% of the GiB that they are sold with, in machines of 64 GB of memory, or of 32 GB where the card has 12
-GB or less. "bf16" and "fp8" are what the checkpoint holds of transformer and T5; fp8 is cast layer by layer. A figure
-is the average of its trace, the first upload included, the reading of files not.
+face repainted at 1024) with FLUX.1-dev at 1024 x 1024 and 28 steps, on common cards, which report 98% of their GiB, in
+machines with 64 GB of memory, or 32 GB for cards up to 12 GB. "bf16" and "fp8" are the precision of transformer and T5
+in the checkpoint. A figure is the mean of its trace, with the first upload and without reading files.
 
-- **our plan** is what ``plan_memory`` decides for the trace: a swapped model is copied in and dropped without a copy
-back, what
-  is resident is uploaded once. "rounded" may round weights down to nf4; the other columns
+- **our plan** is what ``plan_memory`` decides for the trace. "rounded" may quantize down to nf4; the other columns
   compute alike.
 - **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model
-is used or
-  the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes it would
-  move.
-- **WebUI rule** is that of the Forge forks: before a load models are evicted, the longest unused first and by a copy
-back, until
-  1.3 x the new model's size is free, and what the step needs beside it (1 GiB at least). What still does not fit is
-  streamed from the host at every forward, nothing else.
+  is used or the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes
+  that it would move.
+- **WebUI rule** is that of the Forge forks: before a load, models are evicted, least recently used first and by a copy
+  back, until 1.3 x the size of the new model is free, and what the step needs beside it (at least 1 GiB). What still
+  does not fit is streamed from the host at every forward pass.
 
 Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit;
-they need only the driver's context as a reserve (we keep 1.5% more back); their copies are from pageable memory, at
-half the speed of pinned ones, both ways; and their host has room for every model. Ours are pinned as far as half of the
-host's memory goes; a copy beside the computation still costs a quarter of its time.
+they reserve only the driver's context (we reserve 1.5% more); their copies are pageable, at half the speed of pinned
+ones, both ways; and their host has room for every model. Ours are pinned up to half of the host's memory; a copy beside
+the computation still costs a quarter of its time.
 """
 
 from __future__ import annotations

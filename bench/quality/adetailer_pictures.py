@@ -1,8 +1,6 @@
-"""Makes the picture of docs/adetailer.md: ``python -m bench.quality.adetailer_pictures [--out
-docs/images/adetailer_arguments.webp]``.
+"""Makes the picture of docs/adetailer.md: ``python -m bench.quality.adetailer_pictures [--out FILE]``.
 
-One row an argument that can be seen, on one drawing of two people: the drawing, then the argument at some of its
-values.
+One row per visible argument, on one drawing of two people: the drawing, then the argument at some of its values.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""The six detectors that ADetailer offers, as files of their architectures trained on our drawings: do they resolve,
-load and find?
+"""Do files of the six published detectors load and detect? ``python -m bench.quality.published_detectors [--out DIR]``.
 
-    python -m bench.quality.published_detectors [--out DIR]
-
-Builds each from ultralytics' own description, trains it for a few epochs (the larger ones for fewer steps), saves it as
-ultralytics does under the published name, and looks it up, loads and runs it as the package does. Prints what each
-finds on held-out drawings.
+Builds each from ultralytics' own description, trains it for a few epochs on our drawings (the larger ones for fewer
+steps), saves it as ultralytics does under the published name, and finds, loads and runs it as the package does. Prints
+what each detects on held-out drawings.
 """
 
 from __future__ import annotations

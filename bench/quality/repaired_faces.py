@@ -1,9 +1,8 @@
 """Does the detail pass repair faces? ``python -m bench.quality.repaired_faces [--pictures 12] [--sheet FILE]``.
 
-Several people are drawn, half of the pictures portraits and half whole figures, so that every face is known exactly,
-and sent through the autoencoder, which blurs small faces as it blurs them in a generated picture. Every face that the
-detector finds is then repainted with its person's own words. Of every face before and after: the detector's confidence,
-and its sharpness against the drawing's (the spread of the Laplacian; 1 is as sharp).
+Drawings of several people, half of them portraits and half whole figures, go through the autoencoder, which blurs small
+faces as it does in generated pictures. Every detected face is repainted with the words for its person. For every face
+before and after: the detector's confidence, and its sharpness relative to the drawing (the spread of the Laplacian).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Whether what holds goes on holding: after a change, and when something goes wrong."""
+"""Benches that check what must stay true: after a change, and when something goes wrong."""

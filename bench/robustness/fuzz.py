@@ -1,12 +1,11 @@
-"""Throws requests made from its own schema at a running server: ``python -m bench.robustness.fuzz [--requests 10000]
-[--seed 0] [--url URL]``.
+"""Sends requests made from its own schema to a server: ``python -m bench.robustness.fuzz [--requests 10000] [--seed 0]
+[--url URL]``.
 
-Inputs are drawn from the OpenAPI document that the server shows: right ones (kept small, so that a picture takes a
-fraction of a second), wrong ones of every kind, bodies that are no request at all, and odd paths and methods. A fault
-is an answer of 5xx, none within the time allowed, or an answer that holds a path, a secret or a stack trace. A
-connection that was kept from the request before may be closed by either side at any time (RFC 9112, 9.5), so a request
-that met that is sent once more on a new one, and counted. Afterwards the server must be ready and draw the picture that
-it drew before. Without ``--url`` a server is started and ended. Exit code 1 when there was a fault.
+Inputs are made from the server's OpenAPI document: valid ones (small, so that a picture takes a fraction of a second),
+invalid ones of every kind, bodies that are no request, odd paths and methods. A fault is a 5xx, no answer in time, or
+an answer that contains a path, a secret or a stack trace. Either side may close a kept-alive connection at any time
+(RFC 9112, 9.5), so a request that hits a closed one is sent once more and counted. Afterwards the server must be ready
+and generate the same picture as before. Without ``--url`` a server is started. Exit code 1 if there was a fault.
 """
 
 from __future__ import annotations

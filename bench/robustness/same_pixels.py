@@ -1,10 +1,10 @@
-"""Whether another commit draws the same: twelve requests with both, compared pixel by pixel.
+"""Does another commit give the same pixels? Twelve requests with both.
 
     python -m bench.robustness.same_pixels --against REV [--json FILE]
     python -m bench.robustness.same_pixels --against-folder DIR          a checkout with an environment of its own
 
-Both sides are asked through ``scripts/predict``, so that everything behind it may be rewritten. They draw in float32 on
-the processor with their own embedded models, and with tiny random SDXL and SD 1.5. Exits with 1 when any pixel differs.
+Both sides run ``scripts/predict``, so that everything behind it may change. They use float32 on the CPU with their own
+embedded models, and tiny random SDXL and SD 1.5 models. Exit code 1 if any pixel differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Lets one service work through hundreds of mixed requests and looks at what it keeps: ``python -m
-bench.robustness.soak [--requests 500]``.
+"""Sends hundreds of mixed requests to one service and checks what it keeps: ``python -m bench.robustness.soak
+[--requests 500]``.
 
-Sizes, batches, stages and formats change; some requests are refused, canceled in the middle, or fail. Afterwards: did
-weights move, does host memory stay level, are files left behind, and is every tenth picture the one that a fresh
-process makes, byte by byte? ``--leak 1MB`` keeps so much of every request, to show that the check would notice.
+Sizes, batches, stages and formats change; some requests are refused, canceled or fail. Afterwards: did weights move, is
+host memory level, are files left, and does every tenth picture equal that of a fresh process to the byte?
+``--leak 1MB`` keeps that much of every request, to show that the check notices.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Which allocator of host memory suits this load: ``python -m bench.speed.allocators [--runs 3] [--predictions 20]
+"""Compares allocators of host memory on this load: ``python -m bench.speed.allocators [--runs 3] [--predictions 20]
 [--json]``.
 
-For every allocator that is installed (apt: libtcmalloc-minimal4, libjemalloc2, libmimalloc2.0), a process of its own
-loads the embedded models with every stage and makes predictions of changing sizes, batches and stages. Seconds of the
-set-up and of the predictions, the seconds of processor time of both (which a busy machine changes less), peak memory of
-the process, and what it still holds at the end; medians of runs in turns. The rest is reported as absent.
+For every installed allocator (apt: libtcmalloc-minimal4, libjemalloc2, libmimalloc2.0), a process loads the embedded
+models with every stage and makes predictions of changing sizes, batches and stages. Seconds of the set-up and of the
+predictions, processor seconds of both, peak memory, and memory at the end; medians of alternating runs.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""The whole job beside a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3] [--steps
-28] [--json]``.
+"""A whole job against a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3] [--steps 28]
+[--json]``.
 
-Both draw a picture with the embedded models, repaint every face that is found, enlarge by 2 and write a webp file. The
+Both generate a picture with the embedded models, repaint every detected face, upscale by 2 and write a webp file. The
 plain script is what a user writes: ``FluxPipeline``, then ``FluxInpaintPipeline`` with ``padding_mask_crop`` face by
-face, then the upscaler on the whole picture; it finds the faces with our detector, because ultralytics does not read
-its file.
+face, then the upscaler on the whole picture. It uses our detector, because ultralytics does not read its file.
 
-Both compute in float32. From process start: one picture by ``scripts/predict`` beside one by the script, from the start
-of the process to its end. Warm: the jobs after the first one of a process, each with a prompt not seen before. Ratios
-are taken pair by pair, and their medians quoted, also of processor time, which other work on the machine overlaps less;
-peak memory is the kernel's count for the whole process. ``--profile`` prints where our time goes instead, ``--layouts``
-what the order of the channels in memory changes.
+Both compute in float32. Cold: one picture from process start to end. Warm: the jobs after the first one of a process,
+each with a new prompt. Ratios are taken pair by pair and their medians quoted, also of processor time, which other work
+on the machine influences less; peak memory is the kernel's figure for the process. ``--profile`` prints where our time
+goes, ``--layouts`` what the order of channels in memory changes.
 """
 
 from __future__ import annotations

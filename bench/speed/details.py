@@ -1,8 +1,7 @@
 """What n faces cost against one: ``python -m bench.speed.details [--faces 4] [--runs 15] [--dtype auto] [--json]``.
 
-The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, in turn in one
-process, so that the ratios do not depend on how busy the machine is. Also what the batches change in the pictures:
-rounding, of float32 or of bfloat16.
+The detail pass alone, on drawn portraits side by side in one picture, in batches and one face at a time, alternating in
+one process. It also reports by how much batches change the pictures (rounding).
 """
 
 from __future__ import annotations

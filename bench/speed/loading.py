@@ -1,11 +1,9 @@
-"""Which loader of checkpoints is the fastest here: ``python -m bench.speed.loading [--gigabytes 3] [--runs 3]
-[--json]``.
+"""Which checkpoint loader is the fastest here? ``python -m bench.speed.loading [--gigabytes 3] [--runs 3] [--json]``.
 
-A random Flux transformer of that size is written in shards, and every loader reads it in a process of its own, its
-imports not counted, until every page of every weight has been touched: once from the disk (the files are dropped from
-the page cache before), once from the page cache. Peak memory is what the process held at most above what it held
-before, over the size of the files. The runs go in turns, so that a busy moment of the machine meets all of them.
-Loaders that are not installed are named as absent: ``pip install runai-model-streamer humanize fastsafetensors``.
+A random Flux transformer of that size is written in shards. Every loader reads it in a process of its own, without its
+imports, until every page of every weight was touched: once from disk (the files are dropped from the page cache first)
+and once from the page cache. Peak memory is relative to the size of the files. Runs alternate. Loaders that are not
+installed are reported as absent: ``pip install runai-model-streamer humanize fastsafetensors``.
 """
 
 from __future__ import annotations

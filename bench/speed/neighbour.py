@@ -1,10 +1,9 @@
-"""What a busy neighbour on one core costs a prediction on a CPU: ``python -m bench.speed.neighbour [--counts 300000
-10000 0] [--runs 7] [--json]``.
+"""What a busy process on one core costs a prediction: ``python -m bench.speed.neighbour [--counts 300000 10000 0]
+[--runs 7] [--json]``.
 
-Threads of OpenMP that wait keep asking for work before they sleep, by ``GOMP_SPINCOUNT``: 300,000 times is GNU's own
-number, and ``modules/app/service.py`` sets another. Every number is tried in processes of its own, on the machine as it
-is and beside a process that keeps the first core busy, in turns. Seconds are medians of warm predictions of 10 steps,
-all stages included, each with a prompt of its own.
+Waiting OpenMP threads ask for work ``GOMP_SPINCOUNT`` times before they sleep: 300,000 by default, and
+``modules/app/service.py`` sets another number. Each number is tried on the idle machine and beside a process that keeps
+the first core busy, alternating. Seconds are medians of warm predictions of 10 steps with all stages and new prompts.
 """
 
 from __future__ import annotations

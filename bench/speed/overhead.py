@@ -1,10 +1,10 @@
-"""What our generate stage costs beside bare diffusers: ``python -m bench.speed.overhead [--json] [--runs 9] [--steps
-28] [--account]``.
+"""Our generate stage against bare diffusers: ``python -m bench.speed.overhead [--json] [--runs 9] [--steps 28]
+[--account]``.
 
-The same embedded folder, prompt, seed and steps, warm, in turns; the ratio is taken pair by pair and its median is
-quoted. Both in float32, and the pictures must be the same to a 255th, else the comparison would mean nothing.
+The same embedded folder, prompt, seed and steps, warm, alternating; the median of the ratios pair by pair. Both use
+float32, and the pictures must agree within 1/255.
 
-``--account`` runs a whole warm prediction instead and says of every span how much of it no model was at work.
+``--account`` runs a whole warm prediction and says for every span how much of it no model was running.
 """
 
 from __future__ import annotations

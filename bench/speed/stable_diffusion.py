@@ -1,9 +1,7 @@
-"""Stable Diffusion without a download: what a step of SDXL and SD 1.5 costs, and small members of both families with
-random weights.
+"""What a step of SDXL and SD 1.5 costs, and small models of both families with random weights.
 
-    python -m bench.speed.stable_diffusion                                 the figures of
-    backend/planning/model_specs.py, counted without data python -m bench.speed.stable_diffusion --write DIR --family
-    sdxl       a small model in diffusers' layout
+python -m bench.speed.stable_diffusion                              figures of the plan, counted without data
+python -m bench.speed.stable_diffusion --write DIR --family sdxl    a small model in diffusers' layout
 """
 
 from __future__ import annotations

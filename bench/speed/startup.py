@@ -1,14 +1,12 @@
 """From process start to the first picture: ``python -m bench.speed.startup [--runs 5] [--steps 28] [--read-ahead 3]
 [--json]``.
 
-Three questions, each answered by processes that take turns, so that a busy moment of the machine meets all of them:
+Three comparisons of alternating processes:
 
-- ours beside a plain diffusers script that draws the same picture into a file, from the start of the process to its
-end; ours once with
-  the drawing alone (every stage after it disabled, no warm-up, as the script has none), once as it is installed;
+- ours against a plain diffusers script that writes the same picture, from process start to end; ours once with the
+  generate stage alone (no other stage, no warm-up) and once as it is installed;
 - where the time goes, phase by phase, with all stages and without the detail pass;
-- with ``--read-ahead 3``: a checkpoint of 3 GB that is not in the page cache, loaded with and without reading it during
-the imports.
+- with ``--read-ahead 3``: a checkpoint of 3 GB that is not in the page cache, read during the imports or after them.
 """
 
 from __future__ import annotations

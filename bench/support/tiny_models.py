@@ -1,4 +1,4 @@
-"""Tiny members of Stable Diffusion's families: diffusers' own classes with random weights, always the same ones."""
+"""Tiny SDXL and SD 1.5 models: classes of diffusers with random weights, always the same."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What each speed-up costs in quality: ``python -m bench.quality.quality [--prompts 40] [--steps 28] [--only go_fast]
+"""What each speed-up costs in quality: ``python -m bench.quality.speedups [--prompts 40] [--steps 28] [--only go_fast]
 [--json]``.
 
-The held-out prompts of the training are drawn by the generate stage, plainly and with each technique: PSNR against the
-plain pictures (the median, and the worst), how many of the asked colours are there
-(``training/evaluation/adherence.py``; face, hair, shirt, background), and the seconds a picture takes over those of the
-plain run. What costs quality is never a default.
+The generate stage runs the held-out prompts of the training, plainly and with each technique. The table has the PSNR
+against the plain pictures (median and worst), how many of the requested colours are there (face, hair, shirt,
+background; ``training/evaluation/adherence.py``), and the time relative to the plain run. What costs quality is never a
+default.
 """
 
 from __future__ import annotations
