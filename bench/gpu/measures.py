@@ -22,7 +22,8 @@ from backend.offload.oom_fallback import OutOfMemory
 from backend.planning.model_specs import FLUX_DEV
 from bench.gpu.ground import Ground, Row
 from modules.app.service import Service, start
-from modules.diffusion.base import DenoiseRequest, PromptEmbeddings
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.flux1.service import FluxService
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
 

@@ -30,7 +30,9 @@ from modules.app.service import Service, start
 ensure_torchvision_operators()  # before anything imports diffusers
 
 from modules.detection.yolo import Detector  # noqa: E402
-from modules.diffusion.base import DenoiseRequest, DiffusionService, PromptEmbeddings  # noqa: E402
+from modules.diffusion.base import DiffusionService  # noqa: E402
+from modules.diffusion.denoise_request import DenoiseRequest  # noqa: E402
+from modules.diffusion.prompt_cache import PromptEmbeddings  # noqa: E402
 from modules.pipeline.generate import GenerateStage  # noqa: E402
 from modules.upscaling.tiled import Upscaler, UpscalerNetwork  # noqa: E402
 
@@ -113,7 +115,7 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
 def denoising(flux: DiffusionService, side: int, batch: int) -> Callable[[], object]:
     drawing = DenoiseRequest(("",) * batch, tuple(range(batch)), side, side, 2, 3.5)
     one = flux.encode([""])
-    embeddings = PromptEmbeddings.joined([one] * batch)
+    embeddings = PromptEmbeddings.concatenate([one] * batch)
     return lambda: flux.denoise(drawing, embeddings, None, None)
 
 

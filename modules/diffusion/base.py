@@ -1,22 +1,18 @@
-"""What every family that draws has in common: encode the prompt, denoise, decode, each with only the models that it
-needs.
+"""What all diffusion services have in common: encode the prompt, denoise, decode, each with only the models it needs.
 
-A family adds how its prompts are embedded and how its latents are noised. The denoise loop is diffusers' own pipeline
-with prompt embeddings in and latents out. Image-to-image and inpainting are the same loop, begun at a lower noise level
-and, with a mask, blended after every step; the pictures are those of diffusers' own pipelines for them, but the
-autoencoder need not be on the device meanwhile.
+A family adds how its prompts are embedded and how noise is added to its latents. The denoising loop is diffusers' own
+pipeline, with prompt embeddings in and latents out. Image-to-image and inpainting are the same loop, started at a lower
+noise level and, with a mask, blended after every step. The pictures are those of diffusers' own pipelines for them,
+without the autoencoder on the device meanwhile.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
@@ -26,7 +22,10 @@ from torch.nn import functional
 from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Strategy
-from modules.diffusion.samplers import EULER, SIMPLE, SeededSDE
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.latent_mask import editable, latent_mask
+from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
+from modules.diffusion.samplers import SeededSDE
 from modules.families.family import Family
 from modules.flux_memory_optimizer import first_block_cache
 
@@ -36,115 +35,16 @@ if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
 
 StepReport = Callable[[int, int], None]
+"""Called with the steps done and the steps to do."""
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+"""diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """A prompt on the device: words as N x tokens x width, the whole as N x width (SD 1.5 has none), and what is to
-    be avoided, if anything."""
-
-    sequence: torch.Tensor
-    pooled: torch.Tensor | None
-    negative: PromptEmbeddings | None = None
-
-    @classmethod
-    def joined(cls, parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
-        """Several as one batch. All have a pooled embedding, or none has, and likewise a negative."""
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        negative = [part.negative for part in parts if part.negative]
-        return cls(
-            torch.cat([part.sequence for part in parts]),
-            torch.cat(pooled) if pooled else None,
-            cls.joined(negative) if negative else None,
-        )
-
-    def only(self, index: int) -> PromptEmbeddings:
-        """Those of one picture of the batch."""
-        chosen = slice(index, index + 1)
-        return PromptEmbeddings(
-            self.sequence[chosen],
-            None if self.pooled is None else self.pooled[chosen],
-            self.negative.only(index) if self.negative else None,
-        )
-
-
-@dataclass(frozen=True)
-class DenoiseRequest:
-    """A batch to draw: one prompt and one seed a picture, all of one size.
-
-    With ``images`` (of exactly that size) they are redrawn at ``strength`` (0 to 1); with ``masks`` (L, white is
-    repainted) only there. With ``differential`` masks grey is repainted too, in so many of the last steps as it is
-    bright. ``sampler`` and ``schedule`` are names of ``modules/diffusion/samplers.py``; with ``images`` the sampler is
-    always Euler. ``go_fast`` skips steps that change little. With ``latent_resize`` (a mode of
-    ``torch.nn.functional.interpolate``) the images may have another size: their latents are uploads_dir to this one.
-    ``negative`` is what no picture shall show, for families that can be told so.
-    """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    images: tuple[Image.Image, ...] = ()
-    masks: tuple[Image.Image, ...] = ()
-    strength: float = 1.0
-    differential: bool = False
-    sampler: str = EULER
-    schedule: str = SIMPLE
-    go_fast: bool = False
-    latent_resize: str = ""
-    negative: str = ""
-
-    def only(self, index: int) -> DenoiseRequest:
-        """The batch with one of its pictures."""
-        chosen = slice(index, index + 1)
-        return replace(
-            self,
-            prompts=self.prompts[chosen],
-            seeds=self.seeds[chosen],
-            images=self.images[chosen],
-            masks=self.masks[chosen],
-        )
-
-    @property
-    def sampler_used(self) -> str:
-        """Samplers other than Euler cannot begin from a noised picture."""
-        return EULER if self.images else self.sampler
-
-    def steps_run(self) -> int:
-        """Steps that are really run: all, or with images the share that ``strength`` asks for."""
-        return steps_run(self.steps, self.strength) if self.images else self.steps
-
-
-def steps_run(steps: int, strength: float) -> int:
-    """How many of a drawing's steps a picture is redrawn with: the share of ``strength`` (0 to 1), at least one."""
-    return max(1, min(steps, int(steps * strength)))
-
-
-class PromptCache:
-    """The embeddings of the prompts used last, so that a repeated prompt runs no text encoder."""
-
-    def __init__(self, entries: int) -> None:
-        self._entries = entries
-        self._kept: OrderedDict[str, PromptEmbeddings] = OrderedDict()
-
-    def get(self, prompt: str) -> PromptEmbeddings | None:
-        if prompt in self._kept:
-            self._kept.move_to_end(prompt)
-        return self._kept.get(prompt)
-
-    def put(self, prompt: str, embeddings: PromptEmbeddings) -> None:
-        self._kept[prompt] = embeddings
-        while len(self._kept) > self._entries:
-            self._kept.popitem(last=False)
-
-
 class DiffusionService(ABC):
-    """Draws with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
+    """Generates with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
 
-    ``pipeline`` is diffusers' own, made without any model; it gets the denoising one for as long as that is lent.
+    ``pipeline`` is diffusers' own, made without any model; it holds the denoiser for as long as that is borrowed.
     """
 
     def __init__(
@@ -160,92 +60,96 @@ class DiffusionService(ABC):
         self.fallback = fallback
         self.family = family
         self.dtype = dtype
-        self._prompts = PromptCache(prompt_cache_entries)
+        self._prompt_cache = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
         self._pipeline = pipeline
-        self._pipeline.vae_scale_factor = family.latent_factor  # it would ask the autoencoder, which it does not have
+        self._pipeline.vae_scale_factor = family.latent_factor  # read from the autoencoder, which it does not have
         self._pipeline.set_progress_bar_config(disable=True)
 
     @abstractmethod
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
-        """One prompt, without what is to be avoided, by the family's text encoders, which are lent."""
+        """The embeddings of one prompt by the family's text encoders, without a negative prompt."""
 
     @abstractmethod
-    def add_noise(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """Packed latents with so much noise in them as the family has at that level."""
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Packed latents with as much noise as the family has at that level."""
 
     @abstractmethod
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
-        """Gives the pipeline its scheduler, set to the steps that the drawing runs, and returns the arguments that
-        say so to the pipeline."""
+        """Sets the pipeline's scheduler for a request with so many tokens (or rows) of latents, and returns the
+        pipeline's arguments that name the steps."""
 
     @abstractmethod
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         """The pipeline's arguments for these embeddings."""
 
     def scale_initial_noise(self, latents: torch.Tensor) -> torch.Tensor:
-        """Noised latents as the pipeline wants those that it begins from."""
+        """Latents with noise added, in the scale in which the pipeline takes its initial latents."""
         return latents
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """N x channels x rows x columns as the denoising model takes them; here as they are."""
+        """N x channels x rows x columns to what the denoiser takes; unchanged here."""
         return latents
 
     def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """The inverse of :meth:`pack` for a picture of so many pixels."""
+        """The inverse of :meth:`pack`, for pictures of that size in pixels."""
         return latents
 
     def null_embedding(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
-        """What stands for nothing to avoid, where that is not the empty prompt."""
+        """What replaces the embeddings of an empty negative prompt, where the model was trained with something else."""
         return None
 
     @torch.inference_mode()
     def generate(
         self, request: DenoiseRequest, timeline: Timeline, report: StepReport | None = None
     ) -> list[Image.Image]:
-        """Draws the batch. ``report`` is told the steps done and to do after every step.
+        """Generates the batch. ``report`` is called after every step.
 
-        Where the device's memory is too small the pictures go one by one and the autoencoder works in tiles; raises
-        :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
+        Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
+        tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
         """
         if request.images and request.strength <= 0:
             return list(request.images)
-        negative = request.negative if self.family.negative_prompts and request.guidance > 1 else None
         with timeline.span("encode"):
-            again = Strategy("once more after clearing", lambda: self.encode(request.prompts, negative))
-            embeddings = self.fallback.run(
-                "encode", [Strategy("all encoders", lambda: self.encode(request.prompts, negative)), again], "prompt"
-            )
+            embeddings = self._encode_with_retry(request)
         start: torch.Tensor | None = None
         if request.images:
             with timeline.span("encode_image"):
-                start = self._with_or_without_tiles("encode_image", lambda: self.encode_images(request.images))
-                if request.latent_resize:
-                    factor = self.family.latent_factor
-                    start = functional.interpolate(
-                        start, (request.height // factor, request.width // factor), mode=request.latent_resize
-                    )
+                start = self._with_or_without_tiles("encode_image", lambda: self._start_latents(request))
         with timeline.span("denoise"):
             whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, report))
             single = Strategy(
                 "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, report)
             )
-            # which steps are skipped is decided for a batch, and no picture shall depend on those beside it
+            # which steps are skipped is decided for a whole batch, and no picture may depend on its neighbours
             latents = self.fallback.run("denoise", [single] if request.go_fast else [whole, single], "width and height")
         with timeline.span("decode"):
             return self._with_or_without_tiles("decode", lambda: self.decode(latents, request.width, request.height))
 
+    def _encode_with_retry(self, request: DenoiseRequest) -> PromptEmbeddings:
+        negative = request.negative if self.family.negative_prompts and request.guidance > 1 else None
+        strategies = [
+            Strategy(way, lambda: self.encode(request.prompts, negative))
+            for way in ("all encoders", "once more after clearing")
+        ]
+        return self.fallback.run("encode", strategies, "prompt")
+
+    def _start_latents(self, request: DenoiseRequest) -> torch.Tensor:
+        """The latents of the request's images, at the request's size."""
+        latents = self.encode_images(request.images)
+        if not request.latent_resize:
+            return latents
+        return functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
+
     def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
-        """The autoencoder at work on whole pictures, or in tiles where memory does not hold them."""
+        """Runs the autoencoder on whole pictures, or in tiles where these do not fit into memory."""
 
         def tiled() -> Result:
             with self.models.on_device("vae") as loan:
                 vae: Any = loan[0]
                 before = vae.use_tiling
-                vae.tile_sample_min_size, vae.tile_latent_min_size = (
-                    self.family.native // 2,
-                    self.family.native // 2 // self.family.latent_factor,
-                )
+                vae.tile_sample_min_size = self.family.native // 2
+                vae.tile_latent_min_size = self.family.native // 2 // self.family.latent_factor
                 vae.enable_tiling()
                 try:
                     return run()
@@ -261,57 +165,51 @@ class DiffusionService(ABC):
         start: torch.Tensor | None,
         report: StepReport | None,
     ) -> torch.Tensor:
-        """:meth:`denoise`, picture by picture. A picture's noise is its seed's, so it is the same picture."""
+        """:meth:`denoise`, one picture at a time. The noise depends on the seed only, so the pictures are the same."""
         count, steps = len(request.seeds), request.steps_run()
         latents = []
         for index in range(count):
 
-            def told(done: int, total: int, before: int = index * steps) -> None:
+            def report_of_all(done: int, total: int, before: int = index * steps) -> None:
                 if report:
                     report(before + done, count * steps)
 
-            latents.append(
-                self.denoise(
-                    request.only(index),
-                    embeddings.only(index),
-                    None if start is None else start[index : index + 1],
-                    told,
-                )
-            )
+            own_start = None if start is None else start[index : index + 1]
+            latents.append(self.denoise(request.only(index), embeddings.only(index), own_start, report_of_all))
         return torch.cat(latents)
 
     def encode(self, prompts: Sequence[str], negative: str | None = None) -> PromptEmbeddings:
-        """Embeddings of all prompts, in order, each with those of ``negative`` where it is given.
+        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given.
 
-        The text encoders are borrowed only for prompts not seen lately.
+        The text encoders are borrowed only for prompts that are not in the cache.
         """
         wanted = dict.fromkeys(prompts if negative is None else (*prompts, negative))
-        found = {prompt: known for prompt in wanted if (known := self._prompts.get(prompt))}
+        found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get(prompt))}
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
             with self.models.on_device(*self.family.encoders) as encoders:
                 self.models.prefetch(self.family.denoiser)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     found[prompt] = self.embed(prompt, encoders)
-                    self._prompts.put(prompt, found[prompt])
+                    self._prompt_cache.put(prompt, found[prompt])
         if negative is not None:
-            avoided = found[negative]
-            null = None if negative else self.null_embedding(avoided)
-            found = {prompt: replace(found[prompt], negative=null or avoided) for prompt in prompts}
-        return PromptEmbeddings.joined([found[prompt] for prompt in prompts])
+            avoid = found[negative]
+            null = None if negative else self.null_embedding(avoid)
+            found = {prompt: replace(found[prompt], negative=null or avoid) for prompt in prompts}
+        return PromptEmbeddings.concatenate([found[prompt] for prompt in prompts])
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
-        """The prompt as 1 x length numbers on the device; what is longer is cut off."""
+        """The prompt's token ids on the device, 1 x length; a longer prompt is cut off."""
         ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x channels x height/factor x width/factor. One at a time, which
-        needs the least memory."""
+        """Pictures of one size to scaled latents, N x channels x rows x columns. One at a time, which needs the least
+        memory."""
         with self.models.on_device("vae") as loan:
             vae: Any = loan[0]
             pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
-            # the mean of the latent distribution, not a sample: one noise less between the picture and its repainting
+            # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
             latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
             return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
 
@@ -342,48 +240,27 @@ class DiffusionService(ABC):
         start: torch.Tensor | None,
         report: StepReport | None,
     ) -> torch.Tensor:
-        """From noise (or from noised ``start`` latents) to packed latents."""
-        device, factor, channels = self.models.device, self.family.latent_factor, self.family.latent_channels
-        rows, columns = request.height // factor, request.width // factor
+        """From noise, or from the latents ``start`` with noise added, to packed latents."""
         # drawn on the CPU, so that a seed gives the same noise on every machine
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
-        noise = self.pack(
-            randn_tensor(
-                (len(generators), channels, rows, columns), generator=generators, device=device, dtype=self.dtype
-            )
-        )
-        total = request.steps_run()
-        steps = self.prepare_steps(request, noise.shape[1])
+        shape = (len(generators), self.family.latent_channels, *self._latent_size(request))
+        noise = self.pack(randn_tensor(shape, generator=generators, device=self.models.device, dtype=self.dtype))
+        arguments = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
             self._pipeline.scheduler.generators = generators
-        origin = self.pack(start) if start is not None else None
+        original = None if start is None else self.pack(start)
         latents = noise
-        if origin is not None and total < request.steps:
-            latents = self.scale_initial_noise(
-                self.add_noise(origin, noise, self._pipeline.scheduler.sigmas[0].to(noise))
-            )
-        mask = self._latent_mask(request.masks, rows, columns, request.differential) if request.masks else None
-
-        def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
-            if mask is not None and origin is not None:
-                kept = self.add_noise(origin, noise, pipeline.scheduler.sigmas[index + 1].to(noise))
-                # differential diffusion (Levin and Fried, 2023): the darker a place of a differential mask, the later
-                # it is let go
-                free = (mask > 1 - (index + 1) / total).to(mask) if request.differential else mask
-                state["latents"] = torch.lerp(kept, state["latents"], free)
-            if index + 1 == total:
-                self.models.prefetch("vae")
-            if report:
-                report(index + 1, total)
-            return state
-
+        if original is not None and request.steps_run() < request.steps:
+            level = self._pipeline.scheduler.sigmas[0].to(noise)
+            latents = self.scale_initial_noise(self.add_noise(original, noise, level))
+        after_step = self._after_step(request, original, noise, report)
         denoiser = self.family.denoiser
         with self.models.on_device(denoiser) as (network,), first_block_cache(network, request.go_fast):
             setattr(self._pipeline, denoiser, network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]
                     **self.conditions(embeddings),
-                    **steps,
+                    **arguments,
                     latents=latents,
                     width=request.width,
                     height=request.height,
@@ -393,15 +270,36 @@ class DiffusionService(ABC):
                     return_dict=False,
                 )[0]
             finally:
-                setattr(self._pipeline, denoiser, None)  # the loan ends here
+                setattr(self._pipeline, denoiser, None)  # it is no longer borrowed
 
-    def _latent_mask(self, masks: Sequence[Image.Image], rows: int, columns: int, differential: bool) -> torch.Tensor:
-        """Masks as packed latents in 0..1. A latent is repainted as far as any of its pixels is white, so that no edge
-        stays; with ``differential`` it has the brightness of that pixel, else it is 0 or 1."""
-        planes = []
-        for mask in masks:
-            step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
-            array = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
-            planes.append(array.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
-        plane = torch.from_numpy(np.stack(planes))[:, None].expand(-1, self.family.latent_channels, -1, -1)
-        return self.pack((plane if differential else plane.round()).contiguous()).to(self.models.device, self.dtype)
+    def _latent_size(self, request: DenoiseRequest) -> tuple[int, int]:
+        """Rows and columns of the request's latents."""
+        return request.height // self.family.latent_factor, request.width // self.family.latent_factor
+
+    def _after_step(
+        self, request: DenoiseRequest, original: torch.Tensor | None, noise: torch.Tensor, report: StepReport | None
+    ) -> StepCallback:
+        """The callback of the pipeline. It restores the original, with the noise of that step, outside of the mask,
+        prefetches the autoencoder after the last step and calls ``report``."""
+        total = request.steps_run()
+        mask = self._packed_mask(request) if request.masks else None
+
+        def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
+            done = index + 1
+            if mask is not None and original is not None:
+                kept = self.add_noise(original, noise, pipeline.scheduler.sigmas[done].to(noise))
+                weight = editable(mask, done, total) if request.differential else mask
+                state["latents"] = torch.lerp(kept, state["latents"], weight)
+            if done == total:
+                self.models.prefetch("vae")
+            if report:
+                report(done, total)
+            return state
+
+        return after_step
+
+    def _packed_mask(self, request: DenoiseRequest) -> torch.Tensor:
+        """The request's masks as packed latents in 0..1 on the device."""
+        plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
+        channels = plane.expand(-1, self.family.latent_channels, -1, -1).contiguous()
+        return self.pack(channels).to(self.models.device, self.dtype)

@@ -13,7 +13,8 @@ from modules.adetailer.debug_images import draw_found
 from modules.adetailer.regions import Found, Region, batches, choose_regions
 from modules.detection.detections import Detections
 from modules.detection.service import Detectors
-from modules.diffusion.base import DenoiseRequest, DiffusionService, steps_run
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest, steps_run
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.diffusion.samplers import EULER
 from modules.face_restoration.service import FaceRestoration

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from modules.diffusion.base import DenoiseRequest, DiffusionService
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.image_request import ImageRequest

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from modules.diffusion.base import DenoiseRequest, DiffusionService
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.diffusion.sampler_names import MOST_STRENGTH
 from modules.pipeline.base import ImageBatch

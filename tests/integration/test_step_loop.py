@@ -20,7 +20,8 @@ from backend.core.timeline import Timeline
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.app.service import Service
-from modules.diffusion.base import DenoiseRequest, PromptEmbeddings
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.family import read_family
 from modules.families.flux1.service import FluxService
 from modules.flux_memory_optimizer import RotaryTables

@@ -14,7 +14,8 @@ from support.pictures import PROMPT
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline
 from modules.app.service import Service
-from modules.diffusion.base import DenoiseRequest, PromptCache, PromptEmbeddings
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
 

@@ -41,7 +41,7 @@ from backend.planning.model_specs import FAMILIES
 from bench.speed.stable_diffusion import count, without_data, write
 from modules.app.model_files import find_files
 from modules.app.service import Service, start
-from modules.diffusion.base import DenoiseRequest
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.families.stable_diffusion.service import StableDiffusionService
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress

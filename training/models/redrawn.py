@@ -25,7 +25,8 @@ from backend.core.timeline import Timeline
 from backend.weights.resolver import EMBEDDED
 from modules.app.service import start
 from modules.detection.yolo import Detector, load_detector_network
-from modules.diffusion.base import DenoiseRequest, DiffusionService
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.pipeline.generate import GenerateStage
 from training.data.detector_samples import KINDS, Kind, Sample, labelled, softened, write_dataset
 from training.data.subjects import SUBJECTS, caption

@@ -11,7 +11,9 @@ import torch
 from diffusers import FluxPipeline
 
 from backend.offload.oom_fallback import OomFallback
-from modules.diffusion.base import DenoiseRequest, DiffusionService, PromptEmbeddings
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.diffusion.samplers import EULER, SIMPLE, flow_solver, noise_levels, verbatim_scheduler
 from modules.families.family import Family
 
@@ -58,8 +60,8 @@ class FluxService(DiffusionService):
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         return {"prompt_embeds": embeddings.sequence, "pooled_prompt_embeds": embeddings.pooled}
 
-    def add_noise(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(origin, noise, level)
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(original, noise, level)
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""

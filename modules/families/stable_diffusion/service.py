@@ -14,7 +14,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from backend.offload.oom_fallback import OomFallback
-from modules.diffusion.base import DenoiseRequest, DiffusionService, PromptEmbeddings
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.diffusion.samplers import EULER, SIMPLE, noise_levels, solver
 from modules.families.family import Family
 
@@ -89,8 +91,8 @@ class StableDiffusionService(DiffusionService):
                 given["negative_pooled_prompt_embeds"] = embeddings.negative.pooled
         return given
 
-    def add_noise(self, origin: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return origin + level * noise
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return original + level * noise
 
     def scale_initial_noise(self, latents: torch.Tensor) -> torch.Tensor:
         return latents / float(self._pipeline.scheduler.init_noise_sigma)  # which the pipeline multiplies by

@@ -28,7 +28,7 @@ from backend.offload.placements import PLACED_MODELS, block_modules
 from backend.offload.quantized_linear import quantize
 from backend.stream import HostTransfers
 from modules.app.service import Service
-from modules.diffusion.base import DenoiseRequest
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.flux_memory_optimizer import (
     FluxMemoryOptimizer,
     ResidualInPlace,

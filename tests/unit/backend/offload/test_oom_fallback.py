@@ -19,7 +19,7 @@ from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, OutOfMemory, Strategy, is_out_of_memory
 from bench.memory.full_device import prepare, sweep
 from modules.app.service import Service
-from modules.diffusion.base import DenoiseRequest
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
 from modules.request.adetailer_unit import AdetailerUnit
@@ -224,7 +224,7 @@ def test_encoding_and_denoising_survive_with_the_same_pictures(
     flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, operation: int
 ) -> None:
     plain = flux.generate(DRAWING, Timeline())
-    flux._prompts._kept.clear()
+    flux._prompt_cache.clear()
     with full_at(flux, step, monkeypatch, operation):
         rescued = flux.generate(DRAWING, Timeline())
     assert flux.fallback.retries == {step: 1}

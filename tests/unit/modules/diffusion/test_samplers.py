@@ -11,7 +11,7 @@ from support.pictures import PROMPT
 from backend.core.timeline import Timeline
 from modules.app.service import Service
 from modules.detection.yolo import Detector
-from modules.diffusion.base import DenoiseRequest
+from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 from modules.diffusion.samplers import EULER, LEAST_TIME, SOLVERS, noise_levels
 from modules.diffusion.samplers import SCHEDULES as KNOWN_SCHEDULES

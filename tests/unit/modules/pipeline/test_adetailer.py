@@ -15,7 +15,7 @@ from support.pictures import PROMPT
 from backend.core.timeline import Timeline
 from modules.adetailer.crops import blur_mask, correct_colors
 from modules.app.service import Service
-from modules.diffusion.base import DenoiseRequest, steps_run
+from modules.diffusion.denoise_request import DenoiseRequest, steps_run
 from modules.pipeline.adetailer import AdetailerStage
 from modules.pipeline.base import ImageBatch, Picture, no_progress
 from modules.request.adetailer_unit import AdetailerUnit
