@@ -1,4 +1,4 @@
-"""A diffusers folder with random weights in the shapes of FLUX.1-dev, to measure speed and memory without a download."""
+"""A diffusers folder with random weights in the shapes of FLUX.1-dev, to measure speed and memory offline."""
 
 from __future__ import annotations
 

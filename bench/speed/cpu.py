@@ -1,5 +1,5 @@
-"""A whole job against a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3] [--steps 28]
-[--json]``.
+"""A whole job against a plain diffusers script, on a CPU: ``python -m bench.speed.cpu [--runs 3] [--jobs 3]
+[--steps 28] [--json]``.
 
 Both generate a picture with the embedded models, repaint every detected face, upscale by 2 and write a webp file. The
 plain script is what a user writes: ``FluxPipeline``, then ``FluxInpaintPipeline`` with ``padding_mask_crop`` face by

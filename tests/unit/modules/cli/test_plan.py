@@ -23,9 +23,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def written(name: str) -> str:
-    """The table between the marks in the document."""
-    return (ROOT / "docs" / "memory.md").read_text().split(f"<!-- {name} -->\n")[1].split("\n<!-- end -->")[0]
+def written(name: str, page: str = "docs/memory.md") -> str:
+    """The table between the marks on a page."""
+    return (ROOT / page).read_text().split(f"<!-- {name} -->\n")[1].split("\n<!-- end -->")[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_table_of_cards_in_the_document_is_current() -> None:
 
 
 def test_the_simulation_in_the_document_is_current(rows: list[Row]) -> None:
-    assert markdown(rows) == written("simulation"), "write it again with: python -m bench.memory.placement_simulation"
+    assert markdown(rows) == written("simulation", "bench/results/memory.md"), "write it again with: python -m bench.memory.placement_simulation"
 
 
 def test_where_component_offload_runs_our_plan_moves_at_most_half_and_is_faster(rows: list[Row]) -> None:
