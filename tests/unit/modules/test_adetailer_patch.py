@@ -21,6 +21,7 @@ FACE, HAND = "face_yolov8n.pt", "hand_yolov8n.pt"
 
 SCRIPT = """
 import json, sys
+import torch  # first, because its CUDA build runs ldconfig to find its libraries
 asked = []
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen"):

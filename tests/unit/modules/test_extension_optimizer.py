@@ -15,7 +15,6 @@ from backend.core.errors import InputError, SettingsError
 from backend.core.settings import ROOT, Settings
 from modules.extension_optimizer import EXTENSIONS, FORGE_EXTENSIONS, FORGE_SCRIPTS, Selection, select
 
-FORGE_LIST = ROOT.parent / "shared" / "facts" / "forge_extensions.txt"
 LIBRARIES = {"adetailer": ("ultralytics", "cv2"), "upscale": ("spandrel",), "hires": ("spandrel",)}
 STAGE_MODULES = {
     "hires": "modules.pipeline.hires",
@@ -52,16 +51,13 @@ def test_a_name_of_the_webui_without_a_counterpart_is_listed_and_turns_nothing_o
         assert line in report
 
 
-@pytest.mark.skipif(
-    not FORGE_LIST.exists(), reason="the list of Forge's extensions (../shared/facts) is not on this machine"
-)
-def test_every_name_that_forge_comes_with_is_understood() -> None:
-    names = [line for line in FORGE_LIST.read_text().splitlines() if line and not line.startswith("#")]
-    scripts = [name for name in names if name.endswith(".py")]
-    assert {name.removesuffix(".py") for name in scripts} == FORGE_SCRIPTS and set(names) - set(
-        scripts
-    ) == FORGE_EXTENSIONS
-    assert selected(*FORGE_EXTENSIONS, scripts=tuple(scripts)).foreign
+def test_every_name_that_forge_comes_with_turns_off_a_stage_or_is_listed() -> None:
+    for name in FORGE_EXTENSIONS:
+        selection = selected(name)
+        assert (name in selection.foreign) != bool(selection.disabled), name
+    for name in FORGE_SCRIPTS:
+        selection = selected(scripts=(f"{name}.py",))
+        assert (f"{name}.py" in selection.foreign) != bool(selection.disabled), name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The schema says what the signature says, and cog.yaml is one that cog accepts."""
+"""The schema says what the signature says, and cog.yaml names what is there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ FIELDS = {
     if name != "self"
 }
 HINTS = typing.get_type_hints(predict.Predictor.predict)
-COG_SCHEMA = ROOT.parent / "shared" / "facts" / "cog_config_schema_v1.0.json"
 FORBIDDEN_VARIABLES = (
     "PATH",
     "PYTHONPATH",
@@ -197,11 +196,6 @@ def test_a_whole_number_from_json_is_an_int(schema: InputSchema) -> None:
 def cog_yaml() -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / "cog.yaml").read_text())
     return config
-
-
-@pytest.mark.skipif(not COG_SCHEMA.exists(), reason="cog's own schema file (../shared/facts) is not on this machine")
-def test_cog_yaml_is_valid(cog_yaml: dict[str, Any]) -> None:
-    Draft7Validator(json.loads(COG_SCHEMA.read_text())).validate(cog_yaml)
 
 
 def test_cog_yaml_names_what_is_there(cog_yaml: dict[str, Any]) -> None:

@@ -41,12 +41,22 @@ def test_what_torch_takes_is_accepted(conf: str) -> None:
     assert set(parse_allocator_conf(conf)) <= set(OPTIONS)
 
 
-def test_torch_takes_what_is_accepted() -> None:
-    """Its parser runs without CUDA, and in a process of its own it changes nothing for the other tests."""
+@pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
+def test_torch_takes_what_is_accepted(backend: str) -> None:
+    """Its parser runs without a GPU. A CUDA build chooses the backend when it is loaded, so each backend has a process
+    of its own."""
+    accepted = [conf for conf in GOOD if parse_allocator_conf(conf).get("backend", "native") == backend]
     judge = "import sys, torch\nfor conf in sys.argv[1:]: torch._C._accelerator_setAllocatorSettings(conf)"
+    environment = {name: value for name, value in os.environ.items() if name != OLD_VARIABLE}
     process = subprocess.run(
-        [sys.executable, "-c", judge, *GOOD], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", judge, *accepted],
+        env={**environment, VARIABLE: f"backend:{backend}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
+    assert accepted
     assert process.returncode == 0, process.stderr
 
 

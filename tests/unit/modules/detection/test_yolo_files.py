@@ -176,6 +176,7 @@ def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
+import torch  # first, because its CUDA build runs ldconfig to find its libraries
 def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen", "os.system"):
         raise SystemExit(f"{event} {arguments}")
