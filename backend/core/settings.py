@@ -1,7 +1,7 @@
 """``config_optimized.json`` and the environment -> one frozen, typed object.
 
 Every key can be overridden by an environment variable: ``FLUX_`` and the key in capitals (``FLUX_MODEL=embedded``);
-names of a list are parted by commas. ``docs/configuration.md`` explains each key.
+names in a list are separated by commas. ``docs/configuration.md`` explains each key.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from backend.core.errors import SettingsError, nearest
+from backend.core.validation import STRICT, WholeNumber, from_text, validated
 
 logger = logging.getLogger(__name__)
 
@@ -23,54 +27,56 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG_FILE = ROOT / "config_optimized.json"
 PREFIX = "FLUX_"
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device": ("auto", "cpu", "cuda"),
-    "weight_precision": ("exact", "fp8", "nf4"),
-    "compile": ("auto", "on", "off"),
-    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
-}
-MINIMUM: Mapping[str, int] = {"cpu_threads": 0, "upscale_tile_size": 32, "prompt_cache_entries": 0}
-
-
 RENAMED: Mapping[str, str] = {
     "quality": "weight_precision",
     "tile_size": "upscale_tile_size",
     "model_parts": "base_model",
 }
-"""Settings by their old names, which are still read, with a notice."""
+"""Settings by their old names, which are read for one more release, with a notice."""
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, and no tuples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """All settings of the package. Paths are relative to the project's root unless absolute."""
 
     model: str = "auto"
     base_model: str = ""
-    dtype: str = "auto"
-    device: str = "auto"
-    weight_precision: str = "exact"
-    compile: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    weight_precision: Literal["exact", "fp8", "nf4"] = "exact"
+    compile: Literal["auto", "on", "off"] = "auto"
     compile_cache: str = ".compile_cache"
     emulate_vram: str = ""
-    cpu_threads: int = 0
+    cpu_threads: Annotated[WholeNumber, Field(ge=0)] = 0
     weights_dir: str = "weights"
     allow_downloads: bool = False
     upscaler: str = "auto"
     face_restorer: str = "auto"
     face_detector: str = "auto"
     prompt_upsampler: str = "auto"
-    upscale_tile_size: int = 192
-    prompt_cache_entries: int = 32
+    upscale_tile_size: Annotated[WholeNumber, Field(ge=32)] = 192
+    prompt_cache_entries: Annotated[WholeNumber, Field(ge=0)] = 32
     warm_up: bool = True
-    disabled_extensions: tuple[str, ...] = ()
-    disabled_scripts: tuple[str, ...] = ()
+    disabled_extensions: Names = ()
+    disabled_scripts: Names = ()
     allocator_conf: str = "auto"
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property
     def weights_path(self) -> Path:
         return ROOT / self.weights_dir
+
+
+DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(Settings)}
+
+
+class _Given(NamedTuple):
+    """A value, and where it was found in the words of an error."""
+
+    value: object
+    origin: str
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -85,78 +91,72 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-def _checked(name: str, value: Any, kind: type, origin: str) -> Any:
-    where = f"{origin}: {name}"
-    if (
-        kind is bool
-        and not isinstance(value, bool)
-        or kind is int
-        and (not isinstance(value, int) or isinstance(value, bool))
-    ):
-        raise SettingsError(f"{where} must be {'true or false' if kind is bool else 'a whole number'}, not {value!r}")
-    if kind is str and not isinstance(value, str):
-        raise SettingsError(f"{where} must be text, not {value!r}")
-    if kind is tuple:
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            raise SettingsError(f"{where} must be a list of names, not {value!r}")
-        return tuple(value)
-    if name in CHOICES and value not in CHOICES[name]:
-        raise SettingsError(f"{where} must be one of {', '.join(CHOICES[name])}, not {value!r}")
-    if name in MINIMUM and value < MINIMUM[name]:
-        raise SettingsError(f"{where} must be at least {MINIMUM[name]}, not {value}")
-    return value
-
-
-def _from_environment(kind: type, text: str, name: str) -> Any:
-    if kind is bool:
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if text.strip().lower() not in words:
-            raise SettingsError(f"environment variable {name} must be true or false, not {text!r}")
-        return words[text.strip().lower()]
-    if kind is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise SettingsError(f"environment variable {name} must be a whole number, not {text!r}") from None
-    if kind is tuple:
-        return [name.strip() for name in text.split(",") if name.strip()]
-    return text
-
-
-def _current_name(key: str, origin: str) -> str:
-    if key in RENAMED:
-        logger.warning(
-            "%s: '%s' is now called '%s'; the old name is read for one more release", origin, key, RENAMED[key]
-        )
-    return RENAMED.get(key, key)
-
-
 def load_settings(path: Path = CONFIG_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
     """Reads the file, then the environment over it.
 
     Raises :class:`SettingsError` for a file that is not JSON, an unknown key (with the nearest known one), or a value
     of the wrong type or range.
     """
-    kinds: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}
-    values: dict[str, Any] = {}
-    if path.exists():
+    given = {**_from_file(path), **_from_environment(environment)}
+    return validated(
+        Settings,
+        {name: one.value for name, one in given.items()},
+        lambda name, problem: SettingsError(f"{given[name].origin} {problem}"),
+    )
+
+
+def _from_file(path: Path) -> dict[str, _Given]:
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{path.name}: not valid JSON in line {error.lineno}: {error.msg}") from None
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path.name}: must hold one JSON object")
+    given = {}
+    for name, key in _current_names(data, path.name).items():
+        if name not in DEFAULTS:
+            raise SettingsError(f"{path.name}: unknown key '{key}'{nearest(key, DEFAULTS)}")
+        given[name] = _Given(data[key], f"{path.name}: {key}")
+    return given
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
+    texts = {
+        variable.removeprefix(PREFIX).lower(): text
+        for variable, text in environment.items()
+        if variable.startswith(PREFIX)
+    }
+    given = {}
+    for name, key in _current_names(texts, "environment").items():
+        variable = PREFIX + key.upper()
+        origin = f"environment variable {variable}"
+        if name not in DEFAULTS:
+            known = [PREFIX + one.upper() for one in DEFAULTS]
+            raise SettingsError(f"{origin}: unknown setting{nearest(variable, known)}")
         try:
-            data = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"{path.name}: not valid JSON in line {error.lineno}: {error.msg}") from None
-        if not isinstance(data, dict):
-            raise SettingsError(f"{path.name}: must hold one JSON object")
-        for key, value in data.items():
-            key = _current_name(key, path.name)
-            if key not in kinds:
-                raise SettingsError(f"{path.name}: unknown key '{key}'{nearest(key, kinds)}")
-            values[key] = _checked(key, value, kinds[key], path.name)
-    for variable, text in environment.items():
-        if not variable.startswith(PREFIX):
-            continue
-        key = variable.removeprefix(PREFIX).lower()
-        key = _current_name(key, "environment")
-        if key not in kinds:
-            raise SettingsError(f"environment variable {variable}: unknown setting{nearest(key, kinds)}")
-        values[key] = _checked(key, _from_environment(kinds[key], text, variable), kinds[key], "environment")
-    return Settings(**values)
+            given[name] = _Given(_from_text(texts[key], type(DEFAULTS[name])), origin)
+        except ValueError as problem:
+            raise SettingsError(f"{origin} {problem}") from None
+    return given
+
+
+def _from_text(text: str, kind: type) -> object:
+    """Raises ValueError with what the text must be."""
+    if kind is tuple:
+        return [name.strip() for name in text.split(",") if name.strip()]
+    return text if kind is str else from_text(kind, text)
+
+
+def _current_names(keys: Iterable[str], origin: str) -> dict[str, str]:
+    """The keys by the names that settings have now, with a notice for every old one."""
+    names: dict[str, str] = {}
+    for key in keys:
+        name = RENAMED.get(key, key)
+        if name in names:
+            raise SettingsError(f"{origin}: '{names[name]}' and '{key}' are one setting; keep only '{name}'")
+        if key in RENAMED:
+            logger.warning("%s: '%s' is now called '%s'; the old name is read for one more release", origin, key, name)
+        names[name] = key
+    return names

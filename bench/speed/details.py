@@ -20,8 +20,9 @@ from backend.devices.torchvision_ops import ensure_torchvision_operators
 
 ensure_torchvision_operators()  # before anything imports diffusers
 
-from backend.core.settings import CHOICES, Settings  # noqa: E402
+from backend.core.settings import Settings  # noqa: E402
 from backend.core.timeline import Timeline  # noqa: E402
+from backend.core.validation import choices, fields_of  # noqa: E402
 from modules.app.service import start  # noqa: E402
 from modules.pipeline.adetailer import AdetailerStage  # noqa: E402
 from modules.pipeline.base import ImageBatch, Picture, no_progress  # noqa: E402
@@ -58,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=4)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--dtype", default="auto", choices=CHOICES["dtype"], help="as the setting of that name")
+    parser.add_argument(
+        "--dtype", default="auto", choices=choices(fields_of(Settings)["dtype"]), help="as the setting of that name"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", dtype=arguments.dtype, log_level="ERROR"))

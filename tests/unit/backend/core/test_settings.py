@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from backend.core.errors import SettingsError
-from backend.core.settings import CONFIG_FILE, ROOT, Settings, load_settings
+from backend.core.settings import CONFIG_FILE, DEFAULTS, RENAMED, ROOT, Settings, load_settings
 
 
 def written(folder: Path, text: str) -> Path:
@@ -19,9 +20,8 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_file_of_the_package_names_every_setting_with_its_default() -> None:
-    defaults = {field.name: field.default for field in fields(Settings)}
     assert json.loads(CONFIG_FILE.read_text()) == {
-        name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
+        name: list(value) if isinstance(value, tuple) else value for name, value in DEFAULTS.items()
     }
     assert load_settings(environment={}) == Settings()
 
@@ -46,7 +46,8 @@ def test_the_configuration_page_explains_every_setting() -> None:
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     settings = load_settings(
-        written(tmp_path, '{"tile_size": 64}'), {"FLUX_TILE_SIZE": "96", "FLUX_WARM_UP": "false", "PATH": "/bin"}
+        written(tmp_path, '{"upscale_tile_size": 64}'),
+        {"FLUX_UPSCALE_TILE_SIZE": "96", "FLUX_WARM_UP": "false", "PATH": "/bin"},
     )
     assert settings.upscale_tile_size == 96 and settings.warm_up is False
     assert load_settings(environment={"FLUX_DISABLED_EXTENSIONS": "hires, upscale"}).disabled_extensions == (
@@ -56,19 +57,54 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("quality", "weight_precision", "fp8"),
+        ("tile_size", "upscale_tile_size", 64),
+        ("model_parts", "base_model", "embedded"),
+    ],
+)
+def test_a_renamed_setting_is_read_by_its_old_name_with_a_notice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str, value: object
+) -> None:
+    path = written(tmp_path, json.dumps({old: value}))
+    assert getattr(load_settings(path, {}), new) == value
+    assert getattr(load_settings(tmp_path / "none.json", {f"FLUX_{old.upper()}": str(value)}), new) == value
+    notice = f"'{old}' is now called '{new}'; the old name is read for one more release"
+    assert [record.getMessage() for record in caplog.records] == [f"config.json: {notice}", f"environment: {notice}"]
+    assert old in RENAMED and new not in RENAMED
+
+
+def test_every_new_name_is_a_setting() -> None:
+    assert set(RENAMED.values()) <= set(DEFAULTS) and not set(RENAMED) & set(DEFAULTS)
+
+
+def test_settings_cannot_be_changed_and_a_changed_copy_is_checked() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().device = "cpu"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="upscale_tile_size"):
+        replace(Settings(), upscale_tile_size=31)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "not valid JSON in line 1"),
         ("[]", "must hold one JSON object"),
         ('{"modell": "auto"}', "unknown key 'modell' (did you mean 'model'?)"),
-        ('{"tile_size": "big"}', "tile_size must be a whole number, not 'big'"),
-        ('{"tile_size": true}', "tile_size must be a whole number"),
-        ('{"tile_size": 1}', "tile_size must be at least 32"),
-        ('{"warm_up": 1}', "warm_up must be true or false"),
-        ('{"dtype": "float8"}', "dtype must be one of auto, float32"),
+        ('{"upscale_tile_size": "big"}', "config.json: upscale_tile_size must be a whole number, not 'big'"),
+        ('{"upscale_tile_size": true}', "upscale_tile_size must be a whole number, not true"),
+        ('{"upscale_tile_size": 1}', "upscale_tile_size must be at least 32, not 1"),
+        ('{"tile_size": 1}', "config.json: tile_size must be at least 32"),
+        ('{"warm_up": 1}', "warm_up must be true or false, not 1"),
+        (
+            '{"dtype": "float8"}',
+            "dtype must be one of auto, float32, bfloat16, float16, not 'float8' (did you mean 'float32'?)",
+        ),
         ('{"model": 3}', "model must be text"),
         ('{"disabled_extensions": "upscale"}', "disabled_extensions must be a list of names, not 'upscale'"),
-        ('{"disabled_scripts": [1]}', "disabled_scripts must be a list of names"),
+        ('{"disabled_scripts": [1]}', "disabled_scripts must be a list of names, not [1]"),
+        ('{"quality": "fp8", "weight_precision": "nf4"}', "'quality' and 'weight_precision' are one setting"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -80,9 +116,11 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, message: str)
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("FLUX_TILESIZE", "64", "unknown setting (did you mean 'tile_size'?)"),
-        ("FLUX_TILE_SIZE", "x", "must be a whole number"),
-        ("FLUX_WARM_UP", "maybe", "must be true or false"),
+        ("FLUX_TILESIZE", "64", "FLUX_TILESIZE: unknown setting (did you mean 'FLUX_UPSCALE_TILE_SIZE'?)"),
+        ("FLUX_UPSCALE_TILE_SIZE", "x", "FLUX_UPSCALE_TILE_SIZE must be a whole number, not 'x'"),
+        ("FLUX_TILE_SIZE", "3", "FLUX_TILE_SIZE must be at least 32, not 3"),
+        ("FLUX_WARM_UP", "maybe", "must be true or false, not 'maybe'"),
+        ("FLUX_DEVICE", "gpu", "must be one of auto, cpu, cuda, not 'gpu'"),
     ],
 )
 def test_a_mistake_in_the_environment_is_named(tmp_path: Path, variable: str, value: str, message: str) -> None:
