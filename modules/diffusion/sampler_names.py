@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-SAMPLERS = ("Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC")
-SCHEDULES = ("Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform")
+from typing import Literal, get_args
+
+Sampler = Literal["Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"]
+Schedule = Literal["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 """Those of ``modules/diffusion/samplers.py``; the first of each is the default."""
 
 MOST_STRENGTH = 0.999

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -21,17 +21,6 @@ from modules.face_restoration.service import FaceRestoration
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.adetailer_unit import AdetailerUnit, region_prompt
 from modules.request.image_request import MAX_SEED, ImageRequest
-
-LABELS = {
-    "inpaint_only_masked_padding": "inpaint padding",
-    "mask_filter_method": "method to decide top k masks",
-    "mask_k": "mask only top k",
-    "use_steps": "use separate steps",
-    "use_sampler": "use separate sampler",
-    "use_cfg_scale": "use separate CFG scale",
-    "cfg_scale": "CFG scale",
-}
-"""What ADetailer calls arguments in the parameters of a picture, where it is not their name."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +163,7 @@ class AdetailerStage:
         In our own record also the boxes, and what was found but not repainted, with the reason.
         """
         suffix = ("", " 2nd", " 3rd", " 4th")[number]
-        changed = {
-            LABELS.get(field.name, field.name.replace("_", " ")): getattr(unit, field.name)
-            for field in fields(unit)
-            if field.name != "model" and getattr(unit, field.name) != field.default
-        }
+        changed = unit.changed()
         sampler, schedule = unit.sampling(request.sampler, request.scheduler)
         if sampler != EULER:
             changed["sampler"] = EULER

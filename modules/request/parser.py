@@ -16,7 +16,8 @@ from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import why_not
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.families.family import Family
-from modules.request.adetailer_unit import FACES, HANDS, MAX_UNITS, AdetailerUnit, units_from_json
+from modules.request.adetailer_args import MAX_UNITS, units_from_json
+from modules.request.adetailer_unit import FACES, HANDS, AdetailerUnit
 from modules.request.image_request import Hires, ImageRequest, choose_size, random_seed
 from modules.upscaling.discovery import FACE_RESTORERS
 

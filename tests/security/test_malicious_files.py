@@ -40,7 +40,7 @@ from modules.app.model_files import find_files
 from modules.app.service import start
 from modules.cli.convert_weights import convert
 from modules.detection.yolo import load_detector_network, offline_ultralytics
-from modules.request.adetailer_unit import units_from_json
+from modules.request.adetailer_args import units_from_json
 from modules.request.parser import only_temporary, read_image
 from modules.upscaling.tiled import load_upscaler_network
 from training.models.detector import ARCHITECTURE

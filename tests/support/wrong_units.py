@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 
-from modules.request.adetailer_unit import CHOICES, NOT_HERE, RANGES
+from backend.core.validation import bounds, choices, fields_of
+from modules.request.adetailer_args import NOT_HERE, WithoutEffect
+from modules.request.adetailer_unit import AdetailerUnit
+
+FIELDS = {**fields_of(AdetailerUnit), **fields_of(WithoutEffect)}
+RANGES = {name: bounds(field) for name, field in FIELDS.items() if math.isfinite(bounds(field)[0])}
+CHOICES = {name: choices(field) for name, field in FIELDS.items() if choices(field)}
 
 
-def _beyond(name: str) -> list[float]:
+def beyond(name: str) -> list[float]:
     low, high = RANGES[name]
     return [low - 1, high + 1] if math.isfinite(high) else [low - 1]
 
@@ -16,11 +22,11 @@ WRONG: list[tuple[object, str]] = [
     *[
         ({"ad_confidense": 0.5}, "unknown argument 'ad_confidense' (did you mean 'ad_confidence'?)"),
         ({"confidence": 0.5}, "unknown argument 'confidence' (did you mean 'ad_confidence'?)"),
-        ([{}, {"ad_mask_k": "2"}], 'unit 2: ad_mask_k must be a whole number, not "2"'),
+        ([{}, {"ad_mask_k": "2"}], "unit 2: ad_mask_k must be a whole number, not '2'"),
         ({"ad_mask_k": True}, "ad_mask_k must be a whole number, not true"),
         ({"ad_mask_k": 1.5}, "ad_mask_k must be a whole number, not 1.5"),
         ({"ad_confidence": float("nan")}, "ad_confidence must be from 0 to 1, not nan"),
-        ({"ad_dilate_erode": float("inf")}, "ad_dilate_erode must be a whole number, not Infinity"),
+        ({"ad_dilate_erode": float("inf")}, "ad_dilate_erode must be a whole number, not inf"),
         ({"ad_inpaint_only_masked": 1}, "ad_inpaint_only_masked must be true or false, not 1"),
         ({"ad_prompt": None}, "ad_prompt must be text, not null"),
         (
@@ -40,7 +46,7 @@ WRONG: list[tuple[object, str]] = [
         ),
         ({"ad_checkpoint": 5}, "ad_checkpoint must be text, not 5"),
     ],
-    *[({f"ad_{name}": value}, f"ad_{name} must be ") for name in RANGES for value in _beyond(name)],
+    *[({f"ad_{name}": value}, f"ad_{name} must be ") for name in RANGES for value in beyond(name)],
     *[
         ({f"ad_{name}": "something"}, f"ad_{name} must be one of {', '.join(CHOICES[name])}, not 'something'")
         for name in CHOICES

@@ -117,12 +117,12 @@ def test_what_is_wrong_is_in_its_place_and_the_rest_is_told_all_the_same() -> No
     )
     process = subprocess.run(
         [ROOT / "scripts" / "doctor"],
-        env={**os.environ, "FLUX_QUALITY": "x"},
+        env={**os.environ, "FLUX_WEIGHT_PRECISION": "x"},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert (process.returncode, process.stdout) == (2, "") and process.stderr.startswith(
-        "error: environment: weight_precision must be one of"
+        "error: environment variable FLUX_WEIGHT_PRECISION must be one of"
     )

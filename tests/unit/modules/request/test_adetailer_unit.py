@@ -9,21 +9,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS
-from support.wrong_units import WRONG, _beyond
+from support.wrong_units import CHOICES, RANGES, WRONG, beyond
 
 from backend.core.errors import InputError
 from modules.detection.classes import ClassSet
-from modules.request.adetailer_unit import (
-    CHOICES,
-    HANDS,
-    NOT_HERE,
-    RANGES,
-    WITHOUT_EFFECT,
-    AdetailerUnit,
-    region_prompt,
-    units_from_json,
-)
+from modules.request.adetailer_args import NOT_HERE, WithoutEffect, units_from_json
+from modules.request.adetailer_unit import HANDS, SORT_ORDERS, AdetailerUnit, region_prompt
 from modules.request.parser import build_request
 
 
@@ -36,12 +29,6 @@ def refused(given: object) -> str:
         units(given)
     assert str(error.value).startswith("adetailer_args: ") and "\n" not in str(error.value)
     return str(error.value)
-
-
-def test_every_range_and_choice_is_that_of_a_field() -> None:
-    names = {field.name for field in fields(AdetailerUnit)}
-    assert set(RANGES) | set(CHOICES) <= names | set(WITHOUT_EFFECT)
-    assert not (set(NOT_HERE) | set(WITHOUT_EFFECT)) & names
 
 
 ADETAILERS: dict[str, Any] = {
@@ -104,9 +91,66 @@ def test_the_defaults_are_adetailers() -> None:
     assert {name: getattr(unit, name) for name in ADETAILERS} == ADETAILERS
 
 
+def test_the_ranges_are_those_of_adetailers_sliders_and_of_the_webui() -> None:
+    share, offset, side = (0, 1), (-200, 200), (64, 2048)
+    assert {
+        "confidence": share,
+        "mask_k": (0, math.inf),
+        "mask_min_ratio": share,
+        "mask_max_ratio": share,
+        "dilate_erode": (-128, 128),
+        "x_offset": offset,
+        "y_offset": offset,
+        "mask_blur": (0, 64),
+        "denoising_strength": share,
+        "inpaint_only_masked_padding": (0, 256),
+        "inpaint_width": side,
+        "inpaint_height": side,
+        "steps": (1, 150),
+        "cfg_scale": (0, 30),
+        "dynamic_denoise_power": (-10, 10),
+        "noise_multiplier": (0.5, 1.5),
+        "clip_skip": (1, 12),
+        "controlnet_weight": share,
+        "controlnet_guidance_start": share,
+        "controlnet_guidance_end": share,
+    } == RANGES
+
+
+def test_the_choices_are_adetailers() -> None:
+    assert {
+        "mask_filter_method": ("Area", "Confidence"),
+        "mask_merge_invert": ("None", "Merge", "Merge and Invert"),
+        "bbox_sortby": tuple(SORT_ORDERS),
+        "match_inpaint_bbox_size": ("Off", "Strict", "Free"),
+    } == CHOICES
+
+
+def test_only_what_is_not_the_default_goes_into_the_parameters_by_adetailers_labels() -> None:
+    assert AdetailerUnit(model="face.pt").changed() == {}
+    changed = AdetailerUnit(mask_k=2, use_cfg_scale=True, cfg_scale=3, mask_blur=8, inpaint_only_masked_padding=0)
+    assert changed.changed() == {
+        "mask only top k": 2,
+        "mask blur": 8,
+        "inpaint padding": 0,
+        "use separate CFG scale": True,
+        "CFG scale": 3.0,
+    }
+
+
+def test_a_unit_that_is_changed_is_checked_again() -> None:
+    with pytest.raises(ValidationError, match="mask_blur"):
+        replace(AdetailerUnit(), mask_blur=65)
+
+
 def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settings_and_three_more_are_not_its() -> None:
     ours = {field.name for field in fields(AdetailerUnit)}
-    assert {*ours, *NOT_HERE, *WITHOUT_EFFECT} >= {"model", *ADETAILERS, *OTHERS, *CONTROLNET}
+    assert {*ours, *NOT_HERE, *(field.name for field in fields(WithoutEffect))} >= {
+        "model",
+        *ADETAILERS,
+        *OTHERS,
+        *CONTROLNET,
+    }
     settings = {"bbox_sortby", "same_seed_for_each_tab", "dynamic_denoise_power", "match_inpaint_bbox_size"}
     assert ours - {"model", *ADETAILERS} == settings | {"mask_select", "soft_mask", "color_correction"}
 
@@ -162,8 +206,8 @@ def test_every_range_is_held_at_both_ends(name: str) -> None:
     for value in (low, high if math.isfinite(high) else 10**6):
         [unit] = units({f"ad_{name}": value})
         assert getattr(unit, name, value) == value
-    range_in_words = f"from {low} to {high}" if math.isfinite(high) else f"{low} or more"
-    for value in _beyond(name):
+    range_in_words = f"from {low} to {high}" if math.isfinite(high) else f"at least {low}"
+    for value in beyond(name):
         assert f"ad_{name} must be {range_in_words}, not {value}" in refused({f"ad_{name}": value})
 
 
