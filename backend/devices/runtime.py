@@ -14,8 +14,8 @@ from backend.devices.emulated import EmulatedDevice
 from backend.devices.probe import Device, host_memory, process_memory
 from backend.memory_management import MemoryPlan, MemoryRules, Workload, plan_memory
 from backend.planning.costs import DeviceMemory, Kind
+from backend.planning.gpu_specs import emulated_memory, nearest_card
 from backend.planning.model_specs import ModelSizes
-from backend.planning.report import emulated_memory, nearest_card
 from backend.stream import CudaTransfers, HostTransfers, Transfers
 
 

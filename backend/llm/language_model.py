@@ -20,8 +20,8 @@ from torch import nn
 
 from backend.checkpoints.loader import RESTORE, shard_files
 from backend.core.errors import SettingsError, UserError, WeightsError
+from backend.core.units import format_bytes
 from backend.devices.probe import host_memory
-from backend.memory_management import format_bytes
 
 TEMPERATURE = 0.7
 REMEDIES = "lower the utilization (-u 0.85), give a smaller --max-seq-len, or take a quantized model (EXL2, GPTQ)"

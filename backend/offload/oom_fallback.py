@@ -18,7 +18,7 @@ import torch
 
 from backend.core.errors import UserError
 from backend.core.settings import parse_bytes
-from backend.memory_management import format_bytes
+from backend.core.units import format_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ class Workload:
 
     ``hires`` is the size of the second pass (None = off). ``detail_crop`` is the side at which a detail is repainted (0
     = off), ``details`` how many a picture is expected to have. The strengths are the shares of the steps that those
-    passes run. ``scale`` enlarges at the end (1 = off) in tiles of ``upscale_tile``.
+    passes run. ``scale`` upscales at the end (1 = off) in tiles of ``upscale_tile``.
     """
 
     width: int
@@ -103,7 +103,7 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
             max(1, math.ceil((side - UPSCALE_OVERLAP) / (w.upscale_tile - UPSCALE_OVERLAP))) for side in (width, height)
         ]
         pixels = math.prod(min(side, w.upscale_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
-        return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "tile_size")
+        return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "upscale_tile_size")
 
     steps = [step("encode", "encode", models.encoders, models.text_tokens, 1, 1, "")] if new_prompt else []
     if (
@@ -121,7 +121,7 @@ def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = 
     ]
     width, height = w.width, w.height
     if w.hires:
-        steps += [upscale("hires", width, height), *repaint("hires", *w.hires, w.hires_strength, "hires scale")]
+        steps += [upscale("hires", width, height), *repaint("hires", *w.hires, w.hires_strength, "hr_scale")]
         width, height = w.hires
     if w.detail_crop:
         steps.append(step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))

@@ -1,15 +1,19 @@
-"""``docs/cards.md``: what the memory plan does with every family on usual cards, and what helps where it is tight.
-Pure, without torch."""
+"""The tables of usual cards in ``docs/memory.md`` and ``docs/cards.md``: what the memory plan does with every family,
+and what helps where memory is tight. Pure, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.memory_management import MemoryPlan, MemoryPlanError, MemoryRules, format_bytes, plan_memory
+from backend.core.units import format_bytes
 from backend.planning.activations import Workload
-from backend.planning.model_specs import FAMILIES, ModelSizes
-from backend.planning.report import CARDS, Card, described_placements
+from backend.planning.gpu_specs import CARDS, Card
+from backend.planning.model_specs import FAMILIES, FLUX_DEV, ModelSizes
+from backend.planning.plan import MemoryPlan, MemoryPlanError
+from backend.planning.planner import plan_memory
+from backend.planning.report import described_placements
+from backend.planning.rules import WEIGHT_PRECISIONS, MemoryRules
 
 SIZES_GIB = (8, 12, 16, 24, 48, 80)
 BY_RESOLUTION_GIB = 24
@@ -31,6 +35,33 @@ ASKING: Mapping[str, Mapping[str, Any]] = {
 """Requests that need more."""
 SIDES, OUTPUTS = (0.5, 0.75, 1, 1.25, 1.5), (1, 2, 4)
 """Of the table by resolution: sides as shares of the native one, and pictures at once."""
+
+
+def card_table() -> str:
+    """Markdown: what each usual card does with FLUX.1-dev at 1024 x 1024, one detail repainted, upscaled by 2, 64 GB
+    of host memory."""
+    workload = Workload(1024, 1024, detail_crop=1024, scale=2)
+
+    def cell(card: Card, weight_precision: str) -> str:
+        try:
+            plan = plan_memory(card.device(), FLUX_DEV, workload, MemoryRules(weight_precision=weight_precision))
+        except MemoryPlanError as error:
+            return f"{format_bytes(error.missing_bytes)} missing"
+        return (
+            f"{described_placements(plan.placements)}; {format_bytes(plan.predicted_peak_bytes)}, "
+            f"{plan.predicted_seconds:.0f} s"
+        )
+
+    head = ["Card", "Memory", *(f"`{weight_precision}`" for weight_precision in WEIGHT_PRECISIONS)]
+    rows = [
+        [
+            f"{card.name} {card.gib} GB",
+            format_bytes(card.reported_bytes),
+            *(cell(card, weight_precision) for weight_precision in WEIGHT_PRECISIONS),
+        ]
+        for card in CARDS
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def cards_document() -> str:
@@ -89,7 +120,7 @@ def _plan(
     details: bool = True,
     scale: float = 2,
 ) -> MemoryPlan | MemoryPlanError:
-    """The plan for one picture of the family's own size with one detail repainted, enlarged by 2, but for what is
+    """The plan for one picture of the family's own size with one detail repainted, upscaled by 2, but for what is
     given."""
     native = int(models.native * side)
     second = (int(native * hires), int(native * hires)) if hires else None

@@ -32,8 +32,8 @@ from dataclasses import asdict, dataclass, replace
 from backend.memory_management import MemoryPlanError, MemoryRules, plan_memory
 from backend.planning.activations import TILING_WORK, Step, Workload, prediction_steps
 from backend.planning.costs import PAGEABLE_SPEED, DeviceMemory, moved_bytes, step_seconds
+from backend.planning.gpu_specs import CARDS
 from backend.planning.model_specs import FLUX_DEV, SLOWDOWN, ModelSizes
-from backend.planning.report import CARDS
 
 SIZES = (80, 48, 24, 16, 12, 8)
 PREDICTIONS = 20

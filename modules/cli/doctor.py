@@ -75,10 +75,10 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     import torch
 
     from backend.core.settings import parse_bytes
+    from backend.core.units import format_bytes
     from backend.devices.probe import probe_device, usable_threads
     from backend.devices.runtime import plan_device
     from backend.devices.torchvision_ops import ensure_torchvision_operators
-    from backend.memory_management import format_bytes
     from backend.planning.report import plan_as_text
     from modules.extension_optimizer import select
 

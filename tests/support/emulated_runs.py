@@ -18,7 +18,7 @@ from backend.memory_management import predicted_peak
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from backend.planning.costs import Kind, Placement
-from backend.planning.report import emulated_memory
+from backend.planning.gpu_specs import emulated_memory
 from modules.app.model_files import find_files
 from modules.app.wiring import assemble
 from modules.flux_memory_optimizer import FluxMemoryOptimizer

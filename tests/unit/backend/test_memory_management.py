@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from backend.core.errors import SettingsError, UserError, WeightsError
 from backend.memory_management import (
-    ROUNDING,
     WEIGHT_PRECISIONS,
     MemoryPlan,
     MemoryPlanError,
@@ -25,6 +24,7 @@ from backend.planning.activations import Workload, prediction_steps
 from backend.planning.checkpoint_sizes import embedded_sizes
 from backend.planning.costs import DeviceMemory
 from backend.planning.model_specs import COMPONENTS, FLUX_DEV, FLUX_SCHNELL
+from backend.planning.rules import ROUNDING
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)

@@ -12,7 +12,7 @@ import pytest
 
 from backend.core.settings import ROOT
 from backend.memory_management import MemoryPlan
-from backend.planning.report import card_table
+from backend.planning.card_tables import card_table
 from bench.memory import placement_simulation
 from bench.memory.placement_simulation import Row, markdown, simulate
 
