@@ -11,10 +11,11 @@ import pytest
 
 from modules.detection.detections import Detections, Mask, rectangle_masks
 from training.data.detector_samples import KINDS, Sample, label_lines, outline, soften
-from training.data.drawing import Box, draw_scene
+from training.data.drawing import draw_scene
 from training.data.figure_drawing import draw_figures, draw_portraits
 from training.data.figures import Figures, sample_figures
 from training.data.scene import sample_scene
+from training.data.shapes import Box
 from training.evaluation.detector_score import average_precision, mask_overlap, median_overlap, overlap, score
 
 

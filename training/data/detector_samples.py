@@ -18,10 +18,11 @@ import yaml  # type: ignore[import-untyped]
 from PIL import Image, ImageFilter
 
 from modules.detection.detections import Mask
-from training.data.drawing import Box, draw_scene, face_boxes
+from training.data.drawing import draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures, draw_portraits
 from training.data.figures import sample_figures
 from training.data.scene import Placement, Scene, sample_scene
+from training.data.shapes import Box
 from training.data.subjects import Subject, draw_subject
 
 SPECK = 4

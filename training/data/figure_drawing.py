@@ -14,18 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modules.detection.detections import Mask, bounding_box
-from training.data.drawing import (
-    SUPERSAMPLE,
-    Box,
-    Point,
-    draw_background,
-    draw_layers,
-    draw_person,
-    ellipse,
-    mirrored,
-    shade,
-    smooth,
-)
+from training.data.drawing import SUPERSAMPLE, draw_background, draw_layers, draw_person
 from training.data.figures import (
     HAND,
     HIP,
@@ -40,6 +29,7 @@ from training.data.figures import (
     leg_share,
 )
 from training.data.scene import BACKGROUND_COLOURS, SHIRT_COLOURS, SKIN_TONES, Colour, Person, Placement, Scene
+from training.data.shapes import Box, Point, ellipse, mirrored, shade, smooth
 
 PARTS = 4
 """Labels of a person: number times ``PARTS``, plus 1 or 2 on the hands. 0 is the background."""

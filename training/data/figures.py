@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from training.data.drawing import Point
 from training.data.scene import (
     BACKGROUND_COLOURS,
     SHIRT_COLOURS,
@@ -23,6 +22,7 @@ from training.data.scene import (
     is_held_out,
     sample_person,
 )
+from training.data.shapes import Point
 
 SHAPES: tuple[tuple[int, int], ...] = (
     (256, 256),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from modules.detection.detections import Detections, Floats, Mask
-from training.data.drawing import Box
+from training.data.shapes import Box
 
 IOU = 0.5
 

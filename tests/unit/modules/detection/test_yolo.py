@@ -18,8 +18,9 @@ from support.detections import WEIGHTS, assert_equal, predicted
 from modules.detection.detections import bounding_box, rectangle_masks
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
 from training.data.detector_samples import KINDS, draw_faces, soften
-from training.data.drawing import Box, draw_scene
+from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
+from training.data.shapes import Box
 from training.evaluation.detector_score import score
 from training.models.detector import SEGMENTING, evaluate, export
 
