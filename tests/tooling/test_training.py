@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+import shutil
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+import training.all
 from modules.detection.detections import Detections, rectangle_masks
 from training.data import figure_captions
 from training.data.captions import caption
@@ -158,3 +164,13 @@ def test_held_out_figures_ask_for_one_to_four() -> None:
     prompts = held_out_figures()
     assert len(prompts) == 40 and {asked["people"] for _, asked in prompts} == {"1", "2", "3", "4"}
     assert all(("a shirt" in text or " shirt" in text) == ("shirt" in asked) for text, asked in prompts)
+
+
+def test_every_step_of_a_whole_training_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[str] = []
+    monkeypatch.setattr(training.all, "run_step", lambda name, work, module, *options: modules.append(module))
+    monkeypatch.setattr(shutil, "copy", lambda source, target: None)
+    monkeypatch.setattr(sys, "argv", ["training.all", "--work", str(tmp_path)])
+    training.all.main()
+    assert len(modules) > 10
+    assert [module for module in modules if find_spec(f"training.{module}") is None] == []

@@ -198,10 +198,9 @@ def draw_legs(paint: Painter, person: Person, stance: Stance) -> None:
             )
 
 
-def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
-    shirt, broad = SHIRT_COLOURS[person.shirt], breadth(person)
-    waist = 0.82 if person.kind in ("woman", "girl") else 0.95
-    lower = shirt if stance.lower == "dress" else stance.lower_colour
+def draw_skirt_or_hips(paint: Painter, person: Person, stance: Stance) -> None:
+    broad = breadth(person)
+    lower = SHIRT_COLOURS[person.shirt] if stance.lower == "dress" else stance.lower_colour
     if stance.lower in ("skirt", "dress"):
         hem = HIP + 0.5 * LEG * leg_share(person)
         paint(
@@ -221,6 +220,12 @@ def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
             ),
             lower,
         )
+
+
+def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
+    shirt, broad = SHIRT_COLOURS[person.shirt], breadth(person)
+    waist = 0.82 if person.kind in ("woman", "girl") else 0.95
+    draw_skirt_or_hips(paint, person, stance)
     outline = [
         (0.0, 1.14),
         (0.42, 1.22),

@@ -72,6 +72,18 @@ COURSE: Mapping[str, object] = {
 FROM_NOTHING: Mapping[str, object] = {"lr0": 0.004, "lrf": 0.02, "mosaic": 0.25, "scale": 0.4}
 
 
+MACHINE = {
+    "device": "cpu",
+    "amp": False,
+    "workers": 0,
+    "cache": "ram",
+    "plots": False,
+    "val": False,
+    "verbose": False,
+    "pretrained": False,
+}
+
+
 def train(
     folder: Path, kind: Kind, data: Path, course: Mapping[str, object], seed: int, network: Network | None = None
 ) -> torch.nn.Module:
@@ -109,18 +121,7 @@ def train(
     architecture = folder / f"{kind.label}.yaml"
     architecture.write_text(yaml.safe_dump(ARCHITECTURES[kind.task]))
     files = {"model": str(architecture), "data": str(data), "project": str(folder)}
-    where = {
-        "device": "cpu",
-        "amp": False,
-        "workers": 0,
-        "cache": "ram",
-        "plots": False,
-        "val": False,
-        "verbose": False,
-        "pretrained": False,
-        "seed": seed,
-    }
-    trainer = Trainer(overrides={**files, **where, **COURSE, "imgsz": kind.imgsz, **course})
+    trainer = Trainer(overrides={**files, **MACHINE, "seed": seed, **COURSE, "imgsz": kind.imgsz, **course})
     trainer.train()
     trained: torch.nn.Module = trainer.ema.ema.half().float().eval()
     trained.args = {"imgsz": kind.imgsz}  # type: ignore[assignment]  # as ultralytics' own loader leaves it

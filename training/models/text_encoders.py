@@ -238,6 +238,22 @@ def widened(
     return clip, t5
 
 
+def make_optimizer(encoders: nn.Module, heads: list[nn.Parameter], slower: float) -> Muon:
+    inner = {
+        name
+        for name, p in encoders.named_parameters()
+        if p.ndim == 2 and "embed" not in name and "shared" not in name and "bias" not in name
+    }
+    matrices = [p for name, p in encoders.named_parameters() if name in inner]
+    # this bias alone says which word comes before which, and it has to grow from 0.07 to about 3 before a colour finds
+    # its noun: at the others' rate that takes longer than the whole training
+    places = [p for name, p in encoders.named_parameters() if "relative_attention_bias" in name]
+    others = [
+        p for name, p in encoders.named_parameters() if name not in inner and "relative_attention_bias" not in name
+    ]
+    return Muon(matrices, [(heads, 2e-3), (others, 2e-3), (places, 0.05 * slower)], matrix_rate=0.005 * slower)
+
+
 def teach(
     clip: CLIPTextModel,
     t5: T5EncoderModel,
@@ -249,23 +265,8 @@ def teach(
     readout."""
     readout = Readout(192)
     pooled_heads = nn.ModuleList(nn.Linear(128, count) for count in questions())
-    encoders = nn.ModuleList([clip, t5])
-    inner = {
-        name
-        for name, p in encoders.named_parameters()
-        if p.ndim == 2 and "embed" not in name and "shared" not in name and "bias" not in name
-    }
-    matrices = [p for name, p in encoders.named_parameters() if name in inner]
-    # "the word before" is told by this bias alone, and it has to grow from 0.07 to some 3 before a colour finds its
-    # noun: at the
-    # others' rate that takes longer than the whole training
-    places = [p for name, p in encoders.named_parameters() if "relative_attention_bias" in name]
-    others = [
-        p for name, p in encoders.named_parameters() if name not in inner and "relative_attention_bias" not in name
-    ]
     heads = [*readout.parameters(), *pooled_heads.parameters()]
-    slower = 1.0 if held is None else 0.2
-    optimizer = Muon(matrices, [(heads, 2e-3), (others, 2e-3), (places, 0.05 * slower)], matrix_rate=0.005 * slower)
+    optimizer = make_optimizer(nn.ModuleList([clip, t5]), heads, slower=1.0 if held is None else 0.2)
     begin = time.monotonic()
     for step in range(1, steps + 1):
         clip_ids, t5_ids, labels = captions.sample(64)

@@ -163,6 +163,21 @@ def make_optimizer(model: FluxTransformer2DModel, rate: float) -> Muon:
     return Muon(matrices, [(others, rate / 8)], matrix_rate=rate, weight_decay=0.02)
 
 
+def begin_or_resume(out: Path, rate: float) -> tuple[FluxTransformer2DModel, Muon]:
+    """The model and the optimizer that ``save`` left in ``out``, or new ones."""
+    model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
+    optimizer = make_optimizer(model, rate)
+    if (out / "optimizer.pt").exists():
+        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
+    return model, optimizer
+
+
+def save(out: Path, average: FluxTransformer2DModel, optimizer: Muon) -> None:
+    average.save_pretrained(out)
+    torch.save(optimizer.state_dict(), out / "optimizer.part")
+    (out / "optimizer.part").replace(out / "optimizer.pt")
+
+
 def train(
     models: Path,
     latents: list[Path],
@@ -179,11 +194,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
     batches = Batches([bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed)
-    model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
+    model, optimizer = begin_or_resume(out, rate)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = make_optimizer(model, rate)
-    if (out / "optimizer.pt").exists():
-        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
     teacher: FluxTransformer2DModel | None = (
         FluxTransformer2DModel.from_pretrained(undistilled).float().eval() if undistilled else None
@@ -215,9 +227,7 @@ def train(
                 shown,
             )
         if time.monotonic() - saved > 240 or spent >= 1:
-            average.save_pretrained(out)
-            torch.save(optimizer.state_dict(), out / "optimizer.part")
-            (out / "optimizer.part").replace(out / "optimizer.pt")
+            save(out, average, optimizer)
             saved = time.monotonic()
 
 
