@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backend.core.errors import UserError
-from modules.cli.predict import BAD_INPUT, OneLineParser
+from modules.cli.command import BAD_INPUT, CommandParser
 
 WARM_UP_TOKENS = 8
 
@@ -37,7 +37,7 @@ def positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__.split("\n")[0].partition(":")[0] + ".")
+    parser = CommandParser("inference_cuda_optimized.py", description=__doc__.split("\n")[0].partition(":")[0] + ".")
     parser.add_argument("-m", "--model_dir", type=Path, required=True, metavar="DIR", help="folder of the model")
     parser.add_argument(
         "-u",

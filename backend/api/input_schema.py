@@ -11,13 +11,14 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from backend.core.errors import InputError, nearest
+from backend.core.files import write_atomic
 from backend.core.settings import ROOT
+from backend.core.version import version
 
 PREDICTOR_FILE = ROOT / "predict.py"
 SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"  # where Cog's server looks, relative to its working directory
@@ -185,7 +186,7 @@ def openapi(source: str) -> Schema:
     }
     return {
         "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
+        "info": {"title": "Cog", "version": version()},
         "paths": {
             "/": {"get": {"summary": "Root", "operationId": "root__get", "responses": {"200": answer({})}}},
             "/health-check": {
@@ -203,12 +204,9 @@ def openapi(source: str) -> Schema:
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> None:
-    """Writes the document in one move, so that a server that starts meanwhile reads the old or the new one, never a
-    half."""
+    """Writes the document atomically: a server that starts meanwhile reads the old or the new one, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(openapi(PREDICTOR_FILE.read_text()), indent=2))
-    temporary.replace(path)
+    write_atomic(path, json.dumps(openapi(PREDICTOR_FILE.read_text()), indent=2))
 
 
 class InputSchema:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.errors import InputError
+from backend.core.files import PART_PATTERN, write_atomic
 from backend.nodes.images import Outcome
 from backend.nodes.table import Row
 
@@ -38,9 +39,9 @@ class Manifest:
             )
         done = {entry["id"]: entry for entry in self.entries() if entry["status"] == "done"}
         kept = {row.id: done[row.id] for row in rows if row.id in done and self._is_complete(row, done[row.id])}
-        part = self.path.with_name(f".{MANIFEST}.part")
-        part.write_text("".join(map(_line, kept.values())))
-        part.replace(self.path)
+        for left in self.folder.glob(PART_PATTERN):  # by a process that was killed
+            left.unlink()
+        write_atomic(self.path, "".join(map(_line, kept.values())))
         return [row for row in rows if row.id not in kept]
 
     def entries(self) -> list[dict[str, Any]]:
@@ -52,12 +53,7 @@ class Manifest:
         """Puts the row's pictures into the folder, then its line into the manifest. Raises OSError when the disk is
         full, say."""
         for name, picture in outcome.files.items():
-            part = self.folder / f".{name}.part"
-            try:
-                _write(part, picture)
-                part.replace(self.folder / name)
-            finally:
-                part.unlink(missing_ok=True)
+            write_atomic(self.folder / name, picture)
         with self.path.open("a") as manifest:
             manifest.write(_line(_entry(outcome)))
             manifest.flush()
@@ -93,10 +89,3 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
 
 def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,9 @@ from typing import Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError, nearest
+from backend.core.files import MAX_NAME_BYTES, is_safe_name
 
 ID = "id"
-MAX_ID_BYTES = 100
-"""Longer file names, with what is added to them, would not fit every file system."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +147,11 @@ def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path) -> list
 def _row(number: int, record: _Record, schema: InputSchema, folder: Path) -> Row:
     values = {name: value for name, value in record.values.items() if value is not None}
     name = str(values.pop(ID, f"{number:05}")).strip()
-    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_ID_BYTES:
+    if not is_safe_name(name):
         return Row(
             name,
             values,
-            f"{ID}: '{name}' cannot name a file; use letters, digits, '.', '-' and '_', at most {MAX_ID_BYTES}",
+            f"{ID}: '{name}' cannot name a file; use letters, digits, '.', '-' and '_', at most {MAX_NAME_BYTES}",
         )
     if record.problem:
         return Row(name, values, record.problem)

@@ -1,19 +1,10 @@
-"""``weights/manifest.json``: the models that the package can use. ``lock.json`` beside them: what exactly was
-installed.
-
-The manifest is written by hand and says where a model comes from. The lock is written when a file is downloaded,
-converted or trusted, and says which bytes those were; commit it, and every other machine gets the same ones.
-"""
+"""``weights/manifest.json``: the models that the package can use, and where each comes from. Written by hand."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -23,14 +14,11 @@ from backend.core.errors import WeightsError, nearest
 from backend.core.settings import ROOT
 
 MANIFEST_FILE = ROOT / "weights" / "manifest.json"
-LOCK_NAME = "lock.json"
-PARTIAL = ".partial"
-"""Folder for what is on its way to its place."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a model: where it lies in its repository, and under the folder of the weights."""
+    """One file of a model: its ``path`` in the repository, and its ``local`` path under the folder of the weights."""
 
     model: str
     repository: str
@@ -41,7 +29,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a model that somebody may want by itself. ``about_bytes`` is 0 for files too small to matter."""
+    """A part of a model that can be downloaded alone. ``about_bytes`` is 0 for small files."""
 
     purpose: str
     about_bytes: int
@@ -50,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Detector:
-    """What a detector must be, whatever its file's name says. No classes: those are given in words."""
+    """What a detector must be, whatever its file's name says. Without classes it is an open-vocabulary detector."""
 
     task: str
     classes: tuple[str, ...]
@@ -83,7 +71,7 @@ def _model(name: str, entry: Mapping[str, Any], layouts: Mapping[str, Mapping[st
 
     def part(described: Mapping[str, Any]) -> Part:
         files = tuple(
-            # a pipeline keeps its folders; a model of one file lies at the top, where settings and users name it
+            # a pipeline keeps its folders; a model of one file lies at the top, where settings name it
             WeightFile(
                 name,
                 entry["repository"],
@@ -121,10 +109,10 @@ def find_model(name: str) -> Model | None:
 
 
 def choose_files(only: tuple[str, ...]) -> list[WeightFile]:
-    """The files that some names stand for: a model, ``MODEL/PART``, a file, or a pattern of these; none: the
+    """The files that names select: a model, ``MODEL/PART``, a file, or a glob pattern of these. Without names: the
     preinstalled models.
 
-    Raises :class:`WeightsError` for a name that stands for nothing.
+    Raises :class:`WeightsError` for a name that selects nothing.
     """
     models = read_manifest()
     if not only:
@@ -144,60 +132,3 @@ def choose_files(only: tuple[str, ...]) -> list[WeightFile]:
             )
         chosen |= dict.fromkeys(found)
     return list(chosen)
-
-
-@dataclass(frozen=True)
-class LockedFile:
-    """The bytes of an installed file. ``revision`` is the commit of ``repository`` that they came from, empty for
-    one's own files."""
-
-    bytes: int
-    sha256: str
-    repository: str = ""
-    revision: str = ""
-    made_from: str = ""
-    """SHA-256 of the pickle that a converted file was made from."""
-
-
-def read_lock(folder: Path) -> dict[str, LockedFile]:
-    """The lock of a folder of weights, by local name; empty when there is none. Raises :class:`WeightsError` when it
-    is damaged."""
-    path = folder / LOCK_NAME
-    if not path.is_file():
-        return {}
-    try:
-        return {str(name): LockedFile(**entry) for name, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError):
-        raise WeightsError(
-            f"{path.name} of the weights is damaged; restore it, or delete it and run scripts/fetch-weights again"
-        ) from None
-
-
-def write_lock(folder: Path, lock: Mapping[str, LockedFile]) -> None:
-    """Replaces the lock as a whole."""
-    entries = {name: {key: value for key, value in asdict(lock[name]).items() if value != ""} for name in sorted(lock)}
-    write_whole(folder / LOCK_NAME, json.dumps(entries, indent=2).encode() + b"\n")
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time writes into a folder of weights; a second one waits. A killed one holds nothing."""
-    (folder / PARTIAL).mkdir(exist_ok=True)
-    with (folder / PARTIAL / "running").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is never seen half-written, also after a power cut."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(part).chmod(0o644)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -1,10 +1,11 @@
-"""Brings files of the manifest from the hub: several at a time, each going on where it was cut off, installed only when
-its checksum is right.
+"""Downloads files of the manifest from the hub: several at a time, resumed where they were cut off, installed only when
+their checksum is right.
 
-The hub's library names the addresses, the revisions and the checksums, and makes the connections. What it does not do
-any more is to keep the beginning of a file that was cut off, so the bytes are written here. A file comes into
-``.partial`` and is moved to its place when it is whole, its checksum is the lock's, or the hub's own the first time,
-and its header is what its name says; whatever is killed when, a file that is in its place is right.
+The bytes come by huggingface_hub's ``http_get``, and addresses, revisions and checksums from its API. Its whole-file
+``hf_hub_download`` (2.4.0) is not used: every run writes to a new name and deletes it when it fails, so a 24 GB file
+that is cut off begins anew. Here a file comes into ``.partial`` under a name that the next run finds. It is moved to
+its place when its checksum is that of the lock (the hub's own, the first time) and its header is what its name says.
+Whatever is killed when, a file that is in its place is right.
 """
 
 from __future__ import annotations
@@ -32,22 +33,21 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, http_stream_backoff  # type: ignore[attr-defined]
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from backend.checkpoints.file_type import check_content, digest, git_digest
 from backend.core.errors import WeightsError
-from backend.weights.catalog import PARTIAL, LockedFile, WeightFile, exclusive, read_lock, read_manifest, write_lock
+from backend.weights.catalog import WeightFile, read_manifest
+from backend.weights.lockfile import PARTIAL, LockedFile, exclusive, read_lock, write_lock
 
-CHUNK = 2**20
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection is given up."""
-PATIENCE = 3
-"""Connections in a row that may bring nothing before a file is given up."""
+"""Seconds within which the hub must answer what it has."""
 HUB_DOMAINS = ("huggingface.co", "hf.co")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-Tell = Callable[[WeightFile, int, int], None]
-"""Told of a file: bytes that are here, bytes in all."""
+OnProgress = Callable[[WeightFile, int, int], None]
+"""Called with a file, its bytes so far, and its size in bytes."""
 
 
 class Stopped(Exception):
@@ -66,7 +66,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: ``problem`` is empty when it is in its place."""
+    """What became of a file: ``problem`` is empty when it is installed."""
 
     file: WeightFile
     problem: str = ""
@@ -74,11 +74,34 @@ class Outcome:
     seconds: float = 0.0
 
 
-def fetch(files: Sequence[WeightFile], folder: Path, jobs: int, tell: Tell) -> Iterator[Outcome]:
-    """Brings what is not installed yet, ``jobs`` files at a time, and gives each file's outcome when it is known."""
+class _Relay:
+    """Stands where ``http_get`` expects a progress bar: passes the bytes so far on, and stops a download that is not
+    wanted any more or longer than the hub said."""
+
+    def __init__(self, file: WeightFile, size: int, on_progress: OnProgress, stop: Event, **bar: Any) -> None:
+        self.file, self.size, self.on_progress, self.stop = file, size, on_progress, stop
+        self.here: int = bar["initial"]
+
+    def __enter__(self) -> _Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self.here += count
+        if self.stop.is_set():
+            raise Stopped
+        if self.here > self.size:
+            raise WeightsError(f"{self.file.local}: the hub sends more than it said; check HF_ENDPOINT")
+        self.on_progress(self.file, self.here, self.size)
+
+
+def fetch(files: Sequence[WeightFile], folder: Path, jobs: int, on_progress: OnProgress) -> Iterator[Outcome]:
+    """Downloads what is not installed yet, ``jobs`` files at a time, and gives each file's outcome when it is known."""
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder), ThreadPoolExecutor(jobs) as pool:
-        fetcher = Fetcher(folder, tell)
+        fetcher = Fetcher(folder, on_progress)
         try:
             yield from pool.map(fetcher.fetch, files)
         except BaseException:
@@ -88,16 +111,16 @@ def fetch(files: Sequence[WeightFile], folder: Path, jobs: int, tell: Tell) -> I
 
 
 class Fetcher:
-    """Brings files into one folder of weights and keeps its lock; used by several threads."""
+    """Downloads files into one folder of weights and keeps its lock; used by several threads."""
 
-    def __init__(self, folder: Path, tell: Tell) -> None:
-        self.folder, self.tell = folder, tell
+    def __init__(self, folder: Path, on_progress: OnProgress) -> None:
+        self.folder, self.on_progress = folder, on_progress
         self.stop = Event()
         self._lock, self._writing = read_lock(folder), Lock()
         guard_connections()
 
     def fetch(self, file: WeightFile) -> Outcome:
-        """Never raises for what a hub, a network or a disk can do wrong: that is the outcome."""
+        """Raises nothing for what a hub, a network or a disk can do wrong: that is the outcome."""
         begin = time.monotonic()
         try:
             size = self._fetch(file)
@@ -106,56 +129,58 @@ class Fetcher:
         except HTTPError as error:
             return Outcome(file, f"{file.local}: {in_words(file, error)}")
         except OSError as error:
-            return Outcome(
-                file,
-                f"{file.local}: cannot be written ({error.strerror or type(error).__name__}); see to the disk and run "
-                "this again",
-            )
+            reason = error.strerror or type(error).__name__
+            return Outcome(file, f"{file.local}: cannot be written ({reason}); check the disk and run this again")
         return Outcome(file, "", size, time.monotonic() - begin)
 
     def _fetch(self, file: WeightFile) -> int:
         target, locked = self.folder / file.local, self._lock.get(file.local)
         if locked and target.is_file() and target.stat().st_size == locked.bytes:
-            self.tell(file, locked.bytes, locked.bytes)
+            self.on_progress(file, locked.bytes, locked.bytes)
             return locked.bytes
         remote = self._ask(file, locked)
-        if (
-            target.is_file() and not locked
-        ):  # somebody put it there: it is what the hub has, or it is not ours to replace
-            if not is_content(target, remote):
+        if target.is_file() and not locked:  # a user put it there: it is what the hub has, or not ours to replace
+            sha256 = verified(target, remote)
+            if not sha256:
                 raise WeightsError(f"{file.local}: another file of this name is there; move it away and run this again")
-            self._record(file, target, remote)
+            self._record(file, sha256, remote)
             return remote.bytes
         part = self._part(file, remote)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        resumed = part.is_file() and part.stat().st_size > 0
-        self._bring(file, remote, part)
-        if resumed and not is_content(part, remote):  # what an earlier run left was not a beginning of this file
-            part.unlink()
-            self._bring(file, remote, part)
-        if not is_content(part, remote) or (locked and digest(part) != locked.sha256):
+        sha256 = self._complete(file, remote, part)
+        if not sha256 or (locked and sha256 != locked.sha256):
             part.unlink()
             raise WeightsError(
                 f"{file.local}: what came has the wrong checksum and is not installed; run this again, or ask whoever "
                 "runs the hub"
             )
         check_content(part, file.local)
-        self._record(file, part, remote)
+        self._record(file, sha256, remote)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         return remote.bytes
+
+    def _complete(self, file: WeightFile, remote: Remote, part: Path) -> str:
+        """Downloads what is missing of ``part``; gives its SHA-256, empty when it is not the hub's file."""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        resumed = part.is_file() and part.stat().st_size > 0
+        self._download(file, remote, part)
+        sha256 = verified(part, remote)
+        if resumed and not sha256:  # what an earlier run left was not the beginning of this file
+            part.unlink()
+            self._download(file, remote, part)
+            sha256 = verified(part, remote)
+        return sha256
 
     def _part(self, file: WeightFile, remote: Remote) -> Path:
         return self.folder / PARTIAL / f"{hashlib.sha256(file.local.encode()).hexdigest()[:16]}-{remote.etag}"
 
     def _ask(self, file: WeightFile, locked: LockedFile | None) -> Remote:
         """What the hub has, at the revision of the lock where there is one."""
-        url = hf_hub_url(
-            file.repository, file.path, revision=locked.revision if locked and locked.revision else file.revision
-        )
+        revision = locked.revision if locked and locked.revision else file.revision
+        url = hf_hub_url(file.repository, file.path, revision=revision)
         answer = get_hf_file_metadata(url, token=token_for(file), timeout=TIMEOUT, retry_on_errors=True)
         if answer.etag is None or answer.size is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", answer.etag):
-            raise WeightsError(f"{file.local}: the hub names no checksum or size for it; see to HF_ENDPOINT")
+            raise WeightsError(f"{file.local}: the hub names no checksum or size for it; check HF_ENDPOINT")
         if locked and (answer.size != locked.bytes or (len(answer.etag) == 64 and answer.etag != locked.sha256)):
             raise WeightsError(
                 f"{file.local}: the hub has another file than the lock; if the new one is wanted, delete its entry in "
@@ -163,73 +188,43 @@ class Fetcher:
             )
         return Remote(url, answer.size, answer.etag, answer.commit_hash or "")
 
-    def _bring(self, file: WeightFile, remote: Remote, part: Path) -> None:
-        """Completes ``part`` to the size that the hub named, over as many connections as it takes."""
+    def _download(self, file: WeightFile, remote: Remote, part: Path) -> None:
+        """Appends to ``part`` what is missing, over as many connections as it takes."""
         if part.is_file() and part.stat().st_size > remote.bytes:
             part.unlink()
-        in_vain = 0
         with part.open("ab") as writing:
-            require_space(part.parent, remote.bytes - writing.tell())
-            while (have := writing.tell()) < remote.bytes:
-                self.tell(file, have, remote.bytes)
-                failure: Exception = WeightsError(
-                    f"{file.local}: the hub sends less than it said; run this again, or see to HF_ENDPOINT"
+            start = writing.tell()
+            require_space(part.parent, remote.bytes - start)
+            if start < remote.bytes:
+                http_get(
+                    remote.url,
+                    writing,
+                    resume_size=start,
+                    headers=build_hf_headers(token=token_for(file)) | {"Accept-Encoding": "identity"},
+                    tqdm_class=partial(_Relay, file, remote.bytes, self.on_progress, self.stop),  # type: ignore[arg-type]
                 )
-                try:
-                    self._receive(file, remote, writing)
-                except HfHubHTTPError:
-                    raise
-                except HTTPError as error:  # the connection broke off: the next one goes on
-                    failure = error
-                in_vain = 0 if writing.tell() > have else in_vain + 1
-                if in_vain > PATIENCE:
-                    raise failure
-                if in_vain:
-                    self.stop.wait(2**in_vain / 4)
             writing.flush()
             os.fsync(writing.fileno())
-        self.tell(file, remote.bytes, remote.bytes)
+        self.on_progress(file, remote.bytes, remote.bytes)
 
-    def _receive(self, file: WeightFile, remote: Remote, writing: Any) -> None:
-        """What one connection brings, from where the file ends now."""
-        start = writing.tell()
-        headers = (
-            build_hf_headers(token=token_for(file))
-            | {"Accept-Encoding": "identity"}
-            | ({"Range": f"bytes={start}-"} if start else {})
-        )
-        with http_stream_backoff(
-            "GET", remote.url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=()
-        ) as answer:  # _bring() tries again
-            answer.raise_for_status()
-            if start and answer.status_code != 206:  # the server begins anew
-                writing.truncate(0)
-            for chunk in answer.iter_raw(CHUNK):
-                if self.stop.is_set():
-                    raise Stopped
-                if writing.tell() + len(chunk) > remote.bytes:
-                    raise WeightsError(f"{file.local}: the hub sends more than it said; see to HF_ENDPOINT")
-                writing.write(chunk)
-                writing.flush()
-                self.tell(file, writing.tell(), remote.bytes)
-
-    def _record(self, file: WeightFile, path: Path, remote: Remote) -> None:
+    def _record(self, file: WeightFile, sha256: str, remote: Remote) -> None:
         """Before the file is moved to its place, so that what is there is always known."""
-        entry = LockedFile(remote.bytes, digest(path), file.repository, remote.revision)
+        entry = LockedFile(remote.bytes, sha256, file.repository, remote.revision)
         with self._writing:
             self._lock[file.local] = entry
             write_lock(self.folder, self._lock)
 
 
-def is_content(path: Path, remote: Remote) -> bool:
-    return (
-        path.stat().st_size == remote.bytes
-        and (digest(path) if len(remote.etag) == 64 else git_digest(path)) == remote.etag
-    )
+def verified(path: Path, remote: Remote) -> str:
+    """The SHA-256 of a file that is the hub's; empty for any other."""
+    if path.stat().st_size != remote.bytes:
+        return ""
+    sha256 = digest(path)
+    return sha256 if remote.etag == (sha256 if len(remote.etag) == 64 else git_digest(path)) else ""
 
 
 def token_for(file: WeightFile) -> str | bool:
-    """From HF_TOKEN, or the file that HF_TOKEN_PATH names (a secret of a build); sent only to where it is needed."""
+    """From HF_TOKEN, or the file that HF_TOKEN_PATH names (a build secret); sent only for a gated model."""
     return (get_token() or False) if read_manifest()[file.model].gated else False
 
 
@@ -243,8 +238,8 @@ def require_space(folder: Path, wanted: int) -> None:
 
 
 def guard_connections() -> None:
-    """Every connection, after each redirect too, goes to the hub or a host of its domains, encrypted; or to this
-    machine, if that is the hub."""
+    """Every connection, also after a redirect, goes to the hub or a host of its domains, encrypted; or to this machine
+    if that is the hub."""
     endpoint = urlsplit(constants.ENDPOINT).hostname
     session, refuse = get_session(), partial(refuse_foreign, endpoint)
     hooks = session.event_hooks
@@ -257,7 +252,7 @@ def refuse_foreign(endpoint: str | None, request: Any) -> None:
     known = host == endpoint or any(host == domain or host.endswith(f".{domain}") for domain in HUB_DOMAINS)
     if not known or not (request.url.scheme == "https" or (local and host == endpoint)):
         raise WeightsError(
-            f"a download was led to {request.url.scheme}://{host}, which is not the hub; see to HF_ENDPOINT"
+            f"a download was redirected to {request.url.scheme}://{host}, which is not the hub; check HF_ENDPOINT"
         )
 
 
@@ -266,9 +261,9 @@ def in_words(file: WeightFile, error: HTTPError) -> str:
     if isinstance(error, GatedRepoError):
         return f"{file.repository} is gated; accept its licence on its page, then give a token in HF_TOKEN"
     if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
-        return f"{file.repository} has no {file.path} at this revision; see to weights/manifest.json"
+        return f"{file.repository} has no {file.path} at this revision; check weights/manifest.json"
     if isinstance(error, RepositoryNotFoundError):
         return f"{file.repository} is not there, or a token in HF_TOKEN is needed to see it"
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered {error.response.status_code}; run this again later"
-    return f"the connection failed ({type(error).__name__}); run this again, it goes on where it was"
+    return f"the connection failed ({type(error).__name__}); run this again, it resumes where it was"

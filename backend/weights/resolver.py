@@ -16,7 +16,8 @@ from pathlib import Path
 from backend.checkpoints.file_type import check_content, digest, is_pickle
 from backend.core.errors import WeightsError, nearest
 from backend.core.settings import ROOT, Settings
-from backend.weights.catalog import LockedFile, Model, WeightFile, find_model, read_lock, read_manifest
+from backend.weights.catalog import Model, WeightFile, find_model, read_manifest
+from backend.weights.lockfile import LockedFile, read_lock
 
 EMBEDDED = "embedded"
 FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")

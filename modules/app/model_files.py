@@ -25,6 +25,7 @@ from backend.checkpoints.loader import (
 )
 from backend.core.errors import WeightsError
 from backend.core.settings import Settings
+from backend.core.version import name_and_version
 from backend.memory_management import Workload
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
@@ -48,7 +49,6 @@ from modules.upscaling.discovery import (
     upscaler_parameters,
 )
 
-VERSION = "cog-flux-adetailer 0.1"
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """What the memory plan calls them."""
 HASHED_BYTES = 2**28
@@ -233,7 +233,9 @@ class Files:
         files = self.denoiser_files()
         small = len(files) == 1 and files[0].stat().st_size <= HASHED_BYTES
         return ModelInfo(
-            self.family.name, hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "", VERSION
+            self.family.name,
+            hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "",
+            name_and_version(),
         )
 
 

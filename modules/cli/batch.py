@@ -1,4 +1,4 @@
-"""The command for a table of prompts: rows in, picture files and a manifest out, through the same service as
+"""``scripts/batch``: a table of prompts in, picture files and a manifest out, through the same service as
 ``scripts/predict``.
 
 The whole table is checked before anything heavy is imported.
@@ -25,17 +25,15 @@ from backend.nodes.images import ImageGenerateNode, Outcome, clearing_helps
 from backend.nodes.ray_data import LOCAL, generate_with_ray
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table
-from modules.cli.predict import OneLineParser, answered, check_folder
-
-SOME_FAILED = 1  # exit code, beside those of scripts/predict
+from modules.cli.command import FAILED, CommandParser, check_folder, run_in_scratch
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="scripts/batch",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "scripts/batch",
         description=(
-            "Draws a table of prompts, row by row. Columns are the inputs of scripts/predict, and 'id', which names "
-            "the files."
+            "Generates the pictures of a table of prompts, row by row. Columns are the inputs of scripts/predict, and "
+            "'id', which names the files."
         ),
         epilog=(
             f"Every row has a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. "
@@ -154,13 +152,13 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
         f"{len(rows) - failed} of {len(rows)} rows are done"
         + (f", {failed} failed: see {manifest.path}" if failed else "")
     )
-    return SOME_FAILED if failed else 0
+    return FAILED if failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Works through one table; returns the exit code."""
     options = _parser().parse_args(arguments)
-    return answered(lambda folder: _run(options, folder), "go on with --resume")
+    return run_in_scratch(lambda folder: _run(options, folder), "go on with --resume")
 
 
 if __name__ == "__main__":

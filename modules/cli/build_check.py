@@ -1,5 +1,5 @@
-"""The command ``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the
-image's root.
+"""``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the image's
+root.
 
 The image is built on a machine with Docker; this runs the same commands of ``cog.yaml`` in the same order, with
 ``/src`` and ``/run/secrets`` inside of the scratch folder and this installation in the place of the image's Python. The
@@ -8,7 +8,6 @@ system's packages are not installed.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from backend.core.settings import ROOT
+from modules.cli.command import FAILED, CommandParser
 
 SECRETS = {"hf_token": "HF_TOKEN"}
 """Where the value of a secret of the build comes from, here: a variable."""
@@ -155,7 +155,7 @@ def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the steps until one fails; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="scripts/build-check", description=__doc__.split("\n")[0])
+    parser = CommandParser("scripts/build-check", "What cog build does, without Docker, in a scratch folder.")
     parser.add_argument("--root", type=Path, metavar="DIR", help="keep the scratch folder, here")
     parser.add_argument("--without-weights", action="store_true", help="leave out what needs a hub")
     options = parser.parse_args(arguments)
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"ok {name}", flush=True)
         except BuildError as error:
             print(f"failed {error}", file=sys.stderr)
-            return 1
+            return FAILED
     return 0
 
 

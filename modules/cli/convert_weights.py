@@ -1,4 +1,4 @@
-"""The command ``scripts/convert-weights``: pickles -> safetensors, once, so that no server unpickles them again.
+"""``scripts/convert-weights``: pickles -> safetensors, once, so that no server unpickles them again.
 
 Reads with the restricted loaders, writes beside the pickle, and keeps the result only when it loads to the same
 network, weight for weight.
@@ -6,7 +6,6 @@ network, weight for weight.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -20,9 +19,12 @@ from safetensors.torch import save
 
 from backend.checkpoints.file_type import digest, is_pickle
 from backend.core.errors import UserError, WeightsError
+from backend.core.files import write_atomic
 from backend.core.settings import Settings, load_settings
-from backend.weights.catalog import LockedFile, exclusive, find_model, read_lock, read_manifest, write_lock, write_whole
+from backend.weights.catalog import find_model, read_manifest
+from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
 from backend.weights.resolver import checked_file
+from modules.cli.command import BAD_INPUT, FAILED, CommandParser
 from modules.detection.yolo import load_detector_network, offline_ultralytics, read_checkpoint
 from modules.upscaling.tiled import load_upscaler_network
 
@@ -68,7 +70,7 @@ def _install(path: Path, targets: Sequence[Path], contents: Sequence[bytes], set
     for target, content in reversed(
         list(zip(targets, contents))
     ):  # the description first: weights are never without theirs
-        write_whole(target, content)
+        write_atomic(target, content)
 
 
 def is_detector(path: Path) -> bool:
@@ -129,7 +131,7 @@ def require_equal(pickled: Path, converted: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Converts the named pickles, or all of the manifest that are installed. Gives the exit status."""
-    parser = argparse.ArgumentParser(prog="scripts/convert-weights", description=__doc__)
+    parser = CommandParser("scripts/convert-weights", "Converts pickles under weights/ to safetensors, beside them.")
     parser.add_argument(
         "files",
         nargs="*",
@@ -137,10 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a pickle under weights/; without any: those of the manifest that are there",
     )
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     failed = 0
     try:
-        options, settings = parser.parse_args(arguments), load_settings()
+        settings = load_settings()
         known = [settings.weights_path / file.local for model in read_manifest().values() for file in model.files]
         chosen = options.files or [path for path in known if path.is_file() and is_pickle(path)]
         with tempfile.TemporaryDirectory() as scratch:
@@ -155,8 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     logger.info("kept %s", error)
     except UserError as error:
         logger.error("error: %s", error)
-        return 2
-    return int(failed > 0 and bool(options.files))
+        return BAD_INPUT
+    return FAILED if failed and options.files else 0
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
-"""What a user pastes into an issue: versions, device, plan, allocators, weights, stages, network and optional packages.
+"""``scripts/doctor``: what a user pastes into an issue: versions, device, plan, allocators, weights, stages, network
+and optional packages.
 
 No model is read, nothing is asked of the network, and neither a path of the machine nor the value of a secret is shown.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from backend.core.errors import UserError
 from backend.core.settings import Settings, load_settings
+from backend.core.version import version
 from backend.devices.cuda_allocator import OLD_VARIABLE, VARIABLE, apply_allocator_conf
 from backend.devices.optional_packages import acceleration_rows, acceleration_table, installed_version
+from modules.cli.command import BAD_INPUT, CommandParser
 
 VERSIONS = (
     "torch",
@@ -42,6 +44,7 @@ SHOWN = ("HF_HUB_OFFLINE",)
 def versions() -> dict[str, str]:
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {'.'.join(platform.libc_ver())}"
     return {
+        "cog-flux-adetailer": version(),
         "python": platform.python_version(),
         "system": system,
         **{name: installed_version(name) or "absent" for name in VERSIONS},
@@ -146,18 +149,17 @@ def as_text(report: Mapping[str, object]) -> str:
     return "\n".join(lines).lstrip()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/doctor", description="What this installation is and can do. Paste it into an issue."
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report; gives 1 when a section holds an error."""
+    parser = CommandParser("scripts/doctor", "What this installation is and can do. Paste it into an issue.")
     parser.add_argument("--json", action="store_true", help="the same as one JSON object")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         report = examine(load_settings(), os.environ)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return int(any(str(section).startswith("error: ") for section in report.values()))
 

@@ -3,7 +3,6 @@ wrong."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -15,18 +14,11 @@ from threading import Event, Lock, Thread
 from backend.checkpoints.file_type import check_content, digest
 from backend.core.errors import UserError, WeightsError
 from backend.core.settings import load_settings
-from backend.weights.catalog import (
-    LockedFile,
-    WeightFile,
-    choose_files,
-    exclusive,
-    read_lock,
-    read_manifest,
-    write_lock,
-)
+from backend.weights.catalog import WeightFile, choose_files, read_manifest
+from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
 from backend.weights.resolver import brings, check_file
+from modules.cli.command import BAD_INPUT, FAILED, INTERRUPTED, CommandParser
 
-FAILED, BAD_INPUT = 1, 2
 EVERY_TTY, EVERY_LOG = 0.5, 15.0
 """Seconds between two lines of progress."""
 
@@ -80,10 +72,10 @@ class Progress:
             )
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="scripts/fetch-weights",
-        description=__doc__,
+def parser() -> CommandParser:
+    parser = CommandParser(
+        "scripts/fetch-weights",
+        description="Downloads the models of weights/manifest.json, or says what is missing or wrong.",
         epilog=(
             "Exit status: 0 all is right, 1 a file is not (each has its line), 2 the command is wrong. A token for "
             "gated models comes from HF_TOKEN "
@@ -207,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; run this again, it goes on where it was", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

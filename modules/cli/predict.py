@@ -1,43 +1,33 @@
-"""The command: ``name=value`` texts in, picture files out, through the same service as Cog's server.
+"""``scripts/predict``: ``name=value`` texts in, picture files out, through the same service as Cog's server.
 
-Nothing heavy is imported before the inputs are known to be right, so that a mistake is answered at once.
+Nothing heavy is imported before the inputs are checked, so that a mistake is reported at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from backend.api.input_schema import InputSchema
-from backend.core.errors import InputError, UserError
+from backend.core.errors import InputError
+from backend.core.files import atomic_files
+from modules.cli.command import CommandParser, check_folder, run_in_scratch
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 is done, 1 any other failure
 
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"error: {message}\n")
-
-
-def _parser(schema: InputSchema) -> argparse.ArgumentParser:
+def _parser(schema: InputSchema) -> CommandParser:
     lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
-    parser = OneLineParser(
-        prog="scripts/predict",
-        description="Draws pictures from words: Flux, then ADetailer, then ESRGAN.",
+    parser = CommandParser(
+        "scripts/predict",
+        description="Generates pictures from a prompt: Flux, then ADetailer, then ESRGAN.",
         epilog="inputs:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,15 +86,9 @@ def _copy_in(inputs: dict[str, object], folder: Path) -> None:
 def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
     """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
     targets = [folder / file.name for file in files]
-    parts = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
-    try:
+    with atomic_files(targets) as parts:
         for file, part in zip(files, parts, strict=True):
             shutil.copyfile(file, part)
-        for part, target in zip(parts, targets, strict=True):
-            part.replace(target)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
     return targets
 
 
@@ -113,16 +97,6 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
     for file, image in zip(files, images.values(), strict=True):
         image.save(file)
     return files
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Makes the folder that an option names, or raises :class:`InputError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, "not writable")
-    except OSError as error:
-        raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
 
 
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
@@ -170,30 +144,11 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     return 0
 
 
-def answered(run: Callable[[Path], int], interrupted: str) -> int:
-    """The exit code of a command that works in a scratch folder of its own, which goes away with everything in it.
-
-    Everything foreseen is one line on standard error, ``interrupted`` what is said after Ctrl-C or a kill; a bug keeps
-    its stack trace.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill cleans up as Ctrl-C does
-    try:
-        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
-            tempfile.tempdir = folder  # whatever the service writes goes away with it
-            return run(Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return INTERRUPTED
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one prediction; returns the exit code. Progress and the table of times come from the service."""
     schema = InputSchema()
     options = _parser(schema).parse_args(arguments)
-    return answered(lambda folder: _predict(options, schema, folder), "no file was written")
+    return run_in_scratch(lambda folder: _predict(options, schema, folder), "no file was written")
 
 
 if __name__ == "__main__":

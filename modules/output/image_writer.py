@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from backend.core.errors import InputError
+from backend.core.files import atomic_files
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.image_request import ImageRequest
 
@@ -101,7 +101,6 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
         if name.endswith(".seconds") and value
     }
     paths = [directory / f"out-{index}.{request.output_format}" for index in range(len(batch.pictures))]
-    parts = [path.with_name(f".{path.name}.part") for path in paths]
 
     def save(picture: Picture, part: Path) -> None:
         _save(
@@ -112,15 +111,8 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
             _record(request, picture, model, seconds),
         )
 
-    with ExitStack() as undo:
-        for part in parts:
-            undo.callback(part.unlink, missing_ok=True)
-        with ThreadPoolExecutor(max(1, len(parts))) as pool:  # encoders of image formats let other threads run
-            list(pool.map(save, batch.pictures, parts))
-        for part, path in zip(parts, paths, strict=True):
-            undo.callback(path.unlink, missing_ok=True)
-            part.replace(path)
-        undo.pop_all()
+    with atomic_files(paths) as parts, ThreadPoolExecutor(max(1, len(parts))) as pool:  # encoders release the GIL
+        list(pool.map(save, batch.pictures, parts))
     return paths
 
 

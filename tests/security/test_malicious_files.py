@@ -34,7 +34,7 @@ from backend.checkpoints.file_type import is_pickle, is_safetensors
 from backend.checkpoints.loader import load_diffusers_module
 from backend.core.errors import InputError, UserError, WeightsError
 from backend.core.settings import ROOT, Settings
-from backend.weights.catalog import LockedFile, write_lock
+from backend.weights.lockfile import LockedFile, write_lock
 from backend.weights.resolver import check_file, resolve_file
 from modules.app.model_files import find_files
 from modules.app.service import start

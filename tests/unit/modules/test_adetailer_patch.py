@@ -15,7 +15,7 @@ from support.detector_files import unfused
 from support.local_hub import sha256
 
 from backend.core.settings import ROOT
-from backend.weights.catalog import LockedFile, write_lock
+from backend.weights.lockfile import LockedFile, write_lock
 
 FACE, HAND = "face_yolov8n.pt", "hand_yolov8n.pt"
 

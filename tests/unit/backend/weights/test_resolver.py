@@ -15,7 +15,8 @@ from support.local_hub import COMMIT, LocalHub, manifest_files, sha256
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.weights import resolver as weights
-from backend.weights.catalog import LockedFile, choose_files, find_model, read_lock, read_manifest, write_lock
+from backend.weights.catalog import choose_files, find_model, read_manifest
+from backend.weights.lockfile import LockedFile, read_lock, write_lock
 from backend.weights.resolver import (
     check_file,
     checked_folder,

@@ -15,7 +15,7 @@ from support.local_hub import sha256
 
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
-from backend.weights.catalog import LockedFile, read_lock, write_lock
+from backend.weights.lockfile import LockedFile, read_lock, write_lock
 from backend.weights.resolver import check_file, safe_form
 from modules.cli.convert_weights import convert, narrowed
 from modules.detection.yolo import load_detector_network, offline_ultralytics
