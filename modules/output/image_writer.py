@@ -111,8 +111,13 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
             _record(request, picture, model, seconds),
         )
 
-    with atomic_files(paths) as parts, ThreadPoolExecutor(max(1, len(parts))) as pool:  # encoders release the GIL
-        list(pool.map(save, batch.pictures, parts))
+    try:
+        with atomic_files(paths) as parts, ThreadPoolExecutor(max(1, len(parts))) as pool:  # encoders release the GIL
+            list(pool.map(save, batch.pictures, parts))
+    except BaseException:
+        for path in paths:  # all of them or none
+            path.unlink(missing_ok=True)
+        raise
     return paths
 
 
