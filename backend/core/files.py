@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The project's folder."""
 PART_PATTERN = ".*.part"
 """Temporary names, as a glob. Only a killed process leaves one behind."""
 MAX_NAME_BYTES = 100

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,11 +18,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from backend.core.errors import SettingsError, nearest
+from backend.core.files import ROOT as ROOT  # where most modules look for it
 from backend.core.validation import STRICT, WholeNumber, from_text, validated
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG_FILE = ROOT / "config_optimized.json"
 PREFIX = "FLUX_"
 
@@ -77,18 +76,6 @@ class _Given(NamedTuple):
 
     value: object
     origin: str
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from "24GB", "23.5 GiB", "48MB" or a plain number; "/s" at the end is allowed. Raises
-    :class:`SettingsError`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?(?:/s)?", text.strip().lower())
-    if not found or float(found[1]) == 0:
-        raise SettingsError(f"'{text}' is not an amount such as 24GB or 23.5GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def load_settings(path: Path = CONFIG_FILE, environment: Mapping[str, str] = os.environ) -> Settings:

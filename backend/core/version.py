@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 
-from backend.core.settings import ROOT
+from backend.core.files import ROOT
 
 
 @cache

@@ -17,8 +17,7 @@ from typing import Generic, TypeVar
 import torch
 
 from backend.core.errors import UserError
-from backend.core.settings import parse_bytes
-from backend.core.units import format_bytes
+from backend.core.units import format_bytes, parse_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import torch
 
-from backend.core.settings import ROOT, parse_bytes
+from backend.core.settings import ROOT
+from backend.core.units import parse_bytes
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu.ground import Ground, Row
 

@@ -28,7 +28,8 @@ import torch
 from PIL import Image
 
 from backend.core.errors import InputError
-from backend.core.settings import ROOT, load_settings, parse_bytes
+from backend.core.settings import ROOT, load_settings
+from backend.core.units import parse_bytes
 from backend.devices.probe import process_memory
 from modules.app.service import Service, start
 from modules.pipeline.base import Progress, no_progress

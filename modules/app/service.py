@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
-from backend.core.settings import Settings, parse_bytes
+from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
+from backend.core.units import parse_bytes
 from backend.devices.cuda_allocator import apply_allocator_conf
 from backend.planning.model_specs import ModelSizes
 from modules.detection.classes import ClassSet

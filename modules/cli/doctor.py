@@ -77,8 +77,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     """What takes torch and the model folders to tell: device, weights, plan, stages."""
     import torch
 
-    from backend.core.settings import parse_bytes
-    from backend.core.units import format_bytes
+    from backend.core.units import format_bytes, parse_bytes
     from backend.devices.probe import probe_device, usable_threads
     from backend.devices.runtime import plan_device
     from backend.devices.torchvision_ops import ensure_torchvision_operators

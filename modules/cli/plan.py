@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from backend.core.errors import SettingsError, UserError
-from backend.core.settings import ROOT, parse_bytes
+from backend.core.files import ROOT
+from backend.core.units import parse_bytes
 from backend.memory_management import WEIGHT_PRECISIONS, DeviceMemory, MemoryRules, Workload, plan_memory
 from backend.planning.card_tables import card_table, cards_document
 from backend.planning.checkpoint_sizes import embedded_sizes

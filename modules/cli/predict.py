@@ -109,7 +109,8 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         if file:
             check_folder(option, file.parent)
 
-    from backend.core.settings import load_settings, parse_bytes
+    from backend.core.settings import load_settings
+    from backend.core.units import parse_bytes
     from modules.app.service import start_process
 
     settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
