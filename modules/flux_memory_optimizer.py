@@ -24,7 +24,6 @@ from backend.core.settings import ROOT, Settings
 from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
 from backend.offload.placements import block_modules
-from backend.offload.quantized_linear import FORMATS
 
 ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package
@@ -150,17 +149,12 @@ class FluxMemoryOptimizer:
         )
 
     def _compile_blocks(self, transformer: nn.Module) -> None:
-        name, stored_as, kind = (
-            "compiled blocks",
-            self.plan.placements["transformer"].dtype,
-            self.plan.placements["transformer"].kind,
-        )
+        name, kind = "compiled blocks", self.plan.placements["transformer"].kind
         against = {
             "the setting 'compile' is off": self.settings.compile == "off",
             "takes longer than it saves in a few pictures on a CPU; the setting 'compile' turns it on": (
                 self.settings.compile == "auto" and self.device.kind == "cpu"
             ),
-            f"weights in {stored_as} are widened by hooks inside of the blocks": stored_as in FORMATS,
             "the memory plan lets its layers come one by one, by hooks inside of the blocks": kind == "layer offload",
             "there is no C compiler (gcc or cc) for the code that it makes": not (
                 shutil.which("gcc") or shutil.which("cc")

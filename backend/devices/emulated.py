@@ -64,7 +64,7 @@ class EmulatedDevice(TorchDispatchMode):
         """Counts the tensor's storage, once."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if size == 0 or key in self._live:
+        if size == 0 or tensor.is_meta or key in self._live:
             return tensor
 
         def forget(_: weakref.ref[torch.UntypedStorage]) -> None:

@@ -305,12 +305,22 @@ def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, 
     assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
 
 
+@pytest.mark.parametrize("name", ["fp8", "nf4"])
+def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
+    plan: MemoryPlan, compile_cache: Path, name: str
+) -> None:
+    transformer = quantize(small_transformer(double_blocks=0), name, torch.float32)
+    right = forward(transformer)
+    optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+    assert torch.allclose(forward(transformer), right, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2  # as without quantization: not one a block
+
+
 @pytest.mark.parametrize(
     ("settings", "placement", "why"),
     [
         ({"compile": "off"}, {}, "is off"),
         ({"compile": "auto"}, {}, "on a CPU"),
-        ({"compile": "on"}, {"dtype": "fp8"}, "fp8"),
         ({"compile": "on"}, {"kind": "layer offload"}, "layers come one by one"),
     ],
 )
@@ -319,8 +329,6 @@ def test_blocks_that_are_not_compiled_say_why(
 ) -> None:
     changed: Placement = replace(plan.placements["transformer"], **placement)
     made = optimizer(replace(plan, placements={**plan.placements, "transformer": changed}), **settings)
-    if placement.get("dtype"):
-        quantize(transformer, placement["dtype"], torch.float32)
     made.improve("transformer", transformer)
     applied, reason = entry(made, "compiled blocks")
     assert not applied and why in reason and "forward" not in vars(block_modules(transformer)[0])
