@@ -14,15 +14,11 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
-        import tempfile
-
         from backend.core.settings import load_settings
         from modules.app.service import start_process
 
         self.service = start_process(load_settings(), served=True)
-        tempfile.tempdir = str(
-            self.service.uploads_dir
-        )  # Cog's server puts the files of a request there, and does not always delete them
+        self.service.uploads.receive_from_cog()
 
     def predict(
         self,
@@ -181,41 +177,7 @@ class Predictor(BasePredictor):
         ),
     ) -> list[Path]:
         """Draws the pictures and gives their files, in the order of their seeds."""
-        inputs = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "aspect_ratio": aspect_ratio,
-            "width": width,
-            "height": height,
-            "megapixels": megapixels,
-            "num_outputs": num_outputs,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "sampler": sampler,
-            "scheduler": scheduler,
-            "go_fast": go_fast,
-            "seed": seed,
-            "image": image,
-            "mask": mask,
-            "prompt_strength": prompt_strength,
-            "enable_hr": enable_hr,
-            "hr_scale": hr_scale,
-            "hr_steps": hr_steps,
-            "hr_upscaler": hr_upscaler,
-            "denoising_strength": denoising_strength,
-            "adetailer": adetailer,
-            "ad_prompt": ad_prompt,
-            "ad_hands_prompt": ad_hands_prompt,
-            "adetailer_args": adetailer_args,
-            "adetailer_args_hands": adetailer_args_hands,
-            "scale": scale,
-            "upscaler": upscaler,
-            "face_enhance": face_enhance,
-            "prompt_upsampling": prompt_upsampling,
-            "prompt_upsampling_seed": prompt_upsampling_seed,
-            "output_format": output_format,
-            "output_quality": output_quality,
-        }
-        from modules.request.parser import only_temporary
-
-        return [Path(file) for file in self.service.predict(only_temporary(inputs), self.record_metric)]
+        inputs = dict(locals())  # before there is any other local name
+        del inputs["self"]
+        received = self.service.uploads.only_received(inputs)
+        return [Path(file) for file in self.service.predict(received, self.record_metric)]

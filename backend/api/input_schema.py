@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from backend.core.errors import InputError, nearest
+from pydantic import AfterValidator, Field, create_model
+
+from backend.core.errors import InputError
 from backend.core.files import write_atomic
 from backend.core.settings import ROOT
+from backend.core.validation import STRICT, WholeNumber, from_text, validated
 from backend.core.version import version
 
 PREDICTOR_FILE = ROOT / "predict.py"
@@ -40,7 +42,6 @@ _KEYWORDS: Mapping[str, str] = {
     "max_length": "maxLength",
     "regex": "pattern",
 }
-_NUMBER = {"integer": "whole number", "number": "number"}
 _REF = "#/components/schemas/"
 
 
@@ -221,11 +222,14 @@ class InputSchema:
         self.defaults: dict[str, object] = {
             name: prop["default"] for name, prop in self.properties.items() if "default" in prop
         }
+        definitions: dict[str, Any] = {name: _definition(prop) for name, prop in self.properties.items()}
+        self._model = create_model("Inputs", __config__=STRICT, **definitions)
 
     def parse(self, texts: Iterable[str]) -> dict[str, object]:
         """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``.
 
-        Raises :class:`InputError` for an unknown name, a name given twice, or a value that is not of the input's type.
+        Raises :class:`InputError` for a name given twice, or a value that is not of the input's type. A name that is no
+        input keeps its text; :meth:`validate` refuses it.
         """
         values: dict[str, object] = {}
         for text in texts:
@@ -234,7 +238,7 @@ class InputSchema:
                 raise InputError(name, "has no value; write it as name=value")
             if name in values:
                 raise InputError(name, "is given twice")
-            values[name] = self._typed(name, self._known(name), value)
+            values[name] = _typed(name, self.properties.get(name, _TYPES["str"]), value)
         return values
 
     def validate(self, inputs: Mapping[str, object]) -> dict[str, object]:
@@ -243,71 +247,42 @@ class InputSchema:
         Raises :class:`InputError` for the first that is unknown, missing, of the wrong type, out of range or not among
         the choices.
         """
-        for name in inputs:
-            self._known(name)
-        for name in self.required:
-            if name not in inputs:
-                raise InputError(name, "is missing")
-        return {
-            name: self._checked(name, prop, inputs.get(name, prop.get("default")))
-            for name, prop in self.properties.items()
-        }
+        return dict(validated(self._model, inputs, InputError))
 
-    def _known(self, name: str) -> Schema:
-        if name not in self.properties:
-            raise InputError(
-                name,
-                f"is not an input{nearest(name, self.properties) or '; the inputs are ' + ', '.join(self.properties)}",
-            )
-        return self.properties[name]
 
-    @staticmethod
-    def _typed(name: str, prop: Schema, text: str) -> object:
-        if prop.get("format") == "uri":
-            if not text.startswith("@"):
-                raise InputError(name, f"is a file; write it as {name}=@{text or 'picture.png'}")
-            return Path(text[1:])
-        if prop["type"] == "boolean":
-            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-            if text.lower() not in words:
-                raise InputError(name, f"must be true or false, not {text!r}")
-            return words[text.lower()]
-        if prop["type"] in ("integer", "number"):
-            try:
-                return int(text) if prop["type"] == "integer" else float(text)
-            except ValueError:
-                raise InputError(name, f"must be a {_NUMBER[prop['type']]}, not {text!r}") from None
+def _definition(prop: Schema) -> tuple[Any, Any]:
+    """The type and the field of one input, as pydantic's ``create_model`` takes them."""
+    kind: Any = Literal[tuple(prop["enum"])] if "enum" in prop else _python_type(prop)
+    if prop.get("minLength"):  # not Field(min_length=...), which refuses half a surrogate pair
+        kind = Annotated[kind, AfterValidator(_not_empty)]
+    field = Field(prop.get("default", ...), ge=prop.get("minimum"), le=prop.get("maximum"))
+    return kind | None if prop.get("nullable") else kind, field
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _python_type(prop: Schema) -> Any:
+    if prop.get("format") == "uri":
+        return Path
+    return {"string": str, "integer": WholeNumber, "number": float, "boolean": bool}[prop["type"]]
+
+
+def _typed(name: str, prop: Schema, text: str) -> object:
+    kind = _python_type(prop)
+    if kind is str:
         return text
-
-    @staticmethod
-    def _checked(name: str, prop: Schema, value: object) -> object:
-        if value is None and prop.get("nullable"):
-            return None
-        kind = prop["type"]
-        if kind in ("integer", "number"):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(name, f"must be a {_NUMBER[kind]}, not {value!r}")
-            low, high = prop.get("minimum", -math.inf), prop.get("maximum", math.inf)
-            if not low <= value <= high:  # so that nan is refused too
-                raise InputError(name, f"must be from {low} to {high}, not {value}")
-            if kind == "integer" and value != int(value):
-                raise InputError(name, f"must be a whole number, not {value}")
-            return int(value) if kind == "integer" else float(value)
-        if kind == "boolean":
-            if not isinstance(value, bool):
-                raise InputError(name, f"must be true or false, not {value!r}")
-        elif prop.get("format") == "uri":
-            if not isinstance(value, Path):
-                raise InputError(name, "must be a file")
-        elif not isinstance(value, str):
-            raise InputError(name, f"must be text, not {value!r}")
-        elif len(value) < prop.get("minLength", 0):
-            raise InputError(name, "must not be empty")
-        elif "enum" in prop and value not in prop["enum"]:
-            raise InputError(
-                name, f"must be one of {', '.join(prop['enum'])}, not {value!r}{nearest(value, prop['enum'])}"
-            )
-        return value
+    if kind is Path:
+        if not text.startswith("@"):
+            raise InputError(name, f"is a file; write it as {name}=@{text or 'picture.png'}")
+        return Path(text[1:])
+    try:
+        return from_text(kind, text)
+    except ValueError as problem:
+        raise InputError(name, str(problem)) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from backend.core.errors import SettingsError, nearest
+from backend.core.errors import SettingsError
 from backend.core.files import ROOT as ROOT  # where most modules look for it
 from backend.core.validation import STRICT, WholeNumber, from_text, validated
 
@@ -101,12 +101,8 @@ def _from_file(path: Path) -> dict[str, _Given]:
         raise SettingsError(f"{path.name}: not valid JSON in line {error.lineno}: {error.msg}") from None
     if not isinstance(data, dict):
         raise SettingsError(f"{path.name}: must hold one JSON object")
-    given = {}
-    for name, key in _current_names(data, path.name).items():
-        if name not in DEFAULTS:
-            raise SettingsError(f"{path.name}: unknown key '{key}'{nearest(key, DEFAULTS)}")
-        given[name] = _Given(data[key], f"{path.name}: {key}")
-    return given
+    names = _current_names(data, path.name)
+    return {name: _Given(data[key], f"{path.name}: {key}") for name, key in names.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
@@ -117,13 +113,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
     }
     given = {}
     for name, key in _current_names(texts, "environment").items():
-        variable = PREFIX + key.upper()
-        origin = f"environment variable {variable}"
-        if name not in DEFAULTS:
-            known = [PREFIX + one.upper() for one in DEFAULTS]
-            raise SettingsError(f"{origin}: unknown setting{nearest(variable, known)}")
+        origin = f"environment variable {PREFIX}{key.upper()}"
         try:
-            given[name] = _Given(_from_text(texts[key], type(DEFAULTS[name])), origin)
+            given[name] = _Given(_from_text(texts[key], type(DEFAULTS.get(name, ""))), origin)
         except ValueError as problem:
             raise SettingsError(f"{origin} {problem}") from None
     return given

@@ -28,9 +28,10 @@ _TYPES: Mapping[str, str] = {
     "float": "a number",
     "string": "text",
     "tuple": "a list of names",
-    "path": "a file",
+    "Path": "a file",
+    "Image": "a picture",
 }
-"""What a value must be, by the first word of pydantic's error type (``int_type``, ``int_parsing``, ...)."""
+"""What a value must be, by its class or the first word of pydantic's error type (``int_parsing``, ``bool_type``)."""
 
 T = TypeVar("T")
 
@@ -77,21 +78,21 @@ def _problem(error: ErrorDetails, fields: Mapping[str, FieldInfo], given: object
     kind = error["type"]
     name = str(error["loc"][0]) if error["loc"] else ""
     if kind in _UNKNOWN:
-        return "is not known" + (nearest(name, fields) or f"; known are {', '.join(fields)}")
+        return "is not known" + (nearest(name, fields) or f"; the names are {', '.join(fields)}")
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
         return str(error["ctx"]["error"])
-    if kind == "string_too_short":
-        return "must not be empty"
     if kind == "literal_error":
         offered = choices(fields[name])
         close = nearest(given, offered) if isinstance(given, str) else ""
         return f"must be one of {', '.join(offered)}, not {_shown(given)}{close}"
     if kind in _OUT_OF_RANGE:
         return f"must be {_range(fields[name])}, not {_shown(error['input'])}"
-    wanted = _TYPES["tuple"] if len(error["loc"]) > 1 else _TYPES.get(kind.partition("_")[0], kind)
-    return f"must be {wanted}, not {_shown(given)}"
+    wanted = error["ctx"]["class"] if kind == "is_instance_of" else kind.partition("_")[0]
+    if len(error["loc"]) > 1:  # an item of a list
+        wanted = "tuple"
+    return f"must be {_TYPES.get(wanted, wanted)}, not {_shown(given)}"
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

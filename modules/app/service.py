@@ -33,6 +33,7 @@ from modules.pipeline.base import DebugSink, ImagePipeline, Progress
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
+from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
     from backend.devices.runtime import DeviceRuntime
@@ -68,6 +69,7 @@ class Service:
     model: ModelInfo
     timeline: Timeline
     outputs: Path
+    uploads: Uploads
 
     def predict(
         self,
@@ -85,9 +87,7 @@ class Service:
         """
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
-        for old in self.uploads_dir.iterdir():
-            if old not in inputs.values():
-                old.unlink()
+        self.uploads.delete_others(inputs)
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
         timeline = timeline or self.new_timeline()
         moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
@@ -113,12 +113,6 @@ class Service:
             report("model_bytes_moved", self.models.stats().bytes_moved - moved)
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
-
-    @property
-    def uploads_dir(self) -> Path:
-        """For the files that a server makes of a request's; those that it forgets, after an error say, are deleted
-        here."""
-        return self.outputs.parent / "uploads_dir"
 
     def new_timeline(self) -> Timeline:
         """For one prediction; it measures the device's memory."""
@@ -215,12 +209,14 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         for name in models.names():
             with timeline.span(name):
                 models.load(name)
-    outputs = scratch / "outputs"
-    outputs.mkdir()
-    (scratch / "uploads_dir").mkdir()
+    outputs, uploads = scratch / "outputs", Uploads(scratch / "uploads")
+    for folder in (outputs, uploads.folder):
+        folder.mkdir()
     parts = assembled.upsampler, assembled.pipeline, assembled.model
     there = assembled.detectors, assembled.upscalers, assembled.restores_faces
-    service = Service(runtime, assembled.family, sizes, *there, extensions, models, fallback, *parts, timeline, outputs)
+    service = Service(
+        runtime, assembled.family, sizes, *there, extensions, models, fallback, *parts, timeline, outputs, uploads
+    )
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.api.input_schema import InputSchema
-from backend.core.errors import InputError
 from backend.core.files import atomic_files
 from modules.cli.command import CommandParser, check_folder, run_in_scratch
+from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,18 +71,6 @@ def _parser(schema: InputSchema) -> CommandParser:
     return parser
 
 
-def _copy_in(inputs: dict[str, object], folder: Path) -> None:
-    """Replaces the files that the caller named by temporary copies, which is all that the service opens."""
-    for name, value in inputs.items():
-        if isinstance(value, Path):
-            copy = folder / f"{name}{value.suffix}"
-            try:
-                shutil.copyfile(value, copy)
-            except OSError as error:
-                raise InputError(name, f"cannot read '{value}': {error.strerror}") from None
-            inputs[name] = copy
-
-
 def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
     """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
     targets = [folder / file.name for file in files]
@@ -100,8 +88,7 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
 
 
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
-    inputs = schema.validate(schema.parse(options.input))
-    _copy_in(inputs, temporary)
+    inputs = Uploads(temporary).copy_in(schema.validate(schema.parse(options.input)))
     check_folder("-o", options.output)
     if options.debug_images:
         check_folder("--debug-images", options.debug_images)

@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from backend.core.errors import InputError, nearest
+from backend.core.validation import fields_of, validated
 from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import why_not
+from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.families.family import Family
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, AdetailerUnit
-from modules.request.image_request import Hires, ImageRequest, choose_size, random_seed
+from modules.request.image_request import MAX_SEED, Hires, ImageRequest
+from modules.request.input_image import read_image
 from modules.upscaling.discovery import FACE_RESTORERS
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-MAX_PIXELS = 40_000_000
-MAX_BYTES = 128 * 2**20
+CUSTOM = "custom"
+"""The aspect ratio with which width and height count."""
 NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/"
-
-
-def only_temporary(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The inputs as they are, when every file among them is a temporary one, which is how Cog's server hands over what
-    it was sent.
-
-    Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the
-    file.
-    """
-    temporary = Path(tempfile.gettempdir()).resolve()
-    for field, value in inputs.items():
-        if isinstance(value, Path) and not (value.is_file() and value.resolve().parent == temporary):
-            raise InputError(field, "must be sent as a data: URL, or be the http(s) address of a picture")
-    return inputs
-
-
-def read_image(path: Path, field: str) -> Image.Image:
-    """A picture given as an input, upright, RGB (or RGBA or L as it is).
-
-    It must be in one of ``IMAGE_FORMATS``, whatever its name says, and its size is judged by the header alone, before
-    anything is decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    field,
-                    f"is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, "
-                    "make it smaller",
-                )
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError:
-        raise InputError(
-            field, f"is too large; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller"
-        ) from None
-    except FileNotFoundError:
-        raise InputError(field, "there is no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 
 
 def adetailer_units(
@@ -140,53 +100,75 @@ def build_request(
     upscalers: Collection[str] = (),
     restores_faces: bool = False,
 ) -> ImageRequest:
-    """The request that the inputs ask for, by what a family can do and what is there: detectors (the first is the
-    default), upscalers, a face restorer.
+    """The request that all inputs of ``predict.py`` ask for, by what a family can do and what is there: detectors (the
+    first is the default), upscalers, a face restorer.
 
     Raises :class:`InputError` for what cannot be honoured.
     """
     _refuse_what_it_cannot(inputs, family)
-    if inputs["upscaler"] and inputs["upscaler"] not in upscalers:
+    _refuse_what_is_not_here(inputs, upscalers, restores_faces)
+    fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
+    for name in ("image", "mask"):
+        fields[name] = read_image(Path(str(inputs[name])), name) if inputs[name] else None
+    fields["width"], fields["height"] = choose_size(
+        family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
+    )
+    seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
+    left_out = {
+        "seed": seed,
+        "prompt_upsampling_seed": seed,
+        "num_inference_steps": family.steps,
+        "guidance_scale": family.guidance,
+    }
+    fields |= {name: value for name, value in left_out.items() if inputs[name] is None}
+    fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
+    fields["adetailer"] = adetailer_units(inputs, family, detectors, restores_faces)
+    return validated(ImageRequest, fields, InputError)
+
+
+def _hires(inputs: Mapping[str, Any]) -> Hires:
+    names = {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
+    return validated(
+        Hires,
+        {field: inputs[name] for field, name in names.items()},
+        lambda field, problem: InputError(names[field], problem),
+    )
+
+
+def choose_size(
+    canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None
+) -> tuple[int, int]:
+    """The size of the first pass: the image's (fitted to the grid and the native area), the custom one, or the
+    ratio's. Raises :class:`InputError` for a custom size that is missing or not on the grid."""
+    if image is not None:
+        area = canvas.native**2 * MEGAPIXELS[megapixels]
+        scale = (area / (image.width * image.height)) ** 0.5
+        return canvas.fitted(image.width * scale, image.height * scale)
+    if aspect_ratio != CUSTOM:
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
+        return canvas.size(aspect_ratio, megapixels)
+    return _on_the_grid("width", width, canvas), _on_the_grid("height", height, canvas)
+
+
+def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:
+    if side is None:
+        raise InputError(name, "is needed when aspect_ratio is 'custom'")
+    if side % canvas.multiple:
+        below = side - side % canvas.multiple
+        near = f"{below or canvas.multiple} or {below + canvas.multiple}"
+        raise InputError(name, f"must be a multiple of {canvas.multiple} for this model, not {side}; use {near}")
+    return side
+
+
+def _refuse_what_is_not_here(inputs: Mapping[str, Any], upscalers: Collection[str], restores_faces: bool) -> None:
+    """Raises :class:`InputError` for models that are not on this machine."""
+    name = inputs["upscaler"]
+    if name and name not in upscalers:
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
-        raise InputError(
-            "upscaler",
-            f"'{inputs['upscaler'][:40]}' is not here{nearest(inputs['upscaler'], upscalers)}; leave it out, or {here}",
-        )
+        raise InputError("upscaler", f"'{name[:40]}' is not here{nearest(name, upscalers)}; leave it out, or {here}")
     if inputs["face_enhance"] and not restores_faces:
         raise InputError("face_enhance", NO_FACE_RESTORER)
-    image = read_image(Path(str(inputs["image"])), "image") if inputs["image"] else None
-    mask = read_image(Path(str(inputs["mask"])), "mask") if inputs["mask"] else None
-    width, height = choose_size(
-        family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], image
-    )
-    seed = random_seed() if inputs["seed"] is None else inputs["seed"]
-    return ImageRequest(
-        prompt=inputs["prompt"],
-        width=width,
-        height=height,
-        seed=seed,
-        num_outputs=inputs["num_outputs"],
-        negative_prompt=inputs["negative_prompt"],
-        num_inference_steps=family.steps if inputs["num_inference_steps"] is None else inputs["num_inference_steps"],
-        guidance_scale=family.guidance if inputs["guidance_scale"] is None else inputs["guidance_scale"],
-        sampler=inputs["sampler"],
-        scheduler=inputs["scheduler"],
-        go_fast=inputs["go_fast"],
-        image=image,
-        mask=mask,
-        prompt_strength=inputs["prompt_strength"],
-        hires=Hires(inputs["hr_scale"], inputs["hr_steps"], inputs["hr_upscaler"], inputs["denoising_strength"])
-        if inputs["enable_hr"]
-        else None,
-        adetailer=adetailer_units(inputs, family, detectors, restores_faces),
-        scale=inputs["scale"],
-        upscaler=inputs["upscaler"],
-        face_enhance=inputs["face_enhance"],
-        output_format=inputs["output_format"],
-        output_quality=inputs["output_quality"],
-        prompt_upsampling=inputs["prompt_upsampling"],
-        prompt_upsampling_seed=seed if inputs["prompt_upsampling_seed"] is None else inputs["prompt_upsampling_seed"],
-    )
 
 
 def _refuse_what_it_cannot(inputs: Mapping[str, Any], family: Family) -> None:

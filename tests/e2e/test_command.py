@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_picture_over_http(drawn: Drawn, server: Se
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-i", "prompt=x", "-i", "promt=y"], "promt: is not an input (did you mean 'prompt'?)"),
+        (["-i", "prompt=x", "-i", "promt=y"], "promt: is not known (did you mean 'prompt'?)"),
         (["-i", "prompt=x", "-i", "scale=9"], "scale: must be from 1 to 8, not 9.0"),
         (["-i", "prompt=x", "-i", "image=@missing.png"], "image: cannot read 'missing.png': No such file or directory"),
         (["-i", "prompt=x", "-o", "/dev/null/x"], "-o: cannot write to '/dev/null/x': Not a directory"),
@@ -99,7 +99,7 @@ class FakeService:
     def new_timeline(self) -> Timeline:
         return Timeline()
 
-    def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline, show: object) -> list[Path]:
+    def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline, debug_sink: object) -> list[Path]:
         self.inputs = {**inputs, "bytes": inputs["image"].read_bytes() if inputs["image"] else b""}
         folder = Path(tempfile.mkdtemp())
         files = [folder / "out-0.webp", folder / "out-1.webp"]

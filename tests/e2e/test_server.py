@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from support.adetailer_units import WRONG
 from support.data_urls import data_url, png
 from support.pictures import PICTURE, PROMPT
 from support.processes import Server
-from support.wrong_units import WRONG
 
 from backend.api.input_schema import PREDICTOR_FILE, openapi
 from backend.core.settings import ROOT

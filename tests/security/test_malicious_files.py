@@ -41,7 +41,8 @@ from modules.app.service import start
 from modules.cli.convert_weights import convert
 from modules.detection.yolo import load_detector_network, offline_ultralytics
 from modules.request.adetailer_args import units_from_json
-from modules.request.parser import only_temporary, read_image
+from modules.request.input_image import read_image
+from modules.request.uploads import Uploads
 from modules.upscaling.tiled import load_upscaler_network
 from training.models.detector import ARCHITECTURE
 
@@ -338,24 +339,17 @@ def test_comfyui_cve_2026_56671_no_path_that_a_client_names_is_opened(tmp_path: 
     """Also CVE-2026-56673. Cog takes local paths where no schema lies beside it."""
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
-    link = Path(tempfile.gettempdir()) / f"{tmp_path.name}-link.png"
+    uploads = Uploads(tmp_path / "uploads")
+    uploads.folder.mkdir()
+    link, sent = uploads.folder / "link.png", uploads.folder / "sent.png"
     link.symlink_to(secret)
-    try:
-        for path in (
-            secret,
-            link,
-            Path("/etc/hostname"),
-            Path(tempfile.gettempdir()),
-            Path(f"{tempfile.gettempdir()}/../etc/hostname"),
-        ):
-            assert refusal(lambda path=path: only_temporary({"image": cog.Path(path)})).startswith(
-                "image: must be sent"
-            )  # type: ignore[misc]
-    finally:
-        link.unlink()
-    with tempfile.NamedTemporaryFile(suffix=".png") as file:
-        inputs = {"prompt": "x", "image": cog.Path(file.name), "mask": None}
-        assert only_temporary(inputs) is inputs
+    Image.new("RGB", (8, 8)).save(sent)
+    outside = (secret, link, Path("/etc/hostname"), uploads.folder, uploads.folder / ".." / "secret.png")
+    for path in outside:
+        problem = refusal(lambda path=path: uploads.only_received({"image": cog.Path(path)}))  # type: ignore[misc]
+        assert problem.startswith("image: must be sent")
+    inputs = {"prompt": "x", "image": cog.Path(sent), "mask": None}
+    assert uploads.only_received(inputs) is inputs
 
 
 @pytest.mark.parametrize("kind", ["a pickle", "PostScript", "FITS", "a zip", "a page", "SVG"])

@@ -20,8 +20,8 @@ from backend.api.input_schema import PREDICTOR_FILE, InputSchema, openapi, read_
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
-from modules.request.image_request import CUSTOM, HIRES_UPSCALERS, MAX_SEED, OUTPUT_FORMATS
-from modules.request.parser import build_request
+from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED, OUTPUT_FORMATS
+from modules.request.parser import CUSTOM, build_request
 
 SOURCE = PREDICTOR_FILE.read_text()
 FIELDS = {
@@ -128,8 +128,8 @@ def test_what_cog_cannot_read_is_refused(given: str, instead: str, message: str)
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["prompt=x", "promt=y"], "promt: is not an input (did you mean 'prompt'?)"),
-        (["zzzzzz=1"], "zzzzzz: is not an input; the inputs are prompt, "),
+        (["prompt=x", "promt=y"], "promt: is not known (did you mean 'prompt'?)"),
+        (["zzzzzz=1"], "zzzzzz: is not known; the names are prompt, "),
         (["prompt"], "prompt: has no value; write it as name=value"),
         (["prompt=x", "prompt=y"], "prompt: is given twice"),
         ([], "prompt: is missing"),
@@ -190,6 +190,10 @@ def test_a_whole_number_from_json_is_an_int(schema: InputSchema) -> None:
     steps = schema.validate({"prompt": "x", "num_inference_steps": 4.0})["num_inference_steps"]
     assert steps == 4
     assert isinstance(steps, int)
+
+
+def test_half_a_surrogate_pair_which_json_can_hold_is_text(schema: InputSchema) -> None:
+    assert schema.validate({"prompt": "a fox \ud83d"})["prompt"] == "a fox \ud83d"
 
 
 @pytest.fixture(scope="module")

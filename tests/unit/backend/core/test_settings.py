@@ -91,7 +91,7 @@ def test_settings_cannot_be_changed_and_a_changed_copy_is_checked() -> None:
     [
         ("{", "not valid JSON in line 1"),
         ("[]", "must hold one JSON object"),
-        ('{"modell": "auto"}', "unknown key 'modell' (did you mean 'model'?)"),
+        ('{"modell": "auto"}', "config.json: modell is not known (did you mean 'model'?)"),
         ('{"upscale_tile_size": "big"}', "config.json: upscale_tile_size must be a whole number, not 'big'"),
         ('{"upscale_tile_size": true}', "upscale_tile_size must be a whole number, not true"),
         ('{"upscale_tile_size": 1}', "upscale_tile_size must be at least 32, not 1"),
@@ -116,7 +116,7 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, message: str)
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("FLUX_TILESIZE", "64", "FLUX_TILESIZE: unknown setting (did you mean 'FLUX_UPSCALE_TILE_SIZE'?)"),
+        ("FLUX_TILESIZE", "64", "FLUX_TILESIZE is not known (did you mean 'upscale_tile_size'?)"),
         ("FLUX_UPSCALE_TILE_SIZE", "x", "FLUX_UPSCALE_TILE_SIZE must be a whole number, not 'x'"),
         ("FLUX_TILE_SIZE", "3", "FLUX_TILE_SIZE must be at least 32, not 3"),
         ("FLUX_WARM_UP", "maybe", "must be true or false, not 'maybe'"),

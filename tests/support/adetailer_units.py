@@ -1,8 +1,9 @@
-"""ADetailer units that must be refused, each with what the error says."""
+"""ADetailer's arguments, and units that must be refused, each with what the error says."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from backend.core.validation import bounds, choices, fields_of
 from modules.request.adetailer_args import NOT_HERE, WithoutEffect
@@ -11,6 +12,43 @@ from modules.request.adetailer_unit import AdetailerUnit
 FIELDS = {**fields_of(AdetailerUnit), **fields_of(WithoutEffect)}
 RANGES = {name: bounds(field) for name, field in FIELDS.items() if math.isfinite(bounds(field)[0])}
 CHOICES = {name: choices(field) for name, field in FIELDS.items() if choices(field)}
+
+
+ADETAILERS: dict[str, Any] = {
+    **{
+        "model_classes": "",
+        "tab_enable": True,
+        "prompt": "",
+        "negative_prompt": "",
+        "confidence": 0.3,
+        "mask_filter_method": "Area",
+        "mask_k": 0,
+    },
+    **{
+        "mask_min_ratio": 0.0,
+        "mask_max_ratio": 1.0,
+        "dilate_erode": 4,
+        "x_offset": 0,
+        "y_offset": 0,
+        "mask_merge_invert": "None",
+        "mask_blur": 4,
+    },
+    **{
+        "denoising_strength": 0.4,
+        "inpaint_only_masked": True,
+        "inpaint_only_masked_padding": 32,
+        "use_inpaint_width_height": False,
+    },
+    **{
+        "inpaint_width": 512,
+        "inpaint_height": 512,
+        "use_steps": False,
+        "steps": 28,
+        "use_cfg_scale": False,
+        "cfg_scale": 7.0,
+    },
+    **{"use_sampler": False, "sampler": "DPM++ 2M Karras", "scheduler": "Use same scheduler", "restore_face": False},
+}
 
 
 def beyond(name: str) -> list[float]:
