@@ -195,6 +195,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         runtime = plan_device(device, sizes, files.workload(settings), emulated, settings.weight_precision)
     optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
+    optimizer.set_process_options()
     models = ModelCache(
         device.torch_device,
         runtime.transfers,

@@ -24,7 +24,6 @@ from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.family import read_family
 from modules.families.flux1.service import FluxService
-from modules.flux_memory_optimizer import RotaryTables
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 META = torch.device("meta")
@@ -62,13 +61,6 @@ def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:
     return FluxService(models, read_family(FOLDER), scheduler, None, None, torch.float32, OomFallback())  # type: ignore[arg-type]
 
 
-def kept_tables(name: str, module: Any) -> nn.Module:
-    tables = RotaryTables(module.pos_embed)
-    module.pos_embed = tables
-    module.register_forward_pre_hook(tables.look_at, with_kwargs=True)
-    return module  # type: ignore[no-any-return]
-
-
 def embeddings() -> PromptEmbeddings:
     return PromptEmbeddings(torch.empty(1, 40, 192, device=META), torch.empty(1, 128, device=META))
 
@@ -83,7 +75,7 @@ def test_no_step_asks_the_device_for_a_value(change: dict[str, Any]) -> None:
     start = torch.empty(1, 16, 16, 16, device=META) if drawing.images else None
     told: list[tuple[int, int]] = []
     with torch.inference_mode():
-        latents = without_data(kept_tables).denoise(
+        latents = without_data(lambda name, module: module).denoise(
             drawing, embeddings(), start, lambda done, total: told.append((done, total))
         )
     assert latents.device == META and latents.shape == (1, 64, 64)
@@ -101,39 +93,15 @@ def test_the_device_without_data_notices_who_asks() -> None:
         without_data(nosy).denoise(DRAWING, embeddings(), None, None)
 
 
-def test_noise_is_drawn_once_and_rotary_tables_are_computed_once(service: Service) -> None:
+def test_noise_is_drawn_once_and_more_steps_read_no_more_values(service: Service) -> None:
     flux = flux_of(service)
-    with service.models.on_device("transformer") as loan:
-        tables: Any = loan[0].pos_embed  # type: ignore[union-attr]
     counts = []
     for steps in (3, 6):
-        before = tables.computed
         with Operations() as operations:
             flux.generate(DenoiseRequest(**{**vars(DRAWING), "steps": steps}), Timeline())
-        assert tables.computed == before + 1
         counts.append(operations.counts)
     assert counts[0]["randn"] + counts[0]["normal_"] == counts[1]["randn"] + counts[1]["normal_"] == 1
     assert counts[0]["_local_scalar_dense"] == counts[1]["_local_scalar_dense"]
-    assert (
-        counts[0]["cos"] == counts[1]["cos"] - 3 * 2
-    )  # what is left is the embedding of the time and of the guidance, in every step
-
-
-def test_the_tables_follow_the_shape_of_the_picture(service: Service) -> None:
-    flux = flux_of(service)
-    with service.models.on_device("transformer") as loan:
-        tables: Any = loan[0].pos_embed  # type: ignore[union-attr]
-        drawings = [
-            DenoiseRequest((PROMPT,), (1,), *size, steps=2, guidance=3.5)
-            for size in ((256, 128), (128, 256), (256, 128))
-        ]
-        kept = [flux.generate(drawing, Timeline())[0].tobytes() for drawing in drawings]
-        loan[0].pos_embed = tables.embedding
-        try:
-            anew = [flux.generate(drawing, Timeline())[0].tobytes() for drawing in drawings]
-        finally:
-            loan[0].pos_embed = tables
-    assert kept == anew and kept[0] == kept[2]
 
 
 def test_every_model_runs_in_inference_mode(service: Service) -> None:

@@ -31,8 +31,6 @@ from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.flux_memory_optimizer import (
     FluxMemoryOptimizer,
-    ResidualInPlace,
-    RotaryTables,
     fastest_attention,
     first_block_cache,
     set_attention,
@@ -93,7 +91,10 @@ def operators(run: Callable[[], object]) -> set[str]:
 
 
 def optimizer(plan: MemoryPlan, device: Device | None = None, **settings: Any) -> FluxMemoryOptimizer:
-    return FluxMemoryOptimizer(device or probe_device("cpu", "float32"), plan, replace(Settings(), **settings))
+    """As the set-up makes it."""
+    made = FluxMemoryOptimizer(device or probe_device("cpu", "float32"), plan, replace(Settings(), **settings))
+    made.set_process_options()
+    return made
 
 
 def entry(made: FluxMemoryOptimizer, name: str) -> tuple[bool, str]:
@@ -110,9 +111,7 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
     assert len(set(names)) == len(names) and all(one.reason for one in made.report)
     assert {one.name for one in made.report if one.applied} == {
         "threads",
-        "rotary tables kept",
         "channels last: vae",
-        "residual blocks in place",
         "channels last: upscaler",
     }
 
@@ -123,7 +122,7 @@ def load(name: str) -> nn.Module:
 
 
 def test_the_set_up_log_shows_the_report(drawn: Drawn) -> None:
-    assert "+ rotary tables kept" in drawn.process.stderr and "- TensorFloat-32" in drawn.process.stderr
+    assert "+ channels last: vae" in drawn.process.stderr and "- TensorFloat-32" in drawn.process.stderr
 
 
 def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
@@ -142,13 +141,13 @@ def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
             torch.bfloat16,
             torch.float16,
             "auto",
-            (True, "in bfloat16, upscalers in float16: multiplied faster here than float32"),
+            (True, "in bfloat16, upscalers in float16: faster here than float32"),
         ),
         (
             torch.float32,
             torch.float32,
             "auto",
-            (False, "in float32, upscalers in float32: this processor multiplies nothing shorter faster"),
+            (False, "in float32, upscalers in float32: no shorter type is faster on this device"),
         ),
         (
             torch.float32,
@@ -163,7 +162,14 @@ def test_the_precision_is_told_with_its_reason(
 ) -> None:
     device = Device("cpu", "a processor", 0, 0, None, dtype, upscaler)
     applied, reason = entry(optimizer(plan, device, dtype=asked), "16 bits")
-    assert (applied, reason) == (expected[0], f"models that draw compute {expected[1]}")
+    assert (applied, reason) == (expected[0], f"diffusion models compute {expected[1]}")
+
+
+def test_making_an_optimizer_sets_nothing_in_the_process(plan: MemoryPlan) -> None:
+    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
+    made = FluxMemoryOptimizer(card, plan, Settings())
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert "TensorFloat-32" not in made.table()
 
 
 @pytest.mark.parametrize(("capability", "applied"), [((9, 0), True), ((7, 5), False)])
@@ -174,17 +180,6 @@ def test_tensorfloat_is_for_ampere_and_newer(plan: MemoryPlan, capability: tuple
         assert torch.get_float32_matmul_precision() == ("high" if applied else "highest")
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_rotary_tables_are_kept_while_the_positions_are_the_same_tensors(plan: MemoryPlan, transformer: Any) -> None:
-    right = forward(transformer)
-    made = optimizer(plan)
-    made.improve("transformer", transformer)
-    assert entry(made, "rotary tables kept")[0] and isinstance(transformer.pos_embed, RotaryTables)
-    assert torch.equal(forward(transformer), right)
-    assert transformer.pos_embed.computed == 1
-    assert torch.equal(forward(transformer), right)
-    assert transformer.pos_embed.computed == 2  # other tensors, although with the same values: nobody looks into them
 
 
 def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
@@ -200,33 +195,6 @@ def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
         )
         assert torch.allclose(vae.decode(latents, return_dict=False)[0], right, atol=1e-4)
     assert entry(made, "channels last: vae")[0] and seen == [True]
-
-
-def test_residual_blocks_overwrite_what_nobody_reads_again(plan: MemoryPlan) -> None:
-    vae: Any = load("vae")
-    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        vae.to(memory_format=torch.channels_last)
-        assert "aten::silu" in operators(lambda: vae.decode(latents)) and "aten::silu_" not in operators(
-            lambda: vae.decode(latents)
-        )
-        drawn = vae.decode(latents, return_dict=False)[0]
-        read = vae.encode(drawn).latent_dist.mode()
-        made = optimizer(plan)
-        made.improve("vae", vae)
-        assert {"aten::silu_", "aten::add_"} <= operators(lambda: vae.decode(latents))
-        assert torch.equal(vae.decode(latents, return_dict=False)[0], drawn) and torch.equal(
-            vae.encode(drawn).latent_dist.mode(), read
-        )
-    assert entry(made, "residual blocks in place")[0]
-
-
-def test_residual_blocks_of_another_kind_stay_what_they_are(plan: MemoryPlan) -> None:
-    vae: Any = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32, act_fn="mish")
-    made = optimizer(plan)
-    made.improve("vae", vae)
-    assert not entry(made, "residual blocks in place")[0]
-    assert not any(isinstance(module, ResidualInPlace) for module in vae.modules())
 
 
 def test_tiles_are_reported_as_they_are(plan: MemoryPlan) -> None:
@@ -321,7 +289,7 @@ def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
     [
         ({"compile": "off"}, {}, "is off"),
         ({"compile": "auto"}, {}, "on a CPU"),
-        ({"compile": "on"}, {"kind": "layer offload"}, "layers come one by one"),
+        ({"compile": "on"}, {"kind": "layer offload"}, "layers one by one"),
     ],
 )
 def test_blocks_that_are_not_compiled_say_why(
