@@ -1,4 +1,6 @@
-"""Where the time goes: nested spans, printed as a table, drawn as a chart, sent as metrics.
+"""Where the time goes: nested spans, printed as a table or sent as metrics.
+
+``backend/core/timeline_export.py`` writes them to files.
 
 >>> timeline = Timeline()
 >>> with timeline.span("generate"):
@@ -8,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -99,24 +100,6 @@ class Timeline:
                 values[peak] = max(values.get(peak, 0), span.peak_bytes)
         return values
 
-    def write(self, path: Path) -> None:
-        """The spans in order as JSON where the name ends in ``.json``, else the chart."""
-        if path.suffix.lower() != ".json":
-            self.chart(path)
-            return
-        spans = [
-            {
-                "name": span.path,
-                "start": round(span.start, 4),
-                "seconds": round(span.seconds, 4),
-                "peak_bytes": span.peak_bytes,
-            }
-            for span in self.spans
-        ]
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(json.dumps(spans, indent=2))
-        temporary.replace(path)
-
     def table(self) -> str:
         """One line a span: name indented by depth, seconds, share of the whole, peak memory."""
         whole = sum(span.seconds for span in self.spans if span.depth == 0) or 1.0
@@ -128,32 +111,6 @@ class Timeline:
             lines.append(f"{name:<{width}} {span.seconds:>8.2f} {span.seconds / whole:>6.0%} {peak:>9}".rstrip())
         lines.append(f"{'total':<{width}} {whole:>8.2f}")
         return "\n".join(lines)
-
-    def chart(self, path: Path) -> None:
-        """Writes the spans as a bar chart (PNG), time to the right, one row a span."""
-        from PIL import Image, ImageDraw, ImageFont
-
-        row, left, width = 22, 230, 900
-        whole = max([span.start + span.seconds for span in self.spans], default=1.0) or 1.0
-        image = Image.new("RGB", (left + width + 90, row * (len(self.spans) + 2)), "white")
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-        colours = ("#3b6fb6", "#6fa8dc", "#9fc5e8", "#cfe2f3")
-        for index, span in enumerate(self.spans):
-            y = row * index + 8
-            x1 = left + width * span.start / whole
-            x2 = max(left + width * (span.start + span.seconds) / whole, x1 + 1)
-            draw.text((8 + 12 * span.depth, y), span.name, fill="black", font=font)
-            draw.rectangle((x1, y, x2, y + row - 6), fill=colours[min(span.depth, 3)])
-            draw.text((x2 + 5, y), f"{span.seconds:.2f} s", fill="black", font=font)
-        base = row * len(self.spans) + 12
-        draw.line((left, base, left + width, base), fill="black")
-        for tick in range(6):
-            x = left + width * tick / 5
-            draw.line((x, base, x, base + 4), fill="black")
-            draw.text((x - 10, base + 6), f"{whole * tick / 5:.1f}", fill="black", font=font)
-        temporary = path.with_name(f".{path.name}.part")
-        image.save(temporary, "PNG")
-        temporary.replace(path)
 
 
 def process_began(pid: int | None = None) -> float:

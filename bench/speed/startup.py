@@ -93,7 +93,8 @@ def phases(folder: Path, runs: int) -> dict[str, dict[str, float]]:
         measured: list[dict[str, float]] = []
         for _ in range(runs):
             times_of(our_command(folder, 1, "--startup", str(file)), {"FLUX_DISABLED_EXTENSIONS": disabled})
-            measured.append({row["name"]: row["seconds"] for row in json.loads(file.read_text())})
+            spans = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
+            measured.append({span["args"]["path"]: span["dur"] / 1e6 for span in spans})
         found[label] = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
         found[label]["total"] = sum(seconds for name, seconds in found[label].items() if "." not in name)
     return found

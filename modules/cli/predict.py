@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from backend.api.input_schema import InputSchema
 from backend.core.files import atomic_files
+from backend.core.timeline_export import write_timeline
 from modules.cli.command import CommandParser, check_folder, run_in_scratch
 from modules.request.uploads import Uploads
 
@@ -45,27 +46,30 @@ def _parser(schema: InputSchema) -> CommandParser:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="folder for out-0.webp and on (default: the current one)",
+        help="folder for out-0.webp, out-1.webp, ... (default: the current one)",
     )
     parser.add_argument(
-        "--timeline", type=Path, metavar="FILE.png", help="also draw where the time went; FILE.json gives the figures"
+        "--timeline",
+        type=Path,
+        metavar="FILE.png",
+        help="also write where the time went: a chart (.png), or a trace for Perfetto (.json)",
     )
     parser.add_argument(
         "--startup",
         type=Path,
         metavar="FILE.png",
-        help="the same for what went before the prediction, from process start",
+        help="the same for the time before the prediction, from process start",
     )
     parser.add_argument(
         "--debug-images",
         type=Path,
         metavar="DIR",
-        help="also write the pictures with all that the detail pass found in them",
+        help="also write pictures that show what ADetailer found and repainted",
     )
     parser.add_argument(
         "--emulate-vram",
         metavar="48MB",
-        help="try the memory plan for a card of this size, with host memory in its place",
+        help="use the memory plan of a card of this size, with host memory in its place",
     )
     parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
     return parser
@@ -116,9 +120,9 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         if options.debug_images:
             _deliver(_saved(shown, temporary), options.debug_images)
         if options.timeline:
-            timeline.write(options.timeline)
+            write_timeline(timeline, options.timeline)
         if options.startup:
-            service.timeline.write(options.startup)
+            write_timeline(service.timeline, options.startup)
     except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
         sys.exit(f"error: cannot write the files: {error.strerror}")
     if options.json:

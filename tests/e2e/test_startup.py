@@ -15,6 +15,7 @@ from support.processes import Drawn, Server
 
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline, process_began
+from backend.core.timeline_export import ROW, write_timeline
 from modules.app.service import SPIN_COUNT, Service, since_launch
 
 PHASES = ("environment", "torch", "imports", "plan", "stages", "models", "warm_up")
@@ -91,17 +92,18 @@ def test_the_set_up_has_every_phase_and_each_model_and_stage_within(service: Ser
     } <= inner
 
 
-def test_the_phases_are_written_as_data_and_as_a_chart(service: Service, tmp_path: Path) -> None:
-    service.timeline.write(tmp_path / "start.json")
-    service.timeline.write(tmp_path / "start.png")
-    rows = json.loads((tmp_path / "start.json").read_text())
-    assert [row["name"] for row in rows if "." not in row["name"]] == list(PHASES)
-    phases = [row for row in rows if "." not in row["name"]]
-    ends = [row["start"] + row["seconds"] for row in phases]
-    assert [row["start"] for row in phases[1:]] == pytest.approx(ends[:-1], abs=0.05), "a gap or an overlap"
-    assert ends[-1] > phases[-1]["start"]
+def test_the_phases_are_written_as_a_trace_and_as_a_chart(service: Service, tmp_path: Path) -> None:
+    write_timeline(service.timeline, tmp_path / "start.json")
+    write_timeline(service.timeline, tmp_path / "start.png")
+    events = json.loads((tmp_path / "start.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
+    phases = [span for span in spans if "." not in span["args"]["path"]]
+    assert [span["name"] for span in phases] == list(PHASES)
+    ends = [span["ts"] + span["dur"] for span in phases]
+    assert [span["ts"] for span in phases[1:]] == pytest.approx(ends[:-1], abs=50_000), "a gap or an overlap"
+    assert ends[-1] > phases[-1]["ts"]
     with Image.open(tmp_path / "start.png") as chart:
-        assert chart.height > 22 * len(rows)
+        assert chart.height > ROW * len(spans)
     assert len(list(tmp_path.iterdir())) == 2
 
 

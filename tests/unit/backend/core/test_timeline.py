@@ -1,12 +1,10 @@
-"""Spans nest, survive errors, add up, and become a table, metrics and a picture."""
+"""Spans nest, survive errors, add up, and become a table and metrics."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from backend.core.timeline import Timeline
 
@@ -61,13 +59,3 @@ def test_the_table_indents_and_totals() -> None:
         pass
     lines = timeline.table().splitlines()
     assert lines[1].startswith("generate ") and lines[2].startswith("  encode ") and lines[-1].startswith("total")
-
-
-def test_the_chart_is_a_picture_and_no_temporary_file_stays(tmp_path: Path) -> None:
-    timeline = Timeline()
-    with timeline.span("generate"):
-        time.sleep(0.01)
-    timeline.chart(tmp_path / "timeline.png")
-    with Image.open(tmp_path / "timeline.png") as image:
-        assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 16) or []) > 2
-    assert [file.name for file in tmp_path.iterdir()] == ["timeline.png"]
