@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -24,6 +25,10 @@ from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.input_image import read_image
 from modules.upscaling.discovery import FACE_RESTORERS
 
+HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
+    {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
+)
+"""The input of every field of :class:`Hires`."""
 CUSTOM = "custom"
 """The aspect ratio with which width and height count."""
 NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/"
@@ -127,11 +132,10 @@ def build_request(
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:
-    names = {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
     return validated(
         Hires,
-        {field: inputs[name] for field, name in names.items()},
-        lambda field, problem: InputError(names[field], problem),
+        {field: inputs[name] for field, name in HIRES_INPUTS.items()},
+        lambda field, problem: InputError(HIRES_INPUTS[field], problem),
     )
 
 

@@ -13,15 +13,11 @@ import cog
 import pytest
 import yaml
 from jsonschema import Draft7Validator
-from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
 import predict
 from backend.api.input_schema import PREDICTOR_FILE, InputSchema, openapi, read_inputs, write_schema
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
-from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
-from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED, OUTPUT_FORMATS
-from modules.request.parser import CUSTOM, build_request
 
 SOURCE = PREDICTOR_FILE.read_text()
 FIELDS = {
@@ -71,22 +67,6 @@ def test_an_input_is_as_cog_sees_it_at_run_time(schema: InputSchema, name: str) 
     )
     assert prop["description"] == field.description
     assert "\\" not in field.description, "cog build copies escapes as they are"
-
-
-def test_the_choices_and_ranges_are_those_of_the_request(schema: InputSchema) -> None:
-    assert schema.properties["aspect_ratio"]["enum"] == [*ASPECT_RATIOS, CUSTOM]
-    assert schema.properties["megapixels"]["enum"] == list(MEGAPIXELS)
-    assert schema.properties["output_format"]["enum"] == list(OUTPUT_FORMATS)
-    assert schema.properties["seed"]["maximum"] == MAX_SEED
-    assert schema.properties["hr_upscaler"]["enum"] == list(HIRES_UPSCALERS)
-    ranges = {
-        name: prop for name, prop in schema.properties.items() if "minimum" in prop and name not in ("width", "height")
-    }
-    for name, prop in ranges.items():
-        for bound, step in (("minimum", -1), ("maximum", 1)):
-            build_request({**INPUTS, "enable_hr": True, name: prop[bound]}, EMBEDDED, DETECTORS)
-            with pytest.raises(InputError, match=f"^{name}: "):
-                build_request({**INPUTS, "enable_hr": True, name: prop[bound] + step}, EMBEDDED, DETECTORS)
 
 
 def test_the_document_is_whole() -> None:

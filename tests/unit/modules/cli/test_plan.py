@@ -101,7 +101,9 @@ def test_the_table_of_cards_in_the_document_is_current() -> None:
 
 
 def test_the_simulation_in_the_document_is_current(rows: list[Row]) -> None:
-    assert markdown(rows) == written("simulation", "bench/results/memory.md"), "write it again with: python -m bench.memory.placement_simulation"
+    assert markdown(rows) == written("simulation", "bench/results/memory.md"), (
+        "write it again with: python -m bench.memory.placement_simulation"
+    )
 
 
 def test_where_component_offload_runs_our_plan_moves_at_most_half_and_is_faster(rows: list[Row]) -> None:

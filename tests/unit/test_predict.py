@@ -1,0 +1,127 @@
+"""The inputs of predict.py: each is part of the request, is documented, and has the request's default, range and choices.
+
+Whoever adds an input is told here what is still missing; CONTRIBUTING.md lists the files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cog
+import pytest
+from PIL import Image
+from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SDXL
+
+from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError
+from backend.core.settings import ROOT
+from backend.core.validation import bounds, choices, fields_of
+from modules.detection.classes import ClassSet
+from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
+from modules.families.family import Family
+from modules.request.image_request import Hires, ImageRequest
+from modules.request.parser import CUSTOM, HIRES_INPUTS, build_request
+from modules.request.uploads import Uploads
+from predict import Predictor
+
+SCHEMA = InputSchema()
+REQUEST_FIELDS = {
+    **fields_of(ImageRequest),
+    **{name: fields_of(Hires)[field] for field, name in HIRES_INPUTS.items()},
+}
+SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
+"""Inputs that are fields of the request, or of its Hires fix, as they are."""
+DERIVED = {"hires", "original_prompt", "prompt_note"}
+"""Fields of the request that no input has the name of."""
+CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
+COUNTS_ONLY_WITH: Mapping[str, Mapping[str, Any]] = {
+    "width": CUSTOM_SIZE,
+    "height": CUSTOM_SIZE,
+    **dict.fromkeys(HIRES_INPUTS.values(), {"enable_hr": True}),
+}
+VALUES: Mapping[str, str] = {
+    "upscaler": "4x-sharp",
+    "adetailer_args": '{"ad_mask_k": 1}',
+    "adetailer_args_hands": "{}",
+}
+"""Values for inputs that do not take any text."""
+
+
+def built(inputs: Mapping[str, Any], family: Family) -> ImageRequest:
+    detectors = {**DETECTORS, "hand_yolov8n.pt": ClassSet(("hand",))}
+    return build_request(inputs, family, detectors, ["4x-sharp"], restores_faces=True)
+
+
+def another(name: str, than: object, picture: Path) -> object:
+    """A value of the input that is not ``than``."""
+    prop = SCHEMA.properties[name]
+    if prop["type"] == "boolean":
+        return not than
+    if prop.get("format") == "uri":
+        return picture
+    offered = prop.get("enum") or [prop.get("maximum", 1), prop.get("minimum", 2)]
+    if prop["type"] == "string" and "enum" not in prop:
+        offered = [VALUES.get(name, "something else")]
+    return next(value for value in offered if value != than)
+
+
+@pytest.mark.parametrize("name", SCHEMA.properties)
+def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name == "mask" else {})}
+    changed = {**base, name: another(name, base[name], picture)}
+    family = EMBEDDED if name == "go_fast" else SDXL  # which honours all others
+    assert built(changed, family) != built(base, family), (
+        f"{name} has no effect: give ImageRequest a field of that name, or turn it into one in build_request"
+    )
+
+
+def test_every_field_of_the_request_has_an_input() -> None:
+    assert [name for name in fields_of(ImageRequest) if name not in {*SCHEMA.properties, *DERIVED}] == []
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_range_and_choices_are_those_of_the_request(name: str) -> None:
+    prop, field = SCHEMA.properties[name], REQUEST_FIELDS[name]
+    if name not in ("width", "height"):  # an image may give other sizes
+        assert (prop.get("minimum", -math.inf), prop.get("maximum", math.inf)) == bounds(field)
+    assert tuple(prop.get("enum", ())) == choices(field)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_default_is_that_of_the_request(name: str) -> None:
+    default = SCHEMA.defaults.get(name)
+    if default is not None and name not in ("scale", "adetailer"):  # which a request made in Python has to ask for
+        assert default == REQUEST_FIELDS[name].default
+
+
+def test_the_choices_of_shape_and_area_are_those_of_the_canvas() -> None:
+    assert SCHEMA.properties["aspect_ratio"]["enum"] == [*ASPECT_RATIOS, CUSTOM]
+    assert SCHEMA.properties["megapixels"]["enum"] == list(MEGAPIXELS)
+
+
+def test_the_readme_has_a_row_for_every_input() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Inputs\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(SCHEMA.properties)
+
+
+def test_predict_hands_over_every_input_as_it_is(tmp_path: Path) -> None:
+    handed_over: list[Mapping[str, Any]] = []
+    predictor = Predictor()
+    predictor.service = SimpleNamespace(
+        uploads=Uploads(tmp_path),
+        predict=lambda inputs, report: handed_over.append(inputs) or [tmp_path / "out-0.webp"],
+    )
+    inputs = {name: object() for name in SCHEMA.properties}
+    assert predictor.predict(**inputs) == [cog.Path(tmp_path / "out-0.webp")]
+    assert handed_over == [inputs]
+    with pytest.raises(InputError, match="^image: must be sent"):
+        predictor.predict(**{**inputs, "image": cog.Path("/etc/hostname")})
