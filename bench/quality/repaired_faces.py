@@ -81,6 +81,15 @@ def confidence(found: Detections, scene: Scene, index: int) -> float:
     return max(at, default=0.0)
 
 
+def save_sheet(rows: list[tuple[Image.Image, ...]], path: Path) -> None:
+    """One row per scene, its images side by side."""
+    sheet = Image.new("RGB", (3 * SIZE[0], len(rows) * SIZE[1]))
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (column * SIZE[0], row * SIZE[1]))
+    sheet.save(path, quality=85)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=12)
@@ -90,7 +99,8 @@ def main() -> None:
     service = start(replace(Settings(), model="embedded", log_level="ERROR"))
     stage = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
     unit = AdetailerUnit(bbox_sortby="Position (left to right)", confidence=0.2)
-    rows, figures = [], []
+    rows: list[tuple[Image.Image, ...]] = []
+    figures: list[list[float]] = []
     faces = found_faces = 0
     for number, (scene, subject) in enumerate(several(arguments.pictures, arguments.seed)):
         drawn = draw_subject(subject)
@@ -128,11 +138,7 @@ def main() -> None:
         )
     )
     if arguments.sheet:
-        sheet = Image.new("RGB", (3 * SIZE[0], len(rows) * SIZE[1]))
-        for row, pictures in enumerate(rows):
-            for column, picture in enumerate(pictures):
-                sheet.paste(picture, (column * SIZE[0], row * SIZE[1]))
-        sheet.save(arguments.sheet, quality=85)
+        save_sheet(rows, arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,11 @@ def make_optimizer(model: FluxTransformer2DModel, rate: float) -> Muon:
     return Muon(matrices, [(others, rate / 8)], matrix_rate=rate, weight_decay=0.02)
 
 
+def learning_rate(step: int, spent: float) -> float:
+    """The share of the full rate: it rises for 60 steps and falls over the last 60 percent of the time."""
+    return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1 - spent) / 0.6))
+
+
 def begin_or_resume(out: Path, rate: float) -> tuple[FluxTransformer2DModel, Muon]:
     """The model and the optimizer that ``save`` left in ``out``, or new ones."""
     model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
@@ -212,8 +217,7 @@ def train(
         local = spent / (1 - distill_share) if teacher is None else (spent - 1 + distill_share) / distill_share
         loss = training_loss(runner, encoders, batches, teacher)
         loss.backward()
-        ramp = min(1.0, (step + 1) / 60)
-        optimizer.step(ramp * max(0.02, min(1.0, (1 - local) / 0.6)) * (1.0 if teacher is None else 0.6))
+        optimizer.step(learning_rate(step, local) * (1.0 if teacher is None else 0.6))
         step += 1
         decay = min(0.998 if teacher is None else 0.99, step / (step + 30))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
