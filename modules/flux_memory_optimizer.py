@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from backend.core.settings import ROOT, Settings
 from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
 from backend.offload.placements import block_modules
+from modules.compat import attend
 
 ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package
@@ -181,27 +183,21 @@ def fastest_attention(
     A kernel that refuses, or whose result is not that of "native", is not taken; it is named with the reason.
     """
     from diffusers import attention_backend
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
     from torch.utils.benchmark import Timer
 
     query, key, value = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
 
-    def attend() -> torch.Tensor:
-        output: torch.Tensor = dispatch_attention_fn(query, key, value)
-        return output
-
     with torch.inference_mode():
         with attention_backend("native"):
-            right = attend().float()
+            right = attend(query, key, value).float()
         seconds: dict[str, float] = {}
         words: list[str] = []
         for backend in backends:
             try:
                 with attention_backend(backend):
-                    error = float((attend().float() - right).norm() / right.norm())
-                    seconds[backend] = (
-                        Timer("attend()", globals={"attend": attend}).blocked_autorange(min_run_time=0.05).median
-                    )
+                    error = float((attend(query, key, value).float() - right).norm() / right.norm())
+                    timer = Timer("run()", globals={"run": partial(attend, query, key, value)})
+                    seconds[backend] = timer.blocked_autorange(min_run_time=0.05).median
             except (RuntimeError, ValueError, TypeError, ImportError) as refusal:
                 words.append(f"{backend}: {str(refusal).partition('.')[0]}")
                 continue

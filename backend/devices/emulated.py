@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from backend.compat import storage_id, tensors_in
 from backend.stream import tensor_bytes
 
 
@@ -50,20 +50,16 @@ class EmulatedDevice(TorchDispatchMode):
         if not self._counting:
             return result
         # a view, and what is changed in place, is no new memory
-        given = {
-            tensor.untyped_storage()._cdata
-            for tensor in tree_leaves((args, kwargs))
-            if isinstance(tensor, torch.Tensor)
-        }
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+        given = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(result):
+            if storage_id(tensor) not in given:
                 self._note(tensor)
         return result
 
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         """Counts the tensor's storage, once."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_id(tensor), storage.nbytes()
         if size == 0 or tensor.is_meta or key in self._live:
             return tensor
 

@@ -33,10 +33,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from backend.checkpoints.file_type import check_content, digest, git_digest
+from backend.compat import hub_download, hub_headers
 from backend.core.errors import WeightsError
 from backend.weights.catalog import WeightFile, read_manifest
 from backend.weights.lockfile import PARTIAL, LockedFile, exclusive, read_lock, write_lock
@@ -196,13 +195,9 @@ class Fetcher:
             start = writing.tell()
             require_space(part.parent, remote.bytes - start)
             if start < remote.bytes:
-                http_get(
-                    remote.url,
-                    writing,
-                    resume_size=start,
-                    headers=build_hf_headers(token=token_for(file)) | {"Accept-Encoding": "identity"},
-                    tqdm_class=partial(_Relay, file, remote.bytes, self.on_progress, self.stop),  # type: ignore[arg-type]
-                )
+                headers = hub_headers(token_for(file)) | {"Accept-Encoding": "identity"}
+                relay = partial(_Relay, file, remote.bytes, self.on_progress, self.stop)
+                hub_download(remote.url, writing, start, headers, relay)
             writing.flush()
             os.fsync(writing.fileno())
         self.on_progress(file, remote.bytes, remote.bytes)

@@ -29,6 +29,14 @@ from safetensors.torch import load_file
 from backend.checkpoints.file_type import is_safetensors
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
+from modules.compat import (
+    compute_anchors_every_call,
+    letterbox,
+    outlines,
+    restore_image_open,
+    ultralytics_loads_safely,
+    unletterbox_boxes,
+)
 from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.onnx import read_onnx
 
@@ -90,9 +98,7 @@ def load_detector_network(path: Path) -> torch.nn.Module:
     try:
         network = _read_embedded(path) if embedded else read_checkpoint(path)
         _require_detector(network, path.name)
-        # The head would otherwise keep its anchors on the device of the last call, where nobody who moves parameters
-        # finds them.
-        network.model[-1].dynamic = True
+        compute_anchors_every_call(network)
         return network.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[no-any-return]
     except _UNREADABLE as error:
         raise WeightsError(
@@ -115,13 +121,9 @@ def _require_detector(network: Any, name: str) -> None:
 
 
 def _import_ultralytics() -> None:
-    """Makes sure that it loads safely, and takes back its ``PIL.Image.open``, which would install packages for files
-    it cannot read."""
-    from ultralytics.utils import SAFE_LOAD, patches
-
-    Image.open = patches._image_open
-
-    if not SAFE_LOAD:
+    """Makes sure that it loads safely and leaves ``PIL.Image.open`` as it was."""
+    restore_image_open()
+    if not ultralytics_loads_safely():
         raise RuntimeError("ultralytics was imported before offline_ultralytics() was called")
 
 
@@ -149,6 +151,10 @@ def read_checkpoint(path: Path) -> Any:
         return load_checkpoint(plain)[0]
 
 
+def round_up(length: int, stride: int) -> int:
+    return math.ceil(length / stride) * stride
+
+
 class Detector:
     """Detects with a network from :func:`load_detector_network` that somebody else owns, places and evicts.
 
@@ -166,7 +172,7 @@ class Detector:
         self._stride = max(int(self._network.stride.max()), 32)
         side = self._network.args["imgsz"]  # of its training; a network that is given another size finds little
         height, width = side if isinstance(side, Sequence) else (side, side)
-        self.size = tuple(math.ceil(length / self._stride) * self._stride for length in (height, width))
+        self.size = round_up(height, self._stride), round_up(width, self._stride)
         """Height and width in pixels that a picture is fitted into."""
 
     def detect(
@@ -195,15 +201,11 @@ class Detector:
     def _detect_same_size(
         self, images: Sequence[Image.Image], confidence: float, classes: Collection[int] | None
     ) -> list[Detections]:
-        from ultralytics.data.augment import LetterBox
-        from ultralytics.utils.ops import process_mask_native, scale_boxes
-
         parameter = next(chain(self._network.parameters(), self._network.buffers()))
-        fit = LetterBox(self.size, auto=not getattr(self._network, "fixed_size", False), stride=self._stride)
-        fitted = torch.from_numpy(
-            np.stack([np.asarray(fit(image=np.asarray(image.convert("RGB")))) for image in images])
-        )
-        pixels = fitted.to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype) / 255  # N x 3 x h x w
+        smallest = not getattr(self._network, "fixed_size", False)
+        fitted = [letterbox(np.asarray(image.convert("RGB")), self.size, smallest, self._stride) for image in images]
+        channels_first = torch.from_numpy(np.stack(fitted)).to(parameter.device).permute(0, 3, 1, 2)
+        pixels = channels_first.to(parameter.dtype) / 255  # N x 3 x h x w
         output = self._forward(pixels)
         segments = isinstance(output, tuple)
         predictions, prototypes = output if segments else (output, [None] * len(images))
@@ -211,10 +213,10 @@ class Detector:
         results = []
         for prediction, prototype in zip(predictions.float(), prototypes):
             rows = self._best(prediction, confidence, classes)
-            scaled: Any = scale_boxes((pixels.shape[2], pixels.shape[3]), rows[:, :4], (height, width))
+            scaled = unletterbox_boxes(rows[:, :4], (pixels.shape[2], pixels.shape[3]), (height, width))
             boxes = scaled.cpu().numpy().astype(np.float64)
             if segments:  # at the picture's own size, without the letterbox' bars
-                shapes = process_mask_native(prototype, rows[:, 6:], scaled, (height, width))
+                shapes = outlines(prototype, rows[:, 6:], scaled, (height, width))
                 masks = shapes.cpu().numpy() * np.uint8(255)
             else:
                 masks = rectangle_masks(boxes, images[0].size)

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from backend.core.errors import WeightsError
+from modules.compat import upscaler_call
 from modules.upscaling.spandrel_loader import read_network
 
 if TYPE_CHECKING:
@@ -253,6 +254,4 @@ def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> Ups
         str(dtype).removeprefix("torch."),
     )
     network = model.model.to(dtype).eval().requires_grad_(False)
-    return UpscalerNetwork(
-        network, model.scale, model._call_fn, model.size_requirements
-    )  # spandrel has no public name for the first
+    return UpscalerNetwork(network, model.scale, upscaler_call(model), model.size_requirements)

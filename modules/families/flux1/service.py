@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxPipeline
 
 from backend.offload.oom_fallback import OomFallback
+from modules.compat import pack_latents, unpack_latents
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
@@ -65,10 +66,10 @@ class FluxService(DiffusionService):
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""
-        return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
+        return pack_latents(latents)
 
     def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        return FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)  # type: ignore[no-any-return]
+        return unpack_latents(latents, width, height, self.family.latent_factor)
 
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         total = request.steps_run()

@@ -1,0 +1,57 @@
+"""What ``backend`` uses of other libraries beyond their public interface, all in one place.
+
+A new version of a library may rename or change any of it without notice. So every entry says of which version it is and
+why there is no public way, and ``tests/unit/backend/test_compat.py`` checks each on a small example. Libraries are
+imported when a function is called, so that downloading needs no torch and computing no hub.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tensors_in(tree: object) -> list[torch.Tensor]:
+    """All tensors in nested tuples, lists and dicts.
+
+    torch 2.13.0, ``utils._pytree.tree_leaves``: operators are called with such trees, and torch has no public module to
+    walk them.
+    """
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """The same number for all tensors that share memory, a view and its base for instance, as long as one of them
+    lives.
+
+    torch 2.13.0, ``UntypedStorage._cdata``: the public ``data_ptr`` is 0 for every tensor without data.
+    """
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+
+
+def hub_headers(token: str | bool) -> dict[str, str]:
+    """The headers of a request to the hub, with the user agent that it asks for; ``token`` False sends none.
+
+    huggingface_hub 2.4.0, ``utils.build_hf_headers``: what its own functions send, for :func:`hub_download`.
+    """
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers: dict[str, str] = build_hf_headers(token=token)
+    return headers
+
+
+def hub_download(url: str, file: BinaryIO, start: int, headers: dict[str, str], progress_bar: Any) -> None:
+    """Appends to ``file`` what the hub has at ``url`` from byte ``start`` on, and connects again where a connection is
+    lost. ``progress_bar`` is called like the class tqdm.
+
+    huggingface_hub 2.4.0, ``file_download.http_get``: the public ``hf_hub_download`` writes into a cache of its own, or
+    keeps a folder of its own beside the files.
+    """
+    from huggingface_hub.file_download import http_get
+
+    http_get(url, file, resume_size=start, headers=headers, tqdm_class=progress_bar)

@@ -1,0 +1,65 @@
+"""The contracts of ``backend/compat.py``: what we use of other libraries beyond their public interface is there, takes
+the same arguments, and does the same on a small example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+
+import pytest
+import torch
+from support.local_hub import LocalHub
+from support.signatures import assert_takes
+from tqdm import tqdm
+
+from backend import compat
+
+CONTENT = bytes(range(256)) * 40
+
+
+def test_tensors_are_found_in_nested_trees() -> None:
+    a, b, c = torch.zeros(3, 2)
+    found = compat.tensors_in(((a, 1, None), {"x": [b, "text"], "y": {"z": c}}))
+    assert [id(tensor) for tensor in found] == [id(a), id(b), id(c)]
+
+
+def test_views_share_the_id_of_their_storage_and_others_do_not() -> None:
+    tensor = torch.zeros(4, 4)
+    assert compat.storage_id(tensor[1:].T) == compat.storage_id(tensor) != compat.storage_id(tensor.clone())
+    empty = torch.empty(0), torch.empty(0)
+    assert compat.storage_id(empty[0]) != compat.storage_id(empty[1])
+
+
+def test_the_hub_is_told_who_asks_and_the_token_only_where_there_is_one() -> None:
+    from huggingface_hub.utils import build_hf_headers
+
+    assert_takes(build_hf_headers, "huggingface_hub", "token")
+    without = compat.hub_headers(False)
+    assert "hf_hub" in without["user-agent"] and "authorization" not in without
+    assert compat.hub_headers("hf_test")["authorization"] == "Bearer hf_test"
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    hub = LocalHub({"owner/name": {"model.safetensors": CONTENT}})
+    yield hub
+    hub.close()
+
+
+@pytest.mark.parametrize("start", [0, 5000])
+def test_the_hub_appends_what_is_missing_and_tells_the_bar(hub: LocalHub, start: int) -> None:
+    from huggingface_hub.file_download import http_get
+
+    assert_takes(http_get, "huggingface_hub", "url", "temp_file", "resume_size", "headers", "tqdm_class")
+    file, told = BytesIO(CONTENT[:start]), []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> None:
+            told.append(int(n or 0))
+
+    file.seek(start)
+    url = f"{hub.url}/owner/name/resolve/main/model.safetensors"
+    compat.hub_download(url, file, start, compat.hub_headers(False), Bar)
+    assert file.getvalue() == CONTENT
+    assert sum(told) == len(CONTENT) - start
+    assert hub.requests[-1][2] == (f"bytes={start}-" if start else "")
