@@ -1,15 +1,15 @@
-"""Which optional stages the service has. What the settings turn off is never imported, nor are its libraries, and its
-models are neither planned nor read.
+"""Which optional features the service has. What the settings turn off is not imported, nor are its libraries, and its
+models are neither planned nor loaded.
 
-``disabled_extensions`` and ``disabled_scripts`` also take the names that a WebUI's settings hold: one that has a
-counterpart here turns that off, one that has none is listed as not part of this package, and anything else is refused
-with the nearest known name.
+Everything here comes from what the features declare (:class:`~modules.pipeline.base.Feature`). ``disabled_extensions``
+and ``disabled_scripts`` also accept the names of a WebUI: one that has a counterpart here turns that off, one that has
+none is reported as not part of this package. Anything else is refused with the nearest known name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,177 +17,157 @@ from typing import Any
 from backend.core.errors import InputError, SettingsError, nearest
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
+from modules.pipeline.base import Feature, Stage
+from modules.pipeline.stages import STAGES
+from modules.prompting.prompt_upsampler import PromptUpsampler
+from modules.webui_names import FORGE_EXTENSIONS, FORGE_SCRIPTS
 
 EXTENSIONS_KEY, SCRIPTS_KEY = "disabled_extensions", "disabled_scripts"
 
 
-@dataclass(frozen=True)
-class Extension:
-    """A stage that can be left out.
-
-    ``bring`` imports what it needs; it gets a writable folder that lives as long as the process. ``models`` are those
-    that it borrows from the cache. ``turned_off`` are the values of its inputs that ask nothing of it; the first input
-    is its switch.
-    """
-
-    bring: Callable[[Path], None]
-    models: tuple[str, ...]
-    turned_off: Mapping[str, object]
-
-
-def _bring_prompt_upsampler(scratch: Path) -> None:
-    import backend.llm.language_model  # noqa: F401
-
-
-def _bring_hires(scratch: Path) -> None:
-    import spandrel  # noqa: F401 - so that its time is counted here and not with the models
-
-    import modules.pipeline.hires  # noqa: F401
-
-
-def _bring_adetailer(scratch: Path) -> None:
-    from modules.detection.yolo import offline_ultralytics
-
-    offline_ultralytics(scratch / "ultralytics")
-    import ultralytics.nn.tasks  # noqa: F401
-
-    import modules.pipeline.adetailer  # noqa: F401
-
-
-def _bring_upscale(scratch: Path) -> None:
-    import spandrel  # noqa: F401
-
-    import modules.pipeline.upscale  # noqa: F401
-
-
-EXTENSIONS: Mapping[str, Extension] = MappingProxyType(
-    {
-        "prompt_upsampler": Extension(_bring_prompt_upsampler, ("prompt_upsampler",), {"prompt_upsampling": False}),
-        "hires": Extension(_bring_hires, ("upscaler",), {"enable_hr": False}),
-        "adetailer": Extension(
-            _bring_adetailer,
-            ("detectors", "face_restorer"),
-            {
-                "adetailer": False,
-                **dict.fromkeys(("ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands"), ""),
-            },
-        ),
-        "upscale": Extension(
-            _bring_upscale, ("upscaler", "face_restorer"), {"scale": 1.0, "upscaler": "", "face_enhance": False}
-        ),
+def optional_features(stages: Iterable[type[Stage]] = STAGES) -> dict[str, type[Feature]]:
+    """What can be turned off, by name, in the order in which a prediction passes through it."""
+    return {
+        PromptUpsampler.name: PromptUpsampler,
+        **{stage.name: stage for stage in stages if not stage.required},
     }
-)
-"""The optional stages by name, in the order in which a picture passes them."""
 
-COUNTERPARTS: Mapping[str, str] = MappingProxyType({"hires_fix": "hires", "postprocessing_upscale": "upscale"})
-"""Other names for them: the one that people use, and that of the WebUI's script."""
 
-FORGE_EXTENSIONS = frozenset(
-    """ScuNET SwinIR extra-options-section forge_legacy_preprocessors forge_preprocessor_inpaint
-    forge_preprocessor_marigold forge_preprocessor_normalbae forge_preprocessor_recolor
-    forge_preprocessor_reference forge_preprocessor_revision forge_preprocessor_tile forge_space_animagine_xl_31
-    forge_space_birefnet forge_space_example forge_space_florence_2 forge_space_geowizard forge_space_iclight
-    forge_space_idm_vton forge_space_illusion_diffusion forge_space_photo_maker_v2 forge_space_sapiens_normal
-    mobile prompt-bracket-checker sd_forge_controlllite sd_forge_controlnet sd_forge_dynamic_thresholding
-    sd_forge_fooocus_inpaint sd_forge_freeu sd_forge_ipadapter sd_forge_kohya_hrfix sd_forge_latent_modifier
-    sd_forge_lora sd_forge_multidiffusion sd_forge_neveroom sd_forge_perturbed_attention sd_forge_sag
-    sd_forge_stylealign soft-inpainting""".split()  # noqa: SIM905
-)
-"""The extensions that Forge comes with (lllyasviel/stable-diffusion-webui-forge, 2025-06)."""
-
-FORGE_SCRIPTS = frozenset(
-    """custom_code img2imgalt loopback outpainting_mk_2 poor_mans_outpainting postprocessing_codeformer
-    postprocessing_focal_crop postprocessing_gfpgan postprocessing_upscale prompt_matrix prompts_from_file
-    sd_upscale xyz_grid""".split()  # noqa: SIM905
-)
-"""Its scripts, without ``.py``."""
+EXTENSIONS: Mapping[str, type[Feature]] = MappingProxyType(optional_features())
+"""The optional features of this package by name."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """``disabled`` has the stages that are off, each with the setting that says so; ``foreign`` the names without a
-    counterpart here."""
+    """The features of a service.
 
+    Attributes:
+        stages: All stages, in order.
+        disabled: The features that are turned off, each with the setting that says so.
+        foreign: Names in these settings that have no counterpart here.
+        missing: Models whose files are not installed.
+    """
+
+    stages: tuple[type[Stage], ...]
     disabled: Mapping[str, str]
     foreign: tuple[str, ...] = ()
+    missing: frozenset[str] = frozenset()
+
+    @property
+    def features(self) -> Mapping[str, type[Feature]]:
+        """What can be turned off, by name."""
+        return optional_features(self.stages)
+
+    def without(self, missing: Iterable[str]) -> Selection:
+        """The selection where the files of these models are missing."""
+        return replace(self, missing=frozenset(missing))
+
+    def is_enabled(self, feature: type[Feature]) -> bool:
+        """Whether the feature is not turned off and has all of its models."""
+        return feature.name not in self.disabled and not self.missing.intersection(feature.models)
 
     @property
     def enabled(self) -> tuple[str, ...]:
-        return tuple(name for name in EXTENSIONS if name not in self.disabled)
+        """The names of the optional features that the service has."""
+        return tuple(name for name, feature in self.features.items() if self.is_enabled(feature))
+
+    @property
+    def enabled_stages(self) -> tuple[type[Stage], ...]:
+        """The stages that the service has, required ones included."""
+        return tuple(stage for stage in self.stages if self.is_enabled(stage))
 
     @property
     def unused_models(self) -> frozenset[str]:
-        """The models that only disabled stages would borrow."""
-        used = {model for name in self.enabled for model in EXTENSIONS[name].models}
-        return frozenset(model for name in self.disabled for model in EXTENSIONS[name].models if model not in used)
+        """The models that no enabled feature borrows."""
+        features = self.features.values()
+        used = {model for one in features if self.is_enabled(one) for model in (*one.models, *one.optional_models)}
+        return frozenset(model for one in features for model in (*one.models, *one.optional_models)) - used
 
-    def bring(self, timeline: Timeline, scratch: Path) -> None:
-        """Imports the enabled stages with their libraries, each in a span of its own."""
+    def unused_settings(self, settings: Settings) -> tuple[str, ...]:
+        """The settings that are changed from their default, and that only features read that are turned off."""
+        features = self.features
+        used = {name for one in features.values() if one.name not in self.disabled for name in one.settings}
+        unused = {name for off in self.disabled for name in features[off].settings} - used
+        changed = [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
+        return tuple(name for name in changed if name in unused)
+
+    def import_libraries(self, timeline: Timeline, scratch: Path) -> None:
+        """Imports the libraries of every enabled feature, each in its own span of the timeline."""
         for name in self.enabled:
             with timeline.span(name):
-                EXTENSIONS[name].bring(scratch)
+                self.features[name].import_libraries(scratch)
 
     def turn_off(self, inputs: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with every disabled stage switched off.
+        """The inputs with every feature switched off that the service does not have.
 
-        A default does not count as asking for a stage. Raises :class:`InputError` for an input that does ask for one.
+        A default does not count as asking for a feature. Raises :class:`InputError` for an input that asks for one.
         """
         result = dict(inputs)
-        for name, setting in self.disabled.items():
-            off = EXTENSIONS[name].turned_off
-            switch = next(iter(off))
-            for field, nothing in off.items():
-                asks = (
-                    inputs[switch] != off[switch] or nothing is False
-                )  # words alone ask nothing of a stage that is switched off
-                if asks and inputs[field] not in (nothing, defaults[field]):
-                    raise InputError(
-                        field, f"needs the stage '{name}', which '{setting}' in config_optimized.json turns off"
-                    )
+        for feature in self.features.values():
+            if self.is_enabled(feature) or not feature.inputs:
+                continue
+            off = {name: defaults[name] for name in feature.inputs}
+            switch = feature.inputs[0]
+            off[switch] = feature.off
+            asking = [name for name in off if inputs[name] not in (off[name], defaults[name])]
+            if asking and inputs[switch] != feature.off:
+                raise InputError(asking[0], self._refusal(feature))
             result |= off
         return result
 
-    def report(self, seconds: Mapping[str, float], load_seconds: Mapping[str, float]) -> str:
-        """One line an extension: whether it is here, the seconds of its imports, and those of reading its models
-        (not counted twice)."""
+    def stage_options(self, inputs: Mapping[str, Any]) -> dict[str, object]:
+        """What the request keeps for the enabled stages, by their names."""
+        options = {stage.name: stage.options(inputs) for stage in self.enabled_stages}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def report(self, import_seconds: Mapping[str, float], load_seconds: Mapping[str, float]) -> str:
+        """One line for each feature: whether it is here, and the seconds for importing its libraries and for loading
+        its models. A model counts for the first feature that borrows it."""
         lines = [f"{'extension':<28} {'imports s':>9} {'models s':>8}"]
         counted: set[str] = set()
-        for name, extension in EXTENSIONS.items():
-            if name in self.disabled:
-                lines.append(f"{name:<28} off: {self.disabled[name]}")
+        for name, feature in self.features.items():
+            if not self.is_enabled(feature):
+                lines.append(f"{name:<28} off: {self._reason(feature)}")
                 continue
-            models = sum(load_seconds.get(model, 0.0) for model in extension.models if model not in counted)
-            counted.update(extension.models)
-            lines.append(f"{name:<28} {seconds.get(name, 0.0):>9.2f} {models:>8.2f}")
+            models = {*feature.models, *feature.optional_models} - counted
+            counted |= models
+            seconds = sum(load_seconds.get(model, 0.0) for model in models)
+            lines.append(f"{name:<28} {import_seconds.get(name, 0.0):>9.2f} {seconds:>8.2f}")
         return "\n".join([*lines, *(f"{name:<28} not part of this package" for name in self.foreign)])
 
+    def _reason(self, feature: type[Feature]) -> str:
+        """Why a feature is off: the setting, or the models that are missing."""
+        missing = [model for model in feature.models if model in self.missing]
+        return self.disabled.get(feature.name) or f"no {', '.join(missing)} is installed"
 
-def select(settings: Settings) -> Selection:
-    """What the settings leave on. Raises :class:`SettingsError` for a name that neither this package nor Forge
+    def _refusal(self, feature: type[Feature]) -> str:
+        setting = self.disabled.get(feature.name)
+        if setting is None:
+            return feature.without_models
+        return f"needs the stage '{feature.name}', which '{setting}' in config_optimized.json turns off"
+
+
+def select(settings: Settings, stages: Iterable[type[Stage]] = STAGES) -> Selection:
+    """What the settings leave turned on. Raises :class:`SettingsError` for a name that neither this package nor Forge
     knows."""
+    stages = tuple(stages)
+    features = optional_features(stages)
+    own = {alias: name for name, feature in features.items() for alias in (name, *feature.aliases)}
     disabled: dict[str, str] = {}
     foreign: list[str] = []
-    for setting, names, known in (
+    for setting, given, forge in (
         (EXTENSIONS_KEY, settings.disabled_extensions, FORGE_EXTENSIONS),
         (SCRIPTS_KEY, settings.disabled_scripts, FORGE_SCRIPTS),
     ):
-        for given in names:
-            name = _own_name(given)
-            if name in EXTENSIONS:
-                disabled.setdefault(name, setting)
-            elif name in known:
-                foreign.append(given)
+        for text in given:
+            # scripts may be given as file names, and ADetailer's own name begins with an exclamation mark
+            name = text.strip().removesuffix(".py").removeprefix("!")
+            if name in own:
+                disabled.setdefault(own[name], setting)
+            elif name in forge:
+                foreign.append(text)
             else:
-                raise SettingsError(f"{setting}: unknown name '{given}'{_suggestion(name, known)}")
-    return Selection({name: disabled[name] for name in EXTENSIONS if name in disabled}, tuple(dict.fromkeys(foreign)))
-
-
-def _own_name(given: str) -> str:
-    """As this package calls it; scripts may be given as file names, and ADetailer's own begins with an exclamation
-    mark."""
-    name = given.strip().removesuffix(".py").removeprefix("!")
-    return COUNTERPARTS.get(name, name)
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    return nearest(name, [*EXTENSIONS, *COUNTERPARTS, *known]) or f"; the stages here are {', '.join(EXTENSIONS)}"
+                hint = nearest(name, [*own, *forge]) or f"; the stages here are {', '.join(features)}"
+                raise SettingsError(f"{setting}: unknown name '{text}'{hint}")
+    ordered = {name: disabled[name] for name in features if name in disabled}
+    return Selection(stages, ordered, tuple(dict.fromkeys(foreign)))

@@ -98,13 +98,14 @@ def main() -> None:
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", log_level="ERROR"))
     stage = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
+    detail_pass, diffusion = stage.detail_pass, stage.detail_pass.service
     unit = AdetailerUnit(bbox_sortby="Position (left to right)", confidence=0.2)
     rows: list[tuple[Image.Image, ...]] = []
     figures: list[list[float]] = []
     faces = found_faces = 0
     for number, (scene, subject) in enumerate(several(arguments.pictures, arguments.seed)):
         drawn = draw_subject(subject)
-        before = stage.service.decode(stage.service.pack(stage.service.encode_images([drawn])), *SIZE)[0]
+        before = diffusion.decode(diffusion.pack(diffusion.encode_images([drawn])), *SIZE)[0]
         request = ImageRequest(
             prompt=words(scene),
             width=SIZE[0],
@@ -113,10 +114,10 @@ def main() -> None:
             adetailer=(replace(unit, prompt=words(scene)),),
         )
         batch = ImageBatch((Picture(before, number),), Timeline(), no_progress)
-        found_faces += len(stage.find(batch.pictures, unit)[0].regions)
+        found_faces += len(detail_pass.choose([before], unit)[0].regions)
         faces += len(scene.people)
         after = stage.run(batch, request).pictures[0].image
-        seen = stage.detect([before, after], replace(unit, confidence=0.01))
+        seen = detail_pass.detectors.detect([before, after], 0.01)
         for index in range(len(scene.people)):
             plain = sharpness(face(drawn, scene, index))
             figures.append([confidence(seen[0], scene, index), confidence(seen[1], scene, index)])

@@ -23,6 +23,7 @@ ensure_torchvision_operators()  # before anything imports diffusers
 from backend.core.settings import Settings  # noqa: E402
 from backend.core.timeline import Timeline  # noqa: E402
 from backend.core.validation import choices, fields_of  # noqa: E402
+from modules.adetailer.detail_pass import DetailPass  # noqa: E402
 from modules.app.service import start  # noqa: E402
 from modules.pipeline.adetailer import AdetailerStage  # noqa: E402
 from modules.pipeline.base import ImageBatch, Picture, no_progress  # noqa: E402
@@ -66,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", dtype=arguments.dtype, log_level="ERROR"))
     batched = next(stage for stage in service.pipeline.stages if isinstance(stage, AdetailerStage))
-    single = AdetailerStage(batched.service, batched.detectors, max_batch=1)
+    single = AdetailerStage(DetailPass(batched.detail_pass.service, batched.detail_pass.detectors, max_batch=1))
     one, many = portraits(1), portraits(arguments.faces)
     request = ImageRequest(prompt=PROMPT, width=SIDE, height=SIDE, seed=1, adetailer=(AdetailerUnit(),))
     times: dict[str, list[float]] = {"one face": [], "in batches": [], "one at a time": []}

@@ -1,1 +1,4 @@
-"""The detail pass: finds faces and the like, and repaints each in a crop of its own."""
+"""ADetailer: finds faces, hands or persons in a picture and inpaints each in its own crop.
+
+After Bing-su/adetailer. The package knows nothing of the pipeline; ``modules/pipeline/adetailer.py`` is the stage.
+"""

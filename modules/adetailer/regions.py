@@ -1,4 +1,4 @@
-"""From what a detector found to what is repainted; what falls out on the way is explained."""
+"""From detections to the regions that are inpainted, with a reason for every detection that is not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_or
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What is cut out of a picture to be repainted: ``mask`` is the whole picture's, blurred; ``size`` what is painted
-    at.
+    """A part of a picture to be inpainted.
 
-    ``number`` counts the regions of a picture from 1, in their order; ``area_ratio`` is the share of the picture that
-    its box covers.
+    Attributes:
+        box: The crop that is cut out.
+        mask: H x W of the whole picture, blurred; where it is 0, nothing changes.
+        size: Width and height at which the crop is inpainted.
+        number: The regions of a picture are numbered from 1, in their order.
+        area_ratio: The share of the picture that the detection's box covers.
     """
 
     box: Box
@@ -33,27 +36,29 @@ class Region:
     area_ratio: float = 0.0
 
     @cached_property
-    def painted(self) -> Box:
-        """The box around the pixels that repainting can change."""
+    def mask_box(self) -> Box:
+        """The box around the pixels that inpainting can change."""
         box = bounding_box(self.mask)
-        assert box is not None  # a region has a mask that is not blank
+        assert box is not None  # a region's mask is not blank
         return box
 
     def overlaps(self, other: Region) -> bool:
-        """Whether one of the two sees what the other changes, so that it matters which comes first."""
-        return _overlap(self.painted, other.box) or _overlap(other.painted, self.box)
+        """Whether the crop of one contains pixels that the other changes, so that their order matters."""
+        return _intersect(self.mask_box, other.box) or _intersect(other.mask_box, self.box)
 
     def crop(self, image: Image.Image) -> Image.Image:
+        """The crop at the size at which it is inpainted."""
         return image.crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
 
     def crop_mask(self) -> Image.Image:
+        """The mask of the crop, at the same size."""
         return Image.fromarray(self.mask).crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
-class Found:
-    """The regions of one picture in the order in which they are repainted, why the other detections are not, and all
-    of these."""
+class ChosenRegions:
+    """The regions of one picture in the order in which they are inpainted, why other detections are not, and all
+    detections."""
 
     regions: tuple[Region, ...]
     skipped: tuple[str, ...]
@@ -66,27 +71,47 @@ def choose_regions(
     image_size: tuple[int, int],
     canvas: Canvas,
     allowed: Mask | None = None,
-) -> Found:
-    """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order. Detections are numbered as found, the
-    surest is 1.
+) -> ChosenRegions:
+    """Ratio filter, top k, order, mask shape, then the crops: ADetailer's order. Detections are numbered as the
+    detector gives them, the most confident first.
 
-    ``allowed`` is the picture's, 0 where nothing may change.
+    ``allowed`` is a mask of the picture, 0 where nothing may change.
     """
-    skipped: list[str] = []
+    kept, skipped = _filtered(detections, unit, image_size)
+    shaped, lost = _shaped(kept, unit)
+    skipped += lost
+    if allowed is not None:
+        inside = shaped.take([index for index, mask in enumerate(shaped.masks) if np.minimum(mask, allowed).any()])
+        skipped += _explain(shaped, inside, lambda one: "lies outside of the input 'mask'", unit)
+        shaped = inside
+    regions: list[Region] = []
+    for number, (own, box, mask) in enumerate(zip(shaped.numbers, shaped.boxes, shaped.masks), start=1):
+        name = _name(int(own), unit)
+        if unit.selected and number not in unit.selected:
+            skipped.append(f"{name}: not among the regions of ad_mask_select, it is number {number}")
+        elif region_prompt(unit.prompt, "", number - 1) is None:
+            skipped.append(f"{name}: [SKIP] in ad_prompt, it is number {number}")
+        elif region := _region(number, box, mask, image_size, unit, canvas, allowed):
+            regions.append(region)
+        else:
+            skipped.append(f"{name}: nothing is left of its mask after the blur")
+    return ChosenRegions(tuple(regions), tuple(skipped), detections)
 
-    def explain(before: Detections, after: Detections, reason: Callable[[Detections], str]) -> None:
-        """``reason`` takes one detection."""
-        gone = [before.take([index]) for index, number in enumerate(before.numbers) if number not in after.numbers]
-        skipped.extend(f"detection {one.numbers[0]}: {reason(one)}" for one in gone)
 
+def _filtered(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> tuple[Detections, list[str]]:
+    """The detections that pass the ratio filter and the top k, in the unit's order; and why the others do not."""
     fitting = filter_by_ratio(detections, unit.mask_min_ratio, unit.mask_max_ratio, image_size)
-    explain(detections, fitting, lambda one: _ratio_reason(one, unit, image_size))
+    skipped = _explain(detections, fitting, lambda one: _ratio_reason(one, unit, image_size))
     kept = keep_largest(fitting, unit.mask_k, unit.mask_filter_method)
-    explain(fitting, kept, lambda one: _rank_reason(one, unit, image_size))
-    kept = _sorted(kept, unit, image_size)
-    shaped = preprocess_detections(kept, unit.dilate_erode, unit.x_offset, unit.y_offset)
-    explain(
-        kept,
+    skipped += _explain(fitting, kept, lambda one: _rank_reason(one, unit, image_size))
+    return _sorted(kept, unit, image_size), skipped
+
+
+def _shaped(detections: Detections, unit: AdetailerUnit) -> tuple[Detections, list[str]]:
+    """The detections with their masks moved, dilated, merged and inverted; and why some are lost."""
+    shaped = preprocess_detections(detections, unit.dilate_erode, unit.x_offset, unit.y_offset)
+    skipped = _explain(
+        detections,
         shaped,
         lambda one: "nothing is left of its mask after offset and erosion" if one.masks.any() else "its mask is blank",
     )
@@ -95,44 +120,32 @@ def choose_regions(
         skipped.append(
             "all detections: nothing is left of the picture after merging and inverting (ad_mask_merge_invert)"
         )
-    within = (
-        merged
-        if allowed is None
-        else merged.take([index for index, mask in enumerate(merged.masks) if np.minimum(mask, allowed).any()])
-    )
-    name = {
-        int(number): f"detection {number}" if unit.mask_merge_invert == "None" else "all detections, merged"
-        for number in merged.numbers
-    }
-    skipped += [
-        f"{name[number]}: lies outside of the input 'mask'" for number in merged.numbers if number not in within.numbers
-    ]
-    regions: list[Region] = []
-    for number, (own, box, mask) in enumerate(zip(within.numbers, within.boxes, within.masks), start=1):
-        if unit.selected and number not in unit.selected:
-            skipped.append(f"{name[own]}: not among the regions of ad_mask_select, it is number {number}")
-        elif region_prompt(unit.prompt, "", number - 1) is None:
-            skipped.append(f"{name[own]}: [SKIP] in ad_prompt, it is number {number}")
-        elif region := _region(number, box, mask, image_size, unit, canvas, allowed):
-            regions.append(region)
-        else:
-            skipped.append(f"{name[own]}: nothing is left of its mask after the blur")
-    return Found(tuple(regions), tuple(skipped), detections)
+    return merged, skipped
+
+
+def _explain(
+    before: Detections, after: Detections, reason: Callable[[Detections], str], unit: AdetailerUnit | None = None
+) -> list[str]:
+    """A line for every detection that is in ``before`` only. ``reason`` takes one detection; ``unit`` tells whether
+    they are merged."""
+    gone = [before.take([index]) for index, number in enumerate(before.numbers) if number not in after.numbers]
+    return [f"{_name(int(one.numbers[0]), unit)}: {reason(one)}" for one in gone]
+
+
+def _name(number: int, unit: AdetailerUnit | None) -> str:
+    return "all detections, merged" if unit and unit.mask_merge_invert != "None" else f"detection {number}"
 
 
 def _share(one: Detections, image_size: tuple[int, int]) -> float:
-    """Of the picture, that the box of one detection covers."""
+    """The share of the picture that the box of one detection covers."""
     return float(one.areas()[0]) / (image_size[0] * image_size[1])
 
 
 def _ratio_reason(one: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> str:
     share = _share(one, image_size)
-    name, asked = (
-        ("mask_min_ratio", unit.mask_min_ratio)
-        if share < unit.mask_min_ratio
-        else ("mask_max_ratio", unit.mask_max_ratio)
-    )
-    return f"covers {share:.2g} of the picture, {'less' if share < asked else 'more'} than ad_{name}, {asked:g}"
+    if share < unit.mask_min_ratio:
+        return f"covers {share:.2g} of the picture, less than ad_mask_min_ratio, {unit.mask_min_ratio:g}"
+    return f"covers {share:.2g} of the picture, more than ad_mask_max_ratio, {unit.mask_max_ratio:g}"
 
 
 def _rank_reason(one: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> str:
@@ -145,21 +158,20 @@ def _rank_reason(one: Detections, unit: AdetailerUnit, image_size: tuple[int, in
 
 
 def batches(regions: Sequence[Region]) -> list[list[Region]]:
-    """The regions of one picture in as few rounds as give what one after the other gives: no two of a round see each
-    other's change."""
-    levels: list[int] = []
+    """The regions of one picture in as few batches as possible: no two of a batch overlap, and of two that overlap the
+    first is in an earlier batch. The result is the same as with one region after the other."""
+    turns: list[int] = []
     for index, region in enumerate(regions):
-        levels.append(
-            max((levels[before] + 1 for before in range(index) if regions[before].overlaps(region)), default=0)
-        )
+        before = [turns[other] + 1 for other in range(index) if regions[other].overlaps(region)]
+        turns.append(max(before, default=0))
     return [
-        [region for region, own in zip(regions, levels, strict=True) if own == level]
-        for level in range(max(levels, default=-1) + 1)
+        [region for region, own in zip(regions, turns, strict=True) if own == turn]
+        for turn in range(max(turns, default=-1) + 1)
     ]
 
 
 def _sorted(detections: Detections, unit: AdetailerUnit, image_size: tuple[int, int]) -> Detections:
-    """In the order that the unit's prompt begins with, else in the unit's."""
+    """In the order that the unit's prompt starts with, else in the unit's."""
     order, _ = prompt_order(unit.prompt)
     if not order:
         return sort_detections(detections, SORT_ORDERS[unit.bbox_sortby], image_size)
@@ -183,7 +195,7 @@ def _region(
         return None
     x1, y1, x2, y2 = (float(side) for side in box)
     ratio = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
-    target = _painting_size(max(1.0, x2 - x1) / max(1.0, y2 - y1), unit, canvas)
+    target = _inpaint_size(max(1.0, x2 - x1) / max(1.0, y2 - y1), unit, canvas)
     if not unit.inpaint_only_masked:
         size = target if unit.use_inpaint_width_height else canvas.fitted(*image_size)
         return Region((0, 0, *image_size), free, size, number, ratio)
@@ -192,9 +204,10 @@ def _region(
     return Region(expand_crop_region(crop, *target, *image_size), free, target, number, ratio)
 
 
-def _painting_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tuple[int, int]:
-    """The size at which a region is painted whose box is ``box_ratio`` times as wide as high: the native or the asked
-    one, or one of that area and the box's shape ("Free"), or of the nearest usual aspect ratio ("Strict")."""
+def _inpaint_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tuple[int, int]:
+    """The size at which a region is inpainted whose box is ``box_ratio`` times as wide as high: the native or the
+    requested size, or one of the same area with the box's shape ("Free") or the nearest usual aspect ratio
+    ("Strict")."""
     width, height = (
         (unit.inpaint_width, unit.inpaint_height) if unit.use_inpaint_width_height else (canvas.native, canvas.native)
     )
@@ -203,9 +216,9 @@ def _painting_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tup
     usual = [ratio_width / ratio_height for ratio_width, ratio_height in ASPECT_RATIOS.values()]
     if unit.match_inpaint_bbox_size == "Strict":
         box_ratio = min(usual, key=lambda one: abs(math.log(one / box_ratio)))
-    box_ratio = min(max(box_ratio, min(usual)), max(usual))  # models draw nothing sensible in a shape beyond those
+    box_ratio = min(max(box_ratio, min(usual)), max(usual))  # models compose badly in more extreme shapes
     return canvas.fitted(math.sqrt(width * height * box_ratio), math.sqrt(width * height / box_ratio))
 
 
-def _overlap(one: Box, other: Box) -> bool:
+def _intersect(one: Box, other: Box) -> bool:
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])

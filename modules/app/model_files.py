@@ -35,7 +35,7 @@ from backend.planning.model_specs import FAMILIES, Component, ModelSizes, in_pre
 from backend.weights.resolver import EMBEDDED, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
 from modules.diffusion.base import DiffusionService
-from modules.extension_optimizer import select
+from modules.extension_optimizer import Selection, select
 from modules.families.family import Family, read_family, read_json
 from modules.families.flux1.single_file import is_original_layout, to_diffusers, transformer_config
 from modules.families.stable_diffusion.single_file import kind_of, load_part
@@ -43,6 +43,7 @@ from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
 from modules.upscaling.discovery import (
     FACE_RESTORER,
+    FIRST,
     cached_as,
     find_face_restorer,
     find_upscalers,
@@ -90,6 +91,17 @@ class Files:
             return replace(family, name=self.checkpoint.stem)
         guided = any("guidance" in name for name in names)
         return replace(family, name=self.checkpoint.stem, distilled_guidance=guided, steps=28 if guided else 4)
+
+    @property
+    def missing_models(self) -> frozenset[str]:
+        """The optional models, by their names in the memory plan, that have no file."""
+        files = {
+            FIRST: self.upscalers,
+            "detectors": self.detectors,
+            FACE_RESTORER: self.face_restorer,
+            MODEL: self.prompt_upsampler,
+        }
+        return frozenset(model for model, file in files.items() if not file)
 
     @property
     def cached_upscalers(self) -> dict[str, str]:
@@ -239,12 +251,18 @@ class Files:
         )
 
 
-def find_files(settings: Settings) -> Files:
-    """What the settings and the enabled stages ask for. Raises :class:`WeightsError` for what is not there."""
-    unused = select(settings).unused_models
-    upscalers = {} if "upscaler" in unused else find_upscalers(settings)
-    restorer = None if "face_restorer" in unused else find_face_restorer(settings)
-    detectors = {} if "detectors" in unused and not restorer else find_detectors(settings)
+def find_files(settings: Settings, selection: Selection | None = None) -> Files:
+    """What the settings and the enabled features ask for; ``selection`` is :func:`select` of the settings.
+
+    Raises :class:`WeightsError` for what is missing.
+    """
+    selection = selection or select(settings)
+    unused = selection.unused_models
+    upscalers = {} if FIRST in unused else find_upscalers(settings)
+    restorer = None if FACE_RESTORER in unused else find_face_restorer(settings)
+    if not restorer:  # then the detectors may be needed by nothing
+        unused = selection.without({FACE_RESTORER}).unused_models
+    detectors = {} if "detectors" in unused else find_detectors(settings)
     found = resolve_model(settings)
     if found.is_dir():
         files = Files(found, None, upscalers, detectors)
@@ -260,7 +278,7 @@ def find_files(settings: Settings) -> Files:
             f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and "
             "scheduler in 'base_model'"
         )
-    upsampler = None if "prompt_upsampler" in unused else find_prompt_upsampler(settings, files.is_embedded)
+    upsampler = None if MODEL in unused else find_prompt_upsampler(settings, files.is_embedded)
     return replace(files, face_restorer=restorer, prompt_upsampler=upsampler)
 
 

@@ -13,8 +13,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ from modules.extension_optimizer import Selection, select
 from modules.families.family import Family
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
-from modules.pipeline.base import DebugSink, ImagePipeline, Progress
+from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
+from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
@@ -55,6 +56,7 @@ bench.speed.neighbour``)."""
 class Service:
     """Everything that lives as long as the server: the models, and the stages that borrow them."""
 
+    schema: InputSchema
     runtime: DeviceRuntime
     family: Family
     sizes: ModelSizes
@@ -94,11 +96,12 @@ class Service:
         try:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
-                schema = InputSchema()
-                wanted = self.extensions.turn_off(schema.validate(inputs), schema.defaults)
+                wanted = self.extensions.turn_off(self.schema.validate(inputs), self.schema.defaults)
                 request = build_request(wanted, self.family, self.detectors, self.upscalers, self.restores_faces)
+                request = replace(request, stage_options=self.extensions.stage_options(wanted))
             with ProgressBars() as bars, self.runtime.activate():
-                request = upsampled(request, self.upsampler, timeline)
+                if self.upsampler:
+                    request = upsampled(request, self.upsampler, timeline)
                 batch = self.pipeline.run(request, progress or bars, timeline, debug_sink)
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
@@ -152,15 +155,22 @@ def start_process(settings: Settings, served: bool) -> Service:
     return service
 
 
-def start(settings: Settings, timeline: Timeline | None = None) -> Service:
+def start(
+    settings: Settings,
+    timeline: Timeline | None = None,
+    *,
+    stages: Iterable[type[Stage]] = STAGES,
+    schema: InputSchema | None = None,
+) -> Service:
     """Probes the device, loads every model once, and warms up. Raises a :class:`backend.core.errors.UserError` that
     says what to mend.
 
-    ``timeline`` gets the spans of the set-up.
+    ``timeline`` gets the spans of the set-up. ``stages`` are those of the pipeline, in order, and ``schema`` has their
+    inputs; by default those of ``predict.py``.
     """
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
     timeline = timeline or Timeline()
-    extensions = select(settings)
+    extensions = select(settings, stages)
     os.environ.setdefault(
         "HF_HUB_OFFLINE", "1"
     )  # read when the hub's library is imported, below: nothing here ever asks a hub
@@ -190,7 +200,8 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     with timeline.span("plan"):
-        files = find_files(settings)
+        files = find_files(settings, extensions)
+        extensions = extensions.without(files.missing_models)
         sizes = files.sizes(device.dtype, device.upscaler_dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         runtime = plan_device(device, sizes, files.workload(settings), emulated, settings.weight_precision)
@@ -205,7 +216,7 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     )
     fallback = OomFallback(models.downgrade)
     with timeline.span("stages"):
-        assembled = assemble(files, settings, device, runtime.plan, models, fallback, scratch, timeline)
+        assembled = assemble(files, extensions, settings, device, runtime.plan, models, fallback, scratch, timeline)
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
@@ -216,7 +227,18 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     parts = assembled.upsampler, assembled.pipeline, assembled.model
     there = assembled.detectors, assembled.upscalers, assembled.restores_faces
     service = Service(
-        runtime, assembled.family, sizes, *there, extensions, models, fallback, *parts, timeline, outputs, uploads
+        schema or InputSchema(),
+        runtime,
+        assembled.family,
+        sizes,
+        *there,
+        extensions,
+        models,
+        fallback,
+        *parts,
+        timeline,
+        outputs,
+        uploads,
     )
     if settings.warm_up:
         with timeline.span("warm_up"):
@@ -231,6 +253,8 @@ def start(settings: Settings, timeline: Timeline | None = None) -> Service:
     groups = {"detectors": tuple(files.detectors), "upscaler": tuple(files.cached_upscalers.values())}
     reading = {**load_seconds, **{name: sum(load_seconds[one] for one in group) for name, group in groups.items()}}
     logger.info("extensions\n%s", extensions.report(imports, reading))
+    if unused := extensions.unused_settings(settings):
+        logger.warning("settings without effect, since what reads them is turned off: %s", ", ".join(unused))
     logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
     logger.info("set-up as JSON: %s", json.dumps(seconds))
     return service

@@ -21,11 +21,10 @@ from backend.offload.quantized_linear import FORMATS, quantize
 from modules.app.model_files import Files
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
-from modules.extension_optimizer import Selection, select
+from modules.extension_optimizer import Selection
 from modules.families.family import Family
 from modules.output.image_writer import ModelInfo
-from modules.pipeline.base import ImagePipeline, Stage
-from modules.pipeline.generate import GenerateStage
+from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler
 from modules.upscaling.discovery import FIRST
 
@@ -50,6 +49,7 @@ class Assembled:
 
 def assemble(
     files: Files,
+    selection: Selection,
     settings: Settings,
     device: Device,
     plan: MemoryPlan,
@@ -60,10 +60,32 @@ def assemble(
 ) -> Assembled:
     """Registers every model with the cache and builds the enabled stages. Reads configurations, but no weights yet.
 
-    ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every stage's
+    ``scratch`` is a writable folder that lives as long as the process; ``timeline`` gets the time of every feature's
     imports.
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
+    register_models(files, device, plan, models)
+    diffusion = files.diffusion_service(models, device.dtype, fallback, settings.prompt_cache_entries)
+    selection.import_libraries(timeline or Timeline(), scratch)
+    services = build_services(files, settings, diffusion, models, plan, fallback, scratch)
+    upsampler = (
+        PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, fallback)
+        if files.prompt_upsampler
+        else None
+    )
+    return Assembled(
+        files.family,
+        upsampler,
+        ImagePipeline(stage.build(services) for stage in selection.enabled_stages),
+        files.model_info(),
+        services.detectors.class_sets if services.detectors else {},
+        tuple(files.upscalers),
+        files.face_restorer is not None,
+    )
+
+
+def register_models(files: Files, device: Device, plan: MemoryPlan, models: ModelCache) -> None:
+    """Tells the cache how every model is loaded, in the precision of the plan."""
     tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
@@ -71,81 +93,43 @@ def assemble(
         models.register(
             name, partial(load_quantized, loader, stored_as, device.dtype) if stored_as in FORMATS else loader
         )
-    service = files.diffusion_service(models, device.dtype, fallback, settings.prompt_cache_entries)
-    extensions = select(settings)
-    extensions.bring(timeline or Timeline(), scratch)
-    detectors = register_detectors(files, settings, models, fallback, scratch)
-    stages = [GenerateStage(service), *optional_stages(files, extensions, service, models, detectors, plan, fallback)]
-    upsampler = (
-        PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, fallback)
-        if files.prompt_upsampler
-        else None
-    )
-    known = detectors.class_sets if detectors else {}
-    return Assembled(
-        files.family,
-        upsampler,
-        ImagePipeline(stages),
-        files.model_info(),
-        known,
-        tuple(files.upscalers),
-        files.face_restorer is not None,
-    )
 
 
-def optional_stages(
+def build_services(
     files: Files,
-    extensions: Selection,
-    service: DiffusionService,
+    settings: Settings,
+    diffusion: DiffusionService,
     models: ModelCache,
-    detectors: Detectors | None,
     plan: MemoryPlan,
     fallback: OomFallback,
-) -> list[Stage]:
-    """The enabled stages after the first, in order. What is disabled is not imported."""
-    stages: list[Stage] = []
+    scratch: Path,
+) -> Services:
+    """What the stages are built from. A service is imported only where the files of its models were asked for."""
+    upscale = detectors = restoration = None
     if files.upscalers:
         from modules.upscaling.service import UpscaleService
 
-        upscale_service = UpscaleService(models, files.cached_upscalers, plan.upscale_tile, fallback)
-    restoration = None
+        upscale = UpscaleService(models, files.cached_upscalers, plan.upscale_tile, fallback)
+    if files.detectors:
+        detectors = register_detectors(files, settings, models, fallback, scratch)
     if detectors and files.face_restorer:
         from modules.face_restoration.service import FaceRestoration
 
         restoration = FaceRestoration(models, detectors, fallback, files.face_restorer.stem)
-    if "hires" in extensions.enabled:
-        from modules.pipeline.hires import HiresStage
-
-        stages.append(HiresStage(service, upscale_service))
-    if detectors and "adetailer" in extensions.enabled:
-        from modules.pipeline.adetailer import AdetailerStage
-
-        stages.append(AdetailerStage(service, detectors, plan.max_detail_batch, restoration))
-    if "upscale" in extensions.enabled:
-        from modules.pipeline.upscale import UpscaleStage
-
-        stages.append(UpscaleStage(upscale_service))
-        if restoration:
-            from modules.pipeline.face_restore import RestoreFacesStage
-
-            stages.append(RestoreFacesStage(restoration))
-    return stages
+    return Services(diffusion, plan, upscale, detectors, restoration)
 
 
 def register_detectors(
     files: Files, settings: Settings, models: ModelCache, fallback: OomFallback, scratch: Path
-) -> Detectors | None:
-    if not files.detectors:
-        return None
+) -> Detectors:
+    """The detectors, by whose names other people's code gets the local files too."""
     from modules.detection.yolo import offline_ultralytics
 
-    offline_ultralytics(
-        scratch / "ultralytics"
-    )  # the detail pass has done so; it may be turned off while faces are restored
+    offline_ultralytics(scratch / "ultralytics")  # before anything imports ultralytics, whatever a stage imported
     from modules.adetailer_patch import redirect_detectors
     from modules.detection.service import Detectors
 
-    redirect_detectors(settings)  # for other people's code, which asks for them by name
+    redirect_detectors(settings)
     return Detectors(files.detectors, settings, models, fallback)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from modules.diffusion.samplers import EULER, SIMPLE
+from modules.diffusion.sampler_names import EULER, SIMPLE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Schedule = Literal["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uni
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 """Those of ``modules/diffusion/samplers.py``; the first of each is the default."""
+EULER, SIMPLE = SAMPLERS[0], SCHEDULES[0]
 
 MOST_STRENGTH = 0.999
 """Of a picture that Hires fix or the detail pass redraws, as the WebUI has it: it always begins from what was there."""

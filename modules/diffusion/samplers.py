@@ -19,12 +19,13 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from modules.diffusion.sampler_names import SIMPLE
+
 Levels = npt.NDArray[np.float64]
 Shift = Callable[[Levels], Levels]
 """From evenly spaced times in 0..1 to the noise levels that a model was trained for at them, rising; Flux's are 0 at
 0 and 1 at 1."""
 
-EULER, SIMPLE = "Euler", "Simple"
 LEAST_TIME = 1e-4
 """Where the WebUI's schedules end, as a time; the last step goes from there to 0."""
 

@@ -1,48 +1,58 @@
-"""The way of a picture: the wanted stages in order, each inside a span of the timeline."""
+"""What a stage is, what it declares, and how the pipeline runs the stages."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from PIL import Image
 
 from backend.core.timeline import Timeline
 from modules.request.image_request import ImageRequest
 
+if TYPE_CHECKING:
+    from backend.memory_management import MemoryPlan
+    from modules.detection.service import Detectors
+    from modules.diffusion.base import DiffusionService
+    from modules.face_restoration.service import FaceRestoration
+    from modules.upscaling.service import UpscaleService
+
 logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Told after every step or tile: the stage's name, what is done and what is to do."""
+    """Called after every step or tile with the stage's name, how many are done and how many there are."""
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 class DebugSink(Protocol):
-    """Gets what a stage has to show on its way: a name for a file, without ending, and an image."""
+    """Takes intermediate images: a file name without its suffix, and the image."""
 
     def __call__(self, name: str, image: Image.Image, /) -> None: ...
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on its way: RGB pixels, its seed, and what the stages want to be remembered in the file."""
+    """One picture of a batch: RGB pixels, its seed, and what the stages write into the file."""
 
     image: Image.Image
     seed: int
     parameters: Mapping[str, object] = field(default_factory=dict)
 
     def changed(self, image: Image.Image, **parameters: object) -> Picture:
+        """The picture with another image and further parameters."""
         return replace(self, image=image, parameters={**self.parameters, **parameters})
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """The pictures of one request. ``progress`` and ``timeline`` are there for the stages to report to,
-    ``debug_sink`` where somebody looks."""
+    """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
+    images."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
@@ -50,17 +60,80 @@ class ImageBatch:
     debug_sink: DebugSink | None = None
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
+        """The batch with other pictures."""
         return replace(self, pictures=tuple(pictures))
 
 
-class Stage(Protocol):
-    """One step on the way. A stage knows no other stage; it borrows the models it needs and gives a new batch."""
+@dataclass(frozen=True)
+class Services:
+    """What stages are built from. A service is None where no enabled stage needs its models, or their files are
+    missing."""
 
-    name: str
+    diffusion: DiffusionService
+    plan: MemoryPlan
+    upscale: UpscaleService | None = None
+    detectors: Detectors | None = None
+    face_restoration: FaceRestoration | None = None
 
-    def wanted(self, request: ImageRequest) -> bool: ...
 
-    def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch: ...
+class Feature:
+    """A part of the service that settings can turn off, and what it declares.
+
+    The declaration is read even where the feature is turned off, so its module must not import the libraries that the
+    feature needs. It imports them where it uses them.
+    """
+
+    name: ClassVar[str]
+    """Its name in settings, reports and metrics."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names that ``disabled_extensions`` and ``disabled_scripts`` accept."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Its inputs in ``predict.py``. The first is its switch."""
+    off: ClassVar[object] = False
+    """The value of the switch with which the feature does nothing. The other inputs count only when it is on."""
+    models: ClassVar[tuple[str, ...]] = ()
+    """The models that it borrows from the cache, by their names in the memory plan. Without them it does not run."""
+    optional_models: ClassVar[tuple[str, ...]] = ()
+    """Models that it borrows for some requests, where they are present."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that it reads."""
+    without_models: ClassVar[str] = "needs a model that is not installed"
+    """The error for a request that asks for it while one of its models is missing."""
+
+    @classmethod
+    def import_libraries(cls, scratch: Path) -> None:
+        """Imports what takes long, so that set-up can time it. ``scratch`` is a writable folder that lives as long as
+        the process."""
+
+
+class Stage(Feature, ABC):
+    """One step from a request to finished pictures. A stage imports no other stage; it borrows models and returns a new
+    batch."""
+
+    required: ClassVar[bool] = False
+    """Whether every pipeline has it. Settings cannot turn off a required stage."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, services: Services) -> Self:
+        """The stage, made of services. Called only when all of its ``models`` are present."""
+
+    @classmethod
+    def options(cls, inputs: Mapping[str, Any]) -> object:
+        """What :class:`ImageRequest` keeps for this stage in ``stage_options``, None for nothing.
+
+        For stages whose inputs are not fields of the request. Raises :class:`~backend.core.errors.InputError` for
+        inputs that cannot be honoured.
+        """
+        return None
+
+    def wanted(self, request: ImageRequest) -> bool:
+        """Whether the request asks for this stage."""
+        return bool(request.stage_options.get(self.name))
+
+    @abstractmethod
+    def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
+        """The batch after this stage. Called only when the stage is wanted."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -68,7 +141,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 class ImagePipeline:
-    """Runs the stages that a request wants, in the order given."""
+    """Runs the stages that a request asks for, in the given order, each in a span of the timeline."""
 
     def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages = tuple(stages)
@@ -80,7 +153,7 @@ class ImagePipeline:
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
     ) -> ImageBatch:
-        """Gives the finished pictures. Whatever a stage raises goes up unchanged, cancellation included."""
+        """The finished pictures. Errors and cancellations of a stage are passed on unchanged."""
         batch = ImageBatch((), timeline or Timeline(), progress or no_progress, debug_sink)
         for stage in self.stages:
             if stage.wanted(request):

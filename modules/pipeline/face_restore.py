@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from modules.face_restoration.service import FaceRestoration
-from modules.pipeline.base import ImageBatch
+from modules.pipeline.base import ImageBatch, Services, Stage
 from modules.request.image_request import ImageRequest
+from modules.request.parser import NO_FACE_RESTORER
+
+if TYPE_CHECKING:
+    from modules.face_restoration.service import FaceRestoration
 
 
-class RestoreFacesStage:
-    """Restores every face that is found in a picture."""
+class FaceRestoreStage(Stage):
+    """Restores every face that the default detector finds in a picture."""
 
     name = "face_enhance"
+    aliases = ("postprocessing_gfpgan",)
+    inputs = ("face_enhance",)
+    models = ("detectors", "face_restorer")
+    settings = ("face_detector", "face_restorer")
+    without_models = NO_FACE_RESTORER
 
     def __init__(self, restoration: FaceRestoration) -> None:
         self.restoration = restoration
+
+    @classmethod
+    def import_libraries(cls, scratch: Path) -> None:
+        from modules.detection.yolo import offline_ultralytics
+
+        offline_ultralytics(scratch / "ultralytics")
+        import spandrel  # noqa: F401
+        import ultralytics.nn.tasks  # noqa: F401
+
+    @classmethod
+    def build(cls, services: Services) -> Self:
+        assert services.face_restoration is not None
+        return cls(services.face_restoration)
 
     def wanted(self, request: ImageRequest) -> bool:
         return request.face_enhance

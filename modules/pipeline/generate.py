@@ -1,33 +1,70 @@
-"""The first stage: pictures from words, from a picture and words, or words painted into a mask."""
+"""The first stage: text to image, image to image, or inpainting."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
 from PIL import Image
 
-from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
-from modules.pipeline.base import ImageBatch, Picture
+from modules.pipeline.base import ImageBatch, Picture, Services, Stage
 from modules.request.image_request import ImageRequest
 
+if TYPE_CHECKING:
+    from modules.diffusion.base import DiffusionService
 
-class GenerateStage:
-    """Draws ``num_outputs`` pictures of the request's size; picture i has the seed of the request plus i."""
+
+class GenerateStage(Stage):
+    """Generates ``num_outputs`` pictures of the request's size. Picture i has the request's seed plus i."""
 
     name = "generate"
+    required = True
+    inputs = (
+        "negative_prompt",
+        "aspect_ratio",
+        "width",
+        "height",
+        "megapixels",
+        "num_inference_steps",
+        "guidance_scale",
+        "sampler",
+        "scheduler",
+        "go_fast",
+        "image",
+        "mask",
+        "prompt_strength",
+    )
 
     def __init__(self, service: DiffusionService) -> None:
         self.service = service
+
+    @classmethod
+    def build(cls, services: Services) -> Self:
+        return cls(services.diffusion)
 
     def wanted(self, request: ImageRequest) -> bool:
         return True
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         size = (request.width, request.height)
-        count = request.num_outputs
         image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None
+        denoise_request = self.denoise_request(request, image)
+        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name))
+        if image and request.mask:
+            mask = inpaint_mask(request.mask, size)
+            images = [Image.composite(new, image, mask) for new in images]
+        parameters = self.parameters(request, denoise_request.sampler_used)
+        return batch.with_pictures(
+            Picture(new, seed, parameters) for new, seed in zip(images, request.seeds, strict=True)
+        )
+
+    def denoise_request(self, request: ImageRequest, image: Image.Image | None) -> DenoiseRequest:
+        """What the diffusion service is asked for; ``image`` is the input image at the size of the pictures."""
+        size, count = (request.width, request.height), request.num_outputs
         mask = request.mask.convert("L").resize(size, Image.Resampling.BILINEAR) if request.mask else None
-        denoise_request = DenoiseRequest(
+        return DenoiseRequest(
             prompts=(request.prompt,) * count,
             seeds=request.seeds,
             width=request.width,
@@ -42,24 +79,19 @@ class GenerateStage:
             go_fast=request.go_fast,
             negative=request.negative_prompt,
         )
-        drawn = self.service.generate(
-            denoise_request, batch.timeline, lambda done, total: batch.progress(self.name, done, total)
-        )
-        if image and request.mask:
-            soft = inpaint_mask(request.mask, size)
-            drawn = [Image.composite(new, image, soft) for new in drawn]
+
+    def parameters(self, request: ImageRequest, sampler_used: str) -> dict[str, object]:
+        """What the files say beside the request's own fields."""
         parameters: dict[str, object] = {}
-        if self.service.family.negative_prompts:  # its guidance is the classic one
+        if self.service.family.negative_prompts:  # classifier-free guidance, which the WebUI calls CFG scale
             parameters |= {
                 "CFG scale": request.guidance_scale,
                 "Distilled CFG Scale": None,
                 "Negative prompt": request.negative_prompt or None,
             }
-        if denoise_request.sampler_used != request.sampler:
-            parameters["Sampler"] = denoise_request.sampler_used
+        if sampler_used != request.sampler:
+            parameters["Sampler"] = sampler_used
             parameters["_sampler"] = (
-                f"{request.sampler} begins from pure noise only, so {denoise_request.sampler_used} redrew the image"
+                f"{request.sampler} starts from pure noise only, so {sampler_used} redrew the image"
             )
-        return batch.with_pictures(
-            Picture(new, seed, parameters) for new, seed in zip(drawn, request.seeds, strict=True)
-        )
+        return parameters

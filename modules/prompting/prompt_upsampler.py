@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from backend.core.errors import InputError, WeightsError
+from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.weights.resolver import EMBEDDED
+from modules.pipeline.base import Feature
 from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:  # torch comes with these, and the service is imported before it
@@ -82,13 +83,26 @@ def whole_phrases(text: str) -> str:
     return text[: end + 1] if end > 0 else text[: text.rfind(",")] if "," in text else text
 
 
-class PromptUpsampler:
-    """Rewrites prompts with the language model of the cache. ``tokens`` is the length that the text encoder takes."""
+class PromptUpsampler(Feature):
+    """Rewrites prompts with the language model of the cache. ``tokens`` is the length that the text encoder takes.
+
+    It is declared like a stage, but it changes the request and runs before the first stage.
+    """
+
+    name = MODEL
+    inputs = ("prompt_upsampling", "prompt_upsampling_seed")
+    models = (MODEL,)
+    settings = ("prompt_upsampler",)
+    without_models = f"needs a language model; name its folder in '{MODEL}' in config_optimized.json"
+
+    @classmethod
+    def import_libraries(cls, scratch: Path) -> None:
+        import backend.llm.language_model  # noqa: F401
 
     def __init__(self, models: ModelCache, folder: Path, tokens: int, fallback: OomFallback) -> None:
         from transformers import AutoTokenizer
 
-        self.models, self.name, self.fallback = models, folder.name, fallback
+        self.cache, self.label, self.fallback = models, folder.name, fallback
         self.limit = min(tokens, LONGEST)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -98,7 +112,7 @@ class PromptUpsampler:
         from backend.offload.oom_fallback import Strategy
 
         def write() -> Completion:
-            with self.models.on_device(MODEL) as (network,):
+            with self.cache.on_device(MODEL) as (network,):
                 return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed)
 
         answer = self.fallback.run("prompt", [Strategy("the whole prompt", write)], MODEL)
@@ -127,18 +141,11 @@ class PromptUpsampler:
             )
 
 
-def upsampled(request: ImageRequest, upsampler: PromptUpsampler | None, timeline: Timeline) -> ImageRequest:
-    """The request with its prompt rewritten, where it asks for that.
-
-    Raises :class:`InputError` when it does and there is no language model. Whatever goes wrong later is noted in the
-    request.
-    """
+def upsampled(request: ImageRequest, upsampler: PromptUpsampler, timeline: Timeline) -> ImageRequest:
+    """The request with its prompt rewritten, where it asks for that. When this fails, the prompt stays as it is and the
+    request says why."""
     if not request.prompt_upsampling:
         return request
-    if upsampler is None:
-        raise InputError(
-            "prompt_upsampling", f"needs a language model; name its folder in '{MODEL}' in config_optimized.json"
-        )
     with timeline.span("prompt_upsampling"):
         try:
             prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed)
@@ -147,5 +154,7 @@ def upsampled(request: ImageRequest, upsampler: PromptUpsampler | None, timeline
             return replace(
                 request, original_prompt=request.prompt, prompt_note=f"not rewritten: {type(error).__name__}"
             )
-    logger.info("prompt rewritten by %s: %s", upsampler.name, prompt)
-    return replace(request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.name}")
+    logger.info("prompt rewritten by %s: %s", upsampler.label, prompt)
+    return replace(
+        request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.label}"
+    )

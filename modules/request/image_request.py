@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from PIL import Image
@@ -69,6 +70,8 @@ class ImageRequest:
     original_prompt: str = ""
     """The user's words, where ``prompt`` was rewritten or should have been; ``prompt_note`` says what was done."""
     prompt_note: str = ""
+    stage_options: Mapping[str, object] = Field(default_factory=dict)
+    """By the names of stages, what :meth:`modules.pipeline.base.Stage.options` made of their inputs."""
 
     @field_validator("prompt")
     @classmethod

@@ -111,7 +111,7 @@ def build_request(
     Raises :class:`InputError` for what cannot be honoured.
     """
     _refuse_what_it_cannot(inputs, family)
-    _refuse_what_is_not_here(inputs, upscalers, restores_faces)
+    _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     for name in ("image", "mask"):
         fields[name] = read_image(Path(str(inputs[name])), name) if inputs[name] else None
@@ -165,14 +165,11 @@ def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:
     return side
 
 
-def _refuse_what_is_not_here(inputs: Mapping[str, Any], upscalers: Collection[str], restores_faces: bool) -> None:
-    """Raises :class:`InputError` for models that are not on this machine."""
-    name = inputs["upscaler"]
+def _refuse_unknown_upscaler(name: str, upscalers: Collection[str]) -> None:
+    """Raises :class:`InputError` for an upscaler that is not on this machine."""
     if name and name not in upscalers:
         here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
         raise InputError("upscaler", f"'{name[:40]}' is not here{nearest(name, upscalers)}; leave it out, or {here}")
-    if inputs["face_enhance"] and not restores_faces:
-        raise InputError("face_enhance", NO_FACE_RESTORER)
 
 
 def _refuse_what_it_cannot(inputs: Mapping[str, Any], family: Family) -> None:

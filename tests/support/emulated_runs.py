@@ -21,6 +21,7 @@ from backend.planning.costs import Kind, Placement
 from backend.planning.gpu_specs import emulated_memory
 from modules.app.model_files import find_files
 from modules.app.wiring import assemble
+from modules.extension_optimizer import select
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
@@ -75,7 +76,8 @@ def run_emulated(
     kinds = files.kinds({name: placement.kind for name, placement in placements.items()})
     models = ModelCache(torch.device("cpu"), device, kinds, prepare=optimizer.improve)
     fallback = OomFallback(models.downgrade)
-    pipeline = assemble(files, settings, DEVICE, plan, models, fallback, folder).pipeline
+    selection = select(settings).without(files.missing_models)
+    pipeline = assemble(files, selection, settings, DEVICE, plan, models, fallback, folder).pipeline
     for name in models.names():
         models.load(name)
     with device:

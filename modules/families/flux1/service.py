@@ -15,7 +15,8 @@ from modules.compat import pack_latents, unpack_latents
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
-from modules.diffusion.samplers import EULER, SIMPLE, flow_solver, noise_levels, verbatim_scheduler
+from modules.diffusion.sampler_names import EULER, SIMPLE
+from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
 from modules.families.family import Family
 
 if TYPE_CHECKING:

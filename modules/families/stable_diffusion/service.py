@@ -17,7 +17,8 @@ from backend.offload.oom_fallback import OomFallback
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
-from modules.diffusion.samplers import EULER, SIMPLE, noise_levels, solver
+from modules.diffusion.sampler_names import EULER, SIMPLE
+from modules.diffusion.samplers import noise_levels, solver
 from modules.families.family import Family
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from modules.adetailer.crops import Box, blur_mask, composite, crop_region, expand_crop_region
+from modules.adetailer.crops import Box, blur_mask, composite, correct_colors, crop_region, expand_crop_region
 from modules.detection.detections import Mask, rectangle_masks
 
 
@@ -199,3 +199,23 @@ def test_the_whole_way_keeps_an_unchanged_picture(blur: int) -> None:
     assert region is not None
     box = expand_crop_region(region, 256, 256, 100, 80)
     assert np.array_equal(np.asarray(composite(original, original.crop(box), box, mask)), np.asarray(original))
+
+
+class TestColorCorrection:
+    def test_a_shift_that_the_untouched_part_shows_is_taken_off_everywhere(self) -> None:
+        before = Image.effect_noise((64, 64), 40).convert("RGB")
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (16, 16, 48, 48))
+        shifted = Image.fromarray((_pixels(before).clip(20, 235) + np.array([9, -6, 3])).astype(np.uint8))
+        corrected = _pixels(
+            correct_colors(shifted, Image.fromarray(_pixels(before).clip(20, 235).astype(np.uint8)), mask)
+        )
+        assert np.array_equal(corrected, _pixels(before).clip(20, 235))
+
+    def test_without_an_untouched_part_nothing_is_known(self) -> None:
+        painted = Image.new("RGB", (32, 32), "red")
+        assert correct_colors(painted, Image.new("RGB", (32, 32), "blue"), Image.new("L", (32, 32), 255)) is painted
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.int16)

@@ -1,15 +1,13 @@
-"""What is repainted of what was found; and for everything else, why not."""
+"""Which detections become regions, and why the others do not; and which regions are inpainted together."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.adetailer.regions import Found, Region, batches, choose_regions
+from modules.adetailer.regions import ChosenRegions, Region, batches, choose_regions
 from modules.detection.detections import Detections, rectangle_masks
 from modules.diffusion.canvas import Canvas
 from modules.request.adetailer_unit import AdetailerUnit
@@ -19,7 +17,7 @@ BOXES = np.array([[20, 20, 60, 70], [100, 30, 200, 150], [230, 170, 238, 178]], 
 """Middling, large, tiny; the surest first."""
 
 
-def chosen(**arguments: object) -> Found:
+def chosen(**arguments: object) -> ChosenRegions:
     found = Detections(BOXES, rectangle_masks(BOXES, SIZE), np.array([0.9, 0.8, 0.7]))
     return choose_regions(found, AdetailerUnit(**arguments), SIZE, Canvas(256, 32))  # type: ignore[arg-type]
 
@@ -123,7 +121,7 @@ class TestInputMask:
     allowed = np.zeros((192, 256), np.uint8)
     allowed[:, :128] = 255
 
-    def chosen(self, **arguments: object) -> Found:
+    def chosen(self, **arguments: object) -> ChosenRegions:
         found = Detections(BOXES, rectangle_masks(BOXES, SIZE), np.array([0.9, 0.8, 0.7]))
         return choose_regions(found, AdetailerUnit(**arguments), SIZE, Canvas(256, 32), self.allowed)  # type: ignore[arg-type]
 
@@ -186,42 +184,66 @@ def test_a_large_region_is_redrawn_less_where_that_is_asked() -> None:
     )
 
 
-class TestRounds:
-    @staticmethod
-    def regions(*lefts: int) -> list[Region]:
-        """Regions of 20 pixels with 10 more around them, at these places of a row."""
-        made = []
-        for number, left in enumerate(lefts, start=1):
-            mask = np.zeros((40, 400), np.uint8)
-            mask[10:30, left + 10 : left + 30] = 255
-            made.append(Region((left, 0, left + 40, 40), mask, (64, 64), number))
-        return made
+def region(number: int, box: tuple[int, int], mask: tuple[int, int]) -> Region:
+    """A region of a row of 400 x 40 pixels: left and right of its crop, and of what changes in it."""
+    pixels = np.zeros((40, 400), np.uint8)
+    pixels[10:30, mask[0] : mask[1]] = 255
+    return Region((box[0], 0, box[1], 40), pixels, (64, 64), number)
 
-    def numbers(self, *lefts: int) -> list[list[int]]:
-        return [[region.number for region in together] for together in batches(self.regions(*lefts))]
 
-    def test_what_lies_apart_is_painted_together(self) -> None:
-        assert self.numbers(0, 100, 200) == [[1, 2, 3]]
+class TestBatches:
+    def numbers(self, regions: list[Region]) -> list[list[int]]:
+        return [[one.number for one in batch] for batch in batches(regions)]
 
-    def test_boxes_may_touch_where_nothing_is_changed(self) -> None:
-        assert self.numbers(0, 30) == [[1, 2]]
+    @pytest.mark.parametrize(
+        ("lefts", "expected"),
+        [
+            ((), []),
+            ((0, 100, 200), [[1, 2, 3]]),
+            ((0, 30), [[1, 2]]),  # the crops overlap, but only where neither changes anything
+            ((0, 29), [[1], [2]]),
+            ((29, 0), [[1], [2]]),
+            ((0, 0), [[1], [2]]),
+            ((0, 15, 200), [[1, 3], [2]]),
+            ((0, 15, 30), [[1], [2], [3]]),  # 3 waits for 2, which waits for 1
+            ((30, 0, 15), [[1, 2], [3]]),
+            ((0, 200, 15, 215, 100), [[1, 2, 5], [3, 4]]),
+            ((0, 20, 40, 60, 80), [[1], [2], [3], [4], [5]]),
+            ((100, 0, 80, 20, 60), [[1, 2], [3, 4], [5]]),
+        ],
+    )
+    def test_a_region_comes_after_those_that_it_overlaps(
+        self, lefts: tuple[int, ...], expected: list[list[int]]
+    ) -> None:
+        """Crops of 40 pixels, of which the 20 in the middle change."""
+        regions = [region(number, (left, left + 40), (left + 10, left + 30)) for number, left in enumerate(lefts, 1)]
+        assert self.numbers(regions) == expected
 
-    def test_what_sees_the_change_of_another_comes_after_it(self) -> None:
-        assert self.numbers(0, 15, 200) == [[1, 3], [2]]
+    def test_it_is_enough_that_one_of_two_sees_what_the_other_changes(self) -> None:
+        """The change of the small crop lies within the large one; that of the large one is not in the small one."""
+        small, large = region(1, (0, 40), (10, 30)), region(2, (0, 100), (70, 90))
+        assert small.overlaps(large) and large.overlaps(small)
+        assert self.numbers([small, large]) == [[1], [2]]
+        assert self.numbers([large, small]) == [[2], [1]]
 
-    def test_an_order_is_kept_through_a_chain(self) -> None:
-        assert self.numbers(0, 15, 30, 200, 215) == [[1, 4], [2, 5], [3]]
+    @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 100), st.integers(0, 99), st.integers(1, 100))))
+    def test_the_result_is_that_of_one_region_after_the_other(self, given: list[tuple[int, int, int, int]]) -> None:
+        """Where what is painted depends on every pixel of the crop."""
+        regions = []
+        for number, (left, width, start, changed) in enumerate(given, 1):
+            mask_left = left + min(start, width - 1)
+            regions.append(region(number, (left, left + width), (mask_left, min(mask_left + changed, left + width))))
 
-    def test_nothing_found_needs_no_round(self) -> None:
-        assert batches([]) == []
+        def painted(turns: list[list[Region]]) -> np.ndarray:
+            picture = np.arange(40 * 400).reshape(40, 400) % 251
+            for turn in turns:
+                crops = [picture[:, one.box[0] : one.box[2]] for one in turn]
+                values = [int((crop * np.arange(1, crop.size + 1).reshape(crop.shape)).sum()) % 65521 for crop in crops]
+                for one, value in zip(turn, values, strict=True):
+                    picture[one.mask > 0] = value + one.number
+            return picture
 
-    @given(st.lists(st.integers(0, 360), max_size=7))
-    def test_no_region_overtakes_one_that_it_disturbs(self, lefts: list[int]) -> None:
-        made = self.regions(*lefts)
-        turn = {region.number: index for index, together in enumerate(batches(made)) for region in together}
-        assert sorted(turn) == [region.number for region in made]
-        for first, second in combinations(made, 2):
-            assert not first.overlaps(second) or turn[first.number] < turn[second.number]
+        assert np.array_equal(painted(batches(regions)), painted([[one] for one in regions]))
 
 
 def test_the_order_is_the_one_asked_for() -> None:

@@ -12,8 +12,8 @@ from backend.core.timeline import Timeline
 from modules.app.service import Service
 from modules.detection.yolo import Detector
 from modules.diffusion.denoise_request import DenoiseRequest
-from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
-from modules.diffusion.samplers import EULER, LEAST_TIME, SOLVERS, noise_levels
+from modules.diffusion.sampler_names import EULER, SAMPLERS, SCHEDULES
+from modules.diffusion.samplers import LEAST_TIME, SOLVERS, noise_levels
 from modules.diffusion.samplers import SCHEDULES as KNOWN_SCHEDULES
 from modules.families.flux1.service import FluxService
 from modules.pipeline.base import ImageBatch, no_progress
@@ -167,5 +167,5 @@ def test_where_a_picture_is_begun_from_euler_is_taken_and_noted(flux: FluxServic
     picture = GenerateStage(flux).run(ImageBatch((), Timeline(), no_progress), request).pictures[0]
     assert picture.parameters == {
         "Sampler": "Euler",
-        "_sampler": "UniPC begins from pure noise only, so Euler redrew the image",
+        "_sampler": "UniPC starts from pure noise only, so Euler redrew the image",
     }

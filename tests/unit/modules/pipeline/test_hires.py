@@ -28,9 +28,7 @@ REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inferen
 
 @pytest.fixture
 def stage(service: Service) -> HiresStage:
-    stage = service.pipeline.stages[1]
-    assert isinstance(stage, HiresStage)
-    return stage
+    return next(stage for stage in service.pipeline.stages if isinstance(stage, HiresStage))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_a_prediction_is_larger_by_its_factor_and_says_so(service: Service) -> N
         service, enable_hr=True, hr_scale=1.3, hr_steps=5, denoising_strength=0.5, scale=1.5
     )
     assert images[0].size == (480, 480), "256 x 1.3 is nearest to 320 on the grid, times 1.5"
-    assert {"hires.seconds", "hires.enlarge.seconds", "hires.denoise.seconds"} <= set(metrics)
+    assert {"hires.seconds", "hires.upscale.seconds", "hires.denoise.seconds"} <= set(metrics)
     order = [
         name
         for name in metrics
@@ -80,12 +78,12 @@ def test_every_picture_keeps_its_shape_and_scene(stage: HiresStage, drawn: Image
 
 def test_strength_decides_how_much_is_redrawn(stage: HiresStage, drawn: ImageBatch) -> None:
     kept = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0))).pictures[0].image
-    enlarged = stage.enlarged(drawn.pictures[0].image, Hires())
-    assert np.array_equal(pixels(kept), pixels(enlarged))
+    upscaled = stage.upscaled(drawn.pictures[0].image, Hires())
+    assert np.array_equal(pixels(kept), pixels(upscaled))
     weak, strong = (
         stage.run(drawn, replace(REQUEST, hires=Hires(strength=strength))).pictures[0].image for strength in (0.3, 0.9)
     )
-    assert np.abs(pixels(weak) - pixels(enlarged)).mean() < np.abs(pixels(strong) - pixels(enlarged)).mean()
+    assert np.abs(pixels(weak) - pixels(upscaled)).mean() < np.abs(pixels(strong) - pixels(upscaled)).mean()
 
 
 def test_a_picture_of_a_batch_is_the_one_it_is_alone(stage: HiresStage, drawn: ImageBatch) -> None:
@@ -96,9 +94,9 @@ def test_a_picture_of_a_batch_is_the_one_it_is_alone(stage: HiresStage, drawn: I
 
 def test_lanczos_needs_no_network(stage: HiresStage, drawn: ImageBatch) -> None:
     picture = drawn.pictures[0].image
-    plain = stage.enlarged(picture, Hires(upscaler="Lanczos"))
+    plain = stage.upscaled(picture, Hires(upscaler="Lanczos"))
     assert np.array_equal(pixels(plain), pixels(picture.resize((320, 256), Image.Resampling.LANCZOS)))
-    assert not np.array_equal(pixels(plain), pixels(stage.enlarged(picture, Hires())))
+    assert not np.array_equal(pixels(plain), pixels(stage.upscaled(picture, Hires())))
 
 
 @pytest.mark.parametrize("upscaler", LATENT_MODES)
@@ -133,7 +131,7 @@ def test_what_an_input_mask_keeps_is_enlarged_only(stage: HiresStage, drawn: Ima
     asked = replace(REQUEST, image=before, mask=mask, hires=Hires(strength=0.9, upscaler=upscaler))
     after = pixels(stage.run(drawn, asked).pictures[0].image)
     kept = (
-        pixels(stage.enlarged(before, Hires()))
+        pixels(stage.upscaled(before, Hires()))
         if upscaler == "ESRGAN"
         else pixels(before.resize((320, 256), Image.Resampling.LANCZOS))
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
@@ -22,6 +23,7 @@ from backend.offload.oom_fallback import OomFallback
 from backend.planning.checkpoint_sizes import embedded_sizes, with_prompt_upsampler
 from backend.planning.model_specs import FLUX_DEV
 from modules.app.service import Service, start
+from modules.extension_optimizer import select
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
 from modules.prompting.prompt_upsampler import (
@@ -93,6 +95,7 @@ def test_what_was_asked_for_stays(service: Service) -> None:
 
 
 def test_without_a_language_model_the_input_is_refused_with_the_name_of_the_setting() -> None:
+    schema = InputSchema()
     with pytest.raises(
         InputError,
         match=(
@@ -100,8 +103,9 @@ def test_without_a_language_model_the_input_is_refused_with_the_name_of_the_sett
             "config_optimized.json$"
         ),
     ):
-        upsampled(WANTED, None, Timeline())
-    assert upsampled(replace(WANTED, prompt_upsampling=False), None, Timeline()).prompt == "red hair woman"
+        select(Settings()).without({MODEL}).turn_off(
+            schema.validate({"prompt": "a fox", "prompt_upsampling": True}), schema.defaults
+        )
 
 
 def test_a_failure_leaves_the_users_words_and_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,113 @@
+"""The detail pass of one unit: detect, choose regions, inpaint each at the model's own size, and paste it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from backend.core.timeline import Timeline
+from modules.adetailer.crops import composite, correct_colors
+from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
+from modules.adetailer.regions import ChosenRegions, choose_regions
+from modules.detection.service import Detectors
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.inpaint_mask import inpaint_mask
+from modules.face_restoration.service import FaceRestoration
+from modules.request.adetailer_unit import AdetailerUnit
+from modules.request.image_request import ImageRequest
+
+LOWER = "adetailer"
+"""The input to lower, for the error when memory is too small."""
+
+
+class DetailPass:
+    """Inpaints what the detector of a unit finds in a batch of pictures.
+
+    Regions that do not overlap are inpainted together, over all pictures, at most ``max_batch`` at a time. The others
+    follow one after the other, each on the result of the one before. The pictures are the same as with one region at a
+    time.
+    """
+
+    def __init__(
+        self,
+        service: DiffusionService,
+        detectors: Detectors,
+        max_batch: int,
+        restoration: FaceRestoration | None = None,
+    ) -> None:
+        self.service = service
+        self.detectors = detectors
+        self.max_batch = max_batch
+        self.restoration = restoration
+
+    def choose(
+        self, images: Sequence[Image.Image], unit: AdetailerUnit, mask: Image.Image | None = None
+    ) -> list[ChosenRegions]:
+        """The regions of every image, all of which have one size. ``mask`` is the input mask: where it is black,
+        nothing is inpainted."""
+        detections = self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes)
+        size = images[0].size
+        allowed = np.asarray(inpaint_mask(mask, size)) if mask else None
+        return [choose_regions(one, unit, size, self.service.family.canvas, allowed) for one in detections]
+
+    def inpaint(
+        self,
+        images: Sequence[Image.Image],
+        seeds: Sequence[int],
+        chosen: Sequence[ChosenRegions],
+        unit: AdetailerUnit,
+        request: ImageRequest,
+        timeline: Timeline,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Image.Image]:
+        """The images with their chosen regions inpainted. ``progress`` is told the regions done and the total."""
+        result = list(images)
+        jobs = inpaint_jobs(chosen, seeds, unit, request, self.max_batch)
+        total, done = sum(map(len, jobs)), 0
+        for batch in jobs:
+            progress(done, total)
+            done += len(batch)
+            for job, crop in zip(batch, self._inpaint_batch(result, batch, unit, request, timeline), strict=True):
+                result[job.picture] = composite(result[job.picture], crop, job.region.box, job.region.mask)
+        progress(total, total)
+        return result
+
+    def _inpaint_batch(
+        self,
+        images: Sequence[Image.Image],
+        batch: Sequence[InpaintJob],
+        unit: AdetailerUnit,
+        request: ImageRequest,
+        timeline: Timeline,
+    ) -> list[Image.Image]:
+        """The new content of the regions' boxes, at the size at which it was inpainted."""
+        first = batch[0].region
+        crops = [job.region.crop(images[job.picture]) for job in batch]
+        masks = [job.region.crop_mask() for job in batch]
+        _, schedule = unit.sampling(request.sampler, request.scheduler)
+        denoise_request = DenoiseRequest(
+            prompts=tuple(job.prompt for job in batch),
+            seeds=tuple(job.seed for job in batch),
+            width=first.size[0],
+            height=first.size[1],
+            steps=unit_steps(unit, request),
+            guidance=unit.cfg_scale if unit.use_cfg_scale else request.guidance_scale,
+            images=tuple(crops),
+            masks=tuple(masks),
+            strength=unit.strength(first.area_ratio),
+            differential=unit.soft_mask,
+            schedule=schedule,
+            go_fast=request.go_fast,
+            negative=batch[0].negative,
+        )
+        inpainted = self.service.generate(denoise_request, timeline)
+        if unit.restore_face:
+            assert self.restoration is not None  # the parser refuses ad_restore_face without a face restorer
+            with timeline.span("restore"):
+                inpainted = [image for image, _ in self.restoration.restore(inpainted, LOWER)]
+        if unit.color_correction:
+            return [correct_colors(new, crop, mask) for new, crop, mask in zip(inpainted, crops, masks, strict=True)]
+        return inpainted
