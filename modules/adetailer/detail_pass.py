@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from backend.core.timeline import Timeline
 from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.regions import ChosenRegions, choose_regions
-from modules.detection.service import Detectors
-from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
-from modules.face_restoration.service import FaceRestoration
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
+
+if TYPE_CHECKING:
+    from backend.core.timeline import Timeline
+    from modules.detection.service import Detectors
+    from modules.diffusion.base import DiffusionService
+    from modules.face_restoration.service import FaceRestoration
 
 LOWER = "adetailer"
 """The input to lower, for the error when memory is too small."""

@@ -13,14 +13,16 @@ import pytest
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError, SettingsError
 from backend.core.settings import ROOT, Settings
-from modules.extension_optimizer import EXTENSIONS, FORGE_EXTENSIONS, FORGE_SCRIPTS, Selection, select
+from modules.extension_optimizer import EXTENSIONS, Selection, select
+from modules.webui_names import FORGE_EXTENSIONS, FORGE_SCRIPTS
 
-LIBRARIES = {"adetailer": ("ultralytics", "cv2"), "upscale": ("spandrel",), "hires": ("spandrel",)}
-STAGE_MODULES = {
-    "hires": "modules.pipeline.hires",
-    "adetailer": "modules.pipeline.adetailer",
-    "upscale": "modules.pipeline.upscale",
+IMPORTS = {
+    "hires": {"spandrel", "modules.upscaling.service"},
+    "adetailer": {"ultralytics", "cv2", "modules.detection.service", "modules.adetailer.detail_pass"},
+    "upscale": {"spandrel", "modules.upscaling.service"},
+    "face_enhance": {"spandrel", "ultralytics", "modules.detection.service", "modules.face_restoration.service"},
 }
+"""What is imported for a feature, and for no other reason."""
 
 
 def selected(*extensions: str, scripts: tuple[str, ...] = ()) -> Selection:
@@ -34,6 +36,7 @@ def test_by_default_every_stage_is_there() -> None:
 
 def test_a_stage_is_known_by_its_name_and_by_those_that_webui_users_know() -> None:
     assert set(selected("upscale", "hires_fix").disabled) == {"upscale", "hires"}
+    assert set(selected(scripts=("postprocessing_gfpgan.py",)).disabled) == {"face_enhance"}
     assert selected(scripts=("postprocessing_upscale.py", "!adetailer.py")).disabled == {
         "upscale": "disabled_scripts",
         "adetailer": "disabled_scripts",
@@ -76,12 +79,22 @@ def test_an_unknown_name_is_refused(extensions: tuple[str, ...], scripts: tuple[
 
 def test_a_model_goes_only_when_no_stage_is_left_that_uses_it() -> None:
     assert selected("hires").unused_models == selected("upscale").unused_models == frozenset()
-    assert selected("upscale", "hires", "adetailer").unused_models >= {"upscaler", "detectors", "face_restorer"}
+    assert selected("upscale", "hires").unused_models == {"upscaler"}
+    assert selected("face_enhance").unused_models == selected("adetailer").unused_models == frozenset()
+    assert selected("face_enhance", "adetailer").unused_models == {"detectors", "face_restorer"}
 
 
-def test_the_inputs_that_turn_a_stage_off_are_inputs_with_a_default() -> None:
-    defaults = InputSchema().defaults
-    assert [field for extension in EXTENSIONS.values() for field in extension.turned_off if field not in defaults] == []
+def test_a_stage_without_one_of_its_models_is_not_there_and_needs_no_other_model() -> None:
+    selection = selected("adetailer").without({"face_restorer"})
+    assert "face_enhance" not in selection.enabled and "detectors" in selection.unused_models
+    assert "face_enhance                 off: no face_restorer is installed" in selection.report({}, {}).splitlines()
+
+
+def test_a_changed_setting_that_nothing_reads_is_named() -> None:
+    settings = replace(Settings(), disabled_extensions=("upscale",), upscaler="mine.pth", face_detector="mine.pt")
+    assert select(settings).unused_settings(settings) == ()  # Hires fix reads the upscaler
+    settings = replace(settings, disabled_extensions=("upscale", "hires", "adetailer"))
+    assert select(settings).unused_settings(settings) == ("upscaler",)
 
 
 def turned_off(selection: Selection, **changes: Any) -> dict[str, Any]:
@@ -96,8 +109,9 @@ def turned_off(selection: Selection, **changes: Any) -> dict[str, Any]:
         ("adetailer", {"ad_prompt": "a smile"}),
         ("adetailer", {"adetailer_args": '{"ad_confidence": 0.5}'}),
         ("upscale", {"scale": 4.0}),
-        ("upscale", {"face_enhance": True}),
-        ("upscale", {"face_enhance": True, "scale": 1.0}),
+        ("upscale", {"upscaler": "4x-UltraSharp"}),
+        ("face_enhance", {"face_enhance": True}),
+        ("prompt_upsampler", {"prompt_upsampling": True}),
     ],
 )
 def test_asking_for_a_disabled_stage_is_refused_and_names_the_setting(name: str, changes: dict[str, Any]) -> None:
@@ -115,6 +129,13 @@ def test_a_default_does_not_ask_for_a_disabled_stage() -> None:
     assert (inputs["adetailer"], inputs["scale"], inputs["enable_hr"], inputs["prompt"]) == (False, 1.0, False, "a fox")
 
 
+def test_asking_for_a_stage_whose_models_are_missing_says_what_to_install() -> None:
+    selection = selected().without({"face_restorer"})
+    with pytest.raises(InputError, match="^face_enhance: no face restorer is here; leave it out, or put GFPGANv1.4"):
+        turned_off(selection, face_enhance=True)
+    assert turned_off(selection)["face_enhance"] is False
+
+
 def test_words_for_a_stage_that_is_switched_off_anyway_are_no_request_for_it() -> None:
     assert turned_off(selected("adetailer"), adetailer=False, ad_prompt="a smile")["ad_prompt"] == ""
 
@@ -130,6 +151,7 @@ files = service.predict({"prompt": "a portrait of a man", "num_inference_steps":
 json.dump({
     "modules": [name for name in sys.modules if name.count(".") == 0 or name.startswith("modules.")],
     "models": service.models.names(),
+    "detectors": list(service.detectors),
     "planned": list(service.runtime.plan.placements),
     "stages": [stage.name for stage in service.pipeline.stages],
     "spans": [span.path for span in service.timeline.spans],
@@ -139,26 +161,22 @@ json.dump({
 """
 
 
-@pytest.mark.parametrize("disabled", [("adetailer",), tuple(EXTENSIONS)], ids=["adetailer", "all"])
+@pytest.mark.parametrize("disabled", [("adetailer",), ("upscale", "hires"), tuple(EXTENSIONS)], ids="+".join)
 def test_what_is_disabled_is_neither_imported_nor_planned_nor_read(disabled: tuple[str, ...]) -> None:
-    """In a process of its own, which starts and draws a picture by default inputs."""
+    """In a process of its own, which starts and makes a picture with default inputs."""
     process = subprocess.run(
         [sys.executable, "-c", PREDICT, *disabled], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert process.returncode == 0, process.stderr
     seen = json.loads(process.stdout)
-    gone = {STAGE_MODULES[name] for name in disabled if name in STAGE_MODULES}
-    gone |= {library for name in disabled for library in LIBRARIES.get(name, ())}
-    if "hires" not in disabled:
-        gone -= set(LIBRARIES["hires"])
-    assert gone & set(seen["modules"]) == set()
-    unused = selected(*disabled).unused_models
-    assert unused & {*seen["models"], *seen["planned"]} == set()
-    assert set(seen["models"]) == set(seen["planned"])
+    selection = selected(*disabled).without({"face_restorer"})
+    needed = set().union(*(IMPORTS.get(name, set()) for name in selection.enabled))
+    assert set(seen["modules"]) & set().union(*IMPORTS.values()) == needed
+    assert {*seen["models"], *seen["planned"]} & selection.unused_models == set()
+    assert set(seen["models"]) - set(seen["detectors"]) == set(seen["planned"]) - {"detectors"}
     assert not set(disabled) & {*seen["stages"], *(metric.split(".")[0] for metric in seen["metrics"])}
-    assert {f"stages.{name}" for name in EXTENSIONS if name not in disabled} == {
-        path for path in seen["spans"] if path.startswith("stages.")
-    }
+    spans = {path for path in seen["spans"] if path.startswith("stages.")}
+    assert spans == {f"stages.{name}" for name in selection.enabled}
     assert seen["files"] == 1
     for name in disabled:
         assert f"{name:<28} off: disabled_extensions" in process.stderr

@@ -119,7 +119,7 @@ def test_only_the_face_changes_and_fades_into_the_picture(box: tuple[int, int, i
         assert np.abs(after - before)[top, max(left, 0) : left + side].max() <= 2, "the square's edge is not to be seen"
 
 
-def test_the_whole_way(service: Service, tmp_path: Path) -> None:
+def test_end_to_end(service: Service, tmp_path: Path) -> None:
     metrics: dict[str, float] = {}
     files = service.predict({**PICTURE, "scale": 1.0, "adetailer": False, "face_enhance": True}, metrics.__setitem__)
     assert "Face restoration: GFPGANv1.4, Faces restored: 1" in read_parameters(files[0])[0]
@@ -152,21 +152,24 @@ def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Servic
 
 def test_the_detail_pass_restores_where_the_stage_for_it_is_turned_off(weights: Path) -> None:
     settings = Settings(
-        model="embedded", weights_dir=str(weights), warm_up=False, log_level="WARNING", disabled_extensions=("upscale",)
+        model="embedded",
+        weights_dir=str(weights),
+        warm_up=False,
+        log_level="WARNING",
+        disabled_extensions=("face_enhance",),
     )
     service = start(settings)
     files = service.predict(
         {**PICTURE, "scale": 1.0, "adetailer_args": '{"ad_restore_face": true}'}, lambda name, value: None
     )
     assert "ADetailer restore face: True" in read_parameters(files[0])[0]
-    with pytest.raises(InputError, match="^face_enhance: needs the stage 'upscale'"):
+    with pytest.raises(InputError, match="^face_enhance: needs the stage 'face_enhance'"):
         service.predict({**PICTURE, "scale": 1.0, "face_enhance": True}, lambda name, value: None)
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"face_enhance": True}, "face_enhance: "),
         ({"adetailer_args": '[{}, {"ad_restore_face": true}]'}, "adetailer_args: ad_restore_face cannot be honoured: "),
         (
             {"adetailer_args_hands": json.dumps({"ad_model": next(iter(DETECTORS)), "ad_restore_face": True})},
