@@ -72,6 +72,17 @@ class Outcome:
     bytes: int = 0
     seconds: float = 0.0
 
+    @property
+    def line(self) -> str:
+        """For a log: ``ok`` or ``failed``, the file, and how it went."""
+        if self.problem:
+            return f"failed {self.problem}"
+        return f"ok {self.file.local} ({self.bytes:,} bytes, {self.seconds:.1f} s)"
+
+
+def no_progress(file: WeightFile, here: int, size: int) -> None:
+    """Progress for callers that do not want any."""
+
 
 class _Relay:
     """Stands where ``http_get`` expects a progress bar: passes the bytes so far on, and stops a download that is not
@@ -96,7 +107,9 @@ class _Relay:
         self.on_progress(self.file, self.here, self.size)
 
 
-def fetch(files: Sequence[WeightFile], folder: Path, jobs: int, on_progress: OnProgress) -> Iterator[Outcome]:
+def fetch(
+    files: Sequence[WeightFile], folder: Path, jobs: int, on_progress: OnProgress = no_progress
+) -> Iterator[Outcome]:
     """Downloads what is not installed yet, ``jobs`` files at a time, and gives each file's outcome when it is known."""
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder), ThreadPoolExecutor(jobs) as pool:

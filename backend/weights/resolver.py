@@ -1,8 +1,8 @@
-"""Where the weight files are: under ``weights/``, else in the hub's cache. What is missing or wrong is an error that
-names it.
+"""Where the weight files are: under ``weights/``, else in the hub's cache. A file that is missing or wrong is an error
+that names it.
 
-Nothing is downloaded here. Where the setting ``allow_downloads`` is on, a missing model is uploads_dir by
-``scripts/fetch-weights`` in a process of its own, which checks it before it installs it.
+Nothing is downloaded here. Where the setting ``allow_downloads`` is on, ``python -m backend.weights`` downloads a
+missing model in a process of its own, which checks every file before it installs it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")
 
 PIPELINE_FILE = "model_index.json"
 READ_WHOLE = 2**28
-"""Files up to this size are compared with the lock byte by byte at every start; larger ones by size and header.
-``--check`` reads all."""
+"""Files up to this size (bytes) are hashed at every start; of larger ones only size and header are checked.
+``scripts/fetch-weights --check`` hashes all."""
+ONLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
+"""Environment in which the hub's library may go online; it reads it when it is imported."""
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -85,7 +87,7 @@ def resolve(name: str, settings: Settings) -> Path:
     """A model of the manifest by its name, or by that of its file: its one file, or the folder of a pipeline, checked.
 
     Looks under ``weights/``, then in the hub's cache; then downloads where ``settings.allow_downloads`` says so. Raises
-    :class:`WeightsError`, which names what is missing, where it was looked for, and the command that brings it.
+    :class:`WeightsError`, which names what is missing, where it was looked for, and the command that downloads it.
     """
     model = find_model(name)
     if model is None:
@@ -96,13 +98,13 @@ def resolve(name: str, settings: Settings) -> Path:
         if cached:
             return cached
         if settings.allow_downloads:
-            _download(model)
+            _download(model, settings.weights_path)
             missing = _missing(model, settings)
     if missing:
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
         raise WeightsError(
             f"{missing[0].local}{more}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only "
-            f"{model.name} brings it"
+            f"{model.name} downloads it"
         )
     lock = read_lock(settings.weights_path)
     for file in model.files:
@@ -111,8 +113,8 @@ def resolve(name: str, settings: Settings) -> Path:
 
 
 def _pipeline_in_cache(repository: str) -> Path | None:
-    """Any pipeline that the hub's library downloaded before, by its repository's id; it is in no lock, so its files
-    are checked as they are read."""
+    """A pipeline that the hub's library downloaded before, by its repository's id. It is in no lock, so its files are
+    checked as they are read."""
     if repository.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -130,7 +132,7 @@ def _missing(model: Model, settings: Settings) -> list[WeightFile]:
 
 
 def _in_cache(model: Model, settings: Settings) -> Path | None:
-    """The model where the hub's library keeps its downloads, if all of it is there."""
+    """The model in the hub's cache, if all of it is there."""
     from huggingface_hub import try_to_load_from_cache
 
     lock = read_lock(settings.weights_path)
@@ -147,21 +149,22 @@ def _in_cache(model: Model, settings: Settings) -> Path | None:
     return found[first] if len(found) == 1 else found[first].parents[first.path.count("/")]
 
 
-def _download(model: Model) -> None:
-    """In a process of its own: this one never talks to a hub. What goes wrong is on its standard error and in what
-    is missing after it."""
-    command = [sys.executable, "-P", "-m", "modules.cli.fetch_weights", "--only", model.name]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=sys.stderr, check=False)
+def _download(model: Model, folder: Path) -> None:
+    """In a process of its own: this one never talks to a hub. What goes wrong is on standard error and in what is
+    missing afterwards."""
+    command = [sys.executable, "-P", "-m", "backend.weights", model.name, str(folder)]
+    environment = {**os.environ, **ONLINE, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=False)
 
 
 def checked_folder(folder: Path, settings: Settings) -> Path:
-    """A pipeline's folder whose files are those of the lock, as far as the lock knows them. Raises
+    """A pipeline's folder, after those of its files that are in the lock have been compared with it. Raises
     :class:`WeightsError`."""
     lock = read_lock(settings.weights_path)
     for local in lock:
         if local.startswith(f"{folder.name}/") and folder.parent == settings.weights_path:
             if not (settings.weights_path / local).is_file():
-                raise WeightsError(f"{local}: is missing; {brings(local)}")
+                raise WeightsError(f"{local}: is missing; {remedy(local)}")
             check_file(local, settings.weights_path / local, lock)
     return folder
 
@@ -178,8 +181,7 @@ def checked_file(path: Path, settings: Settings) -> Path:
 
 
 def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole: bool = False) -> None:
-    """Holds a file against its suffix and the lock. A pickle has to be in the lock, whatever loads it; anything else
-    may be.
+    """Compares a file with its suffix and the lock. A pickle must be in the lock, whatever loads it.
 
     Raises :class:`WeightsError`, which names the file.
     """
@@ -188,10 +190,10 @@ def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole:
     if locked:
         if path.stat().st_size != locked.bytes:
             raise WeightsError(
-                f"{local}: has {path.stat().st_size:,} bytes in place of {locked.bytes:,}; {brings(local)}"
+                f"{local}: has {path.stat().st_size:,} bytes in place of {locked.bytes:,}; {remedy(local)}"
             )
         if (whole or locked.bytes <= READ_WHOLE) and digest(path) != locked.sha256:
-            raise WeightsError(f"{local}: has the right size and other content than was installed; {brings(local)}")
+            raise WeightsError(f"{local}: has the right size and other content than was installed; {remedy(local)}")
     elif is_pickle(path) and not is_trusted(digest(path), lock.values()):
         raise WeightsError(
             f"{local}: is a pickle whose checksum is not in the lock; if you know where it is from, "
@@ -204,7 +206,7 @@ def is_trusted(sha256: str, files: Iterable[LockedFile]) -> bool:
     return any(file.sha256 == sha256 for file in files)
 
 
-def brings(local: str) -> str:
+def remedy(local: str) -> str:
     """What to do about a file that is not right."""
     model = next(
         (model for model in read_manifest().values() if any(file.local == local for file in model.files)), None
@@ -217,8 +219,8 @@ def brings(local: str) -> str:
 
 
 def safe_form(path: Path, settings: Settings) -> Path:
-    """What ``scripts/convert-weights`` made of a pickle, where that is there and of these very bytes; else the file
-    itself."""
+    """The file that ``scripts/convert-weights`` made of a pickle, where it exists and was made of these bytes; else the
+    pickle itself."""
     lock, converted = read_lock(settings.weights_path), path.with_suffix(".safetensors")
     entry, original = lock.get(converted.name), lock.get(path.name)
     if (
@@ -235,7 +237,7 @@ def safe_form(path: Path, settings: Settings) -> Path:
 
 
 def require_detector(name: str, task: str, classes: Iterable[str]) -> None:
-    """Refuses a detector that is not what its file's name says, by the manifest; an unknown name says nothing.
+    """Refuses a detector that is not what the manifest says of its file's name; an unknown name is accepted.
 
     Raises:
         WeightsError: A hand detector's file holds one of faces, say, or one that outlines where boxes are expected.
@@ -249,6 +251,6 @@ def require_detector(name: str, task: str, classes: Iterable[str]) -> None:
     if task != wanted.task or (wanted.classes and finds != set(wanted.classes)):
         raise WeightsError(
             f"{name}: is a network to {task} {', '.join(sorted(finds)[:5]) or 'nothing'}, and its name stands for one "
-            f"to {wanted.task} "
-            f"{', '.join(wanted.classes) or 'anything'}; scripts/fetch-weights --only {model.name} brings the right one"
+            f"to {wanted.task} {', '.join(wanted.classes) or 'anything'}; "
+            f"scripts/fetch-weights --only {model.name} downloads the right one"
         )

@@ -1,75 +1,55 @@
-"""The command ``scripts/fetch-weights``: brings the models of ``weights/manifest.json``, or says what is missing or
-wrong."""
+"""``scripts/fetch-weights``: downloads the models of ``weights/manifest.json``, or says what is missing or wrong."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock
 
 from backend.checkpoints.file_type import check_content, digest
 from backend.core.errors import UserError, WeightsError
 from backend.core.settings import load_settings
 from backend.weights.catalog import WeightFile, choose_files, read_manifest
 from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
-from backend.weights.resolver import brings, check_file
+from backend.weights.resolver import ONLINE, check_file, remedy
 from modules.cli.command import BAD_INPUT, FAILED, INTERRUPTED, CommandParser
+from modules.output.progress import Bar
 
-EVERY_TTY, EVERY_LOG = 0.5, 15.0
-"""Seconds between two lines of progress."""
+SMALL = (".json", ".txt", ".md")
+"""Endings of files whose size does not matter for progress."""
 
 
 class Progress:
-    """How far every file and all of them are, on standard error: one line that moves, or a line now and then where
-    that is a log."""
+    """How much of all files is here, on standard error. Sizes come from the manifest until the hub says them."""
 
     def __init__(self, files: Sequence[WeightFile]) -> None:
-        self._here = {file.local: (0, 0) for file in files}
-        self._lock, self._done, self._begin, self._before = Lock(), Event(), time.monotonic(), 0
-        self._moving = sys.stderr.isatty()
+        self._sizes = {file: about_bytes(file) for file in files}
+        self._here = dict.fromkeys(files, 0)
+        self._lock, self._bar = Lock(), Bar("", unit="B")
 
-    def tell(self, file: WeightFile, here: int, size: int) -> None:
+    def show(self, file: WeightFile, here: int, size: int) -> None:
+        """Takes the bytes of a file that are here and its size; called by several threads."""
         with self._lock:
-            if self._here[file.local] == (0, 0):
-                self._before += here  # of an earlier run, or installed: not this run's speed
-            self._here[file.local] = (here, size)
-
-    def line(self) -> str:
-        with self._lock:
-            states = dict(self._here)
-        here, size = (sum(state[index] for state in states.values()) for index in (0, 1))
-        whole = sum(done == of > 0 for done, of in states.values())
-        speed = (here - self._before) / (time.monotonic() - self._begin)
-        moving = [
-            f"{name.rpartition('/')[2]} {100 * done // of}%" for name, (done, of) in states.items() if 0 < done < of
-        ]
-        return (
-            f"{whole} of {len(states)} files, {here / 1e9:.2f} of {size / 1e9:.2f} GB known, {speed / 1e6:.0f} MB/s  "
-            f"{', '.join(moving)}"
-        )
+            self._here[file], self._sizes[file] = here, size
+            whole = sum(self._here[file] == size > 0 for file, size in self._sizes.items())
+            self._bar.description = f"{whole} of {len(self._here)} files"
+            self._bar.show(sum(self._here.values()), sum(self._sizes.values()))
 
     def __enter__(self) -> Progress:
-        Thread(target=self._show, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._moving:
-            print("\r\x1b[K", end="", file=sys.stderr)
-        print(self.line(), file=sys.stderr)
+        self._bar.close()
 
-    def _show(self) -> None:
-        while not self._done.wait(EVERY_TTY if self._moving else EVERY_LOG):
-            print(
-                f"\r\x1b[K{self.line()[:160]}" if self._moving else self.line(),
-                end="" if self._moving else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+
+def about_bytes(file: WeightFile) -> int:
+    """A file's size by the manifest, which knows that of a part; 0 for a small one."""
+    part = next(part for part in read_manifest()[file.model].parts.values() if file in part.files)
+    large = [other for other in part.files if not other.path.endswith(SMALL)]
+    return part.about_bytes // len(large) if file in large else 0
 
 
 def parser() -> CommandParser:
@@ -77,9 +57,8 @@ def parser() -> CommandParser:
         "scripts/fetch-weights",
         description="Downloads the models of weights/manifest.json, or says what is missing or wrong.",
         epilog=(
-            "Exit status: 0 all is right, 1 a file is not (each has its line), 2 the command is wrong. A token for "
-            "gated models comes from HF_TOKEN "
-            "or the file that HF_TOKEN_PATH names. What is interrupted goes on where it was."
+            "Exit status: 0 every file is right, 1 one is not (each has its line), 2 the command is wrong. A token for "
+            "gated models comes from HF_TOKEN or the file that HF_TOKEN_PATH names. Interrupted downloads resume."
         ),
     )
     parser.add_argument(
@@ -93,23 +72,23 @@ def parser() -> CommandParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="bring nothing; read every byte of what is there and say what is missing or wrong",
+        help="download nothing; read every byte of what is there and say what is missing or wrong",
     )
-    parser.add_argument("--list", action="store_true", help="what the manifest knows, and what is here of it")
+    parser.add_argument("--list", action="store_true", help="list the models and what is installed of them")
     parser.add_argument(
-        "--trust", type=Path, metavar="FILE", help="add a file of one's own to the lock, by its checksum"
+        "--trust", type=Path, metavar="FILE", help="add a file of your own to the lock, by its checksum"
     )
     return parser
 
 
 def check(files: Sequence[WeightFile], folder: Path, jobs: int) -> Iterator[tuple[WeightFile, str]]:
-    """Every file with what is wrong with it, or nothing. All bytes are read."""
+    """Every file with its problem, empty where there is none. Reads all bytes."""
     lock = read_lock(folder)
 
     def problem(file: WeightFile) -> str:
         path = folder / file.local
         if not path.is_file():
-            return f"{file.local}: is missing; scripts/fetch-weights --only {file.model} brings it"
+            return f"{file.local}: is missing; scripts/fetch-weights --only {file.model} downloads it"
         if file.local not in lock:
             return (
                 f"{file.local}: is not in the lock; scripts/fetch-weights --only {file.model} compares it with the "
@@ -120,7 +99,7 @@ def check(files: Sequence[WeightFile], folder: Path, jobs: int) -> Iterator[tupl
         except WeightsError as error:
             return str(error)
         except OSError as error:
-            return f"{file.local}: cannot be read ({error.strerror}); {brings(file.local)}"
+            return f"{file.local}: cannot be read ({error.strerror}); {remedy(file.local)}"
         return ""
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -141,7 +120,8 @@ def trust(path: Path, folder: Path) -> None:
     print(f"trusted {local}")
 
 
-def show(folder: Path) -> None:
+def list_models(folder: Path) -> None:
+    """Prints a line for every model of the manifest."""
     lock = read_lock(folder)
     for model in read_manifest().values():
         here = sum((folder / file.local).is_file() and file.local in lock for file in model.files)
@@ -153,21 +133,16 @@ def show(folder: Path) -> None:
         )
 
 
-def bring(files: Sequence[WeightFile], folder: Path, jobs: int) -> int:
-    # read when the hub's library is imported: to go online is what this command is for, to tell about itself is not
-    os.environ.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_TELEMETRY="1")
+def download(files: Sequence[WeightFile], folder: Path, jobs: int) -> int:
+    """Downloads what is missing, a line a file on standard output; gives the number of files that failed."""
+    os.environ.update(ONLINE)
     from backend.weights.downloader import fetch
 
     failed = 0
     with Progress(files) as progress:
-        for outcome in fetch(files, folder, jobs, progress.tell):
+        for outcome in fetch(files, folder, jobs, progress.show):
             failed += bool(outcome.problem)
-            print(
-                f"failed {outcome.problem}"
-                if outcome.problem
-                else f"ok {outcome.file.local} ({outcome.bytes:,} bytes, {outcome.seconds:.1f} s)",
-                flush=True,
-            )
+            print(outcome.line, flush=True)
     return failed
 
 
@@ -179,14 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = load_settings().weights_path
         if options.list:
-            show(folder)
+            list_models(folder)
             return 0
         if options.trust:
             trust(options.trust, folder)
             return 0
         files = choose_files(tuple(options.only))
         if not options.check:
-            return FAILED if bring(files, folder, options.jobs) else 0
+            return FAILED if download(files, folder, options.jobs) else 0
         problems = [problem for _, problem in check(files, folder, options.jobs) if problem]
         print(
             *(f"failed {problem}" for problem in problems),
@@ -198,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; run this again, it goes on where it was", file=sys.stderr)
+        print("interrupted; run this again, it resumes where it was", file=sys.stderr)
         return INTERRUPTED
 
 

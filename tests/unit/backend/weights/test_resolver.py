@@ -180,7 +180,7 @@ def test_a_missing_model_says_which_file_where_and_what_to_do(settings: Settings
         resolve("hand_yolov8n.pt", settings)
     assert (
         str(caught.value)
-        == "hand_yolov8n.pt: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n brings it"
+        == "hand_yolov8n.pt: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only hand_yolov8n downloads it"
     )
     with pytest.raises(WeightsError, match=r"is no model of weights/manifest.json \(did you mean 'face_yolov8s'"):
         resolve("face_yolov8", settings)
@@ -192,7 +192,7 @@ def test_nothing_is_downloaded_unless_the_settings_say_so(
     hub = LocalHub(manifest_files(("face_yolov8n",), 0))
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("FLUX_WEIGHTS_DIR", settings.weights_dir)
-    with pytest.raises(WeightsError, match="brings it"):
+    with pytest.raises(WeightsError, match="downloads it"):
         resolve("face_yolov8n", settings)
     assert hub.requests == []
     found = resolve("face_yolov8n", replace(settings, allow_downloads=True))

