@@ -8,6 +8,7 @@ spandrel all import torchvision, and none of them needs more than its Python par
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -51,10 +52,17 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 def ensure_torchvision_operators() -> bool:
     """Defines ``torchvision::nms`` and ``torchvision::qnms`` in pure torch where the compiled ones do not load.
 
-    Call it before anything imports torchvision. Returns whether the operators were defined here.
+    Call it before anything imports torchvision, as diffusers, transformers, ultralytics and spandrel do. Returns
+    whether the operators were defined here. Raises RuntimeError when it comes too late: torchvision was imported
+    without them, and failed.
     """
     if _definitions or native_operators_load():
         return bool(_definitions)
+    if "torchvision.extension" in sys.modules:  # it stays when the import of the whole fails
+        raise RuntimeError(
+            "torchvision was imported before ensure_torchvision_operators() was called, and failed; call it before "
+            "anything imports diffusers, transformers, ultralytics or spandrel"
+        )
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

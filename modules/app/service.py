@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +23,8 @@ from backend.api.input_schema import InputSchema
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.core.units import parse_bytes
-from backend.devices.cuda_allocator import apply_allocator_conf
 from backend.planning.model_specs import ModelSizes
+from modules.app.environment import set_environment
 from modules.detection.classes import ClassSet
 from modules.extension_optimizer import Selection, select
 from modules.families.family import Family
@@ -44,12 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
-
-SPIN_COUNT = "10000"
-"""How often a thread of OpenMP asks for the next piece of work before it sleeps; GNU's own number is 300,000. As long
-as it asks it keeps its core from whom it waits for: with a neighbour on one core of two a prediction took seven times
-as long, now 2.5 times; asking less often than this costs time on an idle machine (``python -m
-bench.speed.neighbour``)."""
 
 
 @dataclass
@@ -171,12 +166,7 @@ def start(
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
     timeline = timeline or Timeline()
     extensions = select(settings, stages)
-    os.environ.setdefault(
-        "HF_HUB_OFFLINE", "1"
-    )  # read when the hub's library is imported, below: nothing here ever asks a hub
-    apply_allocator_conf(settings.allocator_conf, os.environ)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch loads OpenMP
+    set_environment(settings, os.environ, sys.modules)
     timeline.passed("environment")
     with timeline.span("torch"):
         import torch

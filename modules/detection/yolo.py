@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -60,7 +61,12 @@ def offline_ultralytics(config_dir: Path) -> None:
 
     Args:
         config_dir: A writable folder for its settings; made when it is missing.
+
+    Raises:
+        RuntimeError: ultralytics was imported before, and reads pickles that run code.
     """
+    if "ultralytics" in sys.modules:
+        _require_safe_loading()
     ensure_torchvision_operators()
     config_dir.mkdir(parents=True, exist_ok=True)
     os.environ.update(
@@ -123,8 +129,12 @@ def _require_detector(network: Any, name: str) -> None:
 def _import_ultralytics() -> None:
     """Makes sure that it loads safely and leaves ``PIL.Image.open`` as it was."""
     restore_image_open()
+    _require_safe_loading()
+
+
+def _require_safe_loading() -> None:
     if not ultralytics_loads_safely():
-        raise RuntimeError("ultralytics was imported before offline_ultralytics() was called")
+        raise RuntimeError("ultralytics was imported before offline_ultralytics() was called; call it first")
 
 
 def _read_embedded(path: Path) -> Any:

@@ -16,7 +16,8 @@ from support.processes import Drawn, Server
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline, process_began
 from backend.core.timeline_export import ROW, write_timeline
-from modules.app.service import SPIN_COUNT, Service, since_launch
+from modules.app.environment import SPIN_COUNT
+from modules.app.service import Service, since_launch
 
 PHASES = ("environment", "torch", "imports", "plan", "stages", "models", "warm_up")
 LIGHT_SECONDS = 1.0

@@ -186,9 +186,11 @@ from PIL import Image
 import modules.adetailer.crops, modules.detection.yolo as detection
 assert "cv2" not in sys.modules and "ultralytics" not in sys.modules, "imported before anybody wanted a detector"
 weights, folder = Path(sys.argv[1]), Path(sys.argv[2])
-if sys.argv[3] == "unprepared":
+if sys.argv[3] != "prepared":
     import ultralytics.utils
     try:
+        if sys.argv[3] == "prepared too late":
+            detection.offline_ultralytics(folder / "settings")
         detection.load_detector_network(weights)
     except RuntimeError as error:
         raise SystemExit(0 if "offline_ultralytics" in str(error) else 1)
@@ -202,12 +204,12 @@ assert Image.open is opens, "ultralytics replaced Pillow's reader of files"
 """
 
 
-@pytest.mark.parametrize("order", ["prepared", "unprepared"])
+@pytest.mark.parametrize("order", ["prepared", "unprepared", "prepared too late"])
 def test_detection_is_quiet_offline_and_careful(tmp_path: Path, order: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    if order == "unprepared":
+    if order != "prepared":
         environment |= {
             "YOLO_OFFLINE": "1",
             "YOLO_CONFIG_DIR": str(tmp_path),
