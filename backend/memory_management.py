@@ -7,7 +7,7 @@ prediction needs (``activations``, ``costs``), the rules, the search, the reason
 
 from backend.planning.activations import Workload
 from backend.planning.costs import DeviceMemory, Placement
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, MemoryPlanError, VRAMState
 from backend.planning.planner import plan_memory, predicted_peak
 from backend.planning.rules import WEIGHT_PRECISIONS, MemoryRules
@@ -18,7 +18,7 @@ __all__ = [
     "MemoryPlan",
     "MemoryPlanError",
     "MemoryRules",
-    "ModelSizes",
+    "ModelSpec",
     "Placement",
     "VRAMState",
     "Workload",

@@ -15,7 +15,7 @@ from backend.devices.probe import Device, host_memory, process_memory
 from backend.memory_management import MemoryPlan, MemoryRules, Workload, plan_memory
 from backend.planning.costs import DeviceMemory, Kind
 from backend.planning.gpu_specs import emulated_memory, nearest_card
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.stream import CudaTransfers, HostTransfers, Transfers
 
 
@@ -66,7 +66,7 @@ def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
 
 def plan_device(
     device: Device,
-    models: ModelSizes,
+    models: ModelSpec,
     workload: Workload,
     emulated_bytes: int | None = None,
     weight_precision: str = "exact",

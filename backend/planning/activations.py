@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 
 UPSCALE_CONTEXT, UPSCALE_OVERLAP = 32, 8
 """Pixels that ``modules/upscaling/tiled.py`` gives a tile on every side, and that neighbouring tiles share."""
@@ -67,7 +67,7 @@ class Step:
     lower: str
 
 
-def prediction_steps(workload: Workload, models: ModelSizes, new_prompt: bool = True) -> tuple[Step, ...]:
+def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = True) -> tuple[Step, ...]:
     """The steps of one prediction in order. Without ``new_prompt`` the embeddings are remembered and no text encoder
     runs.
 

@@ -3,13 +3,13 @@ and what helps where memory is tight. Pure, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backend.core.units import format_bytes
 from backend.planning.activations import Workload
 from backend.planning.gpu_specs import CARDS, Card
-from backend.planning.model_specs import FAMILIES, FLUX_DEV, ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, MemoryPlanError
 from backend.planning.planner import plan_memory
 from backend.planning.report import described_placements
@@ -37,14 +37,14 @@ SIDES, OUTPUTS = (0.5, 0.75, 1, 1.25, 1.5), (1, 2, 4)
 """Of the table by resolution: sides as shares of the native one, and pictures at once."""
 
 
-def card_table() -> str:
-    """Markdown: what each usual card does with FLUX.1-dev at 1024 x 1024, one detail repainted, upscaled by 2, 64 GB
-    of host memory."""
+def card_table(models: ModelSpec) -> str:
+    """Markdown: what each usual card does with a model at 1024 x 1024, one detail repainted, upscaled by 2, 64 GB of
+    host memory."""
     workload = Workload(1024, 1024, detail_crop=1024, scale=2)
 
     def cell(card: Card, weight_precision: str) -> str:
         try:
-            plan = plan_memory(card.device(), FLUX_DEV, workload, MemoryRules(weight_precision=weight_precision))
+            plan = plan_memory(card.device(), models, workload, MemoryRules(weight_precision=weight_precision))
         except MemoryPlanError as error:
             return f"{format_bytes(error.missing_bytes)} missing"
         return (
@@ -64,13 +64,13 @@ def card_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def cards_document() -> str:
-    """The tables of all families, in markdown."""
+def cards_document(models: Iterable[ModelSpec]) -> str:
+    """The tables of these models, in markdown."""
     cards = [card for card in CARDS if card.gib in SIZES_GIB]
-    return "\n\n".join(_family(family, cards) for family in FAMILIES.values())
+    return "\n\n".join(_tables(spec, cards) for spec in models)
 
 
-def _family(models: ModelSizes, cards: Sequence[Card]) -> str:
+def _tables(models: ModelSpec, cards: Sequence[Card]) -> str:
     usual = [["Card", "State", "Placement", "Predicted peak", "Seconds"]]
     for card in cards:
         plan = _plan(models, card)
@@ -111,7 +111,7 @@ def _family(models: ModelSizes, cards: Sequence[Card]) -> str:
 
 
 def _plan(
-    models: ModelSizes,
+    models: ModelSpec,
     card: Card,
     weight_precision: str = "exact",
     side: float = 1,
@@ -134,7 +134,7 @@ def _plan(
         return error
 
 
-def _cells(models: ModelSizes, card: Card, columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _cells(models: ModelSpec, card: Card, columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
     plans = [_plan(models, card, **change) for change in columns.values()]
     return [
         f"{format_bytes(plan.predicted_peak_bytes)}, {plan.predicted_seconds:.1f} s"

@@ -1,18 +1,15 @@
-"""Model families as data: what their parts weigh, and what a step of them costs in memory and work. Pure, without
-torch.
+"""Models as the memory plan sees them: what their components weigh, and what a step costs in memory and work. Pure,
+without torch.
 
-GB are 10^9 bytes. A family is a :class:`ModelSizes`; ``backend/planning/checkpoint_sizes.py`` reads one from the files
-of a folder.
+GB are 10^9 bytes. A model family makes a :class:`ModelSpec` from its files (``modules/families``);
+``backend/planning/companions.py`` adds the models that work beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-
-COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "detectors", "upscaler")
-"""Flux's: CLIP-L, T5-XXL, the transformer, the autoencoder, all detectors of the detail pass together, ESRGAN."""
 
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType(
     {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_compute": 1, "nf4": 0.5625}
@@ -33,10 +30,10 @@ SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "f
 class Component:
     """One model: how many parameters, and how they are spread. Counts are parameters unless they say otherwise.
 
-    ``dtype`` is that of its checkpoint, which it computes in or (fp8) is stored in. ``blocks`` are the parts that run
-    one after the other; what lies outside of them is never rounded, and stays whole while the component is streamed
-    block by block. ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them convolutions, are
-    not.
+    ``dtype`` is the precision that it is loaded in, ``on_disk`` that of its file ("" = not known). ``blocks`` are the
+    parts that run one after the other; what lies outside of them is never rounded, and stays whole while the component
+    is streamed block by block. ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them
+    convolutions, are not.
     """
 
     parameters: int
@@ -45,6 +42,7 @@ class Component:
     layers: int = 0
     largest_layer: int = 0
     rounds: bool = True
+    on_disk: str = ""
 
     @property
     def outside_blocks(self) -> int:
@@ -77,22 +75,26 @@ class Cost:
     memory: Curve
     work: Curve
 
-    def wider(self, factor: float) -> Cost:
-        """The same with activations of ``factor`` times the bytes."""
-        memory = Curve(self.memory.fixed * factor, self.memory.linear * factor, self.memory.square * factor)
-        return replace(self, memory=memory)
-
 
 @dataclass(frozen=True)
-class ModelSizes:
-    """A family as the plan sees it.
+class ModelSpec:
+    """A model as the plan sees it.
 
-    ``costs`` has "encode" (x: text tokens), "denoise" (x: text and image tokens of one picture; with the second forward
-    that a negative prompt takes), "encode_image" and "decode" (x: pixels), "detect" (x: pictures) and "upscale" (x:
-    pixels of a tile, its context included); ``costs_source`` tells where they come from, in words for the plan.
-    ``encoders`` read the prompt together, ``denoiser`` is the component that runs in every step. ``token_pixels`` is
-    the side of the square that one image token (of a
-    UNet: one latent) stands for, ``vae_tile`` that of the autoencoder's tiles where it works in tiles.
+    Attributes:
+        native: Side in pixels of the square that it was trained on.
+        steps: Denoising steps of a request that names none.
+        components: By name, in the order in which a prediction needs them.
+        costs: "encode" (x: text tokens), "denoise" (x: text and image tokens of one picture; with the second forward
+            that a negative prompt takes), "encode_image" and "decode" (x: pixels); of the models beside it "detect"
+            (x: pictures), "upscale" (x: pixels of a tile, its context included), "restore" (x: faces) and "write"
+            (x: text tokens).
+        costs_source: Where the costs come from, in words for the plan.
+        token_pixels: Side of the square that one image token (of a UNet: one latent) stands for.
+        text_tokens: Length that prompts are padded to.
+        vae_tile: Side in pixels of the autoencoder's tiles, where it works in tiles.
+        upscale_factor: Of one pass of the upscaler.
+        encoders: The components that read the prompt together.
+        denoiser: The component that runs in every step.
     """
 
     name: str
@@ -107,220 +109,3 @@ class ModelSizes:
     upscale_factor: int = 4
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
-
-
-CLIP_L = Component(123_060_480)
-AFTERWARDS = {"detectors": Component(1_600_000, dtype="fp32"), "upscaler": Component(16_697_987, dtype="fp16")}
-"""What repairs and enlarges, whatever drew the picture: one YOLO, ESRGAN."""
-
-AUTOENCODER = {
-    "encode_image": Cost(Curve(linear=1300), Curve(linear=4.88e12 / 1024**2)),
-    "decode": Cost(Curve(linear=2600), Curve(linear=10.47e12 / 1024**2)),
-}
-"""Of AutoencoderKL with 128, 256, 512 and 512 channels in bf16, which all these families have: five of the widest
-map."""
-AFTER_COSTS = {
-    "detect": Cost(Curve(linear=0.1e9), Curve(linear=8.7e9)),
-    "upscale": Cost(Curve(linear=6.75e3), Curve(linear=35.9e6)),
-}
-
-FLUX_DEV = ModelSizes(
-    name="flux-dev",
-    native=1024,
-    steps=28,
-    components=MappingProxyType(
-        {  # counted on the real classes, diffusers 0.42.1 and transformers 5
-            "text_encoder": CLIP_L,
-            "text_encoder_2": Component(4_762_310_656, "bf16", (192_948_224, *(192_946_176,) * 23), 219, 131_596_288),
-            "transformer": Component(
-                11_901_408_320, "bf16", (339_831_296,) * 19 + (141_591_808,) * 38, 656, 56_641_536
-            ),
-            "vae": Component(83_819_683),
-            **AFTERWARDS,
-        }
-    ),
-    costs=MappingProxyType(
-        {
-            "encode": Cost(Curve(linear=0.4e6), Curve(linear=4.84e12 / 512)),
-            # 59.51 of the 74.38 TFLOP for 4608 tokens are linear layers, 14.87 attention (FlopCounterMode on the real
-            # class)
-            "denoise": Cost(Curve(linear=110e3), Curve(linear=59.51e12 / 4608, square=14.87e12 / 4608**2)),
-            **AUTOENCODER,
-            **AFTER_COSTS,
-        }
-    ),
-    # Denoise and decode were counted by hand from the layers (18 vectors of the model's width a token; five of the
-    # widest map)
-    # and agree with diffusers' pull request 11682: 22.64 GiB with one component at a time, and 2.41 GiB with one layer
-    # at a time.
-    # What the allocator reserves can be twice as much (5.1 GB in the diffusers team's post), but it gives that back
-    # when needed.
-    costs_source=(
-        "an estimate from the layers, in line with peaks that the diffusers project published; not yet measured on a "
-        "GPU by this project"
-    ),
-)
-
-FLUX_SCHNELL = replace(FLUX_DEV, name="flux-schnell", steps=4)
-
-SDXL_BLOCKS = (
-    *(
-        2255040,
-        2255040,
-        921920,
-        6558080,
-        8196480,
-        20832000,
-        20832000,
-        3687040,
-        24584960,
-        31138560,
-        350840320,
-        350840320,
-        31138560,
-        31138560,
-        350840320,
-    ),
-    *(
-        49164800,
-        49164800,
-        40971520,
-        350840320,
-        350840320,
-        350840320,
-        14746880,
-        16801280,
-        12704000,
-        10655360,
-        20832000,
-        20832000,
-        20832000,
-        3687040,
-    ),
-    *(4407040, 3382400, 3382400),
-)
-SD15_BLOCKS = (
-    *(
-        2255040,
-        2255040,
-        2546240,
-        2546240,
-        921920,
-        6558080,
-        8196480,
-        9188480,
-        9188480,
-        3687040,
-        24584960,
-        31138560,
-        34760960,
-        34760960,
-        14746880,
-    ),
-    *(
-        31138560,
-        31138560,
-        31138560,
-        31138560,
-        34760960,
-        49164800,
-        49164800,
-        49164800,
-        14746880,
-        49164800,
-        49164800,
-        40971520,
-        34760960,
-        34760960,
-    ),
-    *(
-        34760960,
-        14746880,
-        16801280,
-        12704000,
-        10655360,
-        9188480,
-        9188480,
-        9188480,
-        3687040,
-        4407040,
-        3382400,
-        3382400,
-        2546240,
-        2546240,
-        2546240,
-    ),
-)
-"""The parts of a UNet's blocks that ``backend/offload/placements.py`` streams, in no particular order."""
-
-UNET_SOURCE = (
-    "counted on the real classes without data (python -m bench.speed.stable_diffusion); not yet measured on a GPU by "
-    "this project"
-)
-
-SDXL = ModelSizes(
-    name="sdxl",
-    native=1024,
-    steps=30,
-    components=MappingProxyType(
-        {
-            "text_encoder": CLIP_L,
-            "text_encoder_2": Component(694_659_840),
-            "unet": Component(2_567_463_684, "bf16", SDXL_BLOCKS, 1050, 29_492_480, rounds=False),
-            "vae": Component(83_653_863),
-            **AFTERWARDS,
-        }
-    ),
-    costs=MappingProxyType(
-        {
-            "encode": Cost(Curve(linear=125e3), Curve(linear=2 * 2 * 817_720_320)),
-            "denoise": Cost(Curve(linear=20.1e3), Curve(linear=741e6, square=4889)),
-            **AUTOENCODER,
-            **AFTER_COSTS,
-        }
-    ),
-    costs_source=UNET_SOURCE,
-    token_pixels=8,
-    text_tokens=77,
-    denoiser="unet",
-)
-
-SD15 = replace(
-    SDXL,
-    name="sd15",
-    native=512,
-    components=MappingProxyType(
-        {
-            "text_encoder": CLIP_L,
-            "unet": Component(859_520_964, "bf16", SD15_BLOCKS, 391, 29_492_480, rounds=False),
-            "vae": Component(83_653_863),
-            **AFTERWARDS,
-        }
-    ),
-    costs=MappingProxyType(
-        {
-            **SDXL.costs,
-            "encode": Cost(Curve(linear=25e3), Curve(linear=2 * 2 * 123_060_480)),
-            "denoise": Cost(Curve(linear=33e3), Curve(linear=322.9e6, square=14_885)),
-        }
-    ),
-    encoders=("text_encoder",),
-)
-
-FAMILIES: Mapping[str, ModelSizes] = MappingProxyType(
-    {family.name: family for family in (FLUX_DEV, FLUX_SCHNELL, SDXL, SD15)}
-)
-"""The families whose sizes are known without their files."""
-
-
-def in_precision(family: ModelSizes, dtype: str, upscaler: str) -> ModelSizes:
-    """One of ``FAMILIES``, which are counted in 16 bits, with what draws in ``dtype`` and its upscaler in
-    ``upscaler``. Detectors stay in fp32."""
-    precisions = {name: {"upscaler": upscaler, "detectors": "fp32"}.get(name, dtype) for name in family.components}
-    components = {name: replace(component, dtype=precisions[name]) for name, component in family.components.items()}
-    bytes_per_value = {"upscale": BYTES_PER_PARAMETER[upscaler], "detect": 2}  # a detector's cost is that in fp32
-    costs = {
-        name: cost.wider(bytes_per_value.get(name, BYTES_PER_PARAMETER[dtype]) / 2)
-        for name, cost in family.costs.items()
-    }
-    return replace(family, components=components, costs=costs)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from backend.planning.activations import Workload, halved_tiles
 from backend.planning.costs import DeviceMemory, Placement
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, VRAMState
 from backend.planning.reasons import plan_error, plan_reasons
 from backend.planning.rules import DEFAULT_RULES, MemoryRules, has_own_memory, inference_share, is_large
@@ -19,7 +19,7 @@ MAX_DETAIL_BATCH = 8
 
 
 def plan_memory(
-    device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules = DEFAULT_RULES
+    device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules = DEFAULT_RULES
 ) -> MemoryPlan:
     """The fastest plan that fits the device and the host and rounds weights no further than ``rules.weight_precision``
     allows.
@@ -40,7 +40,7 @@ def plan_memory(
 
 
 def predicted_peak(
-    device: DeviceMemory, models: ModelSizes, workload: Workload, placements: Mapping[str, Placement]
+    device: DeviceMemory, models: ModelSpec, workload: Workload, placements: Mapping[str, Placement]
 ) -> int:
     """What the device holds at the worst moment of the workload, in bytes, when every model is placed as
     ``placements`` says."""

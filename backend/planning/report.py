@@ -8,7 +8,7 @@ from typing import Any
 
 from backend.core.units import format_bytes
 from backend.planning.costs import Placement
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan
 
 
@@ -21,7 +21,7 @@ def plan_as_data(plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def plan_as_text(plan: MemoryPlan, models: ModelSizes) -> str:
+def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
     """A short table and the reasons."""
     rows = [
         (name, format_bytes(models.components[name].size(p.dtype)), p.dtype, _kind(p))

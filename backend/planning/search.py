@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
 from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
-from backend.planning.model_specs import Component, ModelSizes
+from backend.planning.model_specs import Component, ModelSpec
 from backend.planning.rules import ROUNDING, MemoryRules, computes_fp8, has_own_memory, usable_bytes
 
 SECONDS_DIGITS = 1
@@ -51,7 +51,7 @@ class PlanSearch:
     """
 
     def __init__(
-        self, device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules, halvings: int = 0
+        self, device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules, halvings: int = 0
     ) -> None:
         self.device, self.models, self.workload, self.rules, self.halvings = device, models, workload, rules, halvings
         self.steps = prediction_steps(workload, models)

@@ -19,12 +19,12 @@ from diffusers import FluxPipeline
 from backend.checkpoints.page_cache import is_cached
 from backend.memory_management import MemoryPlanError
 from backend.offload.oom_fallback import OutOfMemory
-from backend.planning.model_specs import FLUX_DEV
 from bench.gpu.ground import Ground, Row
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.flux1.service import FluxService
+from modules.families.registry import known_models
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
 
 PROMPT = "two people: a man with a beard, a woman with red hair"
@@ -118,7 +118,7 @@ def attention(ground: Ground) -> list[Row]:
     """Which attention kernel is the fastest at the size of a picture."""
     with served(ground) as service, service.models.on_device("transformer") as (transformer,):
         config: Any = transformer.config
-        tokens = service.family.tokens + (ground.side // service.family.latent_factor // 2) ** 2
+        tokens = service.profile.tokens + (ground.side // service.profile.latent_factor // 2) ** 2
         shape = (1, tokens, config.num_attention_heads, config.attention_head_dim)
         dtype = next(transformer.parameters()).dtype
     best, words = fastest_attention(
@@ -186,7 +186,7 @@ def floor_seconds(ground: Ground) -> float | None:
     """What the denoising takes at least: the operations of FLUX.1-dev over the rate of an H100."""
     if not ground.on_gpu:
         return None
-    work = FLUX_DEV.costs["denoise"].work(512 + (ground.side // 16) ** 2)
+    work = known_models()["flux-dev"].costs["denoise"].work(512 + (ground.side // 16) ** 2)
     return work * ground.steps / RATE
 
 

@@ -75,7 +75,7 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
     """Every step of a prediction at every side in pixels, with one picture and with three where a batch goes
     together."""
     flux = cast(GenerateStage, service.pipeline.stages[0]).service
-    sizes, models = service.sizes, service.models
+    sizes, models = service.spec, service.models
 
     def measure(step: str, x: int, batch: int, run: Callable[[], object]) -> Measurement:
         run()  # what is kept from a first run (a prompt's embeddings, a kernel's plan) is not an activation
@@ -92,7 +92,7 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
     for side in sides:
         yield measure("encode_image", side * side, 1, partial(flux.encode_images, [picture(side)]))
     for side in sides:
-        rows = side // flux.family.latent_factor
+        rows = side // flux.profile.latent_factor
         packed = torch.zeros(1, rows * rows // 4, 64, dtype=flux.dtype, device=models.device)
         yield measure("decode", side * side, 1, partial(flux.decode, packed, side, side))
     for count in (1, 2, 4):

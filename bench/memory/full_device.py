@@ -80,7 +80,7 @@ def prepare(vram: str) -> tuple[Service, ImageRequest]:
         )
     )
     logging.getLogger("backend.offload.oom_fallback").setLevel(logging.ERROR)
-    side = service.family.native // 2
+    side = service.profile.native // 2
     unit = AdetailerUnit(confidence=0.1, use_inpaint_width_height=True, inpaint_width=side, inpaint_height=side)
     small: dict[str, Any] = {"width": side, "height": side, "num_outputs": 2, "num_inference_steps": 1}
     return service, ImageRequest(prompt=PROMPT, seed=1, **small, hires=Hires(1.25, steps=1), adetailer=(unit,), scale=2)

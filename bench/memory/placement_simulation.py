@@ -33,7 +33,8 @@ from backend.memory_management import MemoryPlanError, MemoryRules, plan_memory
 from backend.planning.activations import TILING_WORK, Step, Workload, prediction_steps
 from backend.planning.costs import PAGEABLE_SPEED, DeviceMemory, moved_bytes, step_seconds
 from backend.planning.gpu_specs import CARDS
-from backend.planning.model_specs import FLUX_DEV, SLOWDOWN, ModelSizes
+from backend.planning.model_specs import SLOWDOWN, ModelSpec
+from modules.families.registry import known_models
 
 SIZES = (80, 48, 24, 16, 12, 8)
 PREDICTIONS = 20
@@ -41,6 +42,7 @@ SMALL_HOST, LARGE_HOST = 32 * 10**9, 64 * 10**9
 CONTEXT = MemoryRules().context_bytes
 PLAIN = Workload(1024, 1024)
 RICH = Workload(1024, 1024, hires=(1536, 1536), detail_crop=1024)
+FLUX_DEV = known_models()["flux-dev"]
 FP8_MODELS = replace(
     FLUX_DEV, components={name: replace(c, dtype="fp8") if c.blocks else c for name, c in FLUX_DEV.components.items()}
 )
@@ -53,7 +55,7 @@ class Trace:
     workload: Workload
     new_prompts: bool
 
-    def predictions(self, models: ModelSizes) -> Iterator[tuple[Step, ...]]:
+    def predictions(self, models: ModelSpec) -> Iterator[tuple[Step, ...]]:
         """The steps of every prediction. The first prompt is always new."""
         for index in range(PREDICTIONS):
             yield prediction_steps(self.workload, models, new_prompt=self.new_prompts or index == 0)
@@ -76,7 +78,7 @@ class Outcome:
     runs: bool = True
 
 
-def activations(step: Step, models: ModelSizes, room: int) -> tuple[int, float]:
+def activations(step: Step, models: ModelSpec, room: int) -> tuple[int, float]:
     """Bytes beside the weights, and seconds times rate, of a step; the autoencoder works in tiles where the whole
     needs more than ``room``."""
     work = step.work * step.forwards * SLOWDOWN.get(models.components[step.components[-1]].dtype, 1)
@@ -87,7 +89,7 @@ def activations(step: Step, models: ModelSizes, room: int) -> tuple[int, float]:
     )
 
 
-def component_offload(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcome:
+def component_offload(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome:
     """One component on the device at a time; every change of component copies one back and the next in."""
     size, room = {name: c.size() for name, c in models.components.items()}, device.total_bytes - CONTEXT
     moved, work, runs = 0, 0.0, True
@@ -104,7 +106,7 @@ def component_offload(trace: Trace, models: ModelSizes, device: DeviceMemory) ->
     return Outcome(moved, work / device.flops + moved / (device.copy_bandwidth * PAGEABLE_SPEED), runs)
 
 
-def webui_rule(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcome:
+def webui_rule(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome:
     """Models stay until the next load wants 1.3 x its size; a model that does not fit is kept in part, the rest
     streamed."""
     size, room = {name: c.size() for name, c in models.components.items()}, device.total_bytes - CONTEXT
@@ -133,7 +135,7 @@ def webui_rule(trace: Trace, models: ModelSizes, device: DeviceMemory) -> Outcom
     return Outcome(moved, work / device.flops + moved / (device.copy_bandwidth * PAGEABLE_SPEED), runs)
 
 
-def our_plan(trace: Trace, models: ModelSizes, device: DeviceMemory, weight_precision: str = "exact") -> Outcome:
+def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_precision: str = "exact") -> Outcome:
     """What the plan for the trace's workload does, step by step."""
     try:
         plan = plan_memory(device, models, trace.workload, MemoryRules(weight_precision=weight_precision))

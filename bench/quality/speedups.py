@@ -66,7 +66,7 @@ def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) 
                 quantize(module, stored_as, service.runtime.device.dtype)
     pipeline, side = (
         ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]),
-        service.family.native,
+        service.profile.native,
     )
     pictures, seconds = [], []
     for index, (prompt, _) in enumerate(prompts):

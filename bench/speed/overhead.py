@@ -61,11 +61,11 @@ def bare_diffusers(steps: int, tokens: int, side: int) -> Callable[[], Image.Ima
 def ours(steps: int) -> tuple[Callable[[], Image.Image], int, int]:
     service = start(replace(Settings(), model="embedded", dtype="float32", log_level="WARNING"))
     stage = ImagePipeline(service.pipeline.stages[:1])
-    side = service.family.native
+    side = service.profile.native
     request = ImageRequest(
         prompt=PROMPT, width=side, height=side, seed=0, num_inference_steps=steps, guidance_scale=3.5
     )
-    return lambda: stage.run(request).pictures[0].image, service.family.tokens, side
+    return lambda: stage.run(request).pictures[0].image, service.profile.tokens, side
 
 
 def account(steps: int) -> list[tuple[str, float, float]]:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from backend.core.settings import ROOT
 from backend.devices.emulated import EmulatedDevice
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from backend.planning.model_specs import FAMILIES
+from modules.families.registry import known_models
 
 ensure_torchvision_operators()  # before anything imports diffusers
 
@@ -230,7 +230,7 @@ def main() -> None:
         write(arguments.write, arguments.family)
         return
     for family in FULL:
-        unet, known = without_data(family), FAMILIES[family]
+        unet, known = without_data(family), known_models()[family]
         parameters, blocks = (
             sum(p.numel() for p in modules)
             for modules in (unet.parameters(), (p for b in block_modules(unet) for p in b.parameters()))

@@ -54,7 +54,7 @@ class DetailPass:
         detections = self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes)
         size = images[0].size
         allowed = np.asarray(inpaint_mask(mask, size)) if mask else None
-        return [choose_regions(one, unit, size, self.service.family.canvas, allowed) for one in detections]
+        return [choose_regions(one, unit, size, self.service.profile.canvas, allowed) for one in detections]
 
     def inpaint(
         self,

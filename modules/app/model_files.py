@@ -1,44 +1,31 @@
-"""What a model family is read from: which files, how large the memory plan counts them, and how each part is loaded."""
+"""Which models a service works with: the one that generates, and upscalers, detectors, a face restorer and a prompt
+upsampler beside it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from backend.checkpoints.loader import (
-    RESTORE,
-    assign_tensors,
-    load_diffusers_module,
-    load_transformers_module,
-    read_tensors,
-    shard_files,
-)
-from backend.core.errors import WeightsError
+from backend.checkpoints.loader import shard_files
 from backend.core.settings import Settings
 from backend.core.version import name_and_version
 from backend.memory_management import Workload
-from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import OomFallback
-from backend.planning.checkpoint_sizes import embedded_sizes, unet_sizes, with_face_restorer, with_prompt_upsampler
+from backend.planning.companions import with_detectors, with_face_restorer, with_prompt_upsampler, with_upscaler
 from backend.planning.costs import Kind
-from backend.planning.model_specs import FAMILIES, Component, ModelSizes, in_precision
+from backend.planning.model_specs import ModelSpec
 from backend.weights.resolver import EMBEDDED, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
-from modules.diffusion.base import DiffusionService
+from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
-from modules.families.family import Family, read_family, read_json
-from modules.families.flux1.single_file import is_original_layout, to_diffusers, transformer_config
-from modules.families.stable_diffusion.single_file import kind_of, load_part
+from modules.families.registry import FAMILIES, Families, FoundModel, identify
+from modules.families.source import Source
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
 from modules.upscaling.discovery import (
@@ -58,14 +45,9 @@ HASHED_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything is read from; what no stage uses is None.
+    """Where everything is read from; what no stage uses is None or empty."""
 
-    ``checkpoint`` is a single file: of Flux in place of ``parts/transformer``, of SDXL and SD 1.5 in place of the
-    weights of all parts.
-    """
-
-    parts: Path
-    checkpoint: Path | None
+    model: FoundModel
     upscalers: Mapping[str, Path]
     detectors: Mapping[str, Path]
     face_restorer: Path | None = None
@@ -73,24 +55,11 @@ class Files:
 
     @property
     def is_embedded(self) -> bool:
-        return self.parts.parent.name == EMBEDDED and not self.checkpoint
+        return is_embedded(self.model.source)
 
-    @cached_property
-    def family(self) -> Family:
-        family = read_family(self.parts)
-        if not self.checkpoint:
-            return family
-        names = tensor_names(self.checkpoint)
-        kind = kind_of(names) or "flux"
-        if kind != family.kind:
-            raise WeightsError(
-                f"{self.checkpoint.name} holds a model of the family {kind}, but 'base_model' names one of "
-                f"{family.kind}; change one of them"
-            )
-        if kind != "flux":
-            return replace(family, name=self.checkpoint.stem)
-        guided = any("guidance" in name for name in names)
-        return replace(family, name=self.checkpoint.stem, distilled_guidance=guided, steps=28 if guided else 4)
+    @property
+    def profile(self) -> ModelProfile:
+        return self.model.profile
 
     @property
     def missing_models(self) -> frozenset[str]:
@@ -108,43 +77,25 @@ class Files:
         """By name what the model cache calls each."""
         return cached_as(tuple(self.upscalers))
 
-    def sizes(self, dtype: torch.dtype = torch.float32, upscaler_dtype: torch.dtype = torch.float32) -> ModelSizes:
-        """What the memory plan counts with, without what no stage uses: UNets and our own Flux as their files are;
-        any other Flux as FLUX.1."""
-        family, drawing, upscaling = self.family, DTYPES[dtype], DTYPES[upscaler_dtype]
-        if family.kind != "flux":
-            sizes = unet_sizes(self.parts, FAMILIES[family.kind], drawing, upscaling)
-            afterwards = (*self.upscalers.values(), *self.detectors.values())
-            if afterwards and all(
-                path.parent.name == EMBEDDED for path in afterwards
-            ):  # smaller ones than the family counts with
-                own = embedded_sizes(afterwards[0].parent, upscaler=upscaling).costs
-                sizes = replace(sizes, costs={**sizes.costs, "detect": own["detect"], "upscale": own["upscale"]})
-        elif self.is_embedded:
-            sizes = embedded_sizes(self.parts.parent, drawing, upscaling)
-        else:
-            sizes = in_precision(
-                FAMILIES["flux-dev" if family.distilled_guidance else "flux-schnell"], drawing, upscaling
-            )
-        unused = [name for name, file in (("upscaler", self.upscalers), ("detectors", self.detectors)) if not file]
-        components = {name: component for name, component in sizes.components.items() if name not in unused}
+    def spec(self, dtype: torch.dtype = torch.float32, upscaler_dtype: torch.dtype = torch.float32) -> ModelSpec:
+        """What the memory plan counts with: the model and all that works beside it, without what no stage uses."""
+        computing, upscaling = DTYPES[dtype], DTYPES[upscaler_dtype]
+        spec = self.model.family.spec(self.model.source, computing)
         if self.detectors:
-            components["detectors"] = Component(sum(map(detector_parameters, self.detectors.values())), "fp32")
+            small = all(path.parent.name == EMBEDDED for path in self.detectors.values())
+            spec = with_detectors(spec, sum(map(detector_parameters, self.detectors.values())), small)
         if self.upscalers:
-            components["upscaler"] = Component(sum(map(upscaler_parameters, self.upscalers.values())), upscaling)
-        sizes = replace(sizes, components=components)
+            files = list(self.upscalers.values())
+            small_one = files[0] if all(path.parent.name == EMBEDDED for path in files) else None
+            spec = with_upscaler(spec, sum(map(upscaler_parameters, files)), upscaling, small_one)
         if self.face_restorer:
-            sizes = with_face_restorer(sizes, upscaler_parameters(self.face_restorer))
-        return (
-            with_prompt_upsampler(sizes, self.prompt_upsampler, sizes.components[sizes.denoiser].dtype)
-            if self.prompt_upsampler
-            else sizes
-        )
+            spec = with_face_restorer(spec, upscaler_parameters(self.face_restorer))
+        return with_prompt_upsampler(spec, self.prompt_upsampler, computing) if self.prompt_upsampler else spec
 
     def workload(self, settings: Settings) -> Workload:
         """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as
         there are stages for it."""
-        side = self.family.native
+        side = self.profile.native
         return Workload(
             side,
             side,
@@ -161,17 +112,10 @@ class Files:
     def loaders(self, dtype: torch.dtype, upscaler_dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
         """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many
         pixels."""
-        flux = self.family.kind == "flux"
-        second = T5EncoderModel if flux else CLIPTextModelWithProjection
-        encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": second}
+        profile = self.profile
         loaders: dict[str, Callable[[], nn.Module]] = {
-            name: partial(self.load_part, name, encoders[name], dtype) for name in self.family.encoders
+            name: partial(self.load, name, dtype) for name in (*profile.encoders, profile.denoiser)
         }
-        loaders[self.family.denoiser] = (
-            partial(self.load_transformer, dtype)
-            if flux
-            else partial(self.load_part, "unet", UNet2DConditionModel, dtype)
-        )
         loaders["vae"] = partial(self.load_autoencoder, dtype, tile)
         for name, cached in self.cached_upscalers.items():
             loaders[cached] = partial(load_upscaler, self.upscalers[name], upscaler_dtype)
@@ -181,80 +125,40 @@ class Files:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
 
-    def diffusion_service(
-        self, models: ModelCache, dtype: torch.dtype, fallback: OomFallback, prompt_cache_entries: int
-    ) -> DiffusionService:
-        """What draws with this family's models."""
-        parts, family = self.parts, self.family
-        clip = CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True)
-        if family.kind == "flux":
-            from modules.families.flux1.service import FluxService
-
-            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(parts / "scheduler", local_files_only=True)
-            t5 = T5TokenizerFast.from_pretrained(parts / "tokenizer_2", local_files_only=True)
-            return FluxService(models, family, scheduler, (clip, t5), dtype, fallback, prompt_cache_entries)
-        from modules.families.stable_diffusion.service import StableDiffusionService
-
-        tokenizers = (
-            clip,
-            *(CLIPTokenizer.from_pretrained(parts / "tokenizer_2", local_files_only=True) for _ in family.encoders[1:]),
-        )
-        configuration = read_json(parts / "scheduler" / "scheduler_config.json")
-        zero = family.kind == "sdxl" and bool(
-            read_json(parts / "model_index.json").get("force_zeros_for_empty_prompt", True)
-        )
-        return StableDiffusionService(
-            models, family, configuration, tokenizers, dtype, fallback, prompt_cache_entries, zero
-        )
-
-    def denoiser_files(self) -> list[Path]:
-        return [self.checkpoint] if self.checkpoint else shard_files(self.parts / self.family.denoiser)
-
-    def load_part(self, name: str, kind: Any, dtype: torch.dtype) -> nn.Module:
-        """A text encoder, a UNet or an autoencoder, of this class."""
-        if self.checkpoint and self.family.kind != "flux":
-            return load_part(self.checkpoint, name, kind, self.parts / name, dtype)
-        load = load_transformers_module if name.startswith("text_encoder") else load_diffusers_module
-        return load(kind, self.parts / name, dtype)
+    def load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        """One component of the model that generates."""
+        return self.model.family.load(self.model.source, component, dtype)
 
     def load_autoencoder(self, dtype: torch.dtype, tile: int) -> nn.Module:
-        """The autoencoder; with ``tile`` it works in tiles of so many pixels a side. One that overflows in fp16 is
-        read in fp32."""
-        if dtype == torch.float16 and read_json(self.parts / "vae" / "config.json").get("force_upcast"):
-            dtype = torch.float32
-        vae: Any = self.load_part("vae", AutoencoderKL, dtype)
+        """The autoencoder; with ``tile`` it works in tiles of so many pixels a side."""
+        vae: Any = self.load("vae", dtype)
         if tile:
             vae.enable_tiling()
             vae.tile_sample_min_size = tile
-            vae.tile_latent_min_size = tile // self.family.latent_factor
+            vae.tile_latent_min_size = tile // self.profile.latent_factor
         module: nn.Module = vae
         return module
 
-    def load_transformer(self, dtype: torch.dtype) -> nn.Module:
-        if not self.checkpoint:
-            return load_diffusers_module(FluxTransformer2DModel, self.parts / "transformer", dtype)
-        tensors = read_tensors([self.checkpoint], dtype)
-        if is_original_layout(tensors):
-            tensors = to_diffusers(tensors)
-        with torch.device("meta"):
-            transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
-        assign_tensors(transformer, tensors, self.checkpoint.name)
-        return transformer
-
     def model_info(self) -> ModelInfo:
-        files = self.denoiser_files()
+        source = self.model.source
+        files = [source.file] if source.file else shard_files(source.path / self.profile.denoiser)
         small = len(files) == 1 and files[0].stat().st_size <= HASHED_BYTES
         return ModelInfo(
-            self.family.name,
+            self.profile.name,
             hashlib.sha256(files[0].read_bytes()).hexdigest()[:10] if small else "",
             name_and_version(),
         )
 
 
-def find_files(settings: Settings, selection: Selection | None = None) -> Files:
-    """What the settings and the enabled features ask for; ``selection`` is :func:`select` of the settings.
+def is_embedded(source: Source) -> bool:
+    return not source.file and source.path.parent.name == EMBEDDED
 
-    Raises :class:`WeightsError` for what is missing.
+
+def find_files(settings: Settings, selection: Selection | None = None, families: Families = FAMILIES) -> Files:
+    """What the settings and the enabled features ask for; ``selection`` is :func:`select` of the settings, ``families``
+    are those that the model may be of.
+
+    Raises :class:`backend.core.errors.WeightsError` for what is missing.
     """
     selection = selection or select(settings)
     unused = selection.unused_models
@@ -263,32 +167,17 @@ def find_files(settings: Settings, selection: Selection | None = None) -> Files:
     if not restorer:  # then the detectors may be needed by nothing
         unused = selection.without({FACE_RESTORER}).unused_models
     detectors = {} if "detectors" in unused else find_detectors(settings)
-    found = resolve_model(settings)
-    if found.is_dir():
-        files = Files(found, None, upscalers, detectors)
-    elif settings.base_model:
-        files = Files(resolve_model(replace(settings, model=settings.base_model)), found, upscalers, detectors)
-    elif kind_of(tensor_names(found)):
-        raise WeightsError(
-            f"{found.name} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only SDXL) "
-            "in 'base_model'"
-        )
-    else:
-        raise WeightsError(
-            f"{found.name} holds a transformer only; name a folder with its text encoders, tokenizers, vae and "
-            "scheduler in 'base_model'"
-        )
-    upsampler = None if MODEL in unused else find_prompt_upsampler(settings, files.is_embedded)
-    return replace(files, face_restorer=restorer, prompt_upsampler=upsampler)
+    model = identify(find_source(settings), families)
+    upsampler = None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source))
+    return Files(model, upscalers, detectors, restorer, upsampler)
 
 
-def tensor_names(file: Path) -> list[str]:
-    """By the header alone. Raises :class:`WeightsError` for a damaged file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError):
-        raise WeightsError(f"{file.name} is damaged or cut off; {RESTORE}") from None
+def find_source(settings: Settings) -> Source:
+    """Where the settings ``model`` and, beside a single file, ``base_model`` lie."""
+    path = resolve_model(settings)
+    if path.is_dir() or not settings.base_model:
+        return Source(path)
+    return Source(path, resolve_model(replace(settings, model=settings.base_model)))
 
 
 def load_upscaler(path: Path, dtype: torch.dtype) -> nn.Module:

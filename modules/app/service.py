@@ -23,11 +23,12 @@ from backend.api.input_schema import InputSchema
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.core.units import parse_bytes
-from backend.planning.model_specs import ModelSizes
+from backend.planning.model_specs import ModelSpec
 from modules.app.environment import set_environment
 from modules.detection.classes import ClassSet
+from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
-from modules.families.family import Family
+from modules.families.registry import FAMILIES, Families
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
 from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
@@ -53,8 +54,8 @@ class Service:
 
     schema: InputSchema
     runtime: DeviceRuntime
-    family: Family
-    sizes: ModelSizes
+    profile: ModelProfile
+    spec: ModelSpec
     detectors: Mapping[str, ClassSet]
     upscalers: tuple[str, ...]
     restores_faces: bool
@@ -92,7 +93,7 @@ class Service:
             with timeline.span("inputs"):
                 # the server lets 2.0 through for a whole number; here it becomes one
                 wanted = self.extensions.turn_off(self.schema.validate(inputs), self.schema.defaults)
-                request = build_request(wanted, self.family, self.detectors, self.upscalers, self.restores_faces)
+                request = build_request(wanted, self.profile, self.detectors, self.upscalers, self.restores_faces)
                 request = replace(request, stage_options=self.extensions.stage_options(wanted))
             with ProgressBars() as bars, self.runtime.activate():
                 if self.upsampler:
@@ -119,7 +120,7 @@ class Service:
     def warm_up(self) -> None:
         """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first
         request."""
-        side = self.family.native
+        side = self.profile.native
         with self.runtime.activate():
             self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
 
@@ -154,14 +155,15 @@ def start(
     settings: Settings,
     timeline: Timeline | None = None,
     *,
+    families: Families = FAMILIES,
     stages: Iterable[type[Stage]] = STAGES,
     schema: InputSchema | None = None,
 ) -> Service:
     """Probes the device, loads every model once, and warms up. Raises a :class:`backend.core.errors.UserError` that
     says what to mend.
 
-    ``timeline`` gets the spans of the set-up. ``stages`` are those of the pipeline, in order, and ``schema`` has their
-    inputs; by default those of ``predict.py``.
+    ``timeline`` gets the spans of the set-up. ``families`` are those that the model may be of, ``stages`` are those of
+    the pipeline, in order, and ``schema`` has their inputs; by default those of ``predict.py``.
     """
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
     timeline = timeline or Timeline()
@@ -190,11 +192,11 @@ def start(
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     with timeline.span("plan"):
-        files = find_files(settings, extensions)
+        files = find_files(settings, extensions, families)
         extensions = extensions.without(files.missing_models)
-        sizes = files.sizes(device.dtype, device.upscaler_dtype)
+        spec = files.spec(device.dtype, device.upscaler_dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
-        runtime = plan_device(device, sizes, files.workload(settings), emulated, settings.weight_precision)
+        runtime = plan_device(device, spec, files.workload(settings), emulated, settings.weight_precision)
     optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
     optimizer.set_process_options()
     models = ModelCache(
@@ -219,8 +221,8 @@ def start(
     service = Service(
         schema or InputSchema(),
         runtime,
-        assembled.family,
-        sizes,
+        assembled.profile,
+        spec,
         *there,
         extensions,
         models,
@@ -234,7 +236,7 @@ def start(
         with timeline.span("warm_up"):
             service.warm_up()
     logger.info(
-        "%s on %s (%s)\n%s", assembled.family.name, device.name, device.dtype, plan_as_text(runtime.plan, sizes)
+        "%s on %s (%s)\n%s", assembled.profile.name, device.name, device.dtype, plan_as_text(runtime.plan, spec)
     )
     logger.info("optimizations\n%s", optimizer.table())
     seconds = timeline.metrics()

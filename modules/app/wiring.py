@@ -21,8 +21,8 @@ from backend.offload.quantized_linear import FORMATS, quantize
 from modules.app.model_files import Files
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
+from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
-from modules.families.family import Family
 from modules.output.image_writer import ModelInfo
 from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assembled:
-    family: Family
+    profile: ModelProfile
     upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
@@ -65,16 +65,18 @@ def assemble(
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
     register_models(files, device, plan, models)
-    diffusion = files.diffusion_service(models, device.dtype, fallback, settings.prompt_cache_entries)
+    diffusion = files.model.family.service(
+        files.model.source, models, device.dtype, fallback, settings.prompt_cache_entries
+    )
     selection.import_libraries(timeline or Timeline(), scratch)
     services = build_services(files, settings, diffusion, models, plan, fallback, scratch)
     upsampler = (
-        PromptUpsampler(models, files.prompt_upsampler, files.family.tokens, fallback)
+        PromptUpsampler(models, files.prompt_upsampler, files.profile.tokens, fallback)
         if files.prompt_upsampler
         else None
     )
     return Assembled(
-        files.family,
+        files.profile,
         upsampler,
         ImagePipeline(stage.build(services) for stage in selection.enabled_stages),
         files.model_info(),
@@ -86,7 +88,7 @@ def assemble(
 
 def register_models(files: Files, device: Device, plan: MemoryPlan, models: ModelCache) -> None:
     """Tells the cache how every model is loaded, in the precision of the plan."""
-    tile = files.sizes().vae_tile if plan.placements["vae"].tiled else 0
+    tile = files.spec().vae_tile if plan.placements["vae"].tiled else 0
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype

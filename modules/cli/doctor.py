@@ -99,17 +99,19 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
     def weights() -> str:
         files = found_files()
-        family = files.family
-        parts = sum(file.stat().st_size for file in files.parts.rglob("*.safetensors"))
-        return f"{'embedded' if files.is_embedded else family.name}, {format_bytes(parts)}, native size {family.native}"
+        profile, components = files.profile, files.model.family.spec(files.model.source, "bf16").components
+        on_disk = components[profile.denoiser].on_disk
+        parts = sum(file.stat().st_size for file in files.model.source.folder.rglob("*.safetensors"))
+        name = "embedded" if files.is_embedded else profile.name
+        return f"{name}, {format_bytes(parts)}, {profile.denoiser} in {on_disk}, native size {profile.native}"
 
     def plan() -> str:
         files = found_files()
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
         found = probe_device(settings.device, settings.dtype)
-        sizes = files.sizes(found.dtype, found.upscaler_dtype)
+        spec = files.spec(found.dtype, found.upscaler_dtype)
         return plan_as_text(
-            plan_device(found, sizes, files.workload(settings), emulated, settings.weight_precision).plan, sizes
+            plan_device(found, spec, files.workload(settings), emulated, settings.weight_precision).plan, spec
         )
 
     def stages() -> str:

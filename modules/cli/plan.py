@@ -11,17 +11,20 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from backend.core.errors import SettingsError, UserError
 from backend.core.files import ROOT
 from backend.core.units import parse_bytes
 from backend.memory_management import WEIGHT_PRECISIONS, DeviceMemory, MemoryRules, Workload, plan_memory
 from backend.planning.card_tables import card_table, cards_document
-from backend.planning.checkpoint_sizes import embedded_sizes
+from backend.planning.companions import with_embedded_companions
 from backend.planning.gpu_specs import emulated_memory, nearest_card
-from backend.planning.model_specs import FAMILIES, ModelSizes
+from backend.planning.model_specs import ModelSpec
 from backend.planning.report import plan_as_data, plan_as_text
 from modules.cli.command import BAD_INPUT, CommandParser
+from modules.families.registry import identify, known_models
+from modules.families.source import Source
 
 EMBEDDED = "embedded"
 
@@ -58,7 +61,7 @@ def _parser() -> CommandParser:
     add("--ram", type=amount, default=64 * 10**9, metavar="64GB", help="host memory that may be used (64GB)")
     add(
         "--model",
-        choices=[*FAMILIES, EMBEDDED],
+        choices=[*known_models(), EMBEDDED],
         default="flux-dev",
         help="'embedded' is planned for an emulated device (%(default)s)",
     )
@@ -81,6 +84,12 @@ def _parser() -> CommandParser:
     return parser
 
 
+def _embedded_spec(folder: Path) -> ModelSpec:
+    """The embedded models, computing in float32. Raises :class:`backend.core.errors.WeightsError`."""
+    model = identify(Source(folder / "flux"))
+    return with_embedded_companions(model.family.spec(model.source, "fp32"), folder, "fp32")
+
+
 def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
     """The device to plan for, and in words what is assumed of it."""
     if options.model == EMBEDDED:
@@ -94,7 +103,7 @@ def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
     )
 
 
-def _workload(options: argparse.Namespace, models: ModelSizes) -> Workload:
+def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
     width, height = options.size or (models.native, models.native)
     return Workload(
         width,
@@ -112,12 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.table or options.cards:
-        print(card_table() if options.table else cards_document())
+        known = known_models()
+        print(card_table(known["flux-dev"]) if options.table else cards_document(known.values()))
         return 0
     if options.vram is None:
         parser.error("--vram is needed, for instance --vram 24GB")
     try:
-        models = FAMILIES.get(options.model) or embedded_sizes(ROOT / "weights" / "embedded")
+        models = known_models().get(options.model) or _embedded_spec(ROOT / "weights" / EMBEDDED)
         device, assumed = _device(options)
         rules = MemoryRules(weight_precision=options.weight_precision)
         plan = plan_memory(device, models, _workload(options, models), rules)

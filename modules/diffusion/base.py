@@ -24,9 +24,9 @@ from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Strategy
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
+from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.samplers import SeededSDE
-from modules.families.family import Family
 from modules.flux_memory_optimizer import first_block_cache
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class DiffusionService(ABC):
     def __init__(
         self,
         models: ModelCache,
-        family: Family,
+        profile: ModelProfile,
         pipeline: Any,
         dtype: torch.dtype,
         fallback: OomFallback,
@@ -58,12 +58,12 @@ class DiffusionService(ABC):
     ) -> None:
         self.models = models
         self.fallback = fallback
-        self.family = family
+        self.profile = profile
         self.dtype = dtype
         self._prompt_cache = PromptCache(prompt_cache_entries)
-        self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
+        self._processor = VaeImageProcessor(vae_scale_factor=profile.latent_factor * 2)
         self._pipeline = pipeline
-        self._pipeline.vae_scale_factor = family.latent_factor  # read from the autoencoder, which it does not have
+        self._pipeline.vae_scale_factor = profile.latent_factor  # read from the autoencoder, which it does not have
         self._pipeline.set_progress_bar_config(disable=True)
 
     @abstractmethod
@@ -127,7 +127,7 @@ class DiffusionService(ABC):
             return self._with_or_without_tiles("decode", lambda: self.decode(latents, request.width, request.height))
 
     def _encode_with_retry(self, request: DenoiseRequest) -> PromptEmbeddings:
-        negative = request.negative if self.family.negative_prompts and request.guidance > 1 else None
+        negative = request.negative if self.profile.inputs.negative_prompt and request.guidance > 1 else None
         strategies = [
             Strategy(way, lambda: self.encode(request.prompts, negative))
             for way in ("all encoders", "once more after clearing")
@@ -148,8 +148,8 @@ class DiffusionService(ABC):
             with self.models.on_device("vae") as loan:
                 vae: Any = loan[0]
                 before = vae.use_tiling
-                vae.tile_sample_min_size = self.family.native // 2
-                vae.tile_latent_min_size = self.family.native // 2 // self.family.latent_factor
+                vae.tile_sample_min_size = self.profile.native // 2
+                vae.tile_latent_min_size = self.profile.native // 2 // self.profile.latent_factor
                 vae.enable_tiling()
                 try:
                     return run()
@@ -187,8 +187,8 @@ class DiffusionService(ABC):
         found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get(prompt))}
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
-            with self.models.on_device(*self.family.encoders) as encoders:
-                self.models.prefetch(self.family.denoiser)
+            with self.models.on_device(*self.profile.encoders) as encoders:
+                self.models.prefetch(self.profile.denoiser)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     found[prompt] = self.embed(prompt, encoders)
                     self._prompt_cache.put(prompt, found[prompt])
@@ -227,7 +227,7 @@ class DiffusionService(ABC):
                 pixels = vae.decode(one, return_dict=False)[0]
                 if not pixels.isfinite().all():
                     raise WeightsError(
-                        f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' "
+                        f"{self.profile.name}: draws what is not a number; a file of the model is damaged, or 'dtype' "
                         "is too narrow for it"
                     )
                 pictures += self._processor.postprocess(pixels, output_type="pil")
@@ -243,7 +243,7 @@ class DiffusionService(ABC):
         """From noise, or from the latents ``start`` with noise added, to packed latents."""
         # drawn on the CPU, so that a seed gives the same noise on every machine
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
-        shape = (len(generators), self.family.latent_channels, *self._latent_size(request))
+        shape = (len(generators), self.profile.latent_channels, *self._latent_size(request))
         noise = self.pack(randn_tensor(shape, generator=generators, device=self.models.device, dtype=self.dtype))
         arguments = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
@@ -254,7 +254,7 @@ class DiffusionService(ABC):
             level = self._pipeline.scheduler.sigmas[0].to(noise)
             latents = self.scale_initial_noise(self.add_noise(original, noise, level))
         after_step = self._after_step(request, original, noise, report)
-        denoiser = self.family.denoiser
+        denoiser = self.profile.denoiser
         with self.models.on_device(denoiser) as (network,), first_block_cache(network, request.go_fast):
             setattr(self._pipeline, denoiser, network)
             try:
@@ -274,7 +274,7 @@ class DiffusionService(ABC):
 
     def _latent_size(self, request: DenoiseRequest) -> tuple[int, int]:
         """Rows and columns of the request's latents."""
-        return request.height // self.family.latent_factor, request.width // self.family.latent_factor
+        return request.height // self.profile.latent_factor, request.width // self.profile.latent_factor
 
     def _after_step(
         self, request: DenoiseRequest, original: torch.Tensor | None, noise: torch.Tensor, report: StepReport | None
@@ -301,5 +301,5 @@ class DiffusionService(ABC):
     def _packed_mask(self, request: DenoiseRequest) -> torch.Tensor:
         """The request's masks as packed latents in 0..1 on the device."""
         plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
-        channels = plane.expand(-1, self.family.latent_channels, -1, -1).contiguous()
+        channels = plane.expand(-1, self.profile.latent_channels, -1, -1).contiguous()
         return self.pack(channels).to(self.models.device, self.dtype)

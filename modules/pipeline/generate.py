@@ -83,7 +83,7 @@ class GenerateStage(Stage):
     def parameters(self, request: ImageRequest, sampler_used: str) -> dict[str, object]:
         """What the files say beside the request's own fields."""
         parameters: dict[str, object] = {}
-        if self.service.family.negative_prompts:  # classifier-free guidance, which the WebUI calls CFG scale
+        if self.service.profile.inputs.negative_prompt:  # classifier-free guidance, which the WebUI calls CFG scale
             parameters |= {
                 "CFG scale": request.guidance_scale,
                 "Distilled CFG Scale": None,

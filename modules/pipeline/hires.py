@@ -110,7 +110,7 @@ class HiresStage(Stage):
 
     def size(self, image: Image.Image, hires: Hires) -> tuple[int, int]:
         """Width and height of the second pass."""
-        return self.service.family.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
+        return self.service.profile.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
 
     def upscaled(self, image: Image.Image, hires: Hires, upscaler: str = "") -> Image.Image:
         """The picture at the size of the second pass, or unchanged where its latents are resized. ``upscaler`` is a

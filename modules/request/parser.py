@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +18,8 @@ from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import why_not
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
+from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
-from modules.families.family import Family
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, AdetailerUnit
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
@@ -35,7 +36,7 @@ NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTOR
 
 
 def adetailer_units(
-    inputs: Mapping[str, Any], family: Family, detectors: Mapping[str, ClassSet], restores_faces: bool = False
+    inputs: Mapping[str, Any], profile: ModelProfile, detectors: Mapping[str, ClassSet], restores_faces: bool = False
 ) -> tuple[AdetailerUnit, ...]:
     """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for
     those over hands.
@@ -45,13 +46,13 @@ def adetailer_units(
     if not inputs["adetailer"]:
         return ()
     units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES)
-    _check_units(units, "adetailer_args", family, detectors, restores_faces)
+    _check_units(units, "adetailer_args", profile, detectors, restores_faces)
     field = "adetailer_args_hands"
     if inputs[field].strip() or inputs["ad_hands_prompt"]:
         asking = field if inputs[field].strip() else "ad_hands_prompt"
         hands = _units_of(inputs, field, "ad_hands_prompt", HANDS)
         hands = tuple(unit if unit.model else replace(unit, model=_finds("hand", asking, detectors)) for unit in hands)
-        _check_units(hands, field, family, detectors, restores_faces)
+        _check_units(hands, field, profile, detectors, restores_faces)
         if len(units) + len(hands) > MAX_UNITS:
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
@@ -76,17 +77,24 @@ def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: Adetailer
 
 
 def _check_units(
-    units: Sequence[AdetailerUnit], field: str, family: Family, detectors: Mapping[str, ClassSet], restores_faces: bool
+    units: Sequence[AdetailerUnit],
+    field: str,
+    profile: ModelProfile,
+    detectors: Mapping[str, ClassSet],
+    restores_faces: bool,
 ) -> None:
     """Raises :class:`InputError` for what the family or the models that are there cannot do."""
+    honoured = profile.inputs
     for unit in units:
         if unit.restore_face and not restores_faces:
             raise InputError(field, f"ad_restore_face cannot be honoured: {NO_FACE_RESTORER}")
-        if unit.negative_prompt and not family.negative_prompts:
-            raise InputError(field, "ad_negative_prompt cannot be honoured: Flux has no negative prompt; leave it out")
-        if unit.use_cfg_scale and not (family.distilled_guidance or family.negative_prompts):
+        if unit.negative_prompt and not honoured.negative_prompt:
             raise InputError(
-                field, f"ad_use_cfg_scale cannot be honoured: {family.name} takes no guidance; leave it out"
+                field, f"ad_negative_prompt cannot be honoured: {honoured.label} has no negative prompt; leave it out"
+            )
+        if unit.use_cfg_scale and honoured.guidance is None:
+            raise InputError(
+                field, f"ad_use_cfg_scale cannot be honoured: {profile.name} takes no guidance; leave it out"
             )
         if unit.model and unit.model not in detectors:
             why = f" ({why_not()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
@@ -100,7 +108,7 @@ def _check_units(
 
 def build_request(
     inputs: Mapping[str, Any],
-    family: Family,
+    profile: ModelProfile,
     detectors: Mapping[str, ClassSet],
     upscalers: Collection[str] = (),
     restores_faces: bool = False,
@@ -110,24 +118,24 @@ def build_request(
 
     Raises :class:`InputError` for what cannot be honoured.
     """
-    _refuse_what_it_cannot(inputs, family)
+    _refuse_what_it_cannot(inputs, profile)
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     for name in ("image", "mask"):
         fields[name] = read_image(Path(str(inputs[name])), name) if inputs[name] else None
     fields["width"], fields["height"] = choose_size(
-        family.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
+        profile.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
     )
     seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
     left_out = {
         "seed": seed,
         "prompt_upsampling_seed": seed,
-        "num_inference_steps": family.steps,
-        "guidance_scale": family.guidance,
+        "num_inference_steps": profile.steps,
+        "guidance_scale": profile.guidance,
     }
     fields |= {name: value for name, value in left_out.items() if inputs[name] is None}
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
-    fields["adetailer"] = adetailer_units(inputs, family, detectors, restores_faces)
+    fields["adetailer"] = adetailer_units(inputs, profile, detectors, restores_faces)
     return validated(ImageRequest, fields, InputError)
 
 
@@ -172,17 +180,25 @@ def _refuse_unknown_upscaler(name: str, upscalers: Collection[str]) -> None:
         raise InputError("upscaler", f"'{name[:40]}' is not here{nearest(name, upscalers)}; leave it out, or {here}")
 
 
-def _refuse_what_it_cannot(inputs: Mapping[str, Any], family: Family) -> None:
+def _refuse_what_it_cannot(inputs: Mapping[str, Any], profile: ModelProfile) -> None:
     """Raises :class:`InputError` for what only other families can do."""
-    if inputs["negative_prompt"].strip() and not family.negative_prompts:
+    honoured, name = profile.inputs, profile.inputs.label
+    if inputs["negative_prompt"].strip() and not honoured.negative_prompt:
         raise InputError(
-            "negative_prompt", "Flux has none; leave it empty, and say in 'prompt' what the picture should show instead"
+            "negative_prompt",
+            f"{name} has none; leave it empty, and say in 'prompt' what the picture should show instead",
         )
-    if inputs["go_fast"] and family.kind != "flux":
-        raise InputError("go_fast", f"is for Flux; {family.name} computes every step")
-    if inputs["sampler"] != SAMPLERS[0] and inputs["scheduler"] not in family.solver_schedules:
-        takes = " or ".join(family.solver_schedules)
-        raise InputError(
-            "scheduler",
-            f"'{inputs['scheduler']}' goes with the sampler {SAMPLERS[0]}; {inputs['sampler']} takes {takes}",
-        )
+    for field, allowed in (("image", honoured.image), ("mask", honoured.mask), ("go_fast", honoured.go_fast)):
+        if inputs[field] and not allowed:
+            raise InputError(field, f"is not for {name}; leave it out")
+    guidance, (least, most) = inputs["guidance_scale"], honoured.guidance or (0, math.inf)
+    if guidance is not None and not least <= guidance <= most:
+        raise InputError("guidance_scale", f"must be from {least} to {most} for {name}, not {guidance}")
+    sampler, schedule = inputs["sampler"], inputs["scheduler"]
+    for field, offered in (("sampler", honoured.samplers), ("scheduler", honoured.schedules)):
+        value = inputs[field]
+        if value not in offered:
+            raise InputError(field, f"must be one of {', '.join(offered)}, not '{value}'{nearest(value, offered)}")
+    if sampler != SAMPLERS[0] and schedule not in honoured.solver_schedules:
+        takes = " or ".join(honoured.solver_schedules)
+        raise InputError("scheduler", f"'{schedule}' goes with the sampler {SAMPLERS[0]}; {sampler} takes {takes}")

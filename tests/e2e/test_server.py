@@ -139,7 +139,7 @@ def test_every_shape_and_format_is_the_picture_that_the_package_draws_itself(
     (picture,) = pictures(result)
     assert (picture.format, picture.size) == (
         {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}[kind],
-        service.family.canvas.size(ratio, "1"),
+        service.profile.canvas.size(ratio, "1"),
     )
     (file,) = service.predict(inputs, lambda name, value: None)
     assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))

@@ -49,7 +49,7 @@ def test_rounded_every_placement_gives_nearly_the_same_picture(runs: dict[Kind, 
 
 
 def test_rounded_the_models_are_as_small_as_the_plan_counts(runs: dict[Kind, Run], rounded: dict[Kind, Run]) -> None:
-    sizes = find_files(replace(Settings(), model="embedded")).sizes()
+    sizes = find_files(replace(Settings(), model="embedded")).spec()
     exact, narrow = (some["resident"].models.stats().model_bytes for some in (runs, rounded))
     for name in STREAMED:
         component = sizes.components[name]
@@ -105,11 +105,11 @@ def test_a_card_that_is_too_small_is_refused_before_anything_is_read() -> None:
     settings = replace(Settings(), model="embedded")
     files = find_files(settings)
     with pytest.raises(MemoryPlanError, match="are missing"):
-        plan_device(DEVICE, files.sizes(), files.workload(settings), 5_000_000)
+        plan_device(DEVICE, files.spec(), files.workload(settings), 5_000_000)
 
 
 def test_without_a_card_of_its_own_everything_stays() -> None:
     settings = replace(Settings(), model="embedded")
     files = find_files(settings)
-    runtime: DeviceRuntime = plan_device(DEVICE, files.sizes(), files.workload(settings))
+    runtime: DeviceRuntime = plan_device(DEVICE, files.spec(), files.workload(settings))
     assert set(runtime.kinds.values()) == {"resident"}

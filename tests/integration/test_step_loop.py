@@ -22,8 +22,9 @@ from backend.offload.oom_fallback import OomFallback
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.prompt_cache import PromptEmbeddings
-from modules.families.family import read_family
+from modules.families.flux1 import FLUX1
 from modules.families.flux1.service import FluxService
+from modules.families.source import Source
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 META = torch.device("meta")
@@ -58,7 +59,7 @@ def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:
     models = ModelCache(META, prepare=prepare)
     models.register("transformer", transformer)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(FOLDER / "scheduler")
-    return FluxService(models, read_family(FOLDER), scheduler, None, None, torch.float32, OomFallback())  # type: ignore[arg-type]
+    return FluxService(models, FLUX1.profile(Source(FOLDER)), scheduler, None, None, torch.float32, OomFallback())  # type: ignore[arg-type]
 
 
 def embeddings() -> PromptEmbeddings:

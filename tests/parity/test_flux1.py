@@ -58,7 +58,7 @@ def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPi
         height=256,
         num_inference_steps=STEPS,
         guidance_scale=3.5,
-        max_sequence_length=flux.family.tokens,
+        max_sequence_length=flux.profile.tokens,
         generator=torch.Generator("cpu").manual_seed(3),
     )
     assert np.array_equal(pixels(ours), pixels(theirs.images[0]))
@@ -76,7 +76,7 @@ def test_image_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxP
         height=256,
         num_inference_steps=8,
         guidance_scale=3.5,
-        max_sequence_length=flux.family.tokens,
+        max_sequence_length=flux.profile.tokens,
         generator=torch.Generator("cpu").manual_seed(3),
     )
     assert np.abs(pixels(ours) - pixels(theirs.images[0])).max() <= 1
@@ -97,7 +97,7 @@ def test_inpainting_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipel
         height=256,
         num_inference_steps=6,
         guidance_scale=3.5,
-        max_sequence_length=flux.family.tokens,
+        max_sequence_length=flux.profile.tokens,
         generator=torch.Generator("cpu").manual_seed(3),
     )
     assert np.abs(pixels(ours) - pixels(theirs.images[0])).max() <= 1

@@ -29,15 +29,14 @@ from safetensors.torch import load_file, save_file
 from support import original_names
 from support.emulated_runs import Run, run_emulated
 from support.flux_pictures import picture, pixels
+from support.model_specs import KNOWN
 from support.pictures import PROMPT
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
 from backend.offload.placements import block_modules
-from backend.planning.checkpoint_sizes import unet_sizes
 from backend.planning.costs import KINDS, Kind, Placement
-from backend.planning.model_specs import FAMILIES
 from bench.speed.stable_diffusion import count, without_data, write
 from modules.app.model_files import find_files
 from modules.app.service import Service, start
@@ -239,8 +238,8 @@ def test_hires_and_text_to_image(service: Service) -> None:
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in text and "Hires sampler: Euler" in text
 
 
-def test_what_only_flux_can_do_is_refused(service: Service) -> None:
-    with pytest.raises(InputError, match="^go_fast: is for Flux"):
+def test_go_fast_is_refused(service: Service) -> None:
+    with pytest.raises(InputError, match="^go_fast: is not for SD"):
         predict(service, go_fast=True)
 
 
@@ -255,7 +254,7 @@ def test_steps_and_guidance_are_the_families_own(service: Service, family: str) 
 @pytest.fixture(scope="module")
 def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
     """The same request with the models in every placement, on an emulated device."""
-    found = find_files(replace(Settings(), model=str(folder))).sizes()
+    found = find_files(replace(Settings(), model=str(folder))).spec()
     request = ImageRequest(
         PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=5.0, scale=2, adetailer=(AdetailerUnit(),)
     )
@@ -284,7 +283,7 @@ def test_the_peak_is_foretold_within_a_tenth(runs: dict[Kind, Run]) -> None:
 def test_the_blocks_that_the_plan_counts_are_those_that_are_streamed(
     ours: StableDiffusionService, folder: Path, family: str
 ) -> None:
-    sizes = unet_sizes(folder, FAMILIES[family])
+    sizes = find_files(replace(Settings(), model=str(folder))).spec()
     with ours.models.on_device("unet") as (unet,):
         streamed = sorted(sum(p.numel() for p in block.parameters()) for block in block_modules(unet))
         assert streamed == sorted(sizes.components["unet"].blocks)
@@ -292,7 +291,7 @@ def test_the_blocks_that_the_plan_counts_are_those_that_are_streamed(
 
 
 def test_the_real_models_are_as_the_plan_counts_them(family: str) -> None:
-    unet, known = without_data(family), FAMILIES[family]
+    unet, known = without_data(family), KNOWN[family]
     assert sum(p.numel() for p in unet.parameters()) == known.components["unet"].parameters
     assert sorted(sum(p.numel() for p in block.parameters()) for block in block_modules(unet)) == sorted(
         known.components["unet"].blocks
@@ -324,7 +323,7 @@ def test_a_model_for_inpainting_only_is_refused(folder: Path, tmp_path: Path) ->
             "only"
         ),
     ):
-        find_files(replace(Settings(), model=str(tmp_path / "inpainting"))).sizes()
+        find_files(replace(Settings(), model=str(tmp_path / "inpainting"))).spec()
 
 
 @pytest.fixture(scope="module")
@@ -379,9 +378,9 @@ def test_a_single_file_of_another_family_or_without_its_parts_is_refused(
         WeightsError,
         match=f"^mine.safetensors holds a model of the family {family}, but 'base_model' names one of {other}",
     ):
-        find_files(replace(Settings(), model=str(single), base_model=str(tmp_path / "other"))).sizes()
+        find_files(replace(Settings(), model=str(single), base_model=str(tmp_path / "other"))).spec()
     with pytest.raises(WeightsError, match=f"holds a model of the family {family}, but 'base_model' names one of flux"):
-        find_files(replace(Settings(), model=str(single), base_model="embedded")).sizes()
+        find_files(replace(Settings(), model=str(single), base_model="embedded")).spec()
     with pytest.raises(WeightsError, match="^mine.safetensors says nothing of its shape; name a folder of its family"):
         find_files(replace(Settings(), model=str(single)))
 

@@ -62,12 +62,12 @@ def run_emulated(
     settings = replace(Settings(), model=model)
     files = find_files(settings)
     workload = replace(files.workload(settings), scale=request.scale, steps=request.num_inference_steps)
-    runtime = plan_device(DEVICE, files.sizes(), workload, budget)
+    runtime = plan_device(DEVICE, files.spec(), workload, budget)
     device, placements = runtime.transfers, placements or runtime.plan.placements
     assert isinstance(device, EmulatedDevice)
     predicted = predicted_peak(
         emulated_memory(budget, 10**10),
-        files.sizes(),
+        files.spec(),
         replace(workload, upscale_tile=runtime.plan.upscale_tile),
         placements,
     )
@@ -83,13 +83,13 @@ def run_emulated(
     with device:
         picture = np.asarray(pipeline.run(request).pictures[0].image)
     models.release()
-    return Run(picture, device, models, fallback, placements[files.family.denoiser].dtype, predicted)
+    return Run(picture, device, models, fallback, placements[files.profile.denoiser].dtype, predicted)
 
 
 def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -> Run:
     """Every model placed as ``kind`` says, as far as it can be; those that have blocks in ``dtype``."""
     lighter: Kind = "model offload" if kind != "resident" else "resident"
-    components = find_files(replace(Settings(), model="embedded")).sizes().components
+    components = find_files(replace(Settings(), model="embedded")).spec().components
     placements = {
         name: Placement(kind, dtype) if name in STREAMED else Placement(lighter, "fp32") for name in components
     }

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from backend.api.input_schema import InputSchema
 from modules.detection.classes import ClassSet
-from modules.families.family import Family
+from modules.diffusion.profile import ModelProfile
+from modules.families.flux1 import FLUX1
+from modules.families.stable_diffusion import SDXL as SDXL_FAMILY
 
-EMBEDDED = Family("embedded", native=256, tokens=40, latent_factor=16, distilled_guidance=True)
-SCHNELL = Family("schnell", native=1024, tokens=256, latent_factor=8, distilled_guidance=False, steps=4)
+EMBEDDED = ModelProfile("embedded", 256, 40, 16, 16, steps=28, guidance=3.5, inputs=FLUX1.inputs)
+SCHNELL = ModelProfile("schnell", 1024, 256, 8, 16, steps=4, guidance=3.5, inputs=replace(FLUX1.inputs, guidance=None))
 
 
-SDXL = Family(
-    "sdxl",
-    native=1024,
-    tokens=77,
-    latent_factor=8,
-    distilled_guidance=False,
-    kind="sdxl",
-    latent_channels=4,
-    steps=30,
-    guidance=5.0,
-)
+SDXL = ModelProfile("sdxl", 1024, 77, 8, 4, steps=30, guidance=5.0, inputs=SDXL_FAMILY.inputs, denoiser="unet")
 
 
 DETECTORS = {"face_yolov8n.pt": ClassSet(("face",))}

@@ -23,7 +23,7 @@ from backend.core.settings import ROOT
 from backend.core.validation import bounds, choices, fields_of
 from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
-from modules.families.family import Family
+from modules.diffusion.profile import ModelProfile
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import CUSTOM, HIRES_INPUTS, build_request
 from modules.request.uploads import Uploads
@@ -52,7 +52,7 @@ VALUES: Mapping[str, str] = {
 """Values for inputs that do not take any text."""
 
 
-def built(inputs: Mapping[str, Any], family: Family) -> ImageRequest:
+def built(inputs: Mapping[str, Any], family: ModelProfile) -> ImageRequest:
     detectors = {**DETECTORS, "hand_yolov8n.pt": ClassSet(("hand",))}
     return build_request(inputs, family, detectors, ["4x-sharp"], restores_faces=True)
 

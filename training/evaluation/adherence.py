@@ -63,7 +63,7 @@ def measure(image: Image.Image, box: np.ndarray) -> dict[str, str]:
 
 def generate(service: Service, prompts: Prompts, steps: int, guidance: float) -> list[Image.Image]:
     alone = ImagePipeline(service.pipeline.stages[:1])
-    side = service.family.native
+    side = service.profile.native
     pictures = []
     for index, (prompt, _) in enumerate(prompts):
         request = ImageRequest(

@@ -14,10 +14,10 @@ from backend.offload.oom_fallback import OomFallback
 from modules.compat import pack_latents, unpack_latents
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
-from modules.families.family import Family
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -33,7 +33,7 @@ class FluxService(DiffusionService):
     def __init__(
         self,
         models: ModelCache,
-        family: Family,
+        profile: ModelProfile,
         scheduler: FlowMatchEulerDiscreteScheduler,
         tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
         dtype: torch.dtype,
@@ -42,7 +42,7 @@ class FluxService(DiffusionService):
     ) -> None:
         super().__init__(
             models,
-            family,
+            profile,
             FluxPipeline(scheduler, None, None, None, None, None, None),
             dtype,
             fallback,
@@ -56,7 +56,7 @@ class FluxService(DiffusionService):
         pooled = clip(
             self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False
         ).pooler_output
-        sequence = t5(self.token_ids(t5_tokenizer, prompt, self.family.tokens), output_hidden_states=False)[0]
+        sequence = t5(self.token_ids(t5_tokenizer, prompt, self.profile.tokens), output_hidden_states=False)[0]
         return PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
 
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class FluxService(DiffusionService):
         return pack_latents(latents)
 
     def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        return unpack_latents(latents, width, height, self.family.latent_factor)
+        return unpack_latents(latents, width, height, self.profile.latent_factor)
 
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         total = request.steps_run()

@@ -49,6 +49,20 @@ def is_original_layout(names: Mapping[str, object]) -> bool:
     return any(name.removeprefix(PREFIX).startswith("double_blocks.") for name in names)
 
 
+def in_diffusers_layout(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The tensors by diffusers' names, whichever they have."""
+    return to_diffusers(tensors) if is_original_layout(tensors) else tensors
+
+
+def transformer_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes in a file's header as those of the transformer's tensors in diffusers' layout. Raises
+    :class:`WeightsError` for what is no Flux transformer."""
+    without_data = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    tensors = in_diffusers_layout(without_data)
+    transformer_config(tensors)  # names what a transformer would have and this has not
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def block_count(names: Mapping[str, object], kind: str) -> int:
     return 1 + max((int(name.split(".")[1]) for name in names if name.startswith(f"{kind}.")), default=-1)
 

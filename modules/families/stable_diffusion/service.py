@@ -16,10 +16,10 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDif
 from backend.offload.oom_fallback import OomFallback
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import noise_levels, solver
-from modules.families.family import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ class StableDiffusionService(DiffusionService):
     def __init__(
         self,
         models: ModelCache,
-        family: Family,
+        profile: ModelProfile,
         scheduler: dict[str, Any],
         tokenizers: tuple[PreTrainedTokenizerBase, ...],
         dtype: torch.dtype,
@@ -57,7 +57,7 @@ class StableDiffusionService(DiffusionService):
                 **parts, scheduler=euler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
         )
-        super().__init__(models, family, pipeline, dtype, fallback, prompt_cache_entries)
+        super().__init__(models, profile, pipeline, dtype, fallback, prompt_cache_entries)
         self._tokenizers = tokenizers
         self._scheduler = scheduler
         self._zero_when_empty = zero_when_empty

@@ -5,7 +5,7 @@ The renaming is diffusers' own. What a part looks like is in its ``config.json``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,15 +27,16 @@ PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """How the names of each part's tensors begin: SD 1.5's, SDXL's."""
 
 
-def kind_of(names: Iterable[str]) -> str | None:
-    """The family, "sdxl" or "sd15", by the names of the tensors; None for anything else."""
-    known = tuple(names)
-    if not any(name.startswith("model.diffusion_model.input_blocks.") for name in known):
-        return None
-    for kind, beginning in (("sdxl", PREFIXES["text_encoder_2"]), ("sd15", PREFIXES["text_encoder"][:1])):
-        if any(name.startswith(beginning) for name in known):
-            return kind
-    return None
+def diffusers_shapes(
+    shapes: Mapping[str, tuple[int, ...]], component: str, config: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes in a file's header as those of the component's tensors, in diffusers' layout where it is one of
+    diffusers' components; ``config`` is the component's."""
+    own = {name: shape for name, shape in shapes.items() if name.startswith(PREFIXES[component])}
+    if component.startswith("text_encoder") or not own:
+        return own
+    without_data = {name: torch.empty(shape, device="meta") for name, shape in own.items()}
+    return {name: tuple(tensor.shape) for name, tensor in _converted(component, without_data, config).items()}
 
 
 def load_part(file: Path, component: str, module_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -46,14 +47,22 @@ def load_part(file: Path, component: str, module_class: Any, folder: Path, dtype
     tensors = read_tensors([file], dtype, PREFIXES[component])
     if component.startswith("text_encoder"):
         return _text_encoder(tensors, component, module_class, folder, dtype, file.name)
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-
     config = module_class.load_config(folder, local_files_only=True)
-    converted = (convert_ldm_unet_checkpoint if component == "unet" else convert_ldm_vae_checkpoint)(tensors, config)
     with torch.device("meta"):
         module: nn.Module = module_class.from_config(config)
-    assign_tensors(module, converted, f"{component} of {file.name}")
+    assign_tensors(module, _converted(component, tensors, config), f"{component} of {file.name}")
     return module
+
+
+def _converted(
+    component: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """A UNet's or an autoencoder's tensors in diffusers' layout."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    convert: Any = convert_ldm_unet_checkpoint if component == "unet" else convert_ldm_vae_checkpoint
+    converted: dict[str, torch.Tensor] = convert(dict(tensors), dict(config))
+    return converted
 
 
 def _text_encoder(

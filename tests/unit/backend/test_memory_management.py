@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
+from support.model_specs import FLUX_DEV, FLUX_SCHNELL, embedded_spec
 
 from backend.core.errors import SettingsError, UserError, WeightsError
 from backend.memory_management import (
@@ -21,9 +22,7 @@ from backend.memory_management import (
     plan_memory,
 )
 from backend.planning.activations import Workload, prediction_steps
-from backend.planning.checkpoint_sizes import embedded_sizes
 from backend.planning.costs import DeviceMemory
-from backend.planning.model_specs import COMPONENTS, FLUX_DEV, FLUX_SCHNELL
 from backend.planning.rules import ROUNDING
 
 GB, GIB = 10**9, 2**30
@@ -95,7 +94,7 @@ def test_no_plan_exceeds_the_device_or_the_host(
         FLUX_DEV.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident"
     )
     assert waiting <= device.host_bytes * 3 / 4
-    assert tuple(plan.placements) == COMPONENTS
+    assert tuple(plan.placements) == tuple(FLUX_DEV.components)
 
 
 @FEW
@@ -319,7 +318,7 @@ def test_sizes_are_the_published_ones() -> None:
         9.52, abs=0.01
     )
     assert sizes["text_encoder"] == pytest.approx(0.25, abs=0.01) and sizes["vae"] == pytest.approx(0.17, abs=0.01)
-    assert FLUX_SCHNELL.components is FLUX_DEV.components and FLUX_SCHNELL.steps == 4
+    assert FLUX_SCHNELL.components == FLUX_DEV.components and FLUX_SCHNELL.steps == 4
 
 
 def test_the_steps_of_a_prediction() -> None:
@@ -368,8 +367,8 @@ def embedded_folder(tmp_path: Path) -> Path:
     write_safetensors(tmp_path / "face_detector.safetensors", {"model.0.conv.weight": [16, 3, 3, 3]})
     write_safetensors(tmp_path / "upscaler.safetensors", {"conv_first.weight": [8, 3, 3, 3]})
     for name, content in {
-        "transformer/config.json": {"num_attention_heads": 8, "attention_head_dim": 32},
-        "text_encoder_2/config.json": {"d_model": 192},
+        "transformer/config.json": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
+        "text_encoder_2/config.json": {"d_ff": 512, "num_heads": 6},
         "vae/config.json": {"block_out_channels": [32, 64, 64, 64]},
         "family.json": {"native": 256, "tokens": 40},
     }.items():
@@ -378,9 +377,13 @@ def embedded_folder(tmp_path: Path) -> Path:
 
 
 def test_the_embedded_family_is_read_from_headers_and_planned(embedded_folder: Path) -> None:
-    models = embedded_sizes(embedded_folder)
+    models = embedded_spec(embedded_folder)
     transformer = models.components["transformer"]
-    assert tuple(models.components) == COMPONENTS and (models.native, models.token_pixels, models.text_tokens) == (
+    assert tuple(models.components) == tuple(FLUX_DEV.components) and (
+        models.native,
+        models.token_pixels,
+        models.text_tokens,
+    ) == (
         256,
         16,
         40,
@@ -397,7 +400,7 @@ def test_the_embedded_family_is_read_from_headers_and_planned(embedded_folder: P
 def test_a_missing_or_damaged_embedded_file_is_named(embedded_folder: Path) -> None:
     (embedded_folder / "upscaler.safetensors").write_bytes((8).to_bytes(8, "little") + b"no json!")
     with pytest.raises(WeightsError, match="upscaler.safetensors is damaged"):
-        embedded_sizes(embedded_folder)
+        embedded_spec(embedded_folder)
     (embedded_folder / "upscaler.safetensors").unlink()
     with pytest.raises(WeightsError, match="^upscaler: "):
-        embedded_sizes(embedded_folder)
+        embedded_spec(embedded_folder)

@@ -22,8 +22,9 @@ from backend.model_cache_optimizer import ModelCache
 from backend.weights.resolver import resolve_file, resolve_model
 from bench.speed.loading import LOADERS, NEEDS, drop_from_cache, from_pretrained, measure, touch, write_checkpoint
 from modules.app.model_files import find_files
-from modules.families.family import read_family
+from modules.families.flux1 import FLUX1
 from modules.families.flux1 import single_file as flux_checkpoint
+from modules.families.source import Source
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 EMBEDDED = replace(Settings(), model="embedded")
@@ -88,17 +89,17 @@ def test_a_single_file_in_the_original_layout_is_the_same_transformer(
     )
     settings = replace(Settings(), model=str(tmp_path / "flux.safetensors"), base_model="embedded")
     files = find_files(settings)
-    loaded = files.load_transformer(torch.float16)
+    loaded = files.load("transformer", torch.float16)
     assert isinstance(loaded, FluxTransformer2DModel)
-    assert loaded.config.axes_dims_rope == [4, 14, 14] and files.family.distilled_guidance
+    assert loaded.config.axes_dims_rope == [4, 14, 14] and files.profile.inputs.guidance
     assert all(torch.equal(tensor, transformer_tensors[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_single_file_in_diffusers_layout_works_too(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
     files = find_files(replace(Settings(), model=str(tmp_path / "mine.safetensors"), base_model="embedded"))
-    assert files.load_transformer(torch.float16).config.num_single_layers > 0  # type: ignore[union-attr]
-    assert files.family.name == "mine"
+    assert files.load("transformer", torch.float16).config.num_single_layers > 0  # type: ignore[union-attr]
+    assert files.profile.name == "mine"
 
 
 def test_a_single_file_asks_for_its_other_parts(tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_a_model_that_is_not_there_is_named() -> None:
 
 
 def test_the_embedded_family_says_what_it_likes() -> None:
-    family = read_family(FOLDER)
-    assert (family.native, family.tokens, family.latent_factor, family.distilled_guidance) == (256, 40, 16, True)
+    profile = FLUX1.profile(Source(FOLDER))
+    assert (profile.native, profile.tokens, profile.latent_factor, profile.steps) == (256, 40, 16, 28)
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "missing", "foreign"])

@@ -70,7 +70,7 @@ def test_in_bfloat16_the_picture_is_the_same_to_the_eye(service: Service, rounde
 
 def test_the_plan_counts_what_is_held(service: Service, rounded: Service) -> None:
     for one, item in ((service, 4), (rounded, 2)):
-        held, planned = one.models.stats().model_bytes, one.sizes.components
+        held, planned = one.models.stats().model_bytes, one.spec.components
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             parameters = planned[name].parameters
             assert planned[name].size() == item * parameters and held[name] == pytest.approx(

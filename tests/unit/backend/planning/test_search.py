@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from support.model_specs import FLUX_DEV
 
 from backend.memory_management import DeviceMemory, MemoryRules, Placement, Workload, plan_memory
-from backend.planning.model_specs import FLUX_DEV
 
 GB = 10**9
 INSTANT = DeviceMemory("emulated", 80 * GB, host_bytes=200 * GB, copy_bandwidth=1e18, flops=1e20)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.model_specs import FLUX_DEV
 from support.tables import BROKEN, entries, pixels, run_command, table_of_forty
 
 from backend.api.input_schema import InputSchema
@@ -24,7 +25,6 @@ from backend.nodes.images import ImageGenerateNode, Outcome, Report, clearing_he
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table, rows_of
 from backend.planning.costs import DeviceMemory
-from backend.planning.model_specs import FLUX_DEV
 from modules.app.service import Service
 from modules.cli.batch import RowsBar
 from modules.output.image_writer import read_parameters

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 
 import pytest
+from support.model_specs import FLUX_DEV
 
 from backend.core.settings import ROOT
 from backend.memory_management import MemoryPlan
@@ -97,7 +98,7 @@ def test_amounts() -> None:
 
 
 def test_the_table_of_cards_in_the_document_is_current() -> None:
-    assert card_table() == written("cards"), "write it again with: scripts/plan --table"
+    assert card_table(FLUX_DEV) == written("cards"), "write it again with: scripts/plan --table"
 
 
 def test_the_simulation_in_the_document_is_current(rows: list[Row]) -> None:

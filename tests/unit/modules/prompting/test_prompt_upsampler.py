@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.model_specs import FLUX_DEV, embedded_spec
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError, WeightsError
@@ -20,8 +21,7 @@ from backend.llm.language_model import load_causal_network
 from backend.memory_management import DeviceMemory, Workload, plan_memory
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
-from backend.planning.checkpoint_sizes import embedded_sizes, with_prompt_upsampler
-from backend.planning.model_specs import FLUX_DEV
+from backend.planning.companions import with_prompt_upsampler
 from modules.app.service import Service, start
 from modules.extension_optimizer import select
 from modules.output.image_writer import read_parameters
@@ -166,7 +166,7 @@ def test_a_text_that_was_cut_off_ends_with_a_whole_phrase(text: str, whole: str)
 
 def test_an_answer_is_no_longer_than_the_text_encoder_reads(service: Service) -> None:
     upsampler = service.upsampler
-    assert upsampler is not None and upsampler.limit == service.family.tokens == 40
+    assert upsampler is not None and upsampler.limit == service.profile.tokens == 40
     assert len(upsampler.tokenizer(upsampler.rewrite("three people " * 30, 0)).input_ids) <= 41
 
 
@@ -223,7 +223,7 @@ def test_the_memory_plan_knows_it_as_one_more_component(tmp_path: Path, gigabyte
 
 
 def test_its_size_is_that_of_its_files() -> None:
-    models = with_prompt_upsampler(embedded_sizes(ROOT / "weights" / "embedded"), EMBEDDED, "fp32")
+    models = with_prompt_upsampler(embedded_spec(), EMBEDDED, "fp32")
     network = load_causal_network(EMBEDDED, torch.float32)
     assert models.components[MODEL].size() == sum(p.numel() * p.element_size() for p in network.parameters())
 

@@ -110,12 +110,12 @@ def test_a_stable_diffusion_model_takes_a_negative_prompt_and_karras_with_every_
         match="^scheduler: 'Normal' goes with the sampler Euler; UniPC takes Simple or Karras or Exponential$",
     ):
         build_request({**INPUTS, "sampler": "UniPC", "scheduler": "Normal"}, SDXL, DETECTORS)
-    with pytest.raises(InputError, match="^go_fast: is for Flux; sdxl computes every step$"):
+    with pytest.raises(InputError, match="^go_fast: is not for SDXL; leave it out$"):
         build_request({**INPUTS, "go_fast": True}, SDXL, DETECTORS)
 
 
 def test_guidance_of_its_own_is_refused_where_the_model_takes_none() -> None:
-    schnell = replace(EMBEDDED, name="flux-schnell", distilled_guidance=False)
+    schnell = replace(SCHNELL, name="flux-schnell")
     asked = {**INPUTS, "adetailer_args": '{"ad_use_cfg_scale": true, "ad_cfg_scale": 5}'}
     assert build_request(asked, EMBEDDED, DETECTORS).adetailer[0].cfg_scale == 5
     with pytest.raises(

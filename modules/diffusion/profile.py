@@ -1,0 +1,67 @@
+"""A model as requests and the diffusion service see it: its native size, its defaults, and the inputs that it honours.
+
+Light: without torch. A family's descriptor (``modules/families``) makes one from the files of a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modules.diffusion.canvas import Canvas
+from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
+
+
+@dataclass(frozen=True)
+class FamilyInputs:
+    """Which inputs a family honours; a request that asks for another one is refused before any model runs.
+
+    Attributes:
+        label: What messages call the family: "Flux has no negative prompt".
+        negative_prompt: Whether the model can be told what to avoid, by a second forward in every step.
+        guidance: The least and the greatest ``guidance_scale``; None = the model takes none.
+        image, mask: Whether it starts from a picture, and repaints a part of one.
+        go_fast: Whether steps that change little may be skipped.
+        samplers, schedules: What it offers, by the names of ``modules/diffusion/sampler_names.py``.
+        solver_schedules: The schedules of samplers other than Euler, which place their steps themselves.
+    """
+
+    label: str
+    negative_prompt: bool = False
+    guidance: tuple[float, float] | None = (0, 10)
+    image: bool = True
+    mask: bool = True
+    go_fast: bool = False
+    samplers: tuple[str, ...] = SAMPLERS
+    schedules: tuple[str, ...] = SCHEDULES
+    solver_schedules: tuple[str, ...] = SCHEDULES[:1]
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """One model of a family.
+
+    Attributes:
+        native: Side in pixels of the square that the model was trained on.
+        tokens: Length that prompts are padded to.
+        latent_factor: Pixels a side of one latent.
+        steps, guidance: What a request gets that names none.
+        inputs: What it honours: the family's, or less.
+        encoders: The components that read the prompt together, in the order in which they are lent.
+        denoiser: The component that runs in every step.
+    """
+
+    name: str
+    native: int
+    tokens: int
+    latent_factor: int
+    latent_channels: int
+    steps: int
+    guidance: float
+    inputs: FamilyInputs
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    denoiser: str = "transformer"
+
+    @property
+    def canvas(self) -> Canvas:
+        """Sizes lie on a grid of two latents: a token of Flux, and what the halvings of a UNet take."""
+        return Canvas(self.native, 2 * self.latent_factor)

@@ -1,0 +1,130 @@
+"""What FLUX.1 weighs and costs: from a model's files, and of the published ones without files. Without torch, but for
+single files in the original layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from backend.checkpoints.header import Shape, parameters
+from backend.planning.checkpoint_sizes import component
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
+from modules.diffusion.profile import ModelProfile
+from modules.families.autoencoder_costs import PUBLISHED_AUTOENCODER, autoencoder_costs, autoencoder_work
+from modules.families.source import Source
+
+FEED_FORWARD_VECTORS = 6
+"""How many vectors of its inner width T5's feed-forward layer holds for a token."""
+SCORE_COPIES = 6
+"""And its attention of all scores of a token, which are widened to float32 for the softmax."""
+TRANSFORMER_VECTORS, TRANSFORMER_VECTORS_16_BIT = 16.25, 18
+"""Vectors of the transformer's width for a token. In 16 bits there are more, because positions are rotated in float32;
+without data 17.2 are counted on the real class."""
+COSTS_SOURCE = (
+    "computed from the layers, as measured on the emulated device (python -m bench.memory.activations), and for "
+    "FLUX.1-dev in line with peaks that the diffusers project published; not yet measured on a GPU by this project"
+)
+# In line: diffusers' pull request 11682 has 22.64 GiB with one component at a time, and 2.41 GiB with one layer at a
+# time. What the allocator reserves can be twice as much (5.1 GB in the diffusers team's post), but it gives that back
+# when needed.
+
+
+def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
+    """The spec of a model with this profile whose components compute in ``dtype``."""
+    headers = {name: source.folder_header(name) for name in ("text_encoder", "text_encoder_2", "vae")}
+    shapes, on_disk = _transformer(source)
+    components = {
+        "text_encoder": component(headers["text_encoder"].shapes, dtype, headers["text_encoder"].precision),
+        "text_encoder_2": component(headers["text_encoder_2"].shapes, dtype, headers["text_encoder_2"].precision),
+        "transformer": component(shapes, dtype, on_disk),
+        "vae": component(headers["vae"].shapes, dtype, headers["vae"].precision),
+    }
+    channels, t5 = source.config("vae")["block_out_channels"], source.config("text_encoder_2")
+    costs = {
+        "encode": encode_cost(
+            int(t5["d_ff"]), int(t5["num_heads"]) * profile.tokens, components["text_encoder_2"].parameters, dtype
+        ),
+        "denoise": denoise_cost(
+            shapes["x_embedder.weight"][0], len(components["transformer"].blocks), token_parameters(shapes), dtype
+        ),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtype),
+    }
+    return ModelSpec(
+        profile.name,
+        profile.native,
+        profile.steps,
+        components,
+        costs,
+        COSTS_SOURCE,
+        token_pixels=2 * profile.latent_factor,
+        text_tokens=profile.tokens,
+        vae_tile=profile.native // 2,
+    )
+
+
+def _transformer(source: Source) -> tuple[Mapping[str, Shape], str]:
+    """Shapes of the transformer's tensors in diffusers' layout, and the precision of its file."""
+    if not source.file:
+        header = source.folder_header("transformer")
+        return header.shapes, header.precision
+    from modules.families.flux1.single_file import transformer_shapes
+
+    return transformer_shapes(source.tensors), source.header.precision
+
+
+def encode_cost(inner_width: int, scores: int, count: int, dtype: str) -> Cost:
+    """T5 (x: text tokens), the larger of the two text encoders: ``scores`` are those of a token in all heads, ``count``
+    its parameters."""
+    held = max(FEED_FORWARD_VECTORS * inner_width, SCORE_COPIES * scores)
+    return Cost(Curve(linear=held * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * count))
+
+
+def denoise_cost(width: int, blocks: int, count: float, dtype: str) -> Cost:
+    """The transformer (x: text and image tokens); ``count`` is :func:`token_parameters`. Beside the linear layers each
+    block attends from every token to every token."""
+    vectors = TRANSFORMER_VECTORS if dtype == "fp32" else TRANSFORMER_VECTORS_16_BIT
+    return Cost(
+        Curve(linear=vectors * width * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * count, square=4 * width * blocks)
+    )
+
+
+def token_parameters(shapes: Mapping[str, Shape]) -> float:
+    """How many parameters a token passes. In a double block text and image have a half each, and modulations are
+    computed once for all tokens."""
+    count = 0.0
+    for name, shape in shapes.items():
+        modulation = ".norm1" in name or ".norm.linear." in name
+        if "transformer_blocks." in name and not modulation:
+            count += parameters(shape) / (1 if name.startswith("single_") else 2)
+    return count
+
+
+FLUX_DEV = ModelSpec(
+    name="flux-dev",
+    native=1024,
+    steps=28,
+    components=MappingProxyType(
+        {  # counted on the real classes, diffusers 0.42.1 and transformers 5
+            "text_encoder": Component(123_060_480),
+            "text_encoder_2": Component(4_762_310_656, "bf16", (192_948_224, *(192_946_176,) * 23), 219, 131_596_288),
+            "transformer": Component(
+                11_901_408_320, "bf16", (339_831_296,) * 19 + (141_591_808,) * 38, 656, 56_641_536
+            ),
+            "vae": Component(83_819_683),
+        }
+    ),
+    costs=MappingProxyType(
+        {
+            "encode": Cost(Curve(linear=0.4e6), Curve(linear=4.84e12 / 512)),
+            # 59.51 of the 74.38 TFLOP for 4608 tokens are linear layers, 14.87 attention (FlopCounterMode on the real
+            # class)
+            "denoise": Cost(Curve(linear=110e3), Curve(linear=59.51e12 / 4608, square=14.87e12 / 4608**2)),
+            **PUBLISHED_AUTOENCODER,
+        }
+    ),
+    costs_source=COSTS_SOURCE,
+)
+KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {"flux-dev": FLUX_DEV, "flux-schnell": replace(FLUX_DEV, name="flux-schnell", steps=4)}
+)

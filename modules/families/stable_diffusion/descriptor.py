@@ -1,0 +1,127 @@
+"""How SDXL and SD 1.5 are recognized, and where their parts are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backend.checkpoints.header import read_json
+from backend.core.errors import WeightsError
+from backend.planning.model_specs import ModelSpec
+from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
+from modules.families.source import INDEX, Source
+from modules.families.stable_diffusion.detect import what_is
+from modules.families.stable_diffusion.known import KNOWN_SD15, KNOWN_SDXL
+from modules.families.stable_diffusion.spec import unet_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from backend.model_cache_optimizer import ModelCache
+    from backend.offload.oom_fallback import OomFallback
+    from modules.diffusion.base import DiffusionService
+
+CLIP_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class StableDiffusion(FamilyDescriptor):
+    """One of the two. ``latents`` is the side in latents that its UNet was trained on where a configuration does not
+    say; ``empty_is_zero`` whether nothing to avoid is zeros where ``model_index.json`` does not say."""
+
+    name: str
+    inputs: FamilyInputs
+    encoders: tuple[str, ...]
+    latents: int
+    guidance: float
+    empty_is_zero: bool
+    published: Mapping[str, ModelSpec]
+
+    def detect(self, source: Source) -> Match | NoMatch:
+        what = what_is(source)
+        return Match() if what == self.inputs.label else NoMatch(what)
+
+    def profile(self, source: Source) -> ModelProfile:
+        if source.file and not source.base:
+            raise WeightsError(
+                f"{source.label} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only "
+                "SDXL) in 'base_model'"
+            )
+        vae, unet = source.config("vae"), source.config("unet")
+        channels = vae.get("block_out_channels")
+        if not isinstance(channels, list) or not channels:
+            raise WeightsError("vae/config.json names no block_out_channels; this is no autoencoder that can be used")
+        factor = 2 ** (len(channels) - 1)
+        return ModelProfile(
+            name=source.name,
+            native=int(unet.get("sample_size", self.latents)) * factor,
+            tokens=CLIP_TOKENS,
+            latent_factor=factor,
+            latent_channels=int(vae.get("latent_channels", 4)),
+            steps=30,
+            guidance=self.guidance,
+            inputs=self.inputs,
+            encoders=self.encoders,
+            denoiser="unet",
+        )
+
+    def spec(self, source: Source, dtype: str) -> ModelSpec:
+        return unet_spec(source, self.profile(source), dtype)
+
+    def load(self, source: Source, component: str, dtype: torch.dtype) -> nn.Module:
+        from modules.families.stable_diffusion.loading import load_component
+
+        return load_component(source, component, dtype)
+
+    def service(
+        self,
+        source: Source,
+        models: ModelCache,
+        dtype: torch.dtype,
+        fallback: OomFallback,
+        prompt_cache_entries: int,
+    ) -> DiffusionService:
+        from modules.families.stable_diffusion.loading import load_tokenizers
+        from modules.families.stable_diffusion.service import StableDiffusionService
+
+        index = read_json(source.folder / INDEX)
+        return StableDiffusionService(
+            models,
+            self.profile(source),
+            read_json(source.folder / "scheduler" / "scheduler_config.json"),
+            load_tokenizers(source, len(self.encoders)),
+            dtype,
+            fallback,
+            prompt_cache_entries,
+            self.empty_is_zero and bool(index.get("force_zeros_for_empty_prompt", True)),
+        )
+
+    def known_models(self) -> Mapping[str, ModelSpec]:
+        return self.published
+
+
+def _inputs(label: str) -> FamilyInputs:
+    return FamilyInputs(label=label, negative_prompt=True, solver_schedules=("Simple", "Karras", "Exponential"))
+
+
+SDXL = StableDiffusion(
+    name="sdxl",
+    inputs=_inputs("SDXL"),
+    encoders=("text_encoder", "text_encoder_2"),
+    latents=128,
+    guidance=5.0,
+    empty_is_zero=True,
+    published=KNOWN_SDXL,
+)
+SD15 = StableDiffusion(
+    name="sd15",
+    inputs=_inputs("SD 1.5"),
+    encoders=("text_encoder",),
+    latents=64,
+    guidance=7.5,
+    empty_is_zero=False,
+    published=KNOWN_SD15,
+)

@@ -1,0 +1,43 @@
+"""The components of an SDXL or SD 1.5 model, from its folder or from a single file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from backend.checkpoints.loader import load_diffusers_module, load_transformers_module
+from modules.families.autoencoder import autoencoder_precision
+from modules.families.source import Source
+from modules.families.stable_diffusion.single_file import load_part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CLASSES: dict[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
+
+
+def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Module:
+    """Raises :class:`backend.core.errors.WeightsError` that names a missing or damaged file."""
+    if component == "vae":
+        dtype = autoencoder_precision(source.config("vae"), dtype)
+    kind, folder = CLASSES[component], source.folder / component
+    if source.file:
+        return load_part(source.file, component, kind, folder, dtype)
+    load = load_transformers_module if component.startswith("text_encoder") else load_diffusers_module
+    return load(kind, folder, dtype)
+
+
+def load_tokenizers(source: Source, count: int) -> tuple[PreTrainedTokenizerBase, ...]:
+    return tuple(
+        CLIPTokenizer.from_pretrained(source.folder / name, local_files_only=True)
+        for name in ("tokenizer", "tokenizer_2")[:count]
+    )

@@ -1,0 +1,121 @@
+"""What SDXL and SD 1.5 weigh and cost, from a model's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.checkpoints.header import Header, Shape, parameters
+from backend.core.errors import WeightsError
+from backend.planning.checkpoint_sizes import component
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Cost, Curve, ModelSpec
+from modules.diffusion.profile import ModelProfile
+from modules.families.autoencoder_costs import autoencoder_costs, autoencoder_work
+from modules.families.source import Source
+
+COSTS_SOURCE = (
+    "counted on the real classes without data (python -m bench.speed.stable_diffusion); not yet measured on a GPU by "
+    "this project"
+)
+PASSES = 2
+"""Forwards of a step: with what is wanted, and with what is to be avoided."""
+VECTORS, VECTORS_WITH_ATTENTION = 15.7, 25.8
+"""Vectors of a UNet's first width for a latent: its skip connections, and what the largest layer holds. Where the first
+size has attention that is a feed-forward layer of eight times the width."""
+ENCODER_VECTORS, QUICK_GELU_VECTORS = 8, 16
+"""Vectors of CLIP's width for a token while a layer runs; its own GELU holds more."""
+
+PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.|mid_block\.")
+
+
+def unet_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
+    """The spec of a model with this profile whose components compute in ``dtype``."""
+    headers = {name: _header(source, name) for name in (*profile.encoders, "unet", "vae")}
+    components = {
+        name: component(header.shapes, dtype, header.precision, rounds=name != "unet")
+        for name, header in headers.items()
+    }
+    unet, channels = source.config("unet"), source.config("vae")["block_out_channels"]
+    configs = [source.config(name) for name in profile.encoders]
+    costs = {
+        "encode": encode_cost(configs, sum(components[name].parameters for name in profile.encoders), dtype),
+        "denoise": denoise_cost(unet, *unet_work(headers["unet"].shapes, unet, profile.tokens), dtype),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtype),
+    }
+    return ModelSpec(
+        profile.name,
+        profile.native,
+        profile.steps,
+        components,
+        costs,
+        COSTS_SOURCE,
+        token_pixels=profile.latent_factor,
+        text_tokens=profile.tokens,
+        vae_tile=profile.native // 2,
+        encoders=profile.encoders,
+        denoiser=profile.denoiser,
+    )
+
+
+def _header(source: Source, name: str) -> Header:
+    """The tensors of a component in diffusers' layout."""
+    if not source.file:
+        return source.folder_header(name)
+    from modules.families.stable_diffusion.single_file import diffusers_shapes
+
+    shapes = diffusers_shapes(source.tensors, name, source.config(name))
+    if not shapes:
+        raise WeightsError(f"{source.label} holds no {name}; take a checkpoint that is whole")
+    return Header(shapes, dict.fromkeys(shapes, source.header.precision))
+
+
+def encode_cost(configs: Sequence[Mapping[str, Any]], count: int, dtype: str) -> Cost:
+    """CLIP, once for what is wanted and once for what is to be avoided (x: text tokens). Of two text encoders the
+    results of every layer are kept, because the one before the last is asked for."""
+    kept = sum((int(c["num_hidden_layers"]) + 1) * int(c["hidden_size"]) for c in configs) if len(configs) > 1 else 0
+    working = max(
+        int(c["hidden_size"])
+        * (QUICK_GELU_VECTORS if c.get("hidden_act", "quick_gelu") == "quick_gelu" else ENCODER_VECTORS)
+        for c in configs
+    )
+    return Cost(Curve(linear=(kept + working) * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * PASSES * count))
+
+
+def denoise_cost(config: Mapping[str, Any], linear: float, square: float, dtype: str) -> Cost:
+    """The UNet (x: text tokens and latents), both forwards; ``linear`` and ``square`` are of :func:`unet_work`."""
+    attends = str((config.get("down_block_types") or ["CrossAttn"])[0]).startswith("CrossAttn")
+    vectors = PASSES * (VECTORS_WITH_ATTENTION if attends else VECTORS) * int(config["block_out_channels"][0])
+    return Cost(
+        Curve(linear=vectors * BYTES_PER_PARAMETER[dtype]), Curve(linear=PASSES * linear, square=PASSES * square)
+    )
+
+
+def unet_work(shapes: Mapping[str, Shape], config: Mapping[str, Any], text_tokens: int) -> tuple[float, float]:
+    """Operations of one forward for a latent, and for a pair of latents: every layer by the size at which it runs.
+
+    Layers that the time of a step or the text passes alone are left out; they do not grow with the picture.
+    """
+    smallest = len(config["block_out_channels"]) - 1
+    linear = square = 0.0
+    for name, shape in shapes.items():
+        if "time_emb" in name or "add_embedding" in name or re.search(r"attn2\.to_[kv]\.", name):
+            continue
+        shrunk = 4 ** _level(name, smallest)  # latents of the whole picture for one here
+        linear += 2 * parameters(shape) / shrunk
+        if name.endswith("attn1.to_q.weight"):
+            square += 4 * shape[0] / shrunk**2
+        if name.endswith("attn2.to_q.weight"):
+            linear += 4 * shape[0] * text_tokens / shrunk
+    return linear, square
+
+
+def _level(name: str, smallest: int) -> int:
+    """How often the picture is halved where this tensor is used."""
+    found = PLACE.match(name)
+    if not found:
+        return 0
+    if not found[1]:
+        return smallest
+    level = int(found[2]) if found[1] == "down" else smallest - int(found[2])
+    return level + (found[3] == "downsamplers") - (found[3] == "upsamplers")
