@@ -1,9 +1,10 @@
-"""Whoever asks for a detector of the manifest by name, in this process, gets the local file; nobody asks the network.
+"""Other people's code that asks for a detector by name, in this process, gets the local file instead of a download.
 
-The package itself finds its detectors by path. Other people's code says ``YOLO("face_yolov8n.pt")`` or
-``hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt")``, and would download what is already here.
-:func:`redirect_detectors` is called once in set-up and steers these three functions, wherever they have been imported
-to; it can be undone.
+This package finds its detectors by path and needs nothing of this. But a node or an extension that was written for
+ADetailer says ``hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt")`` or ``YOLO("face_yolov8n.pt")``, and would ask
+the network for a file that is here already, or fail where there is no network. Neither library can be told where its
+files are, so three of their functions are replaced: the set-up calls :func:`redirect_detectors` once, and ``undo()`` of
+what it returns puts the originals back. Nothing is replaced when this module is imported.
 """
 
 from __future__ import annotations
@@ -28,41 +29,40 @@ REMOTE = ("http:/", "https:/")
 
 
 class Redirection:
-    """The functions that are steered, from :meth:`apply` to :meth:`undo`. ``spared`` counts the look-ups that would
+    """Replaces the functions from :meth:`apply` to :meth:`undo`. ``avoided`` counts the look-ups by detector that would
     have asked the network."""
 
     def __init__(self, settings: Settings) -> None:
-        self.spared: Counter[str] = Counter()
+        self.avoided: Counter[str] = Counter()
         self._settings = settings
-        self._steered: list[tuple[Function, Function]] = []
+        self._replaced: list[tuple[Function, Function]] = []
 
     def apply(self) -> None:
         """Needs ultralytics' variables to be set (``offline_ultralytics``), since it imports it."""
         from huggingface_hub import file_download
         from ultralytics.utils import checks, downloads
 
-        self._steer(file_download.hf_hub_download, self._hub_download)
-        self._steer(downloads.attempt_download_asset, self._asset)
-        self._steer(checks.check_file, self._checked_file)
+        self._redirect(file_download.hf_hub_download, self._hub_download)
+        self._redirect(downloads.attempt_download_asset, self._asset)
+        self._redirect(checks.check_file, self._checked_file)
 
     def undo(self) -> None:
-        """Puts the functions back. What others have replaced since stays theirs."""
-        while self._steered:
-            replacement, original = self._steered.pop()
+        """Puts the originals back, wherever they had been imported to. What others have replaced since stays theirs."""
+        while self._replaced:
+            replacement, original = self._replaced.pop()
             _replace(replacement, original)
 
-    def _steer(self, current: Function, steered: Callable[..., Any]) -> None:
-        original = getattr(
-            current, "__steered_from__", current
-        )  # a second set-up steers anew, and not what the first one left
+    def _redirect(self, current: Function, redirected: Callable[..., Any]) -> None:
+        # a second set-up starts from the original again, not from what the first one put in its place
+        original = getattr(current, "__redirected_from__", current)
 
         @wraps(original)
         def replacement(*arguments: Any, **options: Any) -> Any:
-            return steered(original, *arguments, **options)
+            return redirected(original, *arguments, **options)
 
-        replacement.__steered_from__ = original  # type: ignore[attr-defined]
+        replacement.__redirected_from__ = original  # type: ignore[attr-defined]
         _replace(current, replacement)
-        self._steered.append((replacement, original))
+        self._replaced.append((replacement, original))
 
     def _hub_download(self, original: Function, repo_id: str, filename: str, *arguments: Any, **options: Any) -> Any:
         path = f"{options['subfolder']}/{filename}" if options.get("subfolder") else filename
@@ -81,14 +81,14 @@ class Redirection:
     def _local(self, model: Model) -> str:
         """Raises :class:`~backend.core.errors.WeightsError` when it is missing and may not be downloaded."""
         found = str(resolve(model.name, self._settings))
-        self.spared[model.name] += 1
-        logger.debug("%s: the local file, in place of a look-up", model.name)
+        self.avoided[model.name] += 1
+        logger.debug("%s: the local file instead of a look-up", model.name)
         return found
 
 
 def redirect_detectors(settings: Settings) -> Redirection:
-    """Steers every look-up of a detector to its local file. Call it after ``offline_ultralytics``; ``undo()`` of
-    what it returns ends it."""
+    """Redirects every look-up of a detector to its local file, until ``undo()`` of what it returns is called. Call it
+    after ``offline_ultralytics``."""
     redirection = Redirection(settings)
     redirection.apply()
     return redirection
@@ -106,7 +106,7 @@ def detector_asked_for(text: str) -> Model | None:
 
 
 def _replace(current: Function, replacement: Function) -> None:
-    """In every module that has imported the function by name."""
+    """Replaces a function in every module that has imported it by name."""
     for module in [module for module in sys.modules.values() if hasattr(module, "__dict__")]:
         for name in [name for name, value in list(vars(module).items()) if value is current]:
             setattr(module, name, replacement)

@@ -105,14 +105,14 @@ tell("hub", lambda: hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt"))
 tell("hub by keyword", lambda: huggingface_hub.hf_hub_download(repo_id="Bingsu/adetailer", filename="face_yolov8n.pt", local_dir="models"))
 tell("file", lambda: YOLO(str(folder / "weights" / "face_yolov8n.pt")).ckpt_path)
 tell("detects", lambda: len(YOLO("face_yolov8n.pt").names))
-report["spared"] = dict(redirection.spared)
+report["avoided"] = dict(redirection.avoided)
 """,
     )
     local = str(installed / "weights" / FACE)
     ways = ("name", "path", "address", "checkpoint", "hub", "hub by keyword", "file")
     assert {way: report[way] for way in ways} == {way: [local, 0] for way in ways}
     assert report["detects"] == ["1", 0]
-    assert report["spared"]["face_yolov8n"] >= len(ways) - 1
+    assert report["avoided"]["face_yolov8n"] >= len(ways) - 1
 
 
 def test_a_missing_one_is_an_error_that_names_the_file(installed: Path, tmp_path: Path) -> None:
@@ -152,3 +152,52 @@ report["everywhere"] = huggingface_hub.hf_hub_download is originals[0]
     assert report["another file"][1] > 0, "the hub would have been asked, as without the redirection"
     assert report["twice"] == [str(installed / "weights" / FACE), 0]
     assert report["undone"] and report["everywhere"]
+
+
+THEIR_CODE = {
+    "from_the_hub": """
+from huggingface_hub import hf_hub_download
+
+def model_path():
+    return hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt")
+""",
+    "by_name": """
+from ultralytics import YOLO
+
+def model_path():
+    return YOLO("face_yolov8n.pt").ckpt_path
+""",
+}
+"""What nodes and extensions do that were written for ADetailer, each in a module of its own."""
+
+
+def test_other_peoples_modules_get_the_local_file_until_it_is_undone(installed: Path, tmp_path: Path) -> None:
+    """Whether they are imported before or after the set-up; afterwards their functions are the originals again."""
+    for name, code in THEIR_CODE.items():
+        for when in ("early", "late"):
+            (tmp_path / f"{when}_{name}.py").write_text(code)
+    report = run(
+        installed,
+        tmp_path,
+        """
+sys.path.insert(0, str(Path.cwd()))
+original = hf_hub_download
+import early_from_the_hub, early_by_name
+redirection = redirect_detectors(settings)
+import late_from_the_hub, late_by_name
+theirs = (early_from_the_hub, early_by_name, late_from_the_hub, late_by_name)
+for module in theirs:
+    tell(module.__name__, module.model_path)
+redirection.undo()
+report["originals"] = [module.hf_hub_download is original for module in (early_from_the_hub, late_from_the_hub)]
+for module in theirs:
+    tell(f"{module.__name__}, undone", module.model_path)
+""",
+    )
+    local = [str(installed / "weights" / FACE), 0]
+    modules = [f"{when}_{name}" for when in ("early", "late") for name in THEIR_CODE]
+    assert {name: report[name] for name in modules} == dict.fromkeys(modules, local)
+    assert report["originals"] == [True, True]
+    for name in modules:
+        found, asked = report[f"{name}, undone"]
+        assert found != local[0] and (asked > 0 or "FileNotFoundError" in found), f"{name} is still redirected"
