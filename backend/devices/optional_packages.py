@@ -1,5 +1,8 @@
-"""Optional packages that speed up other programs of this kind: which are installed, and what each is used for here, or
-why it is not.
+"""Optional packages that speed up programs of this kind: which are installed, and what each is used for or replaced by.
+
+Guides also recommend NVIDIA DALI and Apex, which are for training, CuPy and Numba, which speed up array code outside of
+torch, and SageAttention, whose 8-bit attention changes the pictures. They have no row, because nothing here has a use
+for them.
 
 Nothing is imported to find out, since importing some of them takes seconds.
 """
@@ -13,44 +16,25 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package: its name in the package index, what it is used for here ("" = nothing), and what else
-    there is to know."""
+    """An optional package by its name in the package index, with one of: what it is used for, what is used instead."""
 
     name: str
-    used_for: str
-    remark: str
+    used_for: str = ""
+    replaced_by: str = ""
 
+
+_ATTENTION = "attention of the transformer, when it is measured to be faster than PyTorch's own"
+_QUANTIZED = "backend/offload/quantized_linear.py, whose weights can also be offloaded and streamed"
 
 PACKAGES = (
-    Package(
-        "flash-attn-3",
-        "attention of the transformer on Hopper, when it is measured to be faster than PyTorch's own",
-        "",
-    ),
-    Package("flash-attn", "", "FlashAttention 2 is one of the kernels of PyTorch's own attention, which is used"),
-    Package("xformers", "attention of the transformer, when it is measured to be faster than PyTorch's own", ""),
-    Package("sageattention", "", "8-bit attention changes the pictures, and by how much has not been measured here"),
-    Package(
-        "torchao",
-        "",
-        "weights in 8 and 4 bits are kept by backend/offload/quantized_linear.py, which can also be swapped and "
-        "streamed",
-    ),
-    Package(
-        "bitsandbytes",
-        "",
-        "its 4-bit state cannot be moved tensor by tensor, and it needs CUDA; backend/offload/quantized_linear.py is "
-        "used",
-    ),
-    Package("exllamav2", "the prompt upsampler of examples/inference_cuda_optimized.py, on CUDA", ""),
-    Package("apex", "", "its fused kernels are for training; what inference needs is part of PyTorch"),
-    Package("nvidia-dali-cuda130", "", "reads training data in bulk; a prediction has one picture at most"),
-    Package("cupy-cuda13x", "", "there is no array work outside of torch"),
-    Package("numba", "", "there are no loops over pixels in Python"),
-    Package("torch-tensorrt", "", "an engine fits one size of picture; torch.compile covers all of them"),
-    Package(
-        "optimum", "", "its BetterTransformer is part of PyTorch now, as scaled_dot_product_attention, which is used"
-    ),
+    Package("flash-attn-3", used_for=f"{_ATTENTION}; on Hopper"),
+    Package("xformers", used_for=_ATTENTION),
+    Package("exllamav2", used_for="the language model of examples/inference_cuda_optimized.py, on CUDA"),
+    Package("flash-attn", replaced_by="PyTorch's scaled_dot_product_attention, which has FlashAttention 2 built in"),
+    Package("optimum", replaced_by="PyTorch's scaled_dot_product_attention, which its BetterTransformer became"),
+    Package("torchao", replaced_by=_QUANTIZED),
+    Package("bitsandbytes", replaced_by=_QUANTIZED),
+    Package("torch-tensorrt", replaced_by="torch.compile, which is not bound to one size of picture"),
 )
 
 
@@ -63,9 +47,9 @@ def installed_version(name: str) -> str:
 
 
 def acceleration_rows(version_of: Callable[[str], str] = installed_version) -> list[tuple[str, str, str]]:
-    """Name, version or "absent", and what it is used for or why it is not."""
+    """Of every package: name, version or "absent", and what it is used for or what is used instead."""
     return [
-        (package.name, version_of(package.name) or "absent", package.used_for or f"not used: {package.remark}")
+        (package.name, version_of(package.name) or "absent", package.used_for or f"replaced by {package.replaced_by}")
         for package in PACKAGES
     ]
 
