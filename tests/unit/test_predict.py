@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,12 @@ from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SDXL
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
-from backend.core.settings import ROOT
+from backend.core.settings import ROOT, Settings
 from backend.core.validation import bounds, choices, fields_of
 from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
+from modules.extension_optimizer import select
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import CUSTOM, HIRES_INPUTS, build_request
 from modules.request.uploads import Uploads
@@ -36,7 +38,7 @@ REQUEST_FIELDS = {
 }
 SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
-DERIVED = {"hires", "original_prompt", "prompt_note"}
+DERIVED = {"hires", "original_prompt", "prompt_note", "stage_options"}
 """Fields of the request that no input has the name of."""
 CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
 COUNTS_ONLY_WITH: Mapping[str, Mapping[str, Any]] = {
@@ -52,9 +54,10 @@ VALUES: Mapping[str, str] = {
 """Values for inputs that do not take any text."""
 
 
-def built(inputs: Mapping[str, Any], family: ModelProfile) -> ImageRequest:
+def built(inputs: Mapping[str, Any], profile: ModelProfile) -> ImageRequest:
     detectors = {**DETECTORS, "hand_yolov8n.pt": ClassSet(("hand",))}
-    return build_request(inputs, family, detectors, ["4x-sharp"], restores_faces=True)
+    request = build_request(inputs, profile, detectors, ["4x-sharp"], restores_faces=True)
+    return replace(request, stage_options=select(Settings()).stage_options(inputs))
 
 
 def another(name: str, than: object, picture: Path) -> object:
@@ -76,9 +79,9 @@ def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(picture)
     base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name == "mask" else {})}
     changed = {**base, name: another(name, base[name], picture)}
-    family = EMBEDDED if name == "go_fast" else SDXL  # which honours all others
-    assert built(changed, family) != built(base, family), (
-        f"{name} has no effect: give ImageRequest a field of that name, or turn it into one in build_request"
+    profile = EMBEDDED if name == "go_fast" else SDXL  # which honours all others
+    assert built(changed, profile) != built(base, profile), (
+        f"{name} has no effect: give ImageRequest a field of that name, or its stage an option"
     )
 
 
