@@ -29,10 +29,7 @@ class Predictor(BasePredictor):
         aspect_ratio: str = Input(
             default="1:1",
             choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
-            description=(
-                "Shape of the picture. With custom, width and height decide. Not used when an image is given: the "
-                "picture then has its shape."
-            ),
+            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has its shape.",
         ),
         width: Optional[int] = Input(
             default=None,
@@ -67,10 +64,7 @@ class Predictor(BasePredictor):
         sampler: str = Input(
             default="Euler",
             choices=["Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"],
-            description=(
-                "What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always "
-                "take Euler."
-            ),
+            description="What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always take Euler.",
         ),
         scheduler: str = Input(
             default="Simple",
@@ -94,10 +88,7 @@ class Predictor(BasePredictor):
         mask: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description=(
-                "White where the image is repainted, black where it stays, also in Hires fix and the detail pass. "
-                "Same size as the image."
-            ),
+            description="White where the image is repainted, black where it stays, also in Hires fix and the detail pass. Same size as the image.",
         ),
         prompt_strength: float = Input(
             default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."
@@ -126,10 +117,7 @@ class Predictor(BasePredictor):
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
             default="",
-            description=(
-                "Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] "
-                "skips a face."
-            ),
+            description="Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] skips a face.",
         ),
         ad_hands_prompt: str = Input(
             default="",
@@ -137,10 +125,7 @@ class Predictor(BasePredictor):
         ),
         adetailer_args: str = Input(
             default="",
-            description=(
-                "JSON: one ADetailer unit, or a list of up to 4, by ADetailer's argument names, for example "
-                '{"ad_confidence": 0.5, "ad_mask_k": 1}.'
-            ),
+            description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
         ),
         adetailer_args_hands: str = Input(
             default="",
@@ -151,10 +136,7 @@ class Predictor(BasePredictor):
         ),
         upscaler: str = Input(
             default="",
-            description=(
-                "Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as "
-                "4x-UltraSharp. Empty: the best."
-            ),
+            description="Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best.",
         ),
         face_enhance: bool = Input(
             default=False,

@@ -9,7 +9,9 @@ without a word, here it is an error.
 from __future__ import annotations
 
 import ast
+import io
 import json
+import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,11 +102,23 @@ def _signature(source: str) -> ast.FunctionDef:
     raise ValueError("there is no Predictor.predict()")
 
 
+def _refuse_joined_strings(source: str) -> None:
+    """Raises ``ValueError`` for two strings in a row, which Python joins and Cog's reader mangles."""
+    previous = tokenize.NL
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NL, tokenize.COMMENT):
+            continue
+        if token.type == previous == tokenize.STRING:
+            raise ValueError(f"line {token.start[0]}: write one string, because Cog mangles two that Python would join")
+        previous = token.type
+
+
 def read_inputs(source: str) -> tuple[Schema, dict[str, Schema]]:
     """The ``Input`` object schema of ``Predictor.predict()`` in this source, and the schemas of its choices by name.
 
     Raises ``ValueError``, which names the input, for anything that Cog would drop or refuse.
     """
+    _refuse_joined_strings(source)
     function = _signature(source)
     arguments = function.args.args[1:]  # without self
     calls = [None] * (len(arguments) - len(function.args.defaults)) + list(function.args.defaults)

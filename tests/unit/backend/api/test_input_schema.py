@@ -92,6 +92,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         ("scale: float", "scale: Literal[1, 2]", "scale: type 'Literal"),
         ("seed: Optional[int]", "seed: int", "seed: a default of None needs the type Optional"),
         ("-> list[Path]", "-> tuple[Path]", "must give list"),
+        ("What the picture shows, in words.", 'What the picture shows, " "in words.', "write one string"),
         (
             'adetailer: bool = Input(default=True, description="',
             'adetailer: bool = Input(default=True, help="',
