@@ -25,3 +25,10 @@ def write_header(
 def write_config(folder: Path, **config: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_component(folder: Path, module: Any, **config: Any) -> None:
+    """A component as large as ``module``, which may be on the meta device; ``config`` is its ``config.json``."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
+    write_header(folder / "model.safetensors", shapes, dtype="BF16")
+    write_config(folder, **config)
