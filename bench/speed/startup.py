@@ -39,7 +39,10 @@ image = pipeline(sys.argv[1], width=256, height=256, num_inference_steps=int(sys
                  generator=torch.Generator("cpu").manual_seed(0)).images[0]
 image.save(sys.argv[3], quality=80)
 """
-DRAWING_ONLY = {"FLUX_DISABLED_EXTENSIONS": "prompt_upsampler,hires,adetailer,upscale", "FLUX_WARM_UP": "false"}
+DRAWING_ONLY = {
+    "FLUX_DISABLED_EXTENSIONS": "prompt_upsampler,hires,adetailer,upscale,face_enhance",
+    "FLUX_WARM_UP": "false",
+}
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:

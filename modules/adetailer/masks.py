@@ -1,10 +1,8 @@
-"""The mask mathematics of the detail pass, as small pure functions on plain arrays.
+"""Filters, sorts and reshapes detections: small pure functions on arrays.
 
-A mask is a uint8 array H x W that holds 0 or 255. A box is x1, y1, x2, y2 in pixels, x to the right, y down. An image
-size is (width, height), as PIL has it.
-
-The results equal those of ADetailer 25.3 (Bing-su/adetailer, ``adetailer/mask.py``), but for its defects: nothing wraps
-around the edge, no mask is blank, and a box, its mask and its confidence are one thing through every step.
+The results are those of ADetailer 25.3 (Bing-su/adetailer, ``adetailer/mask.py``) without its defects: nothing wraps
+around the image's edge, no mask is blank, and a box, its mask and its confidence stay together in every step. Masks,
+boxes and sizes are those of :mod:`modules.detection.detections`.
 """
 
 from __future__ import annotations
@@ -112,9 +110,8 @@ def sort_detections(detections: Detections, order: str, image_size: tuple[int, i
     """Sorts the detections. Equals keep their order.
 
     Args:
-        order: ``None`` (as found), ``Left to right`` (by the box's left edge), ``Center to edge`` (by the distance of
-            its
-            centre from the image's) or ``Area`` (large to small).
+        order: ``None`` (as detected), ``Left to right`` (by the box's left edge), ``Center to edge`` (by the distance
+            between the centres of box and image) or ``Area`` (large to small).
 
     Raises:
         InputError: ``order`` is none of these.

@@ -1,5 +1,4 @@
-"""The mask mathematics: what a unit's arguments do to boxes and masks, and the defects of ADetailer that must not
-come back."""
+"""What the arguments of a unit do to boxes and masks, and defects of ADetailer that must not come back."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from support.masks import any_detections, detections, mask
 
 from backend.core.errors import InputError
 from modules.adetailer.masks import (
@@ -26,74 +25,12 @@ ORDERS = ("None", "Left to right", "Center to edge", "Area")
 METHODS = ("Area", "Confidence")
 
 
-def mask(*rows: str) -> Mask:
-    """A mask from a drawing: ``#`` is 255."""
-    return np.array([[255 if pixel == "#" else 0 for pixel in row] for row in rows], np.uint8)
-
-
-def detections(
-    boxes: list[tuple[float, float, float, float]],
-    confidences: list[float] | None = None,
-    size: tuple[int, int] = (100, 80),
-) -> Detections:
-    array = np.array(boxes, np.float64).reshape(-1, 4)
-    return Detections(
-        array,
-        rectangle_masks(array, size),
-        np.array(confidences or [0.9 - 0.1 * index for index in range(len(boxes))], np.float64),
-    )
-
-
-@st.composite
-def any_detections(draw: st.DrawFn) -> tuple[Detections, tuple[int, int]]:
-    width, height = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    across = st.lists(st.floats(0, width, width=32), min_size=2, max_size=2).map(sorted)
-    down = st.lists(st.floats(0, height, width=32), min_size=2, max_size=2).map(sorted)
-    boxes = draw(st.lists(st.tuples(across, down), max_size=5))
-    confidences = draw(st.lists(st.floats(0, 1), min_size=len(boxes), max_size=len(boxes)))
-    return detections([(x[0], y[0], x[1], y[1]) for x, y in boxes], confidences, (width, height)), (width, height)
-
-
 def rows(found: Detections) -> list[tuple[bytes, bytes, float]]:
     """Each detection as one thing that can be compared."""
     return [
         (box.tobytes(), pixels.tobytes(), confidence)
         for box, pixels, confidence in zip(found.boxes, found.masks, found.confidences)
     ]
-
-
-# Detections
-
-
-def test_detections_that_do_not_belong_together_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="do not belong together"):
-        Detections(np.zeros((2, 4)), np.zeros((1, 8, 8), np.uint8), np.zeros(2))
-
-
-# Boxes to masks
-
-
-@pytest.mark.parametrize(
-    ("box", "expected"),
-    [
-        pytest.param((1, 1, 3, 2), ["......", ".###..", ".###..", "......"], id="both corners are included"),
-        pytest.param((1.9, 1.9, 3.9, 2.9), ["......", ".###..", ".###..", "......"], id="fractions are dropped"),
-        pytest.param((0, 0, 6, 4), ["######"] * 4, id="a box that ends at the image's edges"),
-        pytest.param((-0.5, -3, 0.5, 0.5), ["#.....", "......", "......", "......"], id="what lies outside is cut off"),
-        pytest.param((6, 4, 6, 4), ["......"] * 4, id="a box on the edge covers nothing"),
-    ],
-)
-def test_a_box_becomes_a_filled_rectangle(box: tuple[float, float, float, float], expected: list[str]) -> None:
-    assert np.array_equal(rectangle_masks(np.array([box], np.float64), (6, 4)), [mask(*expected)])
-
-
-@given(any_detections())
-def test_rectangles_are_those_of_pillow(case: tuple[Detections, tuple[int, int]]) -> None:
-    found, size = case
-    for box, ours in zip(found.boxes, found.masks):
-        theirs = Image.new("L", size)
-        ImageDraw.Draw(theirs).rectangle(tuple(box), fill=255)
-        assert np.array_equal(ours, np.asarray(theirs))
 
 
 # Offset

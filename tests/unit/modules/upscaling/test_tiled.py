@@ -29,16 +29,9 @@ from support.upscaling import UNTILED, largest_difference, picture
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
-from backend.core.timeline import Timeline
-from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
-from modules.pipeline.base import ImageBatch, ImagePipeline, Picture, no_progress
-from modules.pipeline.upscale import UpscaleStage
-from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
-from modules.upscaling.discovery import cached_as, find_upscalers, upscaler_parameters
-from modules.upscaling.service import UpscaleService
+from modules.upscaling.discovery import find_upscalers, upscaler_parameters
 from modules.upscaling.tiled import (
     Upscaler,
     UpscalerNetwork,
@@ -262,54 +255,6 @@ class TestLoading:
         message = str(error.value)
         assert message.startswith(f"{name}: ") and "\n" not in message and str(tmp_path) not in message
         assert not Harmful.ran
-
-
-class Negative(UpscalerNetwork):
-    """The upscaler's picture as a negative."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return 1 - super().forward(pixels)
-
-
-def stage(tile_size: int = 64) -> UpscaleStage:
-    models = ModelCache(torch.device("cpu"))
-    models.register("upscaler", network)
-    return UpscaleStage(UpscaleService(models, {"ours": "upscaler"}, tile_size, OomFallback()))
-
-
-class TestStage:
-    def request(self, scale: float) -> ImageRequest:
-        return ImageRequest(prompt="a man", width=40, height=30, seed=1, scale=scale)
-
-    def test_is_wanted_only_to_enlarge(self) -> None:
-        assert stage().wanted(self.request(1.5)) and not stage().wanted(self.request(1))
-
-    def test_enlarges_every_picture_and_says_so(self) -> None:
-        told: list[tuple[str, int, int]] = []
-        pictures = tuple(Picture(picture(40, 30), seed, {"Steps": 4}) for seed in (1, 2))
-        batch = ImageBatch(pictures, Timeline(), lambda *news: told.append(news))
-        result = stage(tile_size=32).run(batch, self.request(2.0)).pictures
-        assert [(p.image.size, p.seed) for p in result] == [((80, 60), 1), ((80, 60), 2)]
-        assert dict(result[1].parameters) == {"Steps": 4, "Postprocess upscale by": 2.0, "Postprocess upscaler": "ours"}
-        assert told == [("upscale", index + 1, len(told)) for index in range(len(told))] and len(told) >= 2
-
-    def test_the_one_that_is_asked_for_enlarges(self) -> None:
-        models = ModelCache(torch.device("cpu"))
-        models.register("upscaler", network)
-        models.register("upscaler negative", lambda: Negative(network().network, 4))
-        batch = ImageBatch((Picture(picture(40, 30), 1, {}),), Timeline(), no_progress)
-        chosen = UpscaleStage(UpscaleService(models, cached_as(("ours", "negative")), 64, OomFallback()))
-        plain, other = (
-            chosen.run(batch, replace(self.request(2.0), upscaler=name)).pictures[0] for name in ("", "negative")
-        )
-        assert (plain.parameters["Postprocess upscaler"], other.parameters["Postprocess upscaler"]) == (
-            "ours",
-            "negative",
-        )
-        assert abs(np.asarray(plain.image).astype(int) + np.asarray(other.image) - 255).max() <= 1
-
-    def test_stands_in_a_pipeline(self) -> None:
-        assert ImagePipeline([stage()]).run(self.request(2.0)).pictures == ()
 
 
 def test_every_file_that_is_there_has_a_name(tmp_path: Path) -> None:
