@@ -33,7 +33,7 @@ def test_picture_i_has_seed_plus_i_and_the_last_seed_wraps() -> None:
         ({"sampler": "Euler a"}, "'Euler', 'DPM"),
         ({"output_format": "gif"}, "'webp', 'jpg' or 'png'"),
         ({"seed": 2**32}, "less than or equal to 4294967295"),
-        ({"watermark": "x"}, "[Uu]nexpected"),
+        ({"no_such_field": "x"}, "[Uu]nexpected"),
         ({"mask": Image.new("L", (64, 64))}, "needs an image"),
     ],
 )
