@@ -10,7 +10,7 @@ from cog import BasePredictor, Input, Path
 
 
 class Predictor(BasePredictor):
-    """Flux (or SDXL, SD 1.5) draws the prompt, ADetailer repairs the faces, ESRGAN enlarges the picture."""
+    """Flux (or SDXL, SD 1.5) draws the prompt, ADetailer repairs the faces, ESRGAN upscales the picture."""
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
@@ -95,13 +95,13 @@ class Predictor(BasePredictor):
         ),
         enable_hr: bool = Input(
             default=False,
-            description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted.",
+            description="Hires fix: upscale the drawn picture and redraw it at that size, before the faces are repainted.",
         ),
         hr_scale: float = Input(
             default=1.3,
             ge=1,
             le=4,
-            description="How much Hires fix enlarges; the nearest size that the model can draw is taken.",
+            description="By which factor Hires fix upscales; the nearest size that the model can draw is taken.",
         ),
         hr_steps: int = Input(
             default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."
@@ -109,7 +109,7 @@ class Predictor(BasePredictor):
         hr_upscaler: str = Input(
             default="ESRGAN",
             choices=["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"],
-            description="What enlarges the picture for Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
+            description="The upscaler for Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
         ),
         denoising_strength: float = Input(
             default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."
@@ -136,7 +136,7 @@ class Predictor(BasePredictor):
         ),
         upscaler: str = Input(
             default="",
-            description="Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best.",
+            description="The upscaler, also that of Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best.",
         ),
         face_enhance: bool = Input(
             default=False,

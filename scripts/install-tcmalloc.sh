@@ -66,7 +66,7 @@ case $action in
         installed=$(sed -n 's/^# installed package: //p' "$file" 2>/dev/null || true)
         if [[ -z $(library) ]]; then
             name=$(package)
-            # lists as they are first: in an image they have just been brought
+            # lists as they are first: in an image they have just been downloaded
             as_root apt-get install -y -qq --no-install-recommends "$name" >&2 ||
                 { as_root apt-get update -qq >&2 && as_root apt-get install -y -qq --no-install-recommends "$name" >&2; } ||
                 fail 1 "apt could not install $name: see the lines above"

@@ -108,7 +108,7 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
                 "upscale",
                 padded.shape[0] ** 2,
                 1,
-                partial(upscaler.enlarge_tile, padded),
+                partial(upscaler.upscale_tile, padded),
             )
 
 

@@ -36,8 +36,8 @@ TECHNIQUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "plain": {},
         "go_fast": {"go_fast": True},
         "bfloat16": {"dtype": "bfloat16"},
-        "quality fp8": {"stored_as": "fp8"},
-        "quality nf4": {"stored_as": "nf4"},
+        "weight_precision fp8": {"stored_as": "fp8"},
+        "weight_precision nf4": {"stored_as": "nf4"},
         "compile": {"compile": "on"},
     }
 )

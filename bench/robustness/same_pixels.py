@@ -64,7 +64,7 @@ def make_requests(scratch: Path) -> list[Request]:
         Request("Hires fix, DPM++ 2M", {"enable_hr": True, "hr_scale": 1.5, "sampler": "DPM++ 2M"}),
         Request("hands", {"prompt": "two people waving, full body, green background", "ad_hands_prompt": "a hand"}),
         Request("two ADetailer units", {"adetailer_args": json.dumps(UNITS)}),
-        Request("Karras, enlarged by 4", {"scheduler": "Karras", "num_inference_steps": 8, "scale": 4}),
+        Request("Karras, upscaled by 4", {"scheduler": "Karras", "num_inference_steps": 8, "scale": 4}),
         Request("SDXL", unsure, str(scratch / "sdxl")),
         Request("SD 1.5, DPM++ 2M, Karras", {"sampler": "DPM++ 2M", "scheduler": "Karras"}, str(scratch / "sd15")),
         Request("card of 64 MB", {"num_outputs": 2}, options=("--emulate-vram", "64MB")),

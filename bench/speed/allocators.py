@@ -35,7 +35,7 @@ ALLOCATORS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 """The library to preload ("" = the C library's own) and the variables."""
 
 SHAPES = (("1:1", 1, 1.0), ("16:9", 2, 2.0), ("9:16", 1, 1.5), ("1:1", 4, 1.0), ("4:3", 1, 2.0))
-"""Aspect ratio, number of pictures and factor of the enlargement, in turns."""
+"""Aspect ratio, number of pictures and upscaling factor, in turns."""
 
 
 def library(name: str) -> str:

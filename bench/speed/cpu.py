@@ -39,7 +39,7 @@ SHIRTS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "black"
 CONFIDENCE, PADDING, STRENGTH = 0.3, 32, 0.4
 """ADetailer's defaults, which ours has too."""
 SCALE = 2
-"""Our default; the network enlarges by 4, and the rest is a reduction, there as here."""
+"""Our default; the network upscales by 4, and the rest is a reduction, there as here."""
 
 Job = Callable[[int, Path], None]
 """Makes picture number n into a file."""
@@ -88,9 +88,9 @@ def plain_script(steps: int) -> Job:
             ).images[0]
         with torch.inference_mode():
             pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 255
-            enlarged = upscaler(pixels)[0].clamp(0, 1).mul(255).round().byte()
+            upscaled = upscaler(pixels)[0].clamp(0, 1).mul(255).round().byte()
         size = (SCALE * image.width, SCALE * image.height)
-        Image.fromarray(enlarged.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS).save(file, quality=80)
+        Image.fromarray(upscaled.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS).save(file, quality=80)
 
     return job
 

@@ -93,7 +93,7 @@ class Files:
         return with_prompt_upsampler(spec, self.prompt_upsampler, computing) if self.prompt_upsampler else spec
 
     def workload(self, settings: Settings) -> Workload:
-        """The prediction that is planned for: one picture of the native size, one detail, enlarged by 2, as far as
+        """The prediction that is planned for: one picture of the native size, one detail, upscaled by 2, as far as
         there are stages for it."""
         side = self.profile.native
         return Workload(

@@ -86,7 +86,7 @@ def is_detector(path: Path) -> bool:
 
 
 def convert_upscaler(path: Path) -> Files:
-    return {".safetensors": save(narrowed(load_upscaler_network(path).network.state_dict()))}
+    return {".safetensors": save(halved_where_exact(load_upscaler_network(path).network.state_dict()))}
 
 
 def convert_detector(path: Path) -> Files:
@@ -107,11 +107,11 @@ def convert_detector(path: Path) -> Files:
         default_flow_style=None,
         width=160,
     )
-    return {".safetensors": save(narrowed(network.state_dict())), ".yaml": text.encode()}
+    return {".safetensors": save(halved_where_exact(network.state_dict())), ".yaml": text.encode()}
 
 
-def narrowed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In half precision where that changes no value: what was saved so and widened to compute."""
+def halved_where_exact(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In half precision where that changes no value: what was saved in half precision and is computed in float32."""
     halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
     return {
         name: (halves[name] if name in halves and torch.equal(halves[name].float(), tensor) else tensor).contiguous()

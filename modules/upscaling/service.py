@@ -1,4 +1,4 @@
-"""The service that enlarges: tiles through a borrowed network, smaller ones where the device's memory is short."""
+"""The service that upscales: tiles through a borrowed network, smaller ones where the device's memory is short."""
 
 from __future__ import annotations
 

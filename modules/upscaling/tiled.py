@@ -96,7 +96,7 @@ def is_convolutional(network: UpscalerNetwork) -> bool:
 
 
 def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[int, int]]:
-    """Width and height after each run of a network that enlarges by ``factor``; the last is ``size * scale``, rounded.
+    """Width and height after each run of a network that upscales by ``factor``; the last is ``size * scale``, rounded.
 
     Between two runs the picture is reduced to what the next one needs. That costs a quarter of running on everything,
     bounds the memory by the finished picture, and gives the network the crisp pixels it was trained on.
@@ -107,7 +107,7 @@ def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[i
 
 
 class UpscalerNetwork(nn.Module):
-    """A network with the factor, 2 or more, that it enlarges by. N x 3 x H x W in and out, RGB from 0 to 1, of any
+    """A network with the factor, 2 or more, that it upscales by. N x 3 x H x W in and out, RGB from 0 to 1, of any
     size.
 
     ``call`` runs the network where calling it is not all, ``requirements`` are the sizes that it takes; both are
@@ -164,7 +164,7 @@ class Upscaler:
 
         result = image.convert("RGB")
         for size in sizes:
-            result = self._enlarge(result, tick).resize(size, Image.Resampling.LANCZOS)
+            result = self._upscale_whole(result, tick).resize(size, Image.Resampling.LANCZOS)
         if image.has_transparency_data:
             result.putalpha(image.convert("RGBA").getchannel("A").resize(result.size, Image.Resampling.LANCZOS))
         return result
@@ -172,7 +172,7 @@ class Upscaler:
     def _spans(self, side: int) -> list[Span]:
         return tile_spans(side, self.tile_size, self.overlap)
 
-    def _enlarge(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
+    def _upscale_whole(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
         """One run of the network over an RGB picture. Only one row of tiles is held as float32 at a time."""
         factor, edge = self.factor, self.context
         rows, columns = self._spans(image.height), self._spans(image.width)
@@ -192,7 +192,7 @@ class Upscaler:
                 # the part of the context, less than GRID, that is left out above and on the left to begin where windows
                 # do
                 above, before = -top % self.grid, -left % self.grid
-                tile = self.enlarge_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
+                tile = self.upscale_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
                 tile = tile[:, (edge - above) * factor :, (edge - before) * factor :][
                     :, : len(row_weight), : len(column_weight)
                 ]
@@ -204,23 +204,23 @@ class Upscaler:
             )
         return Image.fromarray(pixels)
 
-    def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
-        """H x W x 3 bytes to 3 x H x W float32 on the CPU, enlarged; the context, if there is any, is still around it.
+    def upscale_tile(self, pixels: np.ndarray) -> torch.Tensor:
+        """H x W x 3 bytes to 3 x H x W float32 on the CPU, upscaled; the context, if there is any, is still around it.
 
         Raises WeightsError where a network's numbers go beyond what its dtype can hold.
         """
         weight = next(self.network.parameters())
         with torch.inference_mode():
             tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
-            enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
-        if not enlarged.isfinite().all():
+            upscaled: torch.Tensor = self.network(tile)[0].float().cpu()
+        if not upscaled.isfinite().all():
             advice = (
                 "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
             )
             raise WeightsError(
                 f"upscaler: its numbers go beyond what {weight.dtype} can hold; {advice}choose another one"
             )
-        return enlarged
+        return upscaled
 
 
 def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
@@ -229,7 +229,7 @@ def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
     if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(
-            f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more"
+            f"{path.name}: does not upscale RGB pictures; use an ESRGAN-type network of factor 2 or more"
         )
     return model
 

@@ -105,17 +105,17 @@ def test_a_picture_of_odd_size_becomes_what_spandrels_own_call_makes_of_it(
     ours, theirs = load(name, tmp_path, dtype)
     pixels = torch.rand(1, 3, *SIZE).to(theirs.dtype)
     with torch.inference_mode():
-        enlarged = ours(pixels.clone())
-    assert enlarged.shape == (1, 3, SIZE[0] * theirs.scale, SIZE[1] * theirs.scale)
+        upscaled = ours(pixels.clone())
+    assert upscaled.shape == (1, 3, SIZE[0] * theirs.scale, SIZE[1] * theirs.scale)
     # equal to the bit on most processors; some kernels of some round by where in memory a tensor begins
-    assert (enlarged.clamp(0, 1) - theirs(pixels.clone())).abs().max() <= (1e-6 if dtype == torch.float32 else 1 / 255)
+    assert (upscaled.clamp(0, 1) - theirs(pixels.clone())).abs().max() <= (1e-6 if dtype == torch.float32 else 1 / 255)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_pictures_are_enlarged_whole_as_spandrel_does_and_in_tiles_without_seams(tmp_path: Path, name: str) -> None:
+def test_pictures_are_upscaled_whole_as_spandrel_does_and_in_tiles_without_seams(tmp_path: Path, name: str) -> None:
     ours, theirs = load(name, tmp_path)
     whole, image = Upscaler(ours, UNTILED), picture(*SIZE)
-    enlarged = whole.upscale(image, theirs.scale)
+    upscaled = whole.upscale(image, theirs.scale)
     padded = np.pad(
         np.asarray(image), ((whole.context, whole.context), (whole.context, whole.context), (0, 0)), mode="reflect"
     )
@@ -123,8 +123,8 @@ def test_pictures_are_enlarged_whole_as_spandrel_does_and_in_tiles_without_seams
     expected = (
         theirs(torch.tensor(padded).permute(2, 0, 1)[None] / 255)[0, :, edge:-edge, edge:-edge].mul(255).round().byte()
     )
-    assert largest_difference(enlarged, Image.fromarray(expected.permute(1, 2, 0).numpy())) == 0
-    seam = largest_difference(Upscaler(ours, 32).upscale(image, theirs.scale), enlarged)
+    assert largest_difference(upscaled, Image.fromarray(expected.permute(1, 2, 0).numpy())) == 0
+    seam = largest_difference(Upscaler(ours, 32).upscale(image, theirs.scale), upscaled)
     assert seam <= 1 or name in WHOLE_PICTURE
 
 

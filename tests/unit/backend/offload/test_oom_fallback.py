@@ -258,7 +258,7 @@ def test_detection_and_upscaling_survive_and_are_counted(
     service: Service, flux: FluxService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import modules.detection.yolo as detail
-    import modules.upscaling.service as enlarge
+    import modules.upscaling.service as upscale
 
     request = ImageRequest(
         prompt=PROMPT,
@@ -271,7 +271,7 @@ def test_detection_and_upscaling_survive_and_are_counted(
         scale=2.0,
     )
     plain = [picture.image for picture in service.pipeline.run(request).pictures]
-    with full_at(detail.Detector, "detect", monkeypatch, 20), full_at(enlarge.Upscaler, "upscale", monkeypatch, 20):
+    with full_at(detail.Detector, "detect", monkeypatch, 20), full_at(upscale.Upscaler, "upscale", monkeypatch, 20):
         rescued = [picture.image for picture in service.pipeline.run(request).pictures]
     assert flux.fallback.retries == {"detect": 1, "upscale": 1}
     assert difference(plain, rescued).max() <= 1

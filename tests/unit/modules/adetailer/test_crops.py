@@ -183,11 +183,11 @@ def test_between_the_two_the_mask_is_the_share() -> None:
 
 
 def test_a_crop_painted_at_another_size_is_fitted_to_its_box() -> None:
-    """An unchanged crop that was enlarged by two comes back, but for rounding, to where it was cut."""
+    """An unchanged crop that was upscaled by two comes back, but for rounding, to where it was cut."""
     gradient = np.linspace(0, 255, 100)[None, :, None].repeat(80, 0).repeat(3, 2).astype(np.uint8)
     original, box = Image.fromarray(gradient), (20, 10, 60, 50)
-    enlarged = original.crop(box).resize((80, 80), Image.Resampling.LANCZOS)
-    result = composite(original, enlarged, box, blur_mask(square(25, 15, 55, 45), 2))
+    upscaled = original.crop(box).resize((80, 80), Image.Resampling.LANCZOS)
+    result = composite(original, upscaled, box, blur_mask(square(25, 15, 55, 45), 2))
     assert np.abs(np.asarray(result).astype(int) - gradient).max() <= 2
 
 

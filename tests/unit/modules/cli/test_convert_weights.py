@@ -17,7 +17,7 @@ from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.weights.lockfile import LockedFile, read_lock, write_lock
 from backend.weights.resolver import check_file, safe_form
-from modules.cli.convert_weights import convert, narrowed
+from modules.cli.convert_weights import convert, halved_where_exact
 from modules.detection.yolo import load_detector_network, offline_ultralytics
 from modules.upscaling.tiled import load_upscaler_network
 from training.models.detector import ARCHITECTURE
@@ -114,7 +114,7 @@ def test_a_network_in_words_stays_a_pickle(settings: Settings) -> None:
 
 def test_values_that_half_precision_would_change_stay_as_they_are() -> None:
     exact, rounded = torch.tensor([0.5, 1.0]), torch.tensor([0.1, 1.0])
-    found = narrowed({"exact": exact, "rounded": rounded, "whole": torch.tensor([70000])})
+    found = halved_where_exact({"exact": exact, "rounded": rounded, "whole": torch.tensor([70000])})
     assert (found["exact"].dtype, found["rounded"].dtype, found["whole"].dtype) == (
         torch.float16,
         torch.float32,

@@ -340,9 +340,9 @@ def test_without_onnxruntime_the_error_says_so(tmp_path: Path, monkeypatch: pyte
 def test_the_command_shows_what_was_found(drawn: Drawn) -> None:
     with (
         Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown,
-        Image.open(drawn.folder / "pictures" / "out-0.png") as enlarged,
+        Image.open(drawn.folder / "pictures" / "out-0.png") as upscaled,
     ):
-        picture = enlarged.convert("RGB").resize(shown.size)
+        picture = upscaled.convert("RGB").resize(shown.size)
         (face,) = Detector(load_detector_network(WEIGHTS)).detect([picture], 0.3)
         differs = np.abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(picture)).max(axis=2) > 16
     x1, y1, x2, y2 = face.boxes[0].astype(int)

@@ -196,7 +196,7 @@ def test_it_is_found_by_its_name_or_not_at_all(weights: Path) -> None:
 def test_one_is_not_taken_for_the_other(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is a ESRGAN, which restores no faces; use GFPGAN or RestoreFormer"):
         load_face_restorer(ROOT / "weights" / "embedded" / "upscaler.safetensors")
-    with pytest.raises(WeightsError, match="does not enlarge RGB pictures"):
+    with pytest.raises(WeightsError, match="does not upscale RGB pictures"):
         load_upscaler_network(weights / "GFPGANv1.4.pth")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="holds no face restorer that spandrel knows"):

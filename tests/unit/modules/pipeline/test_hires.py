@@ -100,7 +100,7 @@ def test_lanczos_needs_no_network(stage: HiresStage, drawn: ImageBatch) -> None:
 
 
 @pytest.mark.parametrize("upscaler", LATENT_MODES)
-def test_latents_can_be_enlarged_in_place_of_pixels(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+def test_latents_can_be_upscaled_in_place_of_pixels(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
     result = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7, upscaler=upscaler))).pictures[0]
     plain = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7))).pictures[0]
     assert result.image.size == plain.image.size and not np.array_equal(pixels(result.image), pixels(plain.image))
@@ -116,7 +116,7 @@ def test_the_input_upscaler_names_the_network_here_too(stage: HiresStage, drawn:
 
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Lanczos", *LATENT_MODES])
-def test_it_enlarges_also_where_nothing_is_redrawn(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+def test_it_upscales_also_where_nothing_is_redrawn(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
     assert stage.run(drawn, replace(REQUEST, hires=Hires(strength=0, upscaler=upscaler))).pictures[0].image.size == (
         320,
         256,
@@ -124,7 +124,7 @@ def test_it_enlarges_also_where_nothing_is_redrawn(stage: HiresStage, drawn: Ima
 
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Latent"])
-def test_what_an_input_mask_keeps_is_enlarged_only(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+def test_what_an_input_mask_keeps_is_upscaled_only(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
     mask = Image.new("L", (256, 192))
     mask.paste(255, (128, 0, 256, 192))
     before = drawn.pictures[0].image

@@ -294,7 +294,7 @@ class TestUnusableFiles:
     ) -> None:
         assert list(find_upscalers(settings)) == ["upscaler", "4x-drawings"]
         assert [record.message.partition("; ")[0] for record in caplog.records if record.levelname == "WARNING"] == [
-            "upscaler left out: 1x-clean.safetensors: does not enlarge RGB pictures",
+            "upscaler left out: 1x-clean.safetensors: does not upscale RGB pictures",
             "upscaler left out: upscalers/4x-other.ckpt: is a pickle whose checksum is not in the lock",
             "upscaler left out: upscalers/4x-page.pt: is damaged or not what torch saves",
         ]
@@ -303,7 +303,7 @@ class TestUnusableFiles:
         for name in ("4x-page.pt", "4x-other.ckpt"):
             with pytest.raises(WeightsError, match=f"^upscalers/{name}: is "):
                 find_upscalers(replace(settings, upscaler=f"upscalers/{name}"))
-        with pytest.raises(WeightsError, match="^1x-clean.safetensors: does not enlarge RGB pictures"):
+        with pytest.raises(WeightsError, match="^1x-clean.safetensors: does not upscale RGB pictures"):
             load_upscaler_network(
                 find_upscalers(replace(settings, upscaler="upscalers/1x-clean.safetensors"))["1x-clean"]
             )
