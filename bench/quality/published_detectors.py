@@ -22,7 +22,7 @@ from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
 from modules.detection.registry import OWN, find_detectors
-from modules.detection.service import Detectors
+from modules.detection.service import DetectionService
 from modules.detection.yolo import offline_ultralytics
 from training.data.detector_samples import KINDS, Kind, softened, write_dataset
 from training.evaluation.detector_score import average_precision, overlap, score
@@ -86,7 +86,7 @@ def main() -> None:
             trust(weights / name, weights)
             seconds[name] = time.monotonic() - begin
         settings, models = Settings(weights_dir=str(weights)), ModelCache(torch.device("cpu"))
-        detectors = Detectors(find_detectors(settings), settings, models, OomFallback(models.downgrade))
+        detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models.downgrade))
         print(f"{'name':<24} {'million':>8} {'steps':>6} {'train s':>8} {'recall':>7} {'mAP50':>7}")
         for name in arguments.only:
             _, kind, pictures, epochs = COURSES[name]

@@ -18,7 +18,7 @@ from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:
     from backend.core.timeline import Timeline
-    from modules.detection.service import Detectors
+    from modules.detection.service import DetectionService
     from modules.diffusion.base import DiffusionService
     from modules.face_restoration.service import FaceRestoration
 
@@ -37,7 +37,7 @@ class DetailPass:
     def __init__(
         self,
         service: DiffusionService,
-        detectors: Detectors,
+        detectors: DetectionService,
         max_batch: int,
         restoration: FaceRestoration | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from modules.upscaling.discovery import FIRST
 if TYPE_CHECKING:
     import torch
 
-    from modules.detection.service import Detectors
+    from modules.detection.service import DetectionService
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,16 @@ def build_services(
 
 def register_detectors(
     files: Files, settings: Settings, models: ModelCache, fallback: OomFallback, scratch: Path
-) -> Detectors:
+) -> DetectionService:
     """The detectors, by whose names other people's code gets the local files too."""
     from modules.detection.yolo import offline_ultralytics
 
     offline_ultralytics(scratch / "ultralytics")  # before anything imports ultralytics, whatever a stage imported
     from modules.adetailer_patch import redirect_detectors
-    from modules.detection.service import Detectors
+    from modules.detection.service import DetectionService
 
     redirect_detectors(settings)
-    return Detectors(files.detectors, settings, models, fallback)
+    return DetectionService(files.detectors, settings, models, fallback)
 
 
 def load_quantized(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:

@@ -7,32 +7,35 @@ from dataclasses import dataclass
 from backend.core.errors import nearest
 
 TEXT_MODEL = "clip-vit-base-patch32"
-"""Folder under ``weights/`` of the text model that a YOLO-World reads class names with:
-openai/clip-vit-base-patch32, as transformers has it."""
-LISTED = 8
-"""Classes that an error names at most."""
+"""Folder under ``weights/`` of the text model that encodes class names for a YOLO-World:
+openai/clip-vit-base-patch32, in transformers' form."""
+MAX_LISTED = 8
+"""How many classes an error names at most."""
 
 
 @dataclass(frozen=True)
 class ClassSet:
-    """``classes`` by number. A YOLO-World (``world``) can be told others in words where its text model is there
-    (``open_vocabulary``)."""
+    """``classes`` by number.
+
+    ``world`` is whether the detector is a YOLO-World, which can look for other classes by name. ``open_vocabulary`` is
+    whether it can do so here, because its text model is installed.
+    """
 
     classes: tuple[str, ...]
     world: bool = False
     open_vocabulary: bool = False
 
-    def wanted(self, text: str) -> tuple[str, ...]:
-        """The classes in a text with commas between them; none for a blank one."""
-        return tuple(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))
+    def parse(self, text: str) -> tuple[str, ...]:
+        """The classes in a text with commas between them, each once; none for a blank text."""
+        return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
-    def objection(self, text: str) -> str:
+    def problem(self, text: str) -> str:
         """Why these classes cannot be looked for, "" when they can."""
-        unknown = [word for word in self.wanted(text) if word not in self.classes]
+        unknown = [name for name in self.parse(text) if name not in self.classes]
         if not unknown or self.open_vocabulary:
             return ""
-        listed = ", ".join(self.classes[:LISTED]) + (
-            f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else ""
+        listed = ", ".join(self.classes[:MAX_LISTED]) + (
+            f" and {len(self.classes) - MAX_LISTED} more" if len(self.classes) > MAX_LISTED else ""
         )
-        bring = f"; for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}" if self.world else ""
-        return f"'{unknown[0]}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{bring}"
+        advice = f"; for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}" if self.world else ""
+        return f"'{unknown[0]}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{advice}"

@@ -1,11 +1,11 @@
 """MediaPipe's detectors of faces, by the names that ADetailer gives them, where the package mediapipe is installed.
 
-They carry their models in the package, compute on the CPU and take a few megabytes, so they are no models of the cache.
-What they find is made into boxes and masks as ADetailer does it (``adetailer/mediapipe.py``).
+Their models are part of the package, compute on the CPU and take a few megabytes, so they are not in the model cache.
+What they find is made into boxes and masks as ADetailer does it (its ``adetailer/mediapipe.py``).
 
-Only a mediapipe with ``solutions`` is used, which 0.10.21 was the last to have on every system. Later ones have no
-models in them, and report their use to their maker from inside of a prediction (google-ai-edge/mediapipe, issue 6291; a
-look-up of the address was seen).
+Only a mediapipe with ``solutions`` is used; 0.10.21 was the last to have it on every system. Later versions contain no
+models, and report their use over the network during a prediction (google-ai-edge/mediapipe, issue 6291; a look-up of
+the address was observed).
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from modules.detection.detections import Detections, Floats, Mask, bounding_box,
 NAMES = ("mediapipe_face_full", "mediapipe_face_short", "mediapipe_face_mesh", "mediapipe_face_mesh_eyes_only")
 INSTALL = "pip install --no-deps -r requirements-mediapipe.txt"
 MAX_MESHES = 20
-"""Faces that a mesh is laid over at most, as in ADetailer."""
+"""How many faces get a mesh at most, as in ADetailer."""
 
 
-def why_not() -> str:
-    """What keeps these detectors from running here, "" when nothing does. Does not import mediapipe, which takes
-    seconds."""
+def unavailable_reason() -> str:
+    """Why these detectors cannot run here, "" when they can. Does not import mediapipe, which takes seconds."""
     spec = find_spec("mediapipe")
     if spec is None:
         return f"MediaPipe's detectors need the package mediapipe: {INSTALL}"
@@ -39,7 +38,7 @@ def why_not() -> str:
 
 
 class MediaPipeFaces:
-    """Opens a detector when it is first asked for, and keeps the few that were used last."""
+    """Opens a detector when it is first needed, and keeps the last four."""
 
     def __init__(self) -> None:
         self._open = lru_cache(maxsize=4)(open_solution)
@@ -49,7 +48,7 @@ class MediaPipeFaces:
         1.
 
         Args:
-            confidence: Only what MediaPipe's first look is more confident of than this is found, 0 to 1.
+            confidence: Only what MediaPipe's own detector is more confident of than this is found, 0 to 1.
             name: One of ``NAMES``.
         """
         solution, find = self._open(name, confidence), find_meshes if "mesh" in name else find_boxes
@@ -96,7 +95,7 @@ def find_meshes(solution: Any, image: Image.Image, name: str) -> Detections:
 
 
 def eyes() -> list[list[int]]:
-    """The numbers of a mesh's points around either eye."""
+    """The numbers of a mesh's points around each eye."""
     from mediapipe.python.solutions import face_mesh  # type: ignore[import-not-found]
 
     return [

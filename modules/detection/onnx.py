@@ -1,5 +1,5 @@
-"""A detector in an ONNX file, run by onnxruntime, with the face that :class:`~modules.detection.yolo.Detector` knows
-of ultralytics' networks."""
+"""A detector in an ONNX file, run by onnxruntime, with the interface of ultralytics' networks that
+:class:`~modules.detection.yolo.Detector` uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backend.core.errors import WeightsError
 
 
 class OnnxNetwork(torch.nn.Module):
-    """Runs on the CPU; results go to where the pictures came from.
+    """Runs on the CPU; results go to the device of the pictures.
 
     Attributes:
         names: The classes by number.
@@ -29,12 +29,12 @@ class OnnxNetwork(torch.nn.Module):
         self.names: dict[int, str] = ast.literal_eval(description["names"])
         self.args = {"imgsz": ast.literal_eval(description["imgsz"])}
         self.stride = torch.tensor([int(description["stride"])])
-        # either way the file suppresses by itself, and its rows are x1, y1, x2, y2, confidence, class
+        # with either, the file does non-maximum suppression and its rows are x1, y1, x2, y2, confidence, class
         self.end2end = description.get("end2end") == "True" or bool(
             ast.literal_eval(description.get("args", "{}")).get("nms")
         )
         self.model = (SimpleNamespace(nc=len(self.names)),)
-        self.register_buffer("place", torch.zeros(1))  # tells where a cache has put this network
+        self.register_buffer("place", torch.zeros(1))  # so that a cache can tell and change the device
         self._session = session
         given = session.get_inputs()[0]
         self._input = given.name
@@ -49,7 +49,7 @@ class OnnxNetwork(torch.nn.Module):
         count, batch = len(pixels), self._batch or len(pixels)
         filled = torch.nn.functional.pad(
             pixels.to("cpu", self._dtype), (0, 0) * 3 + (0, -count % batch)
-        )  # blank pictures, up to whole batches
+        )  # blank pictures fill up the last batch
         runs = [self._session.run(None, {self._input: part.contiguous().numpy()}) for part in filled.split(batch)]
         outputs = [
             torch.cat([torch.from_numpy(one) for one in same])[:count].to(pixels.device)
@@ -78,7 +78,7 @@ def read_onnx(path: Path) -> torch.nn.Module:
     description = session.get_modelmeta().custom_metadata_map
     if description.get("task") not in ("detect", "segment") or not {"names", "imgsz", "stride"} <= description.keys():
         raise WeightsError(
-            f"{path.name}: says nothing of classes and size as ultralytics' exports do; export a YOLO that detects or "
+            f"{path.name}: lacks the classes and size that ultralytics' exports have; export a YOLO that detects or "
             "segments to ONNX"
         )
     return OnnxNetwork(session, description)

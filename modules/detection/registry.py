@@ -1,4 +1,4 @@
-"""Which detectors are there: the names that ``ad_model`` takes, and their files. Light: nothing is read but headers."""
+"""Which detectors are installed: the names that ``ad_model`` takes, and their files. Only headers are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backend.core.settings import Settings
 from backend.weights.resolver import EMBEDDED, resolve_file, safe_form
 
 FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
-"""What "auto" takes, best first."""
+"""What "auto" chooses from, best first."""
 PUBLISHED = (
     "face_yolov8n.pt",
     "face_yolov8s.pt",
@@ -20,23 +20,22 @@ PUBLISHED = (
     "person_yolov8s-seg.pt",
     "yolov8x-worldv2.pt",
 )
-"""Those that ADetailer offers; each is used where its file lies under ``weights/``."""
+"""Those that ADetailer offers; each is used if its file is under ``weights/``."""
 OWN = ("face_detector.safetensors", "hand_detector.safetensors", "person_detector.safetensors")
 FOLDER = "adetailer"
-"""Folder under ``weights/`` for any other detector."""
+"""Folder under ``weights/`` for other detectors."""
 
 
 def detector_name(path: Path) -> str:
-    """What ``ad_model`` calls a detector: its file's name, without the ending where that is ours."""
+    """What ``ad_model`` calls a detector: the name of its file, without the suffix if that is ``.safetensors``."""
     return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def find_detectors(settings: Settings) -> dict[str, Path]:
-    """The files of all detectors that are there, by name; the first is the one for faces that is used when nobody names
-    another.
+    """The files of all installed detectors, by name; the first is the default, a detector of faces.
 
-    Raises :class:`~backend.core.errors.WeightsError` where the setting ``face_detector`` names one that is missing, or
-    a file is not what was installed.
+    Raises :class:`~backend.core.errors.WeightsError` if the setting ``face_detector`` names a file that is missing, or
+    a file is not the one that was installed.
     """
     weights = settings.weights_path
     first = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
@@ -50,8 +49,8 @@ def find_detectors(settings: Settings) -> dict[str, Path]:
 
 
 def detector_parameters(path: Path) -> int:
-    """How many weights of the file will be on the device. Those of a checkpoint are taken for half precision, as
-    ultralytics saves them."""
+    """How many parameters of the file will be on the device. A checkpoint is assumed to be in half precision, as
+    ultralytics saves it."""
     if path.suffix == ".onnx":  # computes on the CPU
         return 0
     if path.suffix != ".safetensors":

@@ -1,10 +1,10 @@
 """Finds faces, hands, persons ... in pictures with an ultralytics network (YOLO, detect or segment).
 
-ultralytics is heavy and, left alone, talks to the network and unpickles whatever it is given. So it is imported only
-inside the functions here, :func:`offline_ultralytics` has to run before that, and its predictor is not used at all: the
-predictor copies the network, which a model cache then can neither place nor evict. What it does between picture and
-boxes is done here with ultralytics' own functions, so the numbers are the same (held against it in
-``tests/unit/modules/detection/test_yolo.py``).
+ultralytics is heavy and, by default, talks to the network and unpickles whatever it is given. So it is imported only
+inside functions, and :func:`offline_ultralytics` has to run before. Its predictor is not used: it copies the network,
+which a model cache can then neither move nor free. The steps between picture and boxes are ultralytics' own functions
+(``modules/compat.py``), so the numbers are the same as its predictor's
+(``tests/unit/modules/detection/test_yolo.py``).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.onnx import read_onnx
 
 NMS_IOU, MAX_DETECTIONS = 0.7, 300
-"""Of two boxes of a class that overlap more than this the less confident one goes; ultralytics' defaults, which
-ADetailer uses."""
+"""Of two boxes of a class with a larger IoU than this the less confident one is dropped, and no more than so many are
+kept: ultralytics' defaults, which ADetailer uses."""
 
-# What a damaged or foreign file makes ultralytics, torch, yaml and safetensors raise, found by cutting files and
-# changing bytes.
+# What ultralytics, torch, yaml and safetensors raise for a damaged or foreign file, found by cutting files and changing
+# bytes.
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError, ArithmeticError,
     AssertionError, SyntaxError, pickle.UnpicklingError, yaml.YAMLError, SafetensorError,
@@ -54,8 +54,8 @@ _UNREADABLE = (
 
 
 def offline_ultralytics(config_dir: Path) -> None:
-    """Makes ultralytics quiet, offline and careful in this process: no requests, no pip, no log lines, no unsafe
-    pickles.
+    """Makes ultralytics quiet, offline and safe in this process: no requests, no pip, no log lines, no pickles that run
+    code.
 
     ultralytics reads these variables once, so call this before anything imports it.
 
@@ -80,12 +80,11 @@ def offline_ultralytics(config_dir: Path) -> None:
 
 
 def load_detector_network(path: Path) -> torch.nn.Module:
-    """Reads a detector into a network on the CPU: float32, evaluation mode, batch norms fused, nothing to be trained.
+    """Reads a detector into a network on the CPU: float32, evaluation mode, batch norms fused, no gradients.
 
-    ``NAME.safetensors`` is our own form: the weights, beside a ``NAME.yaml`` that holds ultralytics' description of the
-    architecture and ``task`` (detect or segment), ``names`` and ``imgsz``. ``NAME.onnx`` is what ultralytics exports;
-    it computes on the CPU, wherever the others do. Anything else is read as an ultralytics checkpoint by the restricted
-    unpickler.
+    ``NAME.safetensors`` is our own format: the weights, beside a ``NAME.yaml`` with ultralytics' description of the
+    architecture, ``task`` (detect or segment), ``names`` and ``imgsz``. ``NAME.onnx`` is ultralytics' export; it always
+    computes on the CPU. Anything else is read as an ultralytics checkpoint by the restricted unpickler.
 
     Raises:
         WeightsError: A file is missing, damaged, not a detector, or holds more than weights and known layers.
@@ -115,9 +114,8 @@ def load_detector_network(path: Path) -> torch.nn.Module:
 def _require_detector(network: Any, name: str) -> None:
     from ultralytics.nn.modules import OBB, Detect, Pose
 
-    head = network.model[
-        -1
-    ]  # a checkpoint's own word for its task is missing where it was not trained by ultralytics' command
+    # the head tells the task; a checkpoint names it only if it was trained by ultralytics' command
+    head = network.model[-1]
     if not isinstance(head, Detect) or isinstance(head, (OBB, Pose)):
         raise WeightsError(
             f"{name}: is a {type(network).__name__}; choose a YOLO that was trained to detect or to segment"
@@ -153,8 +151,7 @@ def read_checkpoint(path: Path) -> Any:
     ultralytics raises."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    # ultralytics changes some file names before it opens them (quotes, "yolov5s.pt"), and downloads what it then
-    # misses.
+    # ultralytics changes some file names before it opens them (quotes, "yolov5s.pt"), and downloads what is missing
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, "detector.pt")
         plain.symlink_to(path.resolve())
@@ -166,21 +163,21 @@ def round_up(length: int, stride: int) -> int:
 
 
 class Detector:
-    """Detects with a network from :func:`load_detector_network` that somebody else owns, places and evicts.
+    """Detects with a network from :func:`load_detector_network` that the caller owns and moves.
 
-    Building one costs nothing, and it keeps nothing but the network. Every call runs on the device and in the precision
-    that the network then has.
+    Making one costs nothing, and it keeps nothing but the network. Every call runs on the device and in the precision
+    that the network has at that time.
 
     Args:
-        words: For a YOLO-World: other classes in place of those that are baked in, as features 1 x classes x width of
-            its text model.
+        class_features: For a YOLO-World: other classes instead of its own, as features of its text model,
+            1 x classes x width.
     """
 
-    def __init__(self, network: torch.nn.Module, words: torch.Tensor | None = None) -> None:
+    def __init__(self, network: torch.nn.Module, class_features: torch.Tensor | None = None) -> None:
         self._network = cast(Any, network)  # an ultralytics model has more than a module
-        self._words = words
+        self._class_features = class_features
         self._stride = max(int(self._network.stride.max()), 32)
-        side = self._network.args["imgsz"]  # of its training; a network that is given another size finds little
+        side = self._network.args["imgsz"]  # the size it was trained with; at another size it finds little
         height, width = side if isinstance(side, Sequence) else (side, side)
         self.size = round_up(height, self._stride), round_up(width, self._stride)
         """Height and width in pixels that a picture is fitted into."""
@@ -195,7 +192,7 @@ class Detector:
         Args:
             images: RGB, of any sizes.
             confidence: Only what is more confident than this is found, 0 to 1.
-            classes: Numbers of the classes that are looked for, as if there were no others; None = all.
+            classes: Numbers of the classes to look for, as if there were no others; None = all.
         """
         by_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -234,28 +231,28 @@ class Detector:
         return results
 
     def _forward(self, pixels: torch.Tensor) -> Any:
-        """The raw predictions, and with them the prototypes of the masks where the network segments."""
-        if self._words is None:
+        """The raw predictions; where the network segments, a tuple of these and the prototypes of the masks."""
+        if self._class_features is None:
             return self._network(pixels)[0]
         head = self._network.model[-1]
-        baked_in, head.nc = head.nc, self._words.shape[1]
+        own_classes, head.nc = head.nc, self._class_features.shape[1]
         try:
-            return self._network.predict(pixels, txt_feats=self._words.to(pixels.device))[0]
+            return self._network.predict(pixels, txt_feats=self._class_features.to(pixels.device))[0]
         finally:
-            head.nc = baked_in
+            head.nc = own_classes
 
     def _best(self, prediction: torch.Tensor, confidence: float, wanted: Collection[int] | None) -> torch.Tensor:
         """One image's raw prediction to n x (x1, y1, x2, y2, confidence, class, mask coefficients), most confident
         first.
 
-        What ultralytics' ``non_max_suppression`` does. That one calls torchvision's wrapper as soon as anybody has
+        The same as ultralytics' ``non_max_suppression``. That one calls torchvision's wrapper as soon as anybody has
         imported torchvision, and the wrapper refuses operators that are defined in Python, as ours are beside a CPU
         build of torch.
         """
-        if getattr(self._network, "end2end", False):  # such a network suppresses by itself
+        if getattr(self._network, "end2end", False):  # such a network has done non-maximum suppression itself
             rows = prediction[prediction[:, 4] > confidence]
             return rows if wanted is None else rows[torch.isin(rows[:, 5], rows.new_tensor(list(wanted)))]
-        classes = self._network.model[-1].nc if self._words is None else self._words.shape[1]
+        classes = self._network.model[-1].nc if self._class_features is None else self._class_features.shape[1]
         rows = prediction.T  # centre, size, a score for each class, mask coefficients
         columns = torch.tensor(sorted(wanted or range(classes)), device=rows.device)
         scores, best = rows[:, 4 + columns].max(dim=1, keepdim=True)

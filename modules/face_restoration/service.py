@@ -11,7 +11,7 @@ from PIL import Image
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback, Strategy
 from modules.detection.detections import Floats
-from modules.detection.service import Detectors
+from modules.detection.service import DetectionService
 from modules.face_restoration.network import restored
 from modules.upscaling.discovery import FACE_RESTORER
 
@@ -22,7 +22,7 @@ CONFIDENCE = 0.5
 class FaceRestoration:
     """Restores with the face restorer of the cache. ``label`` is the network's name in the pictures' files."""
 
-    def __init__(self, models: ModelCache, detectors: Detectors, fallback: OomFallback, label: str) -> None:
+    def __init__(self, models: ModelCache, detectors: DetectionService, fallback: OomFallback, label: str) -> None:
         self.models, self.detectors, self.fallback, self.label = models, detectors, fallback, label
 
     def restore(

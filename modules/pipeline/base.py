@@ -16,7 +16,7 @@ from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:
     from backend.memory_management import MemoryPlan
-    from modules.detection.service import Detectors
+    from modules.detection.service import DetectionService
     from modules.diffusion.base import DiffusionService
     from modules.face_restoration.service import FaceRestoration
     from modules.upscaling.service import UpscaleService
@@ -72,7 +72,7 @@ class Services:
     diffusion: DiffusionService
     plan: MemoryPlan
     upscale: UpscaleService | None = None
-    detectors: Detectors | None = None
+    detectors: DetectionService | None = None
     face_restoration: FaceRestoration | None = None
 
 

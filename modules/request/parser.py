@@ -16,7 +16,7 @@ from backend.core.errors import InputError, nearest
 from backend.core.validation import fields_of, validated
 from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
-from modules.detection.mediapipe import why_not
+from modules.detection.mediapipe import unavailable_reason
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
@@ -97,13 +97,13 @@ def _check_units(
                 field, f"ad_use_cfg_scale cannot be honoured: {profile.name} takes no guidance; leave it out"
             )
         if unit.model and unit.model not in detectors:
-            why = f" ({why_not()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
+            why = f" ({unavailable_reason()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
             raise InputError(
                 field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}"
             )
         name = unit.model or next(iter(detectors), "")
-        if unit.model_classes.strip() and (objection := detectors[name].objection(unit.model_classes)):
-            raise InputError(field, f"ad_model_classes of {name}: {objection}")
+        if unit.model_classes.strip() and (problem := detectors[name].problem(unit.model_classes)):
+            raise InputError(field, f"ad_model_classes of {name}: {problem}")
 
 
 def build_request(

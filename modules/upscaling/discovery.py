@@ -1,6 +1,6 @@
-"""Which upscalers are there, and which restorer of faces: the names that the input ``upscaler`` takes, and their files.
+"""Which upscalers and which face restorer are installed: the names that the input ``upscaler`` takes, and their files.
 
-Light: nothing is read but headers, and the files of the folder for any upscaler.
+Only headers are read, and the files of the folder for other upscalers.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from backend.weights.resolver import EMBEDDED, checked_file, resolve_file, safe_
 logger = logging.getLogger(__name__)
 
 PUBLISHED = ("ESRGAN_4x.pth", "4x-UltraSharp.pth")
-"""Those of the manifest; each is used where its file lies under ``weights/``."""
+"""Those of the manifest; each is used if its file is under ``weights/``."""
 OWN = "upscaler.safetensors"
 FOLDER = "upscalers"
-"""Folder under ``weights/`` for any other upscaler that spandrel knows."""
+"""Folder under ``weights/`` for other upscalers that spandrel knows."""
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-"""Of the files that are looked at there."""
+"""Of the files that count there."""
 FACE_RESTORERS = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth", "RestoreFormer.ckpt")
-"""What "auto" takes, best first, where one lies under ``weights/``."""
+"""What "auto" chooses from, best first, if one is under ``weights/``."""
 FACE_RESTORER = "face_restorer"
-"""What the cache and the memory plan call that one."""
+"""Its name in the cache and the memory plan."""
 FIRST = "upscaler"
-"""What the cache and the memory plan call the default one."""
+"""The default upscaler's name in the cache and the memory plan."""
 
 
 def find_upscalers(settings: Settings) -> dict[str, Path]:
-    """The files of all upscalers that are there, by name (the file's, without its ending); the first is the default.
+    """The files of all installed upscalers, by name (the file's, without its suffix); the first is the default.
 
-    One of the folder that cannot be used, and that the setting ``upscaler`` does not name, is left out with a warning.
+    A file of the folder that cannot be used is left out with a warning, unless the setting ``upscaler`` names it.
 
-    Raises :class:`~backend.core.errors.WeightsError` where the setting ``upscaler`` names one that is missing, or
-    another file is not what was installed.
+    Raises :class:`~backend.core.errors.WeightsError` if the setting ``upscaler`` names a file that is missing, or
+    another file is not the one that was installed.
     """
     weights = settings.weights_path
     first = resolve_file("upscaler", settings.upscaler, (PUBLISHED[0], OWN), settings)
@@ -53,9 +53,9 @@ def find_upscalers(settings: Settings) -> dict[str, Path]:
 
 
 def is_upscaler(path: Path, settings: Settings) -> bool:
-    """Whether the file can be used; if not, a warning says why. It is read whole, in tenths of a second: no header
-    tells what a network does."""
-    from modules.upscaling.tiled import read_upscaler  # with torch, which only those who have such a file wait for
+    """Whether the file can be used; if not, a warning says why. All of it is read, which takes tenths of a second: no
+    header says what a network does."""
+    from modules.upscaling.tiled import read_upscaler  # imports torch, which is needed only if there is such a file
 
     try:
         read_upscaler(checked_file(path, settings))
@@ -66,10 +66,10 @@ def is_upscaler(path: Path, settings: Settings) -> bool:
 
 
 def find_face_restorer(settings: Settings) -> Path | None:
-    """The file that the setting ``face_restorer`` names; with "auto" the best that is there, or None.
+    """The file that the setting ``face_restorer`` names; with "auto" the best that is installed, or None.
 
-    Raises :class:`~backend.core.errors.WeightsError` where it names one that is missing, or the file is not what was
-    installed.
+    Raises :class:`~backend.core.errors.WeightsError` if it names a file that is missing, or the file is not the one
+    that was installed.
     """
     wanted = settings.face_restorer
     names = (
@@ -83,8 +83,8 @@ def find_face_restorer(settings: Settings) -> Path | None:
 
 
 def upscaler_parameters(path: Path) -> int:
-    """How many weights of the file will be on the device. Those of a checkpoint are taken for single precision, as
-    ESRGAN's are saved."""
+    """How many parameters of the file will be on the device. A checkpoint is assumed to be in single precision, as
+    ESRGAN is saved."""
     if path.suffix != ".safetensors":
         return path.stat().st_size // 4
     with safe_open(path, framework="pt") as opened:
@@ -92,5 +92,5 @@ def upscaler_parameters(path: Path) -> int:
 
 
 def cached_as(names: tuple[str, ...]) -> dict[str, str]:
-    """By name what the model cache calls each."""
+    """The name of each upscaler in the model cache, by its own name."""
     return {name: f"{FIRST} {name}" if index else FIRST for index, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""The service that upscales: tiles through a borrowed network, smaller ones where the device's memory is short."""
+"""Upscales in tiles with a network of the model cache; with smaller tiles where the device's memory is short."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from modules.upscaling.tiled import TileProgress, Upscaler, UpscalerNetwork
 
 
 class UpscaleService:
-    """Enlarges with the upscalers of the cache.
+    """Upscales with the upscalers of the cache.
 
-    ``upscalers`` has by name what the cache calls each, the default one first; ``tile_size`` is the longest side of a
-    tile in pixels.
+    ``upscalers`` has the name in the cache of each upscaler, the default one first; ``tile_size`` is the longest side
+    of a tile in pixels.
     """
 
     def __init__(self, models: ModelCache, upscalers: Mapping[str, str], tile_size: int, fallback: OomFallback) -> None:
@@ -33,7 +33,7 @@ class UpscaleService:
     ) -> Image.Image:
         """The picture at ``scale`` times its size, by the upscaler of that name.
 
-        ``lower`` is the input that makes it smaller, for the error when memory is too small.
+        ``lower`` is the input that makes the picture smaller, for the error when memory is too small.
         """
         cached = self.upscalers[name or self.default]
 

@@ -1,4 +1,4 @@
-"""Reads a network that works on pictures from a file, whatever architecture it is, as spandrel knows them."""
+"""Reads an image-to-image network of any architecture that spandrel knows from a file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
 MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What architectures raise on tensors whose names they know and whose shapes they do not understand, besides
-RuntimeError."""
+"""What architectures raise, besides RuntimeError, for tensors with names that they know and shapes that they do not."""
 
 
 def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[torch.nn.Module]:
-    """The network with what spandrel found out of it, on the CPU.
+    """The network on the CPU, with what spandrel found out about it.
 
-    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted
-    unpickler takes tensors only and runs no code.
+    The file's content decides its format, not its suffix: safetensors, or a checkpoint of torch, which is read by
+    torch's restricted unpickler that takes only tensors and runs no code.
 
     Args:
-        role: What it is to be, for the errors: "upscaler".
-        advice: What to do where spandrel knows it as none.
+        role: What the network is for, for the errors: "upscaler".
+        advice: What to do if spandrel does not know it as that.
 
     Raises:
         WeightsError: The file is missing, cannot be read, is damaged or holds something else.

@@ -1,13 +1,13 @@
-"""Enlarges a picture with an ESRGAN-type network, tile by tile, so that memory does not grow with the picture.
+"""Upscales a picture with an ESRGAN-type network, tile by tile, so that memory does not grow with the picture.
 
-A tile is given to the network with ``context`` more pixels on every side, as far as the network looks; what comes out
-of that border is thrown away. Neighbouring tiles then agree to rounding, and are blended over a few shared pixels all
-the same, for networks that look farther than ``CONTEXT_LIMIT``.
+A tile is given to the network with ``context`` more pixels on every side, as far as its receptive field reaches; the
+result of that border is thrown away. Neighbouring tiles then agree to rounding. They are blended over a few shared
+pixels all the same, for networks with a larger receptive field than ``CONTEXT_LIMIT``.
 
-A network that is not made of convolutions alone treats pixels by their place: by windows of attention, or by strides.
-Its tiles begin at multiples of ``GRID``, so that they fall into the same windows as in the whole picture. That no seam
-shows is not promised where a window is no part of ``GRID``, nor where a network looks at the whole picture at once
-(OmniSR, RGT, CRAFT, GRL, IPT).
+In a network that is not made of convolutions alone the result depends on a pixel's position: on windows of attention,
+or on strides. Its tiles begin at multiples of ``GRID``, so that they fall into the same windows as in the whole
+picture. Seams may show where ``GRID`` is no multiple of a window, and where a network attends to the whole picture at
+once (OmniSR, RGT, CRAFT, GRL, IPT).
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONTEXT_LIMIT = 32
-"""Pixels of context at most. Deep networks could look much farther, but what lies beyond weighs next to nothing."""
+"""Pixels of context at most. A deep network's receptive field is much larger, but pixels beyond this hardly matter."""
 FEATHER = 8
 """Pixels that neighbouring tiles share and over which they are blended."""
 GRID = 16
-"""Pixels: a multiple of the windows of attention and of the strides that most architectures have (8 or 16; 2 to 8)."""
+"""Pixels: a multiple of most architectures' windows of attention (8 or 16) and strides (2 to 8)."""
 
 FLOAT32_ONLY = ("ATD", "DRCT", "GRL", "Swin2SR", "SwinIR")
-"""Architectures of which spandrel 0.4.2 says that they compute in bfloat16, and whose attention masks are float32
-all the same."""
+"""Architectures that spandrel 0.4.2 lists as computing in bfloat16 although their attention masks are float32."""
 
 Span = tuple[int, int]
 Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 TileProgress = Callable[[int, int], None]
-"""Told after every tile: tiles done, tiles to do."""
+"""Called after every tile: tiles done, tiles in total."""
 
 
 def tile_spans(size: int, tile: int, overlap: int) -> list[Span]:
@@ -77,7 +76,7 @@ def blend_weights(spans: list[Span], ramp: int) -> list[torch.Tensor]:
 
 
 def receptive_reach(network: nn.Module) -> int:
-    """An upper bound of how many input pixels away from its own place a network that :func:`is_convolutional` looks."""
+    """An upper bound of the receptive field's radius in input pixels, of a network that :func:`is_convolutional`."""
     return sum(
         max(module.kernel_size) // 2 * max(module.dilation)
         for module in network.modules()
@@ -86,11 +85,12 @@ def receptive_reach(network: nn.Module) -> int:
 
 
 def is_convolutional(network: UpscalerNetwork) -> bool:
-    """Whether a pixel's place makes no difference: all that learned are convolutions that go on by one pixel, over a
-    picture of any size."""
-    learned = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    """Whether the result does not depend on a pixel's position: all parameters are those of convolutions of stride 1,
+    and the picture may have any size."""
+    with_parameters = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
     plain = all(
-        isinstance(module, nn.PReLU) or isinstance(module, nn.Conv2d) and module.stride == (1, 1) for module in learned
+        isinstance(module, nn.PReLU) or isinstance(module, nn.Conv2d) and module.stride == (1, 1)
+        for module in with_parameters
     )
     return plain and (network.requirements is None or network.requirements.multiple_of == 1)
 
@@ -98,8 +98,8 @@ def is_convolutional(network: UpscalerNetwork) -> bool:
 def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[int, int]]:
     """Width and height after each run of a network that upscales by ``factor``; the last is ``size * scale``, rounded.
 
-    Between two runs the picture is reduced to what the next one needs. That costs a quarter of running on everything,
-    bounds the memory by the finished picture, and gives the network the crisp pixels it was trained on.
+    Between two runs the picture is reduced to what the next run needs. That costs a quarter of running on everything,
+    bounds the memory by the finished picture, and gives the network the sharp pixels that it was trained on.
     """
     passes = next(passes for passes in count(1) if factor**passes >= scale)
     width, height = (max(1, round(side * scale)) for side in size)
@@ -110,9 +110,8 @@ class UpscalerNetwork(nn.Module):
     """A network with the factor, 2 or more, that it upscales by. N x 3 x H x W in and out, RGB from 0 to 1, of any
     size.
 
-    ``call`` runs the network where calling it is not all, ``requirements`` are the sizes that it takes; both are
-    spandrel's. The result is that of spandrel's own call, but for the clamping to 0 and 1, which would hide numbers
-    that are not finite.
+    ``call`` is how the network is run, ``requirements`` are the sizes that it takes; both are spandrel's. The result is
+    that of spandrel's own call, but is not clamped to 0 and 1, which would hide numbers that are not finite.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class UpscalerNetwork(nn.Module):
 
 
 class Upscaler:
-    """Enlarges pictures with a network that is lent to it, on the device and in the dtype of its parameters.
+    """Upscales pictures with a network that the caller owns, on the device and in the dtype of its parameters.
 
     ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
     """
@@ -152,7 +151,7 @@ class Upscaler:
         """The picture at ``scale`` (1 to 8, fractions too) times its size, rounded; RGB, or RGBA if it has
         transparency.
 
-        The network runs once, or as often as it takes to reach ``scale``; the rest is a LANCZOS reduction.
+        The network runs once, or as often as it takes to reach ``scale``; LANCZOS then reduces to the exact size.
         """
         sizes = pass_sizes(image.size, scale, self.factor)
         total = sum(len(self._spans(width)) * len(self._spans(height)) for width, height in [image.size, *sizes[:-1]])
@@ -189,8 +188,7 @@ class Upscaler:
             band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
             band[:, : shared.shape[1]] = shared
             for (left, right), column_weight in zip(columns, column_weights):
-                # the part of the context, less than GRID, that is left out above and on the left to begin where windows
-                # do
+                # fewer pixels of context above and on the left, so that the tile begins at a multiple of GRID
                 above, before = -top % self.grid, -left % self.grid
                 tile = self.upscale_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
                 tile = tile[:, (edge - above) * factor :, (edge - before) * factor :][
@@ -205,9 +203,9 @@ class Upscaler:
         return Image.fromarray(pixels)
 
     def upscale_tile(self, pixels: np.ndarray) -> torch.Tensor:
-        """H x W x 3 bytes to 3 x H x W float32 on the CPU, upscaled; the context, if there is any, is still around it.
+        """H x W x 3 bytes to 3 x H x W float32 on the CPU, upscaled, with the context still around it.
 
-        Raises WeightsError where a network's numbers go beyond what its dtype can hold.
+        Raises WeightsError if the result is not finite, because a number exceeded the range of the network's dtype.
         """
         weight = next(self.network.parameters())
         with torch.inference_mode():
@@ -217,15 +215,13 @@ class Upscaler:
             advice = (
                 "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
             )
-            raise WeightsError(
-                f"upscaler: its numbers go beyond what {weight.dtype} can hold; {advice}choose another one"
-            )
+            raise WeightsError(f"upscaler: its numbers exceed the range of {weight.dtype}; {advice}choose another one")
         return upscaled
 
 
 def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
-    """An upscaler on the CPU, as spandrel describes it. Raises WeightsError when the file is missing, cannot be
-    read, is damaged or holds something else."""
+    """An upscaler on the CPU, as spandrel describes it. Raises WeightsError if the file is missing, cannot be read, is
+    damaged or holds something else."""
     model = read_network(path, "upscaler", "use an ESRGAN-type network")
     if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
         raise WeightsError(
@@ -235,8 +231,8 @@ def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
 
 
 def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
-    """Reads an upscaler to the CPU, ready for :class:`Upscaler`, in ``dtype`` or, where its architecture cannot compute
-    in that, in float32.
+    """Reads an upscaler to the CPU for :class:`Upscaler`, in ``dtype``, or in float32 if its architecture cannot
+    compute in that.
 
     Raises WeightsError as :func:`read_upscaler` does.
     """

@@ -18,13 +18,13 @@ from backend.core.settings import Settings
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.detection.detections import Detections
-from modules.detection.mediapipe import INSTALL, NAMES, MediaPipeFaces, why_not
+from modules.detection.mediapipe import INSTALL, NAMES, MediaPipeFaces, unavailable_reason
 from modules.detection.registry import find_detectors
-from modules.detection.service import Detectors
+from modules.detection.service import DetectionService
 from modules.detection.yolo import offline_ultralytics
 from modules.request.parser import build_request
 
-HERE = pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
+HERE = pytest.mark.skipif(bool(unavailable_reason()), reason=f"{unavailable_reason()}")
 FACE = (916, 120, 1070, 275)
 """Where the nearer face is in the photograph, in pixels."""
 REGION = (900, 20, 1130, 380)
@@ -93,7 +93,7 @@ def test_a_mesh_has_the_shape_of_the_face_and_eyes_lie_in_it(faces: MediaPipeFac
 def test_they_are_names_like_any_other(photograph: Image.Image, tmp_path: Path) -> None:
     offline_ultralytics(tmp_path)
     settings, models = Settings(), ModelCache(torch.device("cpu"))
-    detectors = Detectors(find_detectors(settings), settings, models, OomFallback(models.downgrade))
+    detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models.downgrade))
     models.load("face_detector")
     assert next(iter(detectors.class_sets)) == detectors.default == "face_detector", "the default is ours"
     request = build_request(
@@ -120,4 +120,4 @@ def test_a_package_that_reports_to_its_maker_is_not_used(tmp_path: Path, monkeyp
     (tmp_path / "mediapipe" / "__init__.py").touch()
     monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    assert "reports its use over the network" in why_not() and INSTALL in refusal(NAMES[0])
+    assert "reports its use over the network" in unavailable_reason() and INSTALL in refusal(NAMES[0])

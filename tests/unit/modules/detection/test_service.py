@@ -24,7 +24,8 @@ from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
 from modules.detection.classes import TEXT_MODEL, ClassSet
 from modules.detection.registry import OWN, PUBLISHED, detector_parameters, find_detectors
-from modules.detection.service import Detectors
+from modules.detection.service import DetectionService
+from modules.detection.text_encoder import ClassNameEncoder
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
 from modules.request.parser import build_request
 from training.data.detector_samples import KINDS, draw_faces
@@ -101,10 +102,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cached(settings: Settings, *only: str) -> tuple[Detectors, ModelCache]:
+def cached(settings: Settings, *only: str) -> tuple[DetectionService, ModelCache]:
     files = find_detectors(settings)
     models = ModelCache(torch.device("cpu"))
-    detectors = Detectors(
+    detectors = DetectionService(
         {name: path for name, path in files.items() if not only or name in only},
         settings,
         models,
@@ -190,7 +191,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
     save(eager("yolov8n.yaml", ["face"]), tmp_path / "hand_yolov8n.pt")
     trust(tmp_path / "hand_yolov8n.pt", tmp_path)
     models = ModelCache(torch.device("cpu"))
-    Detectors(
+    DetectionService(
         {"hand_yolov8n.pt": tmp_path / "hand_yolov8n.pt"},
         Settings(weights_dir=str(tmp_path)),
         models,
@@ -246,9 +247,9 @@ def test_what_is_not_there_is_named_with_what_is(arguments: str, message: str) -
 
 
 def test_classes_that_are_baked_in_can_be_chosen() -> None:
-    assert [ClassSet(("face",)).objection(text) for text in ("", " , ", "face")] == ["", "", ""]
-    assert WORLD.wanted("hat, face ,hat") == ("hat", "face") and WORLD.objection("hat, face") == ""
-    assert ClassSet(("face",), world=True, open_vocabulary=True).objection("a red bicycle") == ""
+    assert [ClassSet(("face",)).problem(text) for text in ("", " , ", "face")] == ["", "", ""]
+    assert WORLD.parse("hat, face ,hat") == ("hat", "face") and WORLD.problem("hat, face") == ""
+    assert ClassSet(("face",), world=True, open_vocabulary=True).problem("a red bicycle") == ""
 
 
 def test_a_world_model_looks_for_the_chosen_classes_only(weights: Path, picture: Image.Image) -> None:
@@ -257,11 +258,11 @@ def test_a_world_model_looks_for_the_chosen_classes_only(weights: Path, picture:
     assert 0 < len(hats) < len(both)
 
 
-# Classes in words, by the text model
+# Other classes by name, with the text model
 
 
 @pytest.fixture
-def speaking(weights: Path) -> Any:
+def with_text_model(weights: Path) -> Any:
     """The folder of weights with a text model of the right form, small and untrained, beside the detectors."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -276,13 +277,13 @@ def speaking(weights: Path) -> Any:
     return weights
 
 
-def test_other_classes_are_read_by_the_text_model(speaking: Path, picture: Image.Image) -> None:
-    """A world model that is told "cat" and "dog" sees what one sees into which they were baked."""
-    detectors, models = cached(Settings(weights_dir=str(speaking)), "yolov8x-worldv2.pt")
+def test_other_classes_are_encoded_by_the_text_model(with_text_model: Path, picture: Image.Image) -> None:
+    """A YOLO-World that is asked for "cat" and "dog" finds what one finds that was saved with these classes."""
+    detectors, models = cached(Settings(weights_dir=str(with_text_model)), "yolov8x-worldv2.pt")
     assert detectors.class_sets["yolov8x-worldv2.pt"].open_vocabulary
     (told,) = detectors.detect([picture], 0.3, classes="cat, dog")
     with models.on_device("yolov8x-worldv2.pt") as (network,):
-        features = detectors._features(("cat", "dog"))
+        features = ClassNameEncoder(with_text_model / TEXT_MODEL).encode(("cat", "dog"))
         assert features.shape == (1, 2, 512) and torch.allclose(features.norm(dim=-1), torch.ones(1, 2))
         baked: Any = deepcopy(network)
     assert baked.model[-1].nc == 3, "the network is as it was"

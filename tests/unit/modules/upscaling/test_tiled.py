@@ -184,7 +184,7 @@ class TestModes:
         next(loud.parameters()).data.fill_(60_000)
         with pytest.raises(
             WeightsError,
-            match=r"^upscaler: its numbers go beyond what torch.float16 can hold; set 'dtype' to \"bfloat16\"",
+            match=r"^upscaler: its numbers exceed the range of torch.float16; set 'dtype' to \"bfloat16\"",
         ):
             Upscaler(loud, 64).upscale(picture(40, 30), 4)
 
