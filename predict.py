@@ -10,7 +10,7 @@ from cog import BasePredictor, Input, Path
 
 
 class Predictor(BasePredictor):
-    """Flux (or SDXL, SD 1.5) draws the prompt, ADetailer repairs the faces, ESRGAN upscales the picture."""
+    """Flux (or SDXL, SD 1.5) generates pictures, ADetailer repaints their faces, ESRGAN upscales them."""
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
@@ -29,7 +29,7 @@ class Predictor(BasePredictor):
         aspect_ratio: str = Input(
             default="1:1",
             choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
-            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has its shape.",
+            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has the shape of the image.",
         ),
         width: Optional[int] = Input(
             default=None,
@@ -46,7 +46,7 @@ class Predictor(BasePredictor):
         megapixels: str = Input(
             default="1",
             choices=["1", "0.25"],
-            description="Area that is drawn: 1 is the native area of the model, 0.25 a quarter of it.",
+            description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it.",
         ),
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
         num_inference_steps: Optional[int] = Input(
@@ -59,17 +59,17 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=10,
-            description="How strictly the picture follows the words. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5).",
+            description="How strictly the picture follows the prompt. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5).",
         ),
         sampler: str = Input(
             default="Euler",
             choices=["Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"],
-            description="What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always take Euler.",
+            description="Sampling method. Passes that start from a picture (image-to-image, Hires fix, ADetailer) always use Euler.",
         ),
         scheduler: str = Input(
             default="Simple",
             choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
-            description="Where the steps lie between noise and picture. With Flux, all but Simple are for the sampler Euler.",
+            description="Noise schedule. With Flux, all but Simple need the sampler Euler.",
         ),
         go_fast: bool = Input(
             default=False, description="Skip steps that change little: faster, and a slightly different picture."
@@ -83,25 +83,25 @@ class Predictor(BasePredictor):
         image: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description="A picture to start from (image to image), or to paint into when a mask is given.",
+            description="A picture to start from (image-to-image), or to inpaint when a mask is given.",
         ),
         mask: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description="White where the image is repainted, black where it stays, also in Hires fix and the detail pass. Same size as the image.",
+            description="White where the image is repainted, black where it stays, also in Hires fix and ADetailer. Same size as the image.",
         ),
         prompt_strength: float = Input(
-            default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."
+            default=0.8, ge=0, le=1, description="How much of the image is repainted: 0 keeps it, 1 ignores it."
         ),
         enable_hr: bool = Input(
             default=False,
-            description="Hires fix: upscale the drawn picture and redraw it at that size, before the faces are repainted.",
+            description="Hires fix: upscale the generated picture and denoise it again at that size, before the faces are repainted.",
         ),
         hr_scale: float = Input(
             default=1.3,
             ge=1,
             le=4,
-            description="By which factor Hires fix upscales; the nearest size that the model can draw is taken.",
+            description="Upscale factor of Hires fix, rounded to the nearest size that the model can generate.",
         ),
         hr_steps: int = Input(
             default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."
@@ -109,19 +109,19 @@ class Predictor(BasePredictor):
         hr_upscaler: str = Input(
             default="ESRGAN",
             choices=["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"],
-            description="The upscaler for Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
+            description="Upscaler of Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
         ),
         denoising_strength: float = Input(
-            default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."
+            default=0.3, ge=0, le=1, description="How much of the picture Hires fix repaints: 0 keeps it, 1 ignores it."
         ),
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
             default="",
-            description="Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] skips a face.",
+            description="Prompt for the faces. Empty: the main prompt. [SEP] separates the prompts of successive faces, [SKIP] skips a face.",
         ),
         ad_hands_prompt: str = Input(
             default="",
-            description="Words for the hands, which are repainted after the faces. Empty: hands are left as they are.",
+            description="Prompt for the hands, which are repainted after the faces. Empty: hands are not repainted.",
         ),
         adetailer_args: str = Input(
             default="",
@@ -129,18 +129,18 @@ class Predictor(BasePredictor):
         ),
         adetailer_args_hands: str = Input(
             default="",
-            description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt.",
+            description="The same for hands; {} repaints them with the main prompt. Empty: only with ad_hands_prompt.",
         ),
         scale: float = Input(
-            default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."
+            default=2.0, ge=1, le=8, description="Upscale the finished picture by this factor with ESRGAN. 1 is off."
         ),
         upscaler: str = Input(
             default="",
-            description="The upscaler, also that of Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best.",
+            description="Upscaler for scale and Hires fix: the name of its file without extension, such as 4x-UltraSharp. Empty: the best one that is installed.",
         ),
         face_enhance: bool = Input(
             default=False,
-            description="Restore the faces of the finished picture with GFPGAN, where its weights are present.",
+            description="Restore the faces of the finished picture with GFPGAN, where its weights are installed.",
         ),
         prompt_upsampling: bool = Input(
             default=False, description="Let a language model rewrite the prompt as a full description first."
@@ -158,8 +158,8 @@ class Predictor(BasePredictor):
             default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."
         ),
     ) -> list[Path]:
-        """Draws the pictures and gives their files, in the order of their seeds."""
-        inputs = dict(locals())  # before there is any other local name
+        """Generates the pictures and returns their files, in the order of their seeds."""
+        inputs = dict(locals())  # first, while the arguments are the only local names
         del inputs["self"]
         received = self.service.uploads.only_received(inputs)
         return [Path(file) for file in self.service.predict(received, self.record_metric)]

@@ -1,8 +1,8 @@
 """The inputs of ``predict.py``: read without running it, written as the OpenAPI document of Cog's server, and checked.
 
 Cog's server checks a request only against ``.cog/openapi_schema.json``. In an image ``cog build`` writes that file;
-everywhere else it comes from here (``python -m backend.api.input_schema``), and the command checks its ``name=value``
-texts against the same document. Reading is static, as Cog's is: a bound that is not a literal would be dropped there
+elsewhere this module does (``python -m backend.api.input_schema``). The command checks its ``name=value`` arguments
+against the same inputs. Reading is static, as Cog's is: a bound that is not a literal would be dropped there
 without a word, here it is an error.
 """
 

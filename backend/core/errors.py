@@ -1,7 +1,7 @@
 """The errors that a user sees. Their text is one line that names the field or file and says what to do.
 
-The text reaches the clients of the server word for word, so it never holds a path of the machine that a client did not
-name itself, nor the content of a file.
+The server sends this text to its clients unchanged, so it contains no path of the machine that the client did not name
+itself, and no content of a file.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A problem that the person who called can solve; shown without a stack trace."""
+    """A problem that the user can solve; shown without a stack trace."""
 
 
 class InputError(UserError):
-    """An input of a prediction that cannot be honoured."""
+    """An input of a prediction that is wrong or not supported."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -24,7 +24,7 @@ class InputError(UserError):
 
 
 class SettingsError(UserError):
-    """``config_optimized.json`` or an environment variable that overrides it holds something that is not understood."""
+    """A setting in ``config_optimized.json`` or the environment is unknown or has a wrong value."""
 
 
 class WeightsError(UserError):

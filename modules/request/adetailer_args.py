@@ -1,6 +1,6 @@
-"""ADetailer's arguments as JSON text, the way its users and WebUIs write them -> units.
+"""From ADetailer's arguments as JSON text, as its users and WebUIs write them, to units.
 
-What ADetailer knows and this package cannot do is refused by name as soon as it is asked for; it is never ignored.
+An argument of ADetailer that this package does not support is refused by name when it is used, never ignored.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ MAX_TEXT = 20_000
 """Characters of JSON that are read; a real list of units has a few hundred."""
 PREFIX = "ad_"
 
-NOT_HERE: Mapping[str, tuple[Any, str]] = MappingProxyType(
+UNSUPPORTED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
-        "use_checkpoint": (False, "the pictures are repainted by the model that drew them"),
+        "use_checkpoint": (False, "the pictures are repainted by the model that generated them"),
         "use_vae": (False, "the model's own autoencoder is used"),
-        "use_noise_multiplier": (False, "the noise has one strength"),
+        "use_noise_multiplier": (False, "the noise is not scaled"),
         "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
         "controlnet_model": ("None", "there is no ControlNet model"),
     }
 )
-"""What cannot be honoured, the value that asks for nothing, and why."""
+"""Unsupported arguments: the value that asks for nothing, and the reason."""
 
-PASSED_OVER = "is_api"
-"""What ADetailer writes into every unit beside its arguments."""
+IGNORED = "is_api"
+"""A key that ADetailer adds to every unit; it is ignored."""
 
 OptionalRatio = Annotated[float | None, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class WithoutEffect:
-    """Arguments that only count beside one of ``NOT_HERE``. A WebUI always sends them, null where there is none."""
+class UnusedArguments:
+    """Arguments that only count together with one of ``UNSUPPORTED``. A WebUI always sends them, null if unset."""
 
     checkpoint: str | None = None
     vae: str | None = None
@@ -57,8 +57,8 @@ class WithoutEffect:
 def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple[AdetailerUnit, ...]:
     """The enabled units of a JSON text: an object, or a list of up to four. What it leaves out is as in ``base``.
 
-    A WebUI's ``args`` list is understood as it is; its two leading switches (enable, skip img2img) are passed over, but
-    a first ``false`` means that nothing is to be done. Raises :class:`InputError` that names the unit and the argument.
+    A WebUI's ``args`` list may be given as it is: its two leading switches (enable, skip img2img) are skipped, but if
+    the first is ``false`` there are no units. Raises :class:`InputError` that names the unit and the argument.
     """
     entries = _entries(text, field)
     if entries and entries[0] is False:
@@ -94,20 +94,20 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
     def refused(name: str, problem: str) -> InputError:
         return InputError(field, f"{where}{PREFIX}{name} {problem}" if name else f"{where}{problem}")
 
-    own, without_effect = fields_of(AdetailerUnit), fields_of(WithoutEffect)
-    known = [PREFIX + name for name in (*own, *NOT_HERE, *without_effect)]
+    own, unused = fields_of(AdetailerUnit), fields_of(UnusedArguments)
+    known = [PREFIX + name for name in (*own, *UNSUPPORTED, *unused)]
     values: dict[str, Any] = {}
     for key, value in given.items():
         name = key.removeprefix(PREFIX)
-        if key == PASSED_OVER:
+        if key == IGNORED:
             continue
         if key not in known:
             raise InputError(field, f"{where}unknown argument '{key}'{nearest(key, known)}")
-        if name not in NOT_HERE:
+        if name not in UNSUPPORTED:
             values[name] = value
-        elif value not in (NOT_HERE[name][0], None):
-            raise refused(name, f"cannot be honoured: {NOT_HERE[name][1]}; leave it out")
-    validated(WithoutEffect, {name: value for name, value in values.items() if name in without_effect}, refused)
+        elif value not in (UNSUPPORTED[name][0], None):
+            raise refused(name, f"cannot be honoured: {UNSUPPORTED[name][1]}; leave it out")
+    validated(UnusedArguments, {name: value for name, value in values.items() if name in unused}, refused)
     changes = {name: value for name, value in values.items() if name in own}
     unchanged = {one.name: getattr(base, one.name) for one in fields(base)}
     return validated(AdetailerUnit, {**unchanged, **changes}, refused)

@@ -1,4 +1,4 @@
-"""One detail pass as ADetailer 25.3 describes it: its arguments with their defaults, ranges and labels."""
+"""The arguments of one ADetailer unit (version 25.3), with their defaults, ranges, choices and labels."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _strict_for_short(value: object) -> object:
 
 @dataclass(frozen=True, config=STRICT)
 class AdetailerUnit:
-    """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments
-    without ``ad_``; a title is its label in the parameters of a picture, where that is not the name.
+    """One ADetailer pass: what to detect, which detections to repaint, in which order, and how.
 
-    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). From ``bbox_sortby`` on
-    they are global settings of ADetailer, by its names; here every unit has its own. The last three are this package's.
-    Ranges are those of ADetailer's sliders; for steps and CFG scale those of the WebUI's.
+    The fields are ADetailer's arguments without ``ad_``. A field's title is its label in the parameters of a picture,
+    where that differs from its name. ``model`` is the detector ("": the default one for faces, "None": the unit is
+    off). The fields from ``bbox_sortby`` on are global settings in ADetailer; here each unit has its own. The last
+    three are additions of this package. Ranges are those of ADetailer's sliders; steps and CFG scale have the WebUI's.
     """
 
     model: str = ""
@@ -114,20 +114,20 @@ class AdetailerUnit:
 
     @property
     def selected(self) -> frozenset[int]:
-        """The numbers of the regions that ``mask_select`` names, from 1; none when all are repainted."""
+        """The numbers of the regions that ``mask_select`` lists, from 1. Empty means all."""
         return frozenset(int(number) for number in self.mask_select.split(",") if number.strip())
 
     def strength(self, area_ratio: float) -> float:
-        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a
-        power above 0, more with one below."""
-        rest = max(1 - area_ratio, 1e-6)  # of a box that is the picture, 0 could not be raised to a power below 0
+        """The denoising strength for a region whose box covers ``area_ratio`` of the picture. A positive
+        ``dynamic_denoise_power`` lowers it for large regions, a negative one raises it."""
+        rest = max(1 - area_ratio, 1e-6)  # 0, for a box as large as the picture, has no negative power
         return min(MOST_STRENGTH, self.denoising_strength * math.pow(rest, self.dynamic_denoise_power))
 
     def sampling(self, sampler: str, schedule: str) -> tuple[str, str]:
-        """Sampler and schedule that the unit asks for, where the request has these; names as in
-        ``modules/diffusion/samplers.py``.
+        """The sampler and schedule of the unit, by default those of the request, which are given. The names are those
+        of ``modules/diffusion/samplers.py``.
 
-        An older name holds both, "DPM++ 2M Karras"; a schedule that is named by itself goes over it.
+        An older sampler name contains the schedule ("DPM++ 2M Karras"); ``scheduler`` overrides it.
         """
         if not self.use_sampler:
             return sampler, schedule
@@ -150,21 +150,21 @@ FACES = AdetailerUnit()
 HANDS = AdetailerUnit(
     confidence=0.28, denoising_strength=0.35, dilate_erode=16, mask_blur=8, inpaint_only_masked_padding=72
 )
-"""What hands need where nothing else is asked for: surer surroundings than a face, and less freedom."""
+"""Defaults for hands, which need more context than faces and a lower denoising strength."""
 
 
 def prompt_order(unit_prompt: str) -> tuple[str, str]:
-    """An order that the prompt begins with (one of ``PROMPT_ORDERS``, or ""), and the prompt without it."""
+    """The order tag at the start of the prompt (one of ``PROMPT_ORDERS``, or ""), and the prompt without it."""
     words = unit_prompt.lstrip()
     order = next((order for order in PROMPT_ORDERS if words.startswith(order)), "")
     return order, words.removeprefix(order)
 
 
 def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
-    """The words for region ``index`` (from 0) of a picture; None when that region is to be skipped.
+    """The prompt for region ``index`` (from 0) of a picture; None when that region is to be skipped.
 
-    ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main
-    prompt, as an empty part does; a part that is exactly ``[SKIP]`` skips its region.
+    ``[SEP]`` separates the prompts of the regions, and the last one is for all further regions. ``[PROMPT]`` and an
+    empty part stand for the main prompt. A part that is exactly ``[SKIP]`` skips its region.
     """
     parts = re.split(r"\s*\[SEP\]\s*", prompt_order(unit_prompt)[1])
     part = parts[min(index, len(parts) - 1)].strip()

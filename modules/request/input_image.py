@@ -1,4 +1,4 @@
-"""A picture file that came with a request -> pixels."""
+"""Reads a picture that came with a request."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_BYTES = 128 * 2**20
 def read_image(path: Path, field: str) -> Image.Image:
     """A picture given as an input, upright, RGB (or RGBA or L as it is).
 
-    It must be in one of ``IMAGE_FORMATS``, whatever its name says, and its size is judged by the header alone, before
-    anything is decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
+    It must be in one of ``IMAGE_FORMATS``, whatever its name says. Its size is read from the header, before anything is
+    decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
     """
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -32,16 +32,16 @@ HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
 """The input of every field of :class:`Hires`."""
 CUSTOM = "custom"
 """The aspect ratio with which width and height count."""
-NO_FACE_RESTORER = f"no face restorer is here; leave it out, or put {FACE_RESTORERS[0]} under weights/"
+NO_FACE_RESTORER = f"no face restorer is installed; leave it out, or put {FACE_RESTORERS[0]} under weights/"
 
 
 def adetailer_units(
     inputs: Mapping[str, Any], profile: ModelProfile, detectors: Mapping[str, ClassSet], restores_faces: bool = False
 ) -> tuple[AdetailerUnit, ...]:
-    """The detail passes, faces first: one over the faces, or those of ``adetailer_args``, and where they are asked for
-    those over hands.
+    """The ADetailer units of a request: those for faces (one, or those of ``adetailer_args``), then those for hands
+    where they are asked for.
 
-    ``ad_prompt`` and ``ad_hands_prompt`` go over the words of the first of each.
+    ``ad_prompt`` and ``ad_hands_prompt`` replace the prompt of the first unit of each. Raises :class:`InputError`.
     """
     if not inputs["adetailer"]:
         return ()
@@ -60,18 +60,19 @@ def adetailer_units(
 
 
 def _finds(label: str, field: str, detectors: Mapping[str, ClassSet]) -> str:
-    """The detector that finds only this, for units of this input that name none."""
+    """The detector that finds only this label, for units of the input ``field`` that name none."""
     for name, class_set in detectors.items():
         if class_set.classes == (label,):
             return name
     raise InputError(
         field,
-        f"no detector of {label}s is here; leave it out, or bring one: scripts/fetch-weights --only {label}_yolov8n",
+        f"no detector for {label}s is installed; leave it out, or run scripts/fetch-weights --only {label}_yolov8n",
     )
 
 
 def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit) -> tuple[AdetailerUnit, ...]:
-    """The units of one pair of inputs, JSON and words, each on top of ``base``."""
+    """The units of one pair of inputs: ``field`` has the JSON, ``words`` the prompt. What they leave out is as in
+    ``base``."""
     units = units_from_json(inputs[field], field, base) if inputs[field].strip() else (base,)
     return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
 
@@ -83,7 +84,7 @@ def _check_units(
     detectors: Mapping[str, ClassSet],
     restores_faces: bool,
 ) -> None:
-    """Raises :class:`InputError` for what the family or the models that are there cannot do."""
+    """Raises :class:`InputError` for what the model family or the installed models cannot do."""
     honoured = profile.inputs
     for unit in units:
         if unit.restore_face and not restores_faces:
@@ -99,7 +100,7 @@ def _check_units(
         if unit.model and unit.model not in detectors:
             why = f" ({unavailable_reason()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
             raise InputError(
-                field, f"ad_model '{unit.model}' is not here{why}; leave it out, or use {', '.join(detectors)}"
+                field, f"ad_model '{unit.model}' is not installed{why}; leave it out, or use {', '.join(detectors)}"
             )
         name = unit.model or next(iter(detectors), "")
         if unit.model_classes.strip() and (problem := detectors[name].problem(unit.model_classes)):
@@ -113,12 +114,12 @@ def build_request(
     upscalers: Collection[str] = (),
     restores_faces: bool = False,
 ) -> ImageRequest:
-    """The request that all inputs of ``predict.py`` ask for, by what a family can do and what is there: detectors (the
-    first is the default), upscalers, a face restorer.
+    """The request for the inputs of ``predict.py``, all of them, with defaults filled in.
 
-    Raises :class:`InputError` for what cannot be honoured.
+    ``profile`` says what the model family honours; ``detectors`` (the first is the default), ``upscalers`` and
+    ``restores_faces`` what is installed. Raises :class:`InputError` for what cannot be honoured.
     """
-    _refuse_what_it_cannot(inputs, profile)
+    _refuse_unsupported(inputs, profile)
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     for name in ("image", "mask"):
@@ -174,14 +175,14 @@ def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:
 
 
 def _refuse_unknown_upscaler(name: str, upscalers: Collection[str]) -> None:
-    """Raises :class:`InputError` for an upscaler that is not on this machine."""
+    """Raises :class:`InputError` for an upscaler that is not installed."""
     if name and name not in upscalers:
-        here = f"use {', '.join(upscalers)}" if upscalers else "there is none"
-        raise InputError("upscaler", f"'{name[:40]}' is not here{nearest(name, upscalers)}; leave it out, or {here}")
+        others = f"leave it out, or use {', '.join(upscalers)}" if upscalers else "leave it out, no upscaler is"
+        raise InputError("upscaler", f"'{name[:40]}' is not installed{nearest(name, upscalers)}; {others}")
 
 
-def _refuse_what_it_cannot(inputs: Mapping[str, Any], profile: ModelProfile) -> None:
-    """Raises :class:`InputError` for what only other families can do."""
+def _refuse_unsupported(inputs: Mapping[str, Any], profile: ModelProfile) -> None:
+    """Raises :class:`InputError` for inputs that the model family does not honour."""
     honoured, name = profile.inputs, profile.inputs.label
     if inputs["negative_prompt"].strip() and not honoured.negative_prompt:
         raise InputError(

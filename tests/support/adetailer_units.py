@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from backend.core.validation import bounds, choices, fields_of
-from modules.request.adetailer_args import NOT_HERE, WithoutEffect
+from modules.request.adetailer_args import UNSUPPORTED, UnusedArguments
 from modules.request.adetailer_unit import AdetailerUnit
 
-FIELDS = {**fields_of(AdetailerUnit), **fields_of(WithoutEffect)}
+FIELDS = {**fields_of(AdetailerUnit), **fields_of(UnusedArguments)}
 RANGES = {name: bounds(field) for name, field in FIELDS.items() if math.isfinite(bounds(field)[0])}
 CHOICES = {name: choices(field) for name, field in FIELDS.items() if choices(field)}
 
@@ -91,7 +91,7 @@ WRONG: list[tuple[object, str]] = [
     ],
     *[
         ({f"ad_{name}": True if nothing is False else "something"}, f"ad_{name} cannot be honoured: {reason}")
-        for name, (nothing, reason) in NOT_HERE.items()
+        for name, (nothing, reason) in UNSUPPORTED.items()
     ],
 ]
 """Units that are refused, and words of the error; ``tests/e2e/test_server.py`` sends them all over HTTP."""

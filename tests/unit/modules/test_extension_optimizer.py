@@ -131,7 +131,9 @@ def test_a_default_does_not_ask_for_a_disabled_stage() -> None:
 
 def test_asking_for_a_stage_whose_models_are_missing_says_what_to_install() -> None:
     selection = selected().without({"face_restorer"})
-    with pytest.raises(InputError, match="^face_enhance: no face restorer is here; leave it out, or put GFPGANv1.4"):
+    with pytest.raises(
+        InputError, match="^face_enhance: no face restorer is installed; leave it out, or put GFPGANv1.4"
+    ):
         turned_off(selection, face_enhance=True)
     assert turned_off(selection)["face_enhance"] is False
 

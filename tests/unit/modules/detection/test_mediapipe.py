@@ -112,7 +112,7 @@ def refusal(name: str) -> str:
 @pytest.mark.skipif(find_spec("mediapipe") is not None, reason="mediapipe is installed")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_the_package_the_error_says_so(name: str) -> None:
-    assert f"'{name}' is not here (MediaPipe's detectors need the package mediapipe: {INSTALL})" in refusal(name)
+    assert f"'{name}' is not installed (MediaPipe's detectors need the package mediapipe: {INSTALL})" in refusal(name)
 
 
 def test_a_package_that_reports_to_its_maker_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

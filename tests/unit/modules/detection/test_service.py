@@ -219,16 +219,16 @@ def refusal(arguments: str, detectors: dict[str, ClassSet]) -> str:
     [
         (
             '{"ad_model": "face_yolov8n"}',
-            "adetailer_args: ad_model 'face_yolov8n' is not here (did you mean 'face_yolov8n.pt'?); leave it out, or "
+            "adetailer_args: ad_model 'face_yolov8n' is not installed (did you mean 'face_yolov8n.pt'?); leave it out, or "
             "use ",
         ),
         (
             '{"ad_model": "zebra.pt"}',
-            "adetailer_args: ad_model 'zebra.pt' is not here; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt",
+            "adetailer_args: ad_model 'zebra.pt' is not installed; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt",
         ),
         (
             '{"ad_model": "mediapipe_face_full"}',
-            "adetailer_args: ad_model 'mediapipe_face_full' is not here (",
+            "adetailer_args: ad_model 'mediapipe_face_full' is not installed (",
         ),
         (
             '{"ad_model_classes": "hand"}',

@@ -180,7 +180,10 @@ def test_the_detail_pass_restores_where_the_stage_for_it_is_turned_off(weights: 
 def test_without_the_file_asking_is_refused_before_anything_runs(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         build_request({**INPUTS, **inputs}, EMBEDDED, DETECTORS)
-    assert str(caught.value) == f"{message}no face restorer is here; leave it out, or put GFPGANv1.4.pth under weights/"
+    assert (
+        str(caught.value)
+        == f"{message}no face restorer is installed; leave it out, or put GFPGANv1.4.pth under weights/"
+    )
 
 
 def test_it_is_found_by_its_name_or_not_at_all(weights: Path) -> None:

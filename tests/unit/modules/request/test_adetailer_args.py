@@ -11,7 +11,7 @@ import pytest
 from support.adetailer_units import ADETAILERS, CHOICES, RANGES, WRONG, beyond
 
 from backend.core.errors import InputError
-from modules.request.adetailer_args import NOT_HERE, WithoutEffect, units_from_json
+from modules.request.adetailer_args import UNSUPPORTED, UnusedArguments, units_from_json
 from modules.request.adetailer_unit import AdetailerUnit
 
 
@@ -49,7 +49,7 @@ CONTROLNET = {
 
 def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settings_and_three_more_are_not_its() -> None:
     ours = {field.name for field in fields(AdetailerUnit)}
-    assert {*ours, *NOT_HERE, *(field.name for field in fields(WithoutEffect))} >= {
+    assert {*ours, *UNSUPPORTED, *(field.name for field in fields(UnusedArguments))} >= {
         "model",
         *ADETAILERS,
         *OTHERS,
@@ -127,9 +127,9 @@ def test_what_is_wrong_is_named(given: object, words: str) -> None:
     assert words in refused(given)
 
 
-@pytest.mark.parametrize("name", NOT_HERE)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_cannot_be_honoured_is_refused_only_when_it_is_asked_for(name: str) -> None:
-    nothing, reason = NOT_HERE[name]
+    nothing, reason = UNSUPPORTED[name]
     assert units({f"ad_{name}": nothing}) == (AdetailerUnit(),)
     asked: Any = True if nothing is False else "something"
     assert f"ad_{name} cannot be honoured: {reason}" in refused({f"ad_{name}": asked})

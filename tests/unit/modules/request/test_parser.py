@@ -142,7 +142,7 @@ class TestAdetailerInputs:
         assert self.build(adetailer_args='{"ad_model": "face_yolov8n.pt"}')[0].model == "face_yolov8n.pt"
         with pytest.raises(
             InputError,
-            match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not here.*; leave it out, or use face_yolov8n.pt$",
+            match=r"^adetailer_args: ad_model 'hand_yolov8n.pt' is not installed.*; leave it out, or use face_yolov8n.pt$",
         ):
             self.build(adetailer_args='{"ad_model": "hand_yolov8n.pt"}')
 
@@ -171,7 +171,10 @@ class TestAdetailerInputs:
                 {"adetailer_args_hands": '{"ad_mask_blur": 65}'},
                 "adetailer_args_hands: ad_mask_blur must be from 0 to 64, not 65",
             ),
-            ({"adetailer_args_hands": '{"ad_model": "zebra"}'}, "adetailer_args_hands: ad_model 'zebra' is not here; "),
+            (
+                {"adetailer_args_hands": '{"ad_model": "zebra"}'},
+                "adetailer_args_hands: ad_model 'zebra' is not installed; ",
+            ),
             (
                 {"adetailer_args_hands": "[{}, {}, {}, {}]"},
                 "adetailer_args_hands: has 4 units beside 1 others; at most 4 are run",
@@ -185,7 +188,7 @@ class TestAdetailerInputs:
 
     def test_without_a_detector_of_hands_there_is_no_unit_for_them(self) -> None:
         with pytest.raises(
-            InputError, match="^ad_hands_prompt: no detector of hands is here; leave it out, or bring one"
+            InputError, match="^ad_hands_prompt: no detector for hands is installed; leave it out, or run scripts"
         ):
             self.build(ad_hands_prompt="a hand")
 
@@ -193,5 +196,5 @@ class TestAdetailerInputs:
         world = {**DETECTORS, "world.pt": ClassSet(("face", "hand"), world=True)}
         asked = {**INPUTS, "adetailer_args_hands": '{"ad_model": "world.pt", "ad_model_classes": "hand"}'}
         assert build_request(asked, EMBEDDED, world).adetailer[1].model == "world.pt"
-        with pytest.raises(InputError, match="^adetailer_args_hands: no detector of hands is here"):
+        with pytest.raises(InputError, match="^adetailer_args_hands: no detector for hands is installed"):
             build_request({**INPUTS, "adetailer_args_hands": "{}"}, EMBEDDED, world)

@@ -323,7 +323,7 @@ def test_one_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(
         InputError,
         match=(
-            r"^upscaler: '4x-Ultrasharp' is not here \(did you mean '4x-UltraSharp'\?\); leave it out, or use "
+            r"^upscaler: '4x-Ultrasharp' is not installed \(did you mean '4x-UltraSharp'\?\); leave it out, or use "
             r"ESRGAN_4x, 4x-U"
         ),
     ):
