@@ -67,70 +67,78 @@ class Step:
     lower: str
 
 
+@dataclass(frozen=True)
+class _StepMaker:
+    """Makes the steps of one workload; sizes are in pixels."""
+
+    workload: Workload
+    models: ModelSpec
+
+    def step(
+        self, stage: str, kind: str, components: tuple[str, ...], x: float, batch: int, forwards: int, lower: str
+    ) -> Step:
+        cost = self.models.costs[kind]
+        memory = int(batch * cost.memory(x))
+        return Step(stage, components, memory, memory, batch * cost.work(x), forwards, lower)
+
+    def autoencoder(self, stage: str, kind: str, width: int, height: int, lower: str) -> Step:
+        """One picture at a time."""
+        cost, tile = self.models.costs[kind], min(width, self.models.vae_tile) * min(height, self.models.vae_tile)
+        whole, tiled = int(cost.memory(width * height)), int(cost.memory(tile))
+        return Step(stage, ("vae",), whole, tiled, cost.work(width * height), self.workload.outputs, lower)
+
+    def denoise(self, stage: str, width: int, height: int, strength: float, lower: str) -> Step:
+        models, pixels = self.models, self.models.token_pixels
+        tokens = models.text_tokens + math.ceil(width / pixels) * math.ceil(height / pixels)
+        forwards = max(1, int(self.workload.steps * strength))
+        return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
+
+    def repaint(self, stage: str, width: int, height: int, strength: float, lower: str) -> list[Step]:
+        return [
+            self.autoencoder(stage, "encode_image", width, height, lower),
+            self.denoise(stage, width, height, strength, lower if self.workload.outputs == 1 else "num_outputs"),
+            self.autoencoder(stage, "decode", width, height, lower),
+        ]
+
+    def upscale(self, stage: str, width: int, height: int) -> Step:
+        side_of_tile = self.workload.upscale_tile
+        tiles = [
+            max(1, math.ceil((side - UPSCALE_OVERLAP) / (side_of_tile - UPSCALE_OVERLAP))) for side in (width, height)
+        ]
+        pixels = math.prod(min(side, side_of_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
+        forwards = self.workload.outputs * math.prod(tiles)
+        return self.step(stage, "upscale", ("upscaler",), pixels, 1, forwards, "upscale_tile_size")
+
+
 def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = True) -> tuple[Step, ...]:
-    """The steps of one prediction in order. Without ``new_prompt`` the embeddings are remembered and no text encoder
+    """The steps of one prediction in order. Without ``new_prompt`` the embeddings are cached and no text encoder
     runs.
 
     The autoencoder takes one picture at a time, the other models all ``outputs`` together.
     """
-    w, costs = workload, models.costs
+    w, make, tokens = workload, _StepMaker(workload, models), models.text_tokens
+    steps = []
+    if new_prompt and "prompt_upsampler" in models.components:
+        # as many tokens as the text encoder takes, one forward each
+        steps.append(make.step("prompt", "write", ("prompt_upsampler",), tokens, 1, tokens, "prompt_upsampler"))
+    if new_prompt:
+        steps.append(make.step("encode", "encode", models.encoders, tokens, 1, 1, ""))
     size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
-
-    def step(
-        stage: str, kind: str, components: tuple[str, ...], x: float, batch: int, forwards: int, lower: str
-    ) -> Step:
-        memory = batch * costs[kind].memory(x)
-        return Step(stage, components, int(memory), int(memory), batch * costs[kind].work(x), forwards, lower)
-
-    def autoencoder(stage: str, kind: str, width: int, height: int, lower: str) -> Step:
-        tile = min(width, models.vae_tile) * min(height, models.vae_tile)
-        whole, tiled = costs[kind].memory(width * height), costs[kind].memory(tile)
-        return Step(stage, ("vae",), int(whole), int(tiled), costs[kind].work(width * height), w.outputs, lower)
-
-    def denoise(stage: str, width: int, height: int, strength: float, lower: str) -> Step:
-        tokens = models.text_tokens + math.ceil(width / models.token_pixels) * math.ceil(height / models.token_pixels)
-        return step(stage, "denoise", (models.denoiser,), tokens, w.outputs, max(1, int(w.steps * strength)), lower)
-
-    def repaint(stage: str, width: int, height: int, strength: float, lower: str) -> list[Step]:
-        return [
-            autoencoder(stage, "encode_image", width, height, lower),
-            denoise(stage, width, height, strength, lower if w.outputs == 1 else "num_outputs"),
-            autoencoder(stage, "decode", width, height, lower),
-        ]
-
-    def upscale(stage: str, width: int, height: int) -> Step:
-        tiles = [
-            max(1, math.ceil((side - UPSCALE_OVERLAP) / (w.upscale_tile - UPSCALE_OVERLAP))) for side in (width, height)
-        ]
-        pixels = math.prod(min(side, w.upscale_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
-        return step(stage, "upscale", ("upscaler",), pixels, 1, w.outputs * math.prod(tiles), "upscale_tile_size")
-
-    steps = [step("encode", "encode", models.encoders, models.text_tokens, 1, 1, "")] if new_prompt else []
-    if (
-        new_prompt and "prompt_upsampler" in models.components
-    ):  # as many tokens as the text encoder takes, one forward each
-        steps.insert(
-            0,
-            step(
-                "prompt", "write", ("prompt_upsampler",), models.text_tokens, 1, models.text_tokens, "prompt_upsampler"
-            ),
-        )
-    steps += [
-        denoise("denoise", w.width, w.height, 1, size_inputs),
-        autoencoder("decode", "decode", w.width, w.height, "width and height"),
-    ]
+    steps.append(make.denoise("denoise", w.width, w.height, 1, size_inputs))
+    steps.append(make.autoencoder("decode", "decode", w.width, w.height, "width and height"))
     width, height = w.width, w.height
     if w.hires:
-        steps += [upscale("hires", width, height), *repaint("hires", *w.hires, w.hires_strength, "hr_scale")]
+        steps.append(make.upscale("hires", width, height))
+        steps += make.repaint("hires", *w.hires, w.hires_strength, "hr_scale")
         width, height = w.hires
     if w.detail_crop:
-        steps.append(step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
+        steps.append(make.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
         for _ in range(w.details):
-            steps += repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer")
+            steps += make.repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer")
     passes = math.ceil(math.log(w.scale, models.upscale_factor) - 1e-9)
     for index in range(passes):  # the network runs again on its own result, reduced to what the next run needs
         share = w.scale / models.upscale_factor ** (passes - index) if index else 1
-        steps.append(upscale("upscale", math.ceil(width * share), math.ceil(height * share)))
+        steps.append(make.upscale("upscale", math.ceil(width * share), math.ceil(height * share)))
     if "face_restorer" in models.components:
-        steps.append(step("face_enhance", "restore", ("face_restorer",), 1, 1, w.outputs, "face_enhance"))
+        steps.append(make.step("face_enhance", "restore", ("face_restorer",), 1, 1, w.outputs, "face_enhance"))
     return tuple(steps)

@@ -240,7 +240,7 @@ def steps(ground: Ground) -> list[Row]:
 
 
 def caps(ground: Ground, qualities: Sequence[str] = ("exact", "fp8")) -> list[Row]:
-    """On cards of other sizes: the peak that the plan foretells beside the measured one, the seconds, and what moves
+    """On cards of other sizes: the peak that the plan predicts beside the measured one, the seconds, and what moves
     when all is warm."""
     rows: list[Row] = []
     for cap in ground.caps:

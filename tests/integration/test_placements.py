@@ -60,7 +60,7 @@ def test_rounded_the_models_are_as_small_as_the_plan_counts(runs: dict[Kind, Run
         assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
 
 
-def test_the_peak_is_foretold_within_a_tenth(runs: dict[Kind, Run]) -> None:
+def test_the_peak_is_predicted_within_a_tenth(runs: dict[Kind, Run]) -> None:
     for kind, run in runs.items():
         assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
 

@@ -27,17 +27,14 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import original_names
-from support.emulated_runs import Run, run_emulated
 from support.flux_pictures import picture, pixels
-from support.model_specs import KNOWN
 from support.pictures import PROMPT
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
 from backend.offload.placements import block_modules
-from backend.planning.costs import KINDS, Kind, Placement
-from bench.speed.stable_diffusion import count, without_data, write
+from bench.speed.stable_diffusion import write
 from modules.app.model_files import find_files
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
@@ -45,8 +42,6 @@ from modules.families.stable_diffusion.service import StableDiffusionService
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
 from modules.pipeline.generate import GenerateStage
-from modules.request.adetailer_unit import AdetailerUnit
-from modules.request.image_request import ImageRequest
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
 
@@ -251,35 +246,6 @@ def test_steps_and_guidance_are_the_families_own(service: Service, family: str) 
     assert (asked["num_inference_steps"], asked["guidance_scale"]) == (30, 5.0 if family == "sdxl" else 7.5)
 
 
-@pytest.fixture(scope="module")
-def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
-    """The same request with the models in every placement, on an emulated device."""
-    found = find_files(replace(Settings(), model=str(folder))).spec()
-    request = ImageRequest(
-        PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=5.0, scale=2, adetailer=(AdetailerUnit(),)
-    )
-
-    def placed(kind: Kind) -> Run:
-        lighter: Kind = "model offload" if kind != "resident" else "resident"
-        placements = {
-            name: Placement(kind if component.blocks else lighter, "fp32")
-            for name, component in found.components.items()
-        }
-        return run_emulated(placements, 10**9, tmp_path_factory.mktemp(kind), str(folder), request)
-
-    return {kind: placed(kind) for kind in KINDS}
-
-
-def test_every_placement_gives_the_same_bits(runs: dict[Kind, Run]) -> None:
-    for kind, one in runs.items():
-        assert np.array_equal(one.picture, runs["resident"].picture), kind
-
-
-def test_the_peak_is_foretold_within_a_tenth(runs: dict[Kind, Run]) -> None:
-    for kind, one in runs.items():
-        assert one.predicted_peak == pytest.approx(one.device.peak_bytes, rel=0.1), kind
-
-
 def test_the_blocks_that_the_plan_counts_are_those_that_are_streamed(
     ours: StableDiffusionService, folder: Path, family: str
 ) -> None:
@@ -288,17 +254,6 @@ def test_the_blocks_that_the_plan_counts_are_those_that_are_streamed(
         streamed = sorted(sum(p.numel() for p in block.parameters()) for block in block_modules(unet))
         assert streamed == sorted(sizes.components["unet"].blocks)
         assert sum(p.numel() for p in unet.parameters()) == sizes.components["unet"].parameters
-
-
-def test_the_real_models_are_as_the_plan_counts_them(family: str) -> None:
-    unet, known = without_data(family), KNOWN[family]
-    assert sum(p.numel() for p in unet.parameters()) == known.components["unet"].parameters
-    assert sorted(sum(p.numel() for p in block.parameters()) for block in block_modules(unet)) == sorted(
-        known.components["unet"].blocks
-    )
-    one, cost = count(family, unet, known.native), known.costs["denoise"]
-    assert cost.work(one.x) == pytest.approx(one.operations, rel=0.02)
-    assert cost.memory(one.x) == pytest.approx(one.peak, rel=0.02)
 
 
 def test_the_convolutions_lie_as_the_report_of_the_set_up_says(ours: StableDiffusionService) -> None:

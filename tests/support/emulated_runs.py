@@ -40,7 +40,7 @@ DEVICE = Device("cpu", "emulated", 0, 0, None, torch.float32)
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the request: its picture, what the device saw, and the peak that the plan foretold for these
+    """One run of the request: its picture, what the device saw, and the peak that the plan predicted for these
     placements."""
 
     picture: np.ndarray

@@ -66,7 +66,7 @@ def test_ours_is_measured_beside_stock_diffusers() -> None:
         assert any("ours" in one for one in names) and any("stock" in one for one in names)
 
 
-def test_cards_of_other_sizes_show_what_was_foretold() -> None:
+def test_cards_of_other_sizes_show_what_was_predicted() -> None:
     rows = {row.name: row for row in caps(GROUND, qualities=("exact",))}
     for card in ("0.16 GB", "0.08 GB"):
         peak, moved = rows[f"{card}, exact: peak"], rows[f"{card}, exact: moved when warm"]
