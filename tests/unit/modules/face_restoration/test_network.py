@@ -27,7 +27,7 @@ from modules.request.parser import build_request
 from modules.upscaling.discovery import find_face_restorer
 from modules.upscaling.tiled import load_upscaler_network
 
-FORETOLD = 0.1
+TOLERANCE = 0.1
 """How far the plan's peak may be from what is seen, as a share."""
 
 
@@ -127,7 +127,7 @@ def test_end_to_end(service: Service, tmp_path: Path) -> None:
     plain = service.predict({**PICTURE, "scale": 1.0, "adetailer": False}, lambda name, value: None)
     changed = (restored_picture != np.asarray(Image.open(plain[0]).convert("RGB"))).any(axis=2)
     assert 0.05 < changed.mean() < 0.95 and "face_enhance.seconds" in metrics
-    assert service.runtime.plan.predicted_peak_bytes == pytest.approx(metrics["face_enhance.peak_bytes"], rel=FORETOLD)
+    assert service.runtime.plan.predicted_peak_bytes == pytest.approx(metrics["face_enhance.peak_bytes"], rel=TOLERANCE)
 
 
 def test_the_detail_pass_restores_what_it_painted_and_only_there(service: Service) -> None:
