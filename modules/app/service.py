@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from backend.api.input_schema import InputSchema
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
-from backend.core.units import parse_bytes
 from backend.planning.model_specs import ModelSpec
 from modules.app.environment import set_environment
 from modules.detection.classes import ClassSet
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from backend.devices.runtime import DeviceRuntime
     from backend.model_cache_optimizer import ModelCache
     from backend.offload.oom_fallback import OomFallback
+    from modules.app.wiring import SetUp
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def start(
     """
     logging.basicConfig(level=settings.log_level, format="%(name)s: %(message)s")
     timeline = timeline or Timeline()
-    extensions = select(settings, stages)
+    selection = select(settings, stages)
     set_environment(settings, os.environ, sys.modules)
     timeline.passed("environment")
     with timeline.span("torch"):
@@ -181,72 +181,58 @@ def start(
         from backend.devices.torchvision_ops import ensure_torchvision_operators
 
         ensure_torchvision_operators()
-        from backend.devices.runtime import plan_device
-        from backend.model_cache_optimizer import ModelCache
-        from backend.offload.oom_fallback import OomFallback
-        from backend.planning.report import plan_as_text
-        from modules.app.model_files import find_files
-        from modules.app.wiring import assemble
-        from modules.flux_memory_optimizer import FluxMemoryOptimizer
+        from modules.app.wiring import set_up
     # one folder for all that is written while the service lives; it goes when the process ends
     scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    with timeline.span("plan"):
-        files = find_files(settings, extensions, families)
-        extensions = extensions.without(files.missing_models)
-        spec = files.spec(device.dtype, device.upscaler_dtype)
-        emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
-        runtime = plan_device(device, spec, files.workload(settings), emulated, settings.weight_precision)
-    optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
-    optimizer.set_process_options()
-    models = ModelCache(
-        device.torch_device,
-        runtime.transfers,
-        files.kinds(runtime.kinds),
-        runtime.plan.inference_bytes,
-        optimizer.improve,
-    )
-    fallback = OomFallback(models.downgrade)
-    with timeline.span("stages"):
-        assembled = assemble(files, extensions, settings, device, runtime.plan, models, fallback, scratch, timeline)
-    with timeline.span("models"):
-        for name in models.names():
-            with timeline.span(name):
-                models.load(name)
-    outputs, uploads = scratch / "outputs", Uploads(scratch / "uploads")
-    for folder in (outputs, uploads.folder):
-        folder.mkdir()
-    parts = assembled.upsampler, assembled.pipeline, assembled.model
-    there = assembled.detectors, assembled.upscalers, assembled.restores_faces
-    service = Service(
-        schema or InputSchema(),
-        runtime,
-        assembled.profile,
-        spec,
-        *there,
-        extensions,
-        models,
-        fallback,
-        *parts,
-        timeline,
-        outputs,
-        uploads,
-    )
+    parts = set_up(settings, selection, families, device, scratch, timeline)
+    service = _service(schema or InputSchema(), parts, timeline, scratch)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
-    logger.info(
-        "%s on %s (%s)\n%s", assembled.profile.name, device.name, device.dtype, plan_as_text(runtime.plan, spec)
-    )
-    logger.info("optimizations\n%s", optimizer.table())
-    seconds = timeline.metrics()
-    imports = {name: seconds[f"stages.{name}.seconds"] for name in extensions.enabled}
-    load_seconds = models.stats().load_seconds
-    groups = {"detectors": tuple(files.detectors), "upscaler": tuple(files.cached_upscalers.values())}
-    reading = {**load_seconds, **{name: sum(load_seconds[one] for one in group) for name, group in groups.items()}}
-    logger.info("extensions\n%s", extensions.report(imports, reading))
-    if unused := extensions.unused_settings(settings):
-        logger.warning("settings without effect, since what reads them is turned off: %s", ", ".join(unused))
-    logger.info("set-up\n%s\n%s", timeline.table(), models.stats().table())
-    logger.info("set-up as JSON: %s", json.dumps(seconds))
+    _log_set_up(service, settings, parts)
     return service
+
+
+def _service(schema: InputSchema, parts: SetUp, timeline: Timeline, scratch: Path) -> Service:
+    """The service made of these parts, with its folders in ``scratch``."""
+    outputs, uploads = scratch / "outputs", Uploads(scratch / "uploads")
+    for folder in (outputs, uploads.folder):
+        folder.mkdir()
+    assembled = parts.assembled
+    return Service(
+        schema=schema,
+        runtime=parts.runtime,
+        profile=assembled.profile,
+        spec=parts.spec,
+        detectors=assembled.detectors,
+        upscalers=assembled.upscalers,
+        restores_faces=assembled.restores_faces,
+        extensions=parts.selection,
+        models=parts.models,
+        fallback=parts.fallback,
+        upsampler=assembled.upsampler,
+        pipeline=assembled.pipeline,
+        model=assembled.model,
+        timeline=timeline,
+        outputs=outputs,
+        uploads=uploads,
+    )
+
+
+def _log_set_up(service: Service, settings: Settings, parts: SetUp) -> None:
+    from backend.planning.report import plan_as_text
+
+    device, plan = service.runtime.device, plan_as_text(service.runtime.plan, service.spec)
+    logger.info("%s on %s (%s)\n%s", service.profile.name, device.name, device.dtype, plan)
+    logger.info("optimizations\n%s", parts.optimizer.table())
+    seconds, statistics = service.timeline.metrics(), service.models.stats()
+    imports = {name: seconds[f"stages.{name}.seconds"] for name in service.extensions.enabled}
+    groups = {"detectors": tuple(parts.files.detectors), "upscaler": tuple(parts.files.cached_upscalers.values())}
+    loads = statistics.load_seconds
+    loads = {**loads, **{name: sum(loads[one] for one in group) for name, group in groups.items()}}
+    logger.info("extensions\n%s", service.extensions.report(imports, loads))
+    if unused := service.extensions.unused_settings(settings):
+        logger.warning("settings without effect, since what reads them is turned off: %s", ", ".join(unused))
+    logger.info("set-up\n%s\n%s", service.timeline.table(), statistics.table())
+    logger.info("set-up as JSON: %s", json.dumps(seconds))

@@ -1,4 +1,4 @@
-"""Puts the package together: every model registered with the cache, and the stages that borrow them, in order."""
+"""Puts the package together: the memory plan, every model in the cache, and the stages that borrow them, in order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
+from backend.core.units import parse_bytes
 from backend.devices.probe import Device
+from backend.devices.runtime import DeviceRuntime, plan_device
 from backend.memory_management import MemoryPlan
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from backend.offload.quantized_linear import FORMATS, quantize
-from modules.app.model_files import Files
+from backend.planning.model_specs import ModelSpec
+from modules.app.model_files import Files, find_files
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
+from modules.families.registry import Families
+from modules.flux_memory_optimizer import FluxMemoryOptimizer
 from modules.output.image_writer import ModelInfo
 from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler
@@ -45,6 +50,48 @@ class Assembled:
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
     restores_faces: bool
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """What a service is made of."""
+
+    files: Files
+    selection: Selection
+    spec: ModelSpec
+    runtime: DeviceRuntime
+    optimizer: FluxMemoryOptimizer
+    models: ModelCache
+    fallback: OomFallback
+    assembled: Assembled
+
+
+def set_up(
+    settings: Settings, selection: Selection, families: Families, device: Device, scratch: Path, timeline: Timeline
+) -> SetUp:
+    """Plans the memory, builds the stages and loads every model, each in a span of the timeline.
+
+    ``scratch`` is a writable folder that lives as long as the process. Raises a
+    :class:`backend.core.errors.UserError` for what is missing or does not fit.
+    """
+    with timeline.span("plan"):
+        files = find_files(settings, selection, families)
+        selection = selection.without(files.missing_models)
+        spec = files.spec(device.dtype, device.upscaler_dtype)
+        emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
+        runtime = plan_device(device, spec, files.workload(settings), emulated, settings.weight_precision)
+    optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
+    optimizer.set_process_options()
+    kinds, reserved = files.kinds(runtime.kinds), runtime.plan.inference_bytes
+    models = ModelCache(device.torch_device, runtime.transfers, kinds, reserved, optimizer.improve)
+    fallback = OomFallback(models.downgrade)
+    with timeline.span("stages"):
+        assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)
+    with timeline.span("models"):
+        for name in models.names():
+            with timeline.span(name):
+                models.load(name)
+    return SetUp(files, selection, spec, runtime, optimizer, models, fallback, assembled)
 
 
 def assemble(
