@@ -1,16 +1,12 @@
-"""The inputs of ``predict.py``: read without running it, written as the OpenAPI document of Cog's server, and checked.
+"""The inputs of ``predict.py``: read from its source, and values checked against them.
 
-Cog's server checks a request only against ``.cog/openapi_schema.json``. In an image ``cog build`` writes that file;
-elsewhere this module does (``python -m backend.api.input_schema``). The command checks its ``name=value`` arguments
-against the same inputs. Reading is static, as Cog's is: a bound that is not a literal would be dropped there
-without a word, here it is an error.
+The source is read without running it, as Cog does. Where Cog silently drops what is not a literal, this is an error.
 """
 
 from __future__ import annotations
 
 import ast
 import io
-import json
 import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,13 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, create_model
 
 from backend.core.errors import InputError
-from backend.core.files import write_atomic
 from backend.core.settings import ROOT
 from backend.core.validation import STRICT, WholeNumber, from_text, validated
-from backend.core.version import version
 
 PREDICTOR_FILE = ROOT / "predict.py"
-SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"  # where Cog's server looks, relative to its working directory
 Schema = dict[str, Any]
 
 _TYPES: Mapping[str, Schema] = {
@@ -44,10 +37,10 @@ _KEYWORDS: Mapping[str, str] = {
     "max_length": "maxLength",
     "regex": "pattern",
 }
-_REF = "#/components/schemas/"
+REF = "#/components/schemas/"
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
@@ -79,10 +72,10 @@ def _property(name: str, order: int, annotation: ast.expr, call: ast.expr | None
     prop: Schema = {"x-order": order}
     choices = None
     if "choices" in given:
-        prop["allOf"] = [{"$ref": _REF + name}]
+        prop["allOf"] = [{"$ref": REF + name}]
         choices = {"title": name, "description": "An enumeration.", "enum": given["choices"], **_TYPES[kind]}
     else:
-        prop |= {"title": _title(name), **_TYPES[kind]}
+        prop |= {"title": title(name), **_TYPES[kind]}
     if optional:
         prop["nullable"] = True
     prop |= {_KEYWORDS[keyword]: value for keyword, value in given.items() if keyword != "choices"}
@@ -134,94 +127,6 @@ def read_inputs(source: str) -> tuple[Schema, dict[str, Schema]]:
         raise ValueError("predict() must give list[Path]")
     required = [name for name, prop in properties.items() if "default" not in prop]
     return {"title": "Input", "type": "object", "properties": properties, "required": required}, choices
-
-
-def openapi(source: str) -> Schema:
-    """The whole document that ``/openapi.json`` answers with, as ``cog build`` writes it for a predictor that gives
-    ``list[Path]``."""
-    inputs, choices = read_inputs(source)
-
-    def ref(name: str) -> Schema:
-        return {"$ref": _REF + name}
-
-    def text(name: str, **more: str) -> Schema:
-        return {"title": name, "type": "string", **more}
-
-    def answer(schema: Schema, description: str = "Successful Response") -> Schema:
-        return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-    def record(title: str, properties: Schema, **more: Any) -> Schema:
-        return {"title": title, "type": "object", "properties": properties, **more}
-
-    invalid = answer(ref("HTTPValidationError"), "Validation Error")
-    loc = {"title": "Location", "type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
-    moments = {name: text(_title(name), format="date-time") for name in ("created_at", "started_at", "completed_at")}
-    states = ["starting", "processing", "succeeded", "canceled", "failed"]
-    schemas = {
-        "Input": inputs,
-        "Output": {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}},
-        **choices,
-        "PredictionRequest": record("PredictionRequest", {"id": text("Id"), "input": ref("Input")}),
-        "PredictionResponse": record(
-            "PredictionResponse",
-            {
-                "input": ref("Input"),
-                "output": ref("Output"),
-                "id": text("Id"),
-                "version": text("Version"),
-                **moments,
-                "status": text("Status"),
-                "error": text("Error"),
-                "logs": text("Logs"),
-                "metrics": {"title": "Metrics", "type": "object"},
-            },
-        ),
-        "Status": {"title": "Status", "description": "An enumeration.", "enum": states, "type": "string"},
-        "HTTPValidationError": record(
-            "HTTPValidationError", {"detail": {"title": "Detail", "type": "array", "items": ref("ValidationError")}}
-        ),
-        "ValidationError": record(
-            "ValidationError",
-            {"loc": loc, "msg": text("Message"), "type": text("Error Type")},
-            required=["loc", "msg", "type"],
-        ),
-    }
-    predict = {
-        "summary": "Predict",
-        "description": "Run a single prediction on the model",
-        "operationId": "predict_predictions_post",
-        "requestBody": {"content": {"application/json": {"schema": ref("PredictionRequest")}}},
-        "responses": {"200": answer(ref("PredictionResponse")), "422": invalid},
-    }
-    cancel = {
-        "summary": "Cancel",
-        "operationId": "cancel_predictions__prediction_id__cancel_post",
-        "parameters": [{"required": True, "schema": text("Prediction Id"), "name": "prediction_id", "in": "path"}],
-        "responses": {"200": answer({}), "422": invalid},
-    }
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": version()},
-        "paths": {
-            "/": {"get": {"summary": "Root", "operationId": "root__get", "responses": {"200": answer({})}}},
-            "/health-check": {
-                "get": {
-                    "summary": "Healthcheck",
-                    "operationId": "healthcheck_health_check_get",
-                    "responses": {"200": answer({})},
-                }
-            },
-            "/predictions": {"post": predict},
-            "/predictions/{prediction_id}/cancel": {"post": cancel},
-        },
-        "components": {"schemas": schemas},
-    }
-
-
-def write_schema(path: Path = SCHEMA_FILE) -> None:
-    """Writes the document atomically: a server that starts meanwhile reads the old or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(openapi(PREDICTOR_FILE.read_text()), indent=2))
 
 
 class InputSchema:
@@ -297,7 +202,3 @@ def _typed(name: str, prop: Schema, text: str) -> object:
         return from_text(kind, text)
     except ValueError as problem:
         raise InputError(name, str(problem)) from None
-
-
-if __name__ == "__main__":
-    write_schema()

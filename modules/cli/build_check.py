@@ -144,7 +144,7 @@ def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[st
         ("packages are the pinned ones", lambda: check_packages(config)),
         *([("the weights came", lambda: run_commands(config, root))] if weights else []),
         ("the source is there", lambda: copy_source(root)),
-        ("the schema can be read", lambda: in_image(config, root, "-m", "backend.api.input_schema")),
+        ("the schema can be read", lambda: in_image(config, root, "-m", "backend.api.openapi")),
         (
             "predict.py can be imported",
             lambda: in_image(config, root, "-c", f"import {config['predict'].partition('.py:')[0]}"),

@@ -18,7 +18,8 @@ from support.data_urls import data_url, png
 from support.pictures import PICTURE, PROMPT
 from support.processes import Server
 
-from backend.api.input_schema import PREDICTOR_FILE, openapi
+from backend.api.input_schema import PREDICTOR_FILE
+from backend.api.openapi import openapi
 from backend.core.settings import ROOT
 from modules.app.service import Service
 from modules.diffusion.canvas import ASPECT_RATIOS

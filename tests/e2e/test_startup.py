@@ -30,7 +30,8 @@ def test_the_inputs_are_known_within_a_second_and_without_anything_heavy() -> No
 import sys, time
 begin = time.process_time()
 import predict
-from backend.api.input_schema import PREDICTOR_FILE, openapi
+from backend.api.input_schema import PREDICTOR_FILE
+from backend.api.openapi import openapi
 openapi(PREDICTOR_FILE.read_text())
 heavy = {"torch", "diffusers", "transformers", "ultralytics", "numpy", "PIL"} & set(sys.modules)
 print(time.process_time() - begin, *heavy)

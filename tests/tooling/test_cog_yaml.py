@@ -1,0 +1,53 @@
+"""cog.yaml and the lists of requirements."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+import yaml
+
+import predict
+from backend.api.input_schema import PREDICTOR_FILE
+from backend.core.settings import ROOT
+
+FORBIDDEN_VARIABLES = (
+    "PATH",
+    "PYTHONPATH",
+    "CUDA_*",
+    "NVIDIA_*",
+    "PGET_*",
+    "R8_*",
+    "REPLICATE_*",
+    "HF_HUB_ENABLE_HF_TRANSFER",
+)
+
+
+@pytest.fixture(scope="module")
+def cog_yaml() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    return config
+
+
+def test_cog_yaml_names_what_is_there(cog_yaml: dict[str, Any]) -> None:
+    build = cog_yaml["build"]
+    requirements = (ROOT / build["python_requirements"]).read_text().splitlines()
+    assert f"cog=={build['sdk_version']}" in requirements
+    assert "python_packages" not in build
+    file, _, name = cog_yaml["predict"].partition(":")
+    assert (ROOT / file) == PREDICTOR_FILE
+    assert hasattr(predict, name)
+    for variable in cog_yaml["environment"]:
+        assert not any(fnmatch(variable.partition("=")[0], forbidden) for forbidden in FORBIDDEN_VARIABLES)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned_and_from_no_special_place(name: str) -> None:
+    lines = [
+        line
+        for line in (ROOT / name).read_text().splitlines()
+        if line and not line.startswith("#") and line != "-r requirements.txt"
+    ]
+    assert all(line.count("==") == 1 and " " not in line and "/" not in line for line in lines)
+    assert len({line.partition("==")[0] for line in lines}) == len(lines)
