@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("resident", "model offload", "block offload", "layer 
 """From what touches the weights least to what needs the least memory."""
 
 PAGEABLE_SPEED = 0.5
-"""Speed of a copy from memory that is not pinned, as a share of the pinned one. Assumed, and kind: accelerate's
+"""Speed of a copy from memory that is not pinned, as a share of the pinned one. Assumed, and optimistic: accelerate's
 component offload added 15.1 s for 67.5 GB in diffusers' pull request 11682, a tenth of what the bus can do."""
 
 OVERLAP_LOSS = 0.25
@@ -25,15 +25,15 @@ Assumed, and on the strict side: the one published figure, vllm-omni's pull requ
 depends on it is in docs/memory.md; to be replaced by a measurement."""
 
 NF4_INDEX_BYTES = 2
-"""While a layer's 4 bits are looked up there are 32 for every two of its weights."""
+"""While a layer is dequantized, bytes per weight of the indices into the table: an int32 for every two weights."""
 
 LAYER_SECONDS = 1e-4
-"""Hook and synchronization per layer when weights arrive layer by layer. Assumed."""
+"""Hook and synchronization per layer when weights are copied layer by layer. Assumed."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one model lives, and in which precision.
+    """Where one model is kept, and in which dtype.
 
     ``kind``: "resident" is always on the device; "model offload" is copied there when a step begins that needs it, and
     dropped without a copy back when a step begins that does not; "block offload" streams its blocks, two on the device
@@ -51,7 +51,7 @@ class DeviceMemory:
     """The device and its link to the host, as far as the plan needs them.
 
     Attributes:
-        kind: "cuda"; "emulated" (host memory with a budget); "cpu"; "unified" (the GPU computes in the host's own
+        type: "cuda"; "emulated" (host memory with a budget); "cpu"; "unified" (the GPU computes in the host's own
             memory).
         total_bytes: All memory of the device; for "cpu" and "unified" that of the host.
         free_bytes: What of it is free before our models are loaded; None = all.
@@ -61,7 +61,7 @@ class DeviceMemory:
         capability: CUDA compute capability, None where there is none.
     """
 
-    kind: Literal["cuda", "emulated", "cpu", "unified"]
+    type: Literal["cuda", "emulated", "cpu", "unified"]
     total_bytes: int
     free_bytes: int | None = None
     host_bytes: int = 64 * 10**9
@@ -77,20 +77,19 @@ class DeviceMemory:
 
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
-    # while a layer computes, its weights are there in the computing precision too
-    widened = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4") else 0
-    widened += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
-    if (
-        placement.kind == "block offload"
-    ):  # the block that computes, the one that arrives, and what is outside of blocks
+    # while a layer computes, its weights are also there in the dtype that it computes in
+    dequantized = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4") else 0
+    dequantized += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
+    if placement.kind == "block offload":
+        # the block that computes, the one that is being copied, and what is outside of blocks
         return (
             component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype)
             + component.bytes_of(component.outside_blocks)
-            + widened
+            + dequantized
         )
     if placement.kind == "layer offload":
         return component.bytes_of(component.largest_layer)
-    return widened + (component.size(placement.dtype) if placement.kind == "model offload" else 0)
+    return dequantized + (component.size(placement.dtype) if placement.kind == "model offload" else 0)
 
 
 def moved_bytes(placement: Placement, component: Component, step: Step, previous: Step | None) -> int:
@@ -115,9 +114,8 @@ def step_seconds(
         compute *= TILING_WORK
     copy = moved / device.copy_bandwidth
     pageable = copy * (1 - pinned) / PAGEABLE_SPEED
-    if (
-        placement.kind == "block offload" and device.kind == "cuda"
-    ):  # only pinned memory is copied beside the computation
+    if placement.kind == "block offload" and device.type == "cuda":
+        # only pinned memory is copied beside the computation
         return max(compute, copy * pinned) + OVERLAP_LOSS * copy * pinned + pageable
     hooks = LAYER_SECONDS * component.layers * step.forwards if placement.kind == "layer offload" else 0
     return compute + copy * pinned + pageable + hooks

@@ -53,7 +53,7 @@ def _plan(search: PlanSearch, choice: Choice) -> MemoryPlan:
     inference = max(int(inference_share(device, rules) * device.total_bytes), search.inference_need(choice))
     overrun = sum(option.standing + option.waiting for option in choice) - (device.total_bytes - inference)
     waiting = sum(option.waiting for option in choice)
-    pin_bytes = min(search.pin_limit, waiting) if device.kind == "cuda" else 0
+    pin_bytes = min(search.pin_limit, waiting) if device.type == "cuda" else 0
     return MemoryPlan(
         state=_state(search, choice, overrun),
         inference_bytes=inference,
@@ -63,7 +63,7 @@ def _plan(search: PlanSearch, choice: Choice) -> MemoryPlan:
         max_detail_batch=_max_detail_batch(search, choice),
         upscale_tile=search.workload.upscale_tile,
         pin_bytes=pin_bytes,
-        use_streams=device.kind == "cuda",
+        use_streams=device.type == "cuda",
         predicted_peak_bytes=search.demand(choice)[0] + search.reserve,
         predicted_seconds=round(search.seconds(choice), SECONDS_DIGITS),
         reasons=tuple(plan_reasons(search, choice, overrun, pin_bytes)),
@@ -74,7 +74,7 @@ def _state(search: PlanSearch, choice: Choice, overrun: int) -> VRAMState:
     """``overrun`` is how many bytes all models together exceed their share by."""
     device, kinds = search.device, {option.placement.kind for option in choice}
     if not has_own_memory(device):
-        return VRAMState.SHARED if device.kind == "unified" else VRAMState.DISABLED
+        return VRAMState.SHARED if device.type == "unified" else VRAMState.DISABLED
     if "layer offload" in kinds:
         return VRAMState.NO_VRAM
     large = is_large(device, search.rules)

@@ -113,7 +113,7 @@ def _concessions(search: PlanSearch, choice: Choice) -> Iterator[str]:
         yield f"{', '.join(stay)} stay{'s' * (len(stay) == 1)} on the device between predictions."
     device, rules = search.device, search.rules
     wanted = rules.precision_rank > 0 and "fp8_compute" in rules.formats
-    if wanted and device.kind == "cuda" and not computes_fp8(device):
+    if wanted and device.type == "cuda" and not computes_fp8(device):
         yield "fp8 saves memory but no computation here: that needs compute capability 8.9 or newer."
 
 
@@ -121,7 +121,7 @@ def _costs(search: PlanSearch, choice: Choice, pin_bytes: int) -> Iterator[str]:
     waiting = sum(option.waiting for option in choice)
     if waiting:
         resident = sum(search.option(option.name, _resident(option.placement)).seconds for option in choice)
-        pinned = f", {format_bytes(pin_bytes)} of it pinned," if search.device.kind == "cuda" else ""
+        pinned = f", {format_bytes(pin_bytes)} of it pinned," if search.device.type == "cuda" else ""
         yield (
             f"{format_bytes(waiting)} of models wait in host memory{pinned} and moving them costs "
             f"{search.seconds(choice) - resident:.2f} s a prediction."

@@ -67,16 +67,16 @@ DEFAULT_RULES = MemoryRules()
 
 
 def is_large(device: DeviceMemory, rules: MemoryRules) -> bool:
-    return device.kind in ("cuda", "emulated") and device.total_bytes > rules.large_card_bytes
+    return device.type in ("cuda", "emulated") and device.total_bytes > rules.large_card_bytes
 
 
 def has_own_memory(device: DeviceMemory) -> bool:
     """Whether a model that leaves the device frees memory there."""
-    return device.kind in ("cuda", "emulated")
+    return device.type in ("cuda", "emulated")
 
 
 def computes_fp8(device: DeviceMemory) -> bool:
-    return device.kind == "cuda" and (device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
+    return device.type == "cuda" and (device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
 
 
 def inference_share(device: DeviceMemory, rules: MemoryRules) -> float:
@@ -90,7 +90,7 @@ def usable_bytes(device: DeviceMemory, rules: MemoryRules) -> tuple[int, int]:
     It grows with the device's memory everywhere: where 87% of a large card is less than all of the largest other card,
     the latter holds.
     """
-    emulated = device.kind == "emulated"
+    emulated = device.type == "emulated"
     ordinary = min(device.total_bytes, rules.large_card_bytes) if is_large(device, rules) else device.total_bytes
     reserve = 0 if emulated else rules.context_bytes + int(rules.fragmentation_share * ordinary)
     usable = ordinary - reserve

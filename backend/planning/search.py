@@ -58,7 +58,7 @@ class PlanSearch:
         self.usable, self.reserve = usable_bytes(device, rules)
         self.host_limit = int(device.host_bytes * rules.host_share)
         # only on CUDA is a copy faster for being pinned
-        self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.kind == "cuda" else device.host_bytes
+        self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.type == "cuda" else device.host_bytes
         # of the steps that use the same models only the one that needs most matters for the peak
         order = list(models.components)
         self.demands: list[tuple[Step, list[int]]] = []

@@ -44,7 +44,7 @@ workloads = st.builds(
 )
 devices = st.builds(
     DeviceMemory,
-    kind=st.sampled_from(("cuda", "emulated", "cpu", "unified")),
+    type=st.sampled_from(("cuda", "emulated", "cpu", "unified")),
     total_bytes=memories,
     host_bytes=st.integers(8 * GB, 128 * GB),
     copy_bandwidth=st.sampled_from((5e9, 25e9)),
@@ -158,7 +158,7 @@ def test_weights_are_rounded_only_as_far_as_allowed_and_as_the_device_can(
     dtypes = {p.dtype for p in plan.placements.values()}
     exact = {component.dtype for component in FLUX_DEV.components.values()}
     assert dtypes <= {"exact": exact, "fp8": exact | {"fp8"}}.get(rules.weight_precision, dtypes - {"fp8_compute"})
-    if device.kind != "cuda":
+    if device.type != "cuda":
         assert plan.pin_bytes == 0 and not plan.use_streams
 
 
