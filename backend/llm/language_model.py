@@ -1,7 +1,7 @@
-"""Language models behind one small interface: :class:`LanguageModel`. Three engines open a folder of weights as one.
+"""Language models behind one small interface, :class:`LanguageModel`, opened from a folder by one of three engines.
 
-transformers runs everywhere, and its network can be lent by the model cache like any other. ExLlamaV2 and ExLlamaV3 run
-on CUDA alone and keep their weights to themselves.
+transformers runs everywhere, and the model cache can manage its network like any other. ExLlamaV2 and ExLlamaV3 run on
+CUDA only and manage their own weights; they are here because the set-up that this package replaces uses ExLlamaV2.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from backend.core.units import format_bytes
 from backend.devices.probe import host_memory
 
 TEMPERATURE = 0.7
-REMEDIES = "lower the utilization (-u 0.85), give a smaller --max-seq-len, or take a quantized model (EXL2, GPTQ)"
+REMEDIES = "lower the utilization (-u 0.85), give a smaller --max-seq-len, or use a quantized model (EXL2, GPTQ)"
 
 
 class TooLarge(UserError):
-    """A language model does not fit into the memory that it may use."""
+    """A language model does not fit in the memory that it may use."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"out of memory: {what}; {REMEDIES}")
@@ -36,7 +36,7 @@ class TooLarge(UserError):
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt. ``tokens`` counts its own; ``ended`` is false where the limit cut it off."""
+    """What a model wrote after a prompt, without the prompt. ``ended`` is false when the token limit cut it off."""
 
     text: str
     tokens: int
@@ -45,24 +45,24 @@ class Completion:
 
 
 class LanguageModel(Protocol):
-    """A model that is ready to write. ``cache_dtype`` is that of its keys and values."""
+    """A model that is ready to generate text. ``cache_dtype`` is the type of its KV cache."""
 
     cache_dtype: str
 
     def complete(self, prompt: str, max_new_tokens: int, seed: int) -> Completion:
-        """Goes on with a text. The same seed gives the same words on one machine."""
+        """Continues a text. The same seed gives the same words on the same machine."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model may use: a ``utilization`` (over 0, at most 1) of the memory that is free now, and the longest
+    """What a model may use: a share ``utilization`` (over 0, at most 1) of the memory that is free now, and the longest
     sequence in tokens."""
 
     utilization: float = 0.9
     max_seq_len: int | None = None
 
     def reserved_bytes(self) -> list[int]:
-        """Of every GPU, the bytes to leave free: the rest of what is really free, which others may hold parts of."""
+        """The bytes to leave free on each GPU, of those that are free now."""
         return [
             int(torch.cuda.mem_get_info(index)[0] * (1 - self.utilization))
             for index in range(torch.cuda.device_count())
@@ -70,8 +70,8 @@ class Budget:
 
 
 class TransformersModel:
-    """A causal network of transformers with its tokenizer. Keys and values are kept as they come, so a token costs
-    one short forward."""
+    """A causal language model of transformers with its tokenizer. It uses a KV cache, so a token costs one short
+    forward."""
 
     def __init__(self, network: Any, tokenizer: Any, max_seq_len: int | None = None) -> None:
         self.network = network
@@ -89,7 +89,7 @@ class TransformersModel:
             :, -self.max_seq_len + 1 :
         ]
         limit = min(max_new_tokens, self.max_seq_len - given.shape[1])
-        # drawn on the CPU, so that a seed means the same on every machine; generate() would take the global generator
+        # sampled on the CPU, so that a seed means the same everywhere; generate() would use the global generator
         generator = torch.Generator("cpu").manual_seed(seed)
         cache, written = None, list[int]()
         while len(written) < limit:
@@ -108,7 +108,7 @@ class TransformersModel:
 
 
 class ExLlamaModel:
-    """A generator of ExLlamaV2 or ExLlamaV3, which have the same call, with their tokenizer."""
+    """A generator of ExLlamaV2 or ExLlamaV3, which are called alike, with its tokenizer."""
 
     cache_dtype = "float16"
 
@@ -133,8 +133,8 @@ class ExLlamaModel:
 
 
 def load_causal_network(folder: Path, dtype: torch.dtype, device_map: Mapping[str, Any] | None = None) -> nn.Module:
-    """A causal language model from a folder in transformers' layout; on the CPU unless ``device_map`` says
-    otherwise."""
+    """A causal language model from a folder in transformers' layout, on the CPU unless ``device_map`` says
+    otherwise. Raises :class:`WeightsError` when the files do not fit each other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -159,7 +159,7 @@ def load_causal_network(folder: Path, dtype: torch.dtype, device_map: Mapping[st
 
 
 def open_with_transformers(folder: Path, budget: Budget) -> LanguageModel:
-    """On the GPUs in half precision where there are any, split over them, else on the CPU; nothing is offloaded."""
+    """In half precision, split over all GPUs; without a GPU on the CPU in float32. Nothing is offloaded."""
     from transformers import AutoTokenizer
 
     check_folder(folder)
@@ -186,8 +186,8 @@ def open_with_transformers(folder: Path, budget: Budget) -> LanguageModel:
 
 
 def open_with_exllamav2(folder: Path, budget: Budget) -> LanguageModel:
-    """Split over all GPUs, with an FP16 cache that is allocated while the layers load, so that both share what is
-    free."""
+    """Split over all GPUs, with an FP16 cache that is allocated while the layers load, so that both share the free
+    memory."""
     check_cuda("exllamav2")
     check_folder(folder)
     from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
@@ -228,24 +228,24 @@ ENGINES: Mapping[str, Callable[[Path, Budget], LanguageModel]] = MappingProxyTyp
 
 
 def check_folder(folder: Path) -> None:
-    """Raises :class:`WeightsError` for a folder that is no language model."""
+    """Raises :class:`WeightsError` for a folder that is not a language model."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         raise WeightsError(
-            f"'{folder}' is no model: it has no config.json that can be read; give a folder with config.json, "
+            f"'{folder}' is not a model: it has no readable config.json; give a folder with config.json, "
             "tokenizer and weights"
         ) from None
     if "vocab_size" not in config.get("text_config", config):
-        raise WeightsError(f"'{folder}' is no language model: its config.json names no vocab_size")
+        raise WeightsError(f"'{folder}' is not a language model: its config.json has no vocab_size")
     shard_files(folder)
 
 
 def check_cuda(engine: str) -> None:
-    """Raises :class:`SettingsError` where an engine cannot run."""
+    """Raises :class:`SettingsError` when an engine cannot run here."""
     if not torch.cuda.is_available():
         raise SettingsError(
-            f"--engine {engine} needs a CUDA device and there is none; use --engine transformers, which also runs on "
+            f"--engine {engine} needs a CUDA device, and there is none; use --engine transformers, which also runs on "
             "the CPU"
         )
     if find_spec(engine) is None:
@@ -255,7 +255,7 @@ def check_cuda(engine: str) -> None:
 
 
 def flash_attention() -> str:
-    """Whether the exllama engines find FlashAttention here, in words."""
+    """Whether the ExLlama engines can use FlashAttention here, in words."""
     if not torch.cuda.is_available():
         return "not used: there is no CUDA device"
     if find_spec("flash_attn") is None:

@@ -1,8 +1,7 @@
-"""The node that makes pictures: one row or a whole table, row by row; a row that fails is told and does not stop the
-others.
+"""The node that generates pictures of a table, row by row; a row that fails is reported and does not stop the others.
 
-The function that makes a picture is handed in, so nothing here knows of models. The same node runs in this process and
-as the worker of ``backend/nodes/ray_data.py``.
+The function that makes a picture is passed in, so nothing here knows about models. The same node runs in this process
+and in the workers of ``backend/nodes/ray_data.py``.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 MakePictures = Callable[[Mapping[str, Any], Report], Sequence[Path]]
-"""Makes the pictures that inputs ask for and gives their files, which may be gone after the next call; tells metrics
-by name."""
+"""Makes the pictures of some inputs and returns their files, which the next call may delete; reports metrics by
+name."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row: the bytes of its pictures' files, or an ``error`` in one line.
+    """The result of a row: the bytes of its picture files, or an ``error`` in one line.
 
-    ``stages`` are seconds by stage, ``peak_bytes`` is the most memory that any of them held.
+    ``stages`` holds seconds by stage, ``peak_bytes`` the highest peak memory of any stage.
     """
 
     row: Row
@@ -43,32 +42,31 @@ class Outcome:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The pictures by the names that they get: the row's id and the number of the picture, always the same."""
+        """The pictures by file name, which is made of the row's id and the picture's number."""
         return {f"{self.row.id}-{index}{self.suffix}": picture for index, picture in enumerate(self.pictures)}
 
 
 def clearing_helps(plan: MemoryPlan) -> bool:
-    """Whether giving back unused memory between rows is worth its time: only where models and pictures contend for a
-    device.
+    """Whether freeing unused memory between rows is worth its time: only where models and pictures compete for memory.
 
-    Where every model stays, the next row takes the same blocks again, and clearing would only make it ask the driver
-    for them.
+    Where every model is resident, the next row reuses the same blocks, and clearing would only make it ask the driver
+    for them again.
     """
     return plan.state in (VRAMState.LOW_VRAM, VRAMState.NO_VRAM)
 
 
 class ImageGenerateNode:
-    """Makes the pictures of rows with ``make``. ``clear``, if given, runs after every row."""
+    """Makes the pictures of rows with ``make``; runs ``clear``, if given, after every row."""
 
     def __init__(self, make: MakePictures, clear: Callable[[], None] | None = None) -> None:
         self._make, self._clear = make, clear
 
     def run(self, rows: Iterable[Row]) -> Iterator[Outcome]:
-        """The outcome of every row, in order, each as soon as it is there."""
+        """The outcome of every row, in order, each as soon as it is ready."""
         return map(self.generate, rows)
 
     def generate(self, row: Row) -> Outcome:
-        """Makes one row's pictures. Raises nothing for a row that fails: that is an outcome too."""
+        """Makes the pictures of one row. A row that fails raises nothing: that is an outcome too."""
         if row.problem:
             return Outcome(row, error=row.problem)
         metrics: dict[str, float] = {}
@@ -78,7 +76,7 @@ class ImageGenerateNode:
             pictures = tuple(file.read_bytes() for file in files)
         except UserError as error:
             return Outcome(row, error=str(error))
-        except Exception as error:  # the rest of the table must go on, whatever this was; the stack trace is in the log
+        except Exception as error:  # the other rows must go on whatever this was; the log has the stack trace
             logger.exception("row %s failed", row.id)
             return Outcome(row, error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
         finally:

@@ -1,8 +1,7 @@
-"""A table beyond one process: the same node as the worker of Ray Data, one a GPU, or one for so many cores.
+"""A table on several processes or machines: Ray Data runs the node in workers, one per GPU, or one per N cores.
 
-The workers only make pictures; whoever called puts them into the folder, so no worker needs to see it, and a row that
-was made twice because its worker was lost is delivered once. Ray starts a lost worker again and gives its row to the
-next one that is free.
+Workers only make pictures; the caller writes them, so workers need no access to its folder, and a row that was made
+twice because its worker was lost is delivered once. Ray restarts a lost worker and gives its row to a free one.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from backend.nodes.images import ImageGenerateNode, Outcome
 from backend.nodes.table import Row
 
 LOCAL = "local"
-"""In place of a cluster's address: Ray on this machine, for as long as the table takes."""
+"""Instead of a cluster's address: Ray on this machine, for as long as the table takes."""
 
 
 class Worker:
-    """One process with models of its own. ``scratch`` is a folder for what it writes meanwhile."""
+    """One process with its own models. ``scratch`` is the folder for its temporary files."""
 
     def __init__(self, build: Callable[[], ImageGenerateNode], scratch: Path) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -40,20 +39,20 @@ def generate_with_ray(
 ) -> Iterator[Outcome]:
     """The outcomes of all rows, in the order in which they are ready.
 
-    ``build`` makes a worker's node, ``address`` is a cluster's or ``"local"``, ``cores`` are those of one worker where
-    the cluster has no GPU. On other machines the package must lie in the same folder as here. Raises
-    :class:`SettingsError` when Ray is not installed, does not answer, or has not the cores for one worker.
+    ``build`` makes a worker's node; ``address`` is a cluster's or ``"local"``; a worker takes ``cores`` cores where the
+    cluster has no GPU. On other machines the package must be in the same folder as here. Raises
+    :class:`SettingsError` when Ray is not installed, does not answer, or has too few cores for one worker.
     """
     try:
         import ray
     except ModuleNotFoundError:
         raise SettingsError("--ray: Ray is not installed; run .venv/bin/pip install -r requirements-ray.txt") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here tells anybody about its use
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     local = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
         ray.init(**local, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    except Exception as error:  # bare ones too, when its processes are slow to start
+    except Exception as error:  # Ray raises plain Exceptions too, when its processes are slow to start
         raise SettingsError(
             f"--ray: Ray does not start, or no cluster answers at '{address}': {str(error).partition(chr(10))[0]}"
         ) from error
@@ -62,7 +61,7 @@ def generate_with_ray(
         gpus, workers = int(there.get("GPU", 0)), int(there.get("CPU", 0) // cores)
         if not gpus and not workers:
             raise SettingsError(
-                f"--ray-cores: {cores} are more than the {there.get('CPU', 0):.0f} cores there are; lower it"
+                f"--ray-cores: {cores} is more than the {there.get('CPU', 0):.0f} available cores; lower it"
             )
         ray.data.DataContext.get_current().enable_progress_bars = False
         share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cores}

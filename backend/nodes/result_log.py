@@ -1,7 +1,7 @@
-"""What became of a table, in its folder: the pictures, and a line of ``manifest.jsonl`` for every row.
+"""The results of a table in a folder: the pictures, and a line of ``manifest.jsonl`` for every row.
 
-A picture appears under its name when it is complete, and its row in the manifest after that. So a process that is
-killed at any moment leaves a folder with which ``resume`` goes on.
+A picture gets its name when it is complete, and its row is logged after that. So ``resume`` can continue after a kill
+at any moment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANIFEST = "manifest.jsonl"
 
 
 class Manifest:
-    """The folder of a table's pictures. ``begin`` it before anything is delivered."""
+    """The folder of a table's results. Call ``begin`` before the first ``deliver``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / MANIFEST
@@ -29,13 +29,13 @@ class Manifest:
     def begin(self, rows: Sequence[Row], resume: bool) -> list[Row]:
         """The rows that are still to be made: all, or with ``resume`` those that are not done.
 
-        A row is done when its last line says so, its inputs are the same, and its files are there in full. Lines of
-        other rows are dropped, so that in the end every row has one. Raises :class:`InputError` when the folder holds a
-        manifest already and nobody asked to resume.
+        A row is done when its last line says so, its inputs are the same, and its files are complete. Lines of other
+        rows are dropped, so that in the end every row has one line. Raises :class:`InputError` when the folder already
+        holds a manifest and ``resume`` is not set.
         """
         if self.path.exists() and not resume:
             raise InputError(
-                "-o", f"'{self.folder}' holds a {MANIFEST} already; go on with --resume, or choose another folder"
+                "-o", f"'{self.folder}' already holds a {MANIFEST}; continue with --resume, or choose another folder"
             )
         done = {entry["id"]: entry for entry in self.entries() if entry["status"] == "done"}
         kept = {row.id: done[row.id] for row in rows if row.id in done and self._is_complete(row, done[row.id])}
@@ -45,13 +45,12 @@ class Manifest:
         return [row for row in rows if row.id not in kept]
 
     def entries(self) -> list[dict[str, Any]]:
-        """The lines so far. The last one may have been cut off by a kill; it does not count then."""
+        """The lines so far, without a last one that a kill cut off."""
         lines = self.path.read_text().split("\n") if self.path.exists() else [""]
-        return [json.loads(line) for line in lines[:-1]]  # what follows the last line's end is empty, or no whole line
+        return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or cut off
 
     def deliver(self, outcome: Outcome) -> None:
-        """Puts the row's pictures into the folder, then its line into the manifest. Raises OSError when the disk is
-        full, say."""
+        """Writes the pictures of a row, then its line in the manifest. Raises OSError, for instance on a full disk."""
         for name, picture in outcome.files.items():
             write_atomic(self.folder / name, picture)
         with self.path.open("a") as manifest:

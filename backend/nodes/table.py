@@ -1,7 +1,7 @@
-"""A table of prompts: CSV, JSONL or a list of dicts -> rows whose inputs are checked before anything is drawn.
+"""A table of prompts: CSV, JSONL or a list of dicts -> rows whose inputs are checked before any picture is made.
 
-Columns are names of inputs, and ``id``, which names the row's files. An empty cell leaves the input out. A file
-(``image``, ``mask``) is given as a path, relative to the table's folder.
+Columns are named after the inputs; the column ``id`` names the row's files. An empty cell leaves the input out. A file
+(``image``, ``mask``) is given as a path relative to the table's folder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ID = "id"
 class Row:
     """One row of a table.
 
-    ``inputs`` are checked, with their defaults and a seed. A row that cannot be drawn says why in ``problem``; its
-    inputs are then what could be read of it.
+    ``inputs`` are checked, with defaults and a seed. A row that cannot be made says why in ``problem``; ``inputs`` is
+    then what could be read of it.
     """
 
     id: str
@@ -37,30 +37,30 @@ class Row:
 
     @property
     def digest(self) -> str:
-        """Tells rows with different inputs apart."""
+        """A hash of the inputs: rows with different inputs have different ones."""
         return hashlib.sha256(json.dumps(self.inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_table(path: Path, schema: InputSchema) -> list[Row]:
     """The rows of a ``.csv`` or ``.jsonl`` file.
 
-    Raises :class:`InputError` for a file that cannot be read, a column that is no input, an id that is there twice, and
-    a table without rows. What is wrong with one row is its ``problem``.
+    Raises :class:`InputError` for a file that cannot be read, a column that is not an input, a repeated id, and a table
+    without rows. Whatever is wrong with a single row is its ``problem``.
     """
     readers = {".csv": _csv_records, ".jsonl": _jsonl_records}
     if path.suffix.lower() not in readers:
         raise InputError("table", f"must be a .csv or .jsonl file, not '{path.name}'")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark at the beginning
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except OSError as error:
         raise InputError("table", f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError("table", f"'{path.name}' is not text in UTF-8; save it as such") from None
+        raise InputError("table", f"'{path.name}' is not UTF-8 text; save it as UTF-8") from None
     return _rows(readers[path.suffix.lower()](text, schema), schema, path.parent)
 
 
 def rows_of(dicts: Iterable[Mapping[str, Any]], schema: InputSchema, folder: Path = Path()) -> list[Row]:
-    """The rows of a list of dicts with typed values; ``folder`` is where their files lie. Raises as
+    """The rows of a list of dicts with typed values; their file paths are relative to ``folder``. Raises as
     :func:`read_table`."""
     records = [_Record(dict(values)) for values in dicts]
     for record in records:
@@ -70,7 +70,7 @@ def rows_of(dicts: Iterable[Mapping[str, Any]], schema: InputSchema, folder: Pat
 
 @dataclass(frozen=True)
 class _Record:
-    """A row as it was read: typed values by column, and what is wrong with it."""
+    """A row as read: typed values by column, and what is wrong with it."""
 
     values: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
@@ -82,13 +82,13 @@ def _csv_records(text: str, schema: InputSchema) -> list[_Record]:
         _check_columns(reader.fieldnames or (), schema)
         return [_csv_record(cells, schema) for cells in reader]
     except csv.Error as error:
-        raise InputError("table", f"is no CSV in line {reader.line_num}: {error}") from None
+        raise InputError("table", f"is not valid CSV in line {reader.line_num}: {error}") from None
 
 
 def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:
     own = {ID: cells[ID]} if cells.get(ID) else {}
     if "" in cells:
-        return _Record(own, "has more cells than there are columns; put texts with commas into quotes")
+        return _Record(own, "has more cells than there are columns; put text with commas in quotes")
     given = {name: text for name, text in cells.items() if text and name != ID}
     try:
         return _Record(
@@ -110,7 +110,7 @@ def _jsonl_records(text: str, schema: InputSchema) -> list[_Record]:
             _check_columns(values, schema)
             records.append(_Record(values))
         else:
-            records.append(_Record(problem="is no JSON object"))
+            records.append(_Record(problem="is not a JSON object"))
     return records
 
 
@@ -137,8 +137,7 @@ def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path) -> list
         if row.id in places:
             raise InputError(
                 ID,
-                f"'{row.id}' is that of rows {places[row.id]} and {number}; files are named after it, so give each "
-                "its own",
+                f"'{row.id}' is the id of rows {places[row.id]} and {number}; ids name the files, so they must differ",
             )
         places[row.id] = number
     return rows
@@ -158,7 +157,7 @@ def _row(number: int, record: _Record, schema: InputSchema, folder: Path) -> Row
     for column, value in values.items():
         if _is_file(schema, column) and isinstance(value, str | Path):
             values[column] = folder / value
-    # without a seed of its own a row takes one from its name, so that the table gives the same pictures every time
+    # without a seed a row takes one from its id, so that a table gives the same pictures every time
     values.setdefault("seed", zlib.crc32(name.encode()))
     try:
         return Row(name, schema.validate(values))

@@ -36,8 +36,8 @@ def _parser() -> CommandParser:
             "'id', which names the files."
         ),
         epilog=(
-            f"Every row has a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. "
-            "docs/batch.md tells more."
+            f"Every row gets a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. "
+            "See docs/batch.md."
         ),
     )
     parser.add_argument("table", type=Path, help="a .csv or .jsonl file")
@@ -45,21 +45,21 @@ def _parser() -> CommandParser:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and the manifest"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on: make only the rows that are not done in that folder"
+        "--resume", action="store_true", help="continue: make only the rows that are not done in that folder"
     )
     parser.add_argument(
         "--ray",
         nargs="?",
         const=LOCAL,
         metavar="ADDRESS",
-        help="spread the rows over a Ray cluster, or over this machine",
+        help="distribute the rows over a Ray cluster, or over this machine",
     )
     parser.add_argument(
         "--ray-cores",
         type=_cores,
         default=4,
         metavar="N",
-        help="cores of one worker where the cluster has no GPU (default: 4)",
+        help="cores per worker where the cluster has no GPU (default: 4)",
     )
     return parser
 
@@ -71,7 +71,7 @@ def _cores(text: str) -> int:
 
 
 class RowsBar:
-    """How many rows are done, and how long the others will take: a bar on a terminal, a line a row in a log."""
+    """How many rows are done and how long the others will take: a bar on a terminal, in a log a line for every row."""
 
     def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -89,7 +89,7 @@ class RowsBar:
         self.bar.close()
 
     def count(self, outcome: Outcome) -> None:
-        """One row more; a row that failed says why."""
+        """Counts a row as done; prints why a row failed."""
         self.done += 1
         if outcome.error:
             tqdm.write(f"{outcome.row.id}: {outcome.error}", file=self.stream)
@@ -106,22 +106,20 @@ class RowsBar:
 
 
 def build_node(settings: Settings) -> ImageGenerateNode:
-    """The node over a service of its own. Reads the models, so it takes a while."""
+    """The node on a service of its own. Loads the models, so it takes a while."""
     from backend.offload.oom_fallback import clear_memory
     from modules.app.service import start_process
     from modules.pipeline.base import no_progress
 
     service = start_process(settings, served=False)
-    logging.getLogger("modules.app.service").setLevel(
-        logging.WARNING
-    )  # the table of stages of every row is in the manifest
+    logging.getLogger("modules.app.service").setLevel(logging.WARNING)  # the manifest has the seconds of every row
     return ImageGenerateNode(
         partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.runtime.plan) else None
     )
 
 
 def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
-    """First the rows that cannot be drawn, at once; then the others, as they are ready."""
+    """First the rows that cannot be made, then the others as they are ready."""
     yield from (Outcome(row, error=row.problem) for row in rows if row.problem)
     good = [row for row in rows if not row.problem]
     if good and options.ray:
@@ -143,9 +141,8 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
             try:
                 manifest.deliver(outcome)
             except OSError as error:  # the disk is full, say
-                sys.exit(
-                    f"error: cannot write to '{options.output}': {error.strerror}; make room, then go on with --resume"
-                )
+                reason = f"{error.strerror}; make room, then continue with --resume"
+                sys.exit(f"error: cannot write to '{options.output}': {reason}")
             failed += bool(outcome.error)
             bar.count(outcome)
     print(
@@ -156,9 +153,9 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Works through one table; returns the exit code."""
+    """Makes the pictures of one table; returns the exit code."""
     options = _parser().parse_args(arguments)
-    return run_in_scratch(lambda folder: _run(options, folder), "go on with --resume")
+    return run_in_scratch(lambda folder: _run(options, folder), "continue with --resume")
 
 
 if __name__ == "__main__":

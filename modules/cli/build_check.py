@@ -1,9 +1,8 @@
 """``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the image's
 root.
 
-The image is built on a machine with Docker; this runs the same commands of ``cog.yaml`` in the same order, with
-``/src`` and ``/run/secrets`` inside of the scratch folder and this installation in the place of the image's Python. The
-system's packages are not installed.
+It runs the commands of ``cog.yaml`` in their order, with ``/src`` and ``/run/secrets`` inside the scratch folder and
+this installation instead of the image's Python. System packages are not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from backend.core.settings import ROOT
 from modules.cli.command import FAILED, CommandParser
 
 SECRETS = {"hf_token": "HF_TOKEN"}
-"""Where the value of a secret of the build comes from, here: a variable."""
+"""Environment variables that hold the secrets of the build."""
 
 RESOLVE = (
     "from backend.core.settings import load_settings; from backend.weights.resolver import resolve_model; "
@@ -35,11 +34,11 @@ RESOLVE = (
 
 
 class BuildError(Exception):
-    """A step that would stop the build, in a line."""
+    """Why the build would stop."""
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
-    """What the image would install is what is installed here."""
+    """Raises :class:`BuildError` unless the packages installed here are those of the image."""
     lines = (ROOT / config["build"]["python_requirements"]).read_text().splitlines()
     for name, _, version in (line.partition("==") for line in lines if line and not line.startswith("#")):
         try:
@@ -56,7 +55,7 @@ def check_packages(config: Mapping[str, Any]) -> None:
 
 
 def run_commands(config: Mapping[str, Any], root: Path) -> None:
-    """``build.run``, each by a shell of its own, as in a Dockerfile."""
+    """Runs each command of ``build.run`` in its own shell, as a Dockerfile does."""
     (root / "src").mkdir(parents=True, exist_ok=True)
     environment = environment_of(config)
     for item in config["build"].get("run") or ():
@@ -82,7 +81,7 @@ def run_commands(config: Mapping[str, Any], root: Path) -> None:
 
 
 def environment_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """That of the image: its own variables, this Python first, and of ours only what leads to a hub."""
+    """The environment of the image, with this Python first in ``PATH`` and our variables that lead to a hub."""
     kept = {name: os.environ[name] for name in ("HF_ENDPOINT", "HTTPS_PROXY", "TMPDIR") if name in os.environ}
     own = dict(line.split("=", 1) for line in config.get("environment") or ())
     return {
@@ -95,8 +94,8 @@ def environment_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def copy_source(root: Path) -> None:
-    """``COPY . /src`` without what ``.dockerignore`` names. A later line that begins with ``!`` takes its names back
-    in, as in Docker."""
+    """``COPY . /src`` without what ``.dockerignore`` excludes. As in Docker, a later line with ``!`` includes names
+    again."""
     rules = [line.strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line.strip()]
 
     def left_out(path: str) -> bool:
@@ -114,7 +113,7 @@ def copy_source(root: Path) -> None:
 
 
 def in_image(config: Mapping[str, Any], root: Path, *arguments: str) -> None:
-    """Runs this Python on the copied source, as the image would."""
+    """Runs this Python on the copied source, as the image does."""
     environment = {**environment_of(config), "PYTHONPATH": str(root / "src")}
     ran = subprocess.run(
         [sys.executable, "-P", *arguments],
@@ -129,7 +128,7 @@ def in_image(config: Mapping[str, Any], root: Path, *arguments: str) -> None:
 
 
 def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[str, Callable[[], None]]]:
-    """In the order of a build. Without weights the image would draw with the embedded models."""
+    """The steps in the order of a build. Without weights the image would use the embedded models."""
     installed = [
         (
             "the weights are those of the manifest and the lock",
@@ -142,7 +141,7 @@ def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[st
     ]
     return [
         ("packages are the pinned ones", lambda: check_packages(config)),
-        *([("the weights came", lambda: run_commands(config, root))] if weights else []),
+        *([("the weights are downloaded", lambda: run_commands(config, root))] if weights else []),
         ("the source is there", lambda: copy_source(root)),
         ("the schema can be read", lambda: in_image(config, root, "-m", "backend.api.openapi")),
         (
@@ -154,10 +153,10 @@ def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the steps until one fails; gives the exit status."""
+    """Runs the steps until one fails; returns the exit status."""
     parser = CommandParser("scripts/build-check", "What cog build does, without Docker, in a scratch folder.")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="keep the scratch folder, here")
-    parser.add_argument("--without-weights", action="store_true", help="leave out what needs a hub")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="use this folder and keep it")
+    parser.add_argument("--without-weights", action="store_true", help="skip what needs a hub")
     options = parser.parse_args(arguments)
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
-"""``scripts/convert-weights``: pickles -> safetensors, once, so that no server unpickles them again.
+"""``scripts/convert-weights``: converts pickles to safetensors once, so that no server unpickles them again.
 
-Reads with the restricted loaders, writes beside the pickle, and keeps the result only when it loads to the same
-network, weight for weight.
+It reads with the restricted loaders, writes beside the pickle, and keeps the result only when it loads to exactly the
+same weights.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from modules.upscaling.tiled import load_upscaler_network
 logger = logging.getLogger(__name__)
 
 Files = Mapping[str, bytes]
-"""What a conversion makes, by suffix."""
+"""The files of a conversion by suffix."""
 
 
 def convert(path: Path, settings: Settings) -> list[Path]:
     """Writes ``NAME.safetensors`` (and a detector's ``NAME.yaml``) beside a pickle under ``weights/`` and adds them to
     the lock.
 
-    Raises :class:`WeightsError` for a file that is not as it was installed, or that cannot be said in safetensors.
+    Raises :class:`WeightsError` for a file that is not as it was installed, or that cannot be written as safetensors.
     """
     if path.parent != settings.weights_path:
         raise WeightsError(
-            f"{path.name}: lies elsewhere; put it into the folder of the weights, so that the result is found"
+            f"{path.name}: is not in the folder of the weights; put it there, so that the result is found"
         )
     checked_file(path, settings)
     if not is_pickle(path):
-        raise WeightsError(f"{path.name}: is no pickle; there is nothing to convert")
+        raise WeightsError(f"{path.name}: is not a pickle; there is nothing to convert")
     files = convert_detector(path) if is_detector(path) else convert_upscaler(path)
     targets = [path.with_suffix(suffix) for suffix in files]
     with exclusive(settings.weights_path):
@@ -55,10 +55,10 @@ def convert(path: Path, settings: Settings) -> list[Path]:
 
 
 def _install(path: Path, targets: Sequence[Path], contents: Sequence[bytes], settings: Settings) -> None:
-    """Puts the files beside the pickle once they are known to be the same network."""
+    """Writes the files beside the pickle, once they have loaded to the same weights."""
     lock = read_lock(settings.weights_path)
     if foreign := [target.name for target in targets if target.exists() and target.name not in lock]:
-        raise WeightsError(f"{foreign[0]}: is there already and not of our making; move it away and run this again")
+        raise WeightsError(f"{foreign[0]}: exists already and is not a conversion; move it away and run this again")
     original = digest(path)
     with tempfile.TemporaryDirectory(dir=settings.weights_path, prefix=".convert-") as folder:
         trial = [Path(folder, target.name) for target in targets]
@@ -69,12 +69,12 @@ def _install(path: Path, targets: Sequence[Path], contents: Sequence[bytes], set
     write_lock(settings.weights_path, {**lock, **entries})
     for target, content in reversed(
         list(zip(targets, contents))
-    ):  # the description first: weights are never without theirs
+    ):  # the description first: weights never appear without it
         write_atomic(target, content)
 
 
 def is_detector(path: Path) -> bool:
-    """By the manifest, else by content: an upscaler's pickle holds tensors only, a detector's a network."""
+    """By the manifest, else by content: the pickle of an upscaler holds only tensors, that of a detector a network."""
     model = find_model(path.name)
     if model:
         return model.detector is not None
@@ -90,14 +90,14 @@ def convert_upscaler(path: Path) -> Files:
 
 
 def convert_detector(path: Path) -> Files:
-    load_detector_network(path)  # refuses what is no detector
+    load_detector_network(path)  # raises for anything but a detector
     network = read_checkpoint(path)
     names = network.names if isinstance(network.names, Mapping) else dict(enumerate(network.names))
     size = network.args["imgsz"]
     if type(network).__name__ not in ("DetectionModel", "SegmentationModel") or not isinstance(size, int):
         raise WeightsError(
-            f"{path.name}: a {type(network).__name__} cannot be said in safetensors; it stays a pickle, pinned by its "
-            "checksum"
+            f"{path.name}: a {type(network).__name__} cannot be written as safetensors; it stays a pickle, pinned by "
+            "its checksum"
         )
     task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
     description = {**network.yaml, "task": task, "names": [str(names[index]) for index in sorted(names)], "imgsz": size}
@@ -120,17 +120,17 @@ def halved_where_exact(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def require_equal(pickled: Path, converted: Path) -> None:
-    """Both files load to the same weights."""
+    """Raises :class:`WeightsError` when the files do not load to the same weights."""
     load: Any = load_detector_network if converted.with_suffix(".yaml").is_file() else load_upscaler_network
     ours, theirs = load(converted).state_dict(), load(pickled).state_dict()
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
         raise WeightsError(
-            f"{pickled.name}: would not be the same network in safetensors; it stays a pickle, pinned by its checksum"
+            f"{pickled.name}: would not load to the same weights; it stays a pickle, pinned by its checksum"
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts the named pickles, or all of the manifest that are installed. Gives the exit status."""
+    """Converts the named pickles, or those of the manifest that are installed; returns the exit status."""
     parser = CommandParser("scripts/convert-weights", "Converts pickles under weights/ to safetensors, beside them.")
     parser.add_argument(
         "files",

@@ -1,7 +1,7 @@
 """``scripts/doctor``: what a user pastes into an issue: versions, device, plan, allocators, weights, stages, network
 and optional packages.
 
-No model is read, nothing is asked of the network, and neither a path of the machine nor the value of a secret is shown.
+It reads no model, uses no network, and shows neither paths of the machine nor values of secrets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERSIONS = (
 ALLOCATORS = re.compile(r"lib(tcmalloc[a-z_]*|jemalloc|mimalloc)[^/]*\.so")
 NETWORK_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY")
 SHOWN = ("HF_HUB_OFFLINE",)
-"""Of the others it is only said whether they are set."""
+"""Of the others the report says only that they are set."""
 
 
 def versions() -> dict[str, str]:
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def malloc_library(maps: Path = Path("/proc/self/maps")) -> str:
-    """The allocator of host memory that this process runs with, found where it is mapped."""
+    """The allocator of host memory in this process, found by its mapped library."""
     found = ALLOCATORS.search(maps.read_text())
     return found[0] if found else "the C library's own"
 
@@ -74,7 +74,7 @@ def network(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
-    """What takes torch and the model folders to tell: device, weights, plan, stages."""
+    """The sections that need torch and the model folders: device, weights, plan, stages."""
     import torch
 
     from backend.core.units import format_bytes, parse_bytes
@@ -123,7 +123,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> dict[str, object]:
-    """Everything by section. A section that cannot be told holds the error that a prediction would end with."""
+    """The report by section. A section that fails holds the error with which a prediction would end."""
     report: dict[str, object] = {
         "versions": versions(),
         "allocators": allocators(settings, environment),

@@ -1,7 +1,7 @@
 """Finished pictures -> files that say how they were made.
 
-Every file holds two things: the generation parameters as WebUI users and Civitai read them, and our own record as JSON,
-which keeps what that text has no words for. :func:`read_parameters` gives both back.
+Every file holds the generation parameters as text in WebUI's format, which WebUI and Civitai read, and a JSON record of
+our own with everything that this format has no fields for. :func:`read_parameters` returns both.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from modules.request.image_request import ImageRequest
 logger = logging.getLogger(__name__)
 
 WEBP_MAX_SIDE = 16383
-"""Pixels; the format itself ends there."""
+"""In pixels; a limit of the format."""
 
 _KIND: Mapping[str, str] = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _PRIVATE_KEY = "cog-flux-adetailer"
 _NEGATIVE = "Negative prompt"
 _TEXT_KEY = re.compile(r"\w[\w \-/]+")
-_NOT_FOR_TEXT = frozenset({"Hashes", "Resources"})  # WebUI and Civitai give these a meaning of their own
+_NOT_FOR_TEXT = frozenset({"Hashes", "Resources"})  # WebUI and Civitai expect their own content there
 
 _USER_COMMENT = int(ExifTags.Base.UserComment)
 _UNICODE = b"UNICODE\0"
-# The MakerNote is the one EXIF tag that the standard leaves to whoever made the picture. No reader of generation
-# parameters looks there, and no viewer shows it, where ImageDescription appears as the picture's title and ComfyUI
-# takes every text tag of the first directory for a workflow. The maker's name and a zero byte go first, as cameras do.
+# The record goes into MakerNote, the one EXIF tag whose content is up to the maker. Viewers do not show it, and readers
+# of generation parameters ignore it; ImageDescription would be shown as the title, and ComfyUI takes any text tag of
+# the first directory for a workflow. As with cameras, the maker's name and a zero byte come first.
 _MAKER_NOTE = int(ExifTags.Base.MakerNote)
 _MAKER = _PRIVATE_KEY.encode() + b"\0"
 _JPEG_EXIF_BYTES = 65533
@@ -47,8 +47,8 @@ _JPEG_EXIF_BYTES = 65533
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file says about its origin: the model's name, the first 10 hex digits of its sha256 ("": not known),
-    this package's version."""
+    """The origin of a picture: the model's name, the first 10 hex digits of its SHA-256 (empty when unknown), and the
+    name and version of this package."""
 
     name: str
     hash10: str
@@ -56,11 +56,10 @@ class ModelInfo:
 
 
 def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -> str:
-    """The generation parameters in WebUI's format: the prompt, the negative one if any, and one line of fields.
+    """The generation parameters in WebUI's format: the prompt, the negative prompt if any, and one line of fields.
 
-    What the stages remember in ``picture.parameters`` under a WebUI key follows our own fields. A key that is one of
-    ours takes its place there (a stage that had to take another sampler says ``"Sampler": "Euler"``); None leaves a
-    field out.
+    Entries of ``picture.parameters`` under a WebUI key follow our own fields. An entry with the key of one of ours
+    replaces it (a stage that used another sampler writes ``"Sampler": "Euler"``); None leaves the field out.
     """
     extras = {key: value for key, value in picture.parameters.items() if _is_text_field(key, value)}
     negative = extras.pop(_NEGATIVE, None)
@@ -78,23 +77,22 @@ def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -
         **extras,
         "Version": model.version,
     }
-    # Readers cut the text where the negative prompt begins, some of them anywhere in a line, and sd-parsers fails when
-    # it
-    # finds two such places. A space before the colon keeps the prompt whole; the JSON has the very words.
+    # Readers cut the text at "Negative prompt:", some of them anywhere in a line, and sd-parsers fails when it finds
+    # two. A space before the colon keeps the prompt in one piece; the JSON record has it unchanged.
     prompts = [text.replace(f"{_NEGATIVE}:", f"{_NEGATIVE} :") for text in (request.prompt, str(negative or ""))]
     line = ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value is not None)
     return _sound("\n".join([prompts[0], *([f"{_NEGATIVE}: {prompts[1]}"] if prompts[1] else []), line]))
 
 
 def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, model: ModelInfo) -> list[Path]:
-    """Writes ``out-0.webp``, ``out-1.webp``, ... into ``directory``, which must exist, and gives their paths in order.
+    """Writes ``out-0.webp``, ``out-1.webp``, ... into ``directory``, which must exist; returns their paths in order.
 
-    The quality goes from 0 to 100 for webp (lossy also at 100) and jpg; png is lossless and ignores it. A file appears
-    under its name only when all are complete; after an error or a cancellation nothing of this call stays behind.
+    The quality is 0 to 100 for webp (lossy even at 100) and jpg; png is lossless and ignores it. Files get their names
+    only when all are complete; after an error or a cancellation none is left.
 
     Raises :class:`InputError` for a picture that webp cannot hold, and OSError when the directory cannot be written.
     """
-    # A span that is still open (the one around this call) has no seconds yet.
+    # the span around this call is still open and has no seconds yet
     seconds = {
         name.removesuffix(".seconds"): value
         for name, value in batch.timeline.metrics().items()
@@ -122,9 +120,9 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
 
 
 def read_parameters(path: Path) -> tuple[str, dict[str, Any]]:
-    """The generation parameters and our own record of a png, jpg or webp; empty where the file has none.
+    """The generation parameters and our record in a png, jpg or webp; empty where the file has none.
 
-    Raises OSError for a file that is missing or no such picture, and ValueError when our record in it is damaged.
+    Raises OSError for a file that is missing or not such a picture, and ValueError when the record is damaged.
     """
     with Image.open(path, formats=tuple(_KIND.values())) as image:
         if image.format == "PNG":
@@ -147,20 +145,19 @@ def _is_text_field(key: str, value: object) -> bool:
 
 
 def _quoted(value: object) -> str:
-    """A value as WebUI writes it: in JSON's quotes when it holds a character that would end it early."""
+    """A value as WebUI writes it: quoted as in JSON when it holds a character that would end it early."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
 
 
 def _sound(text: str) -> str:
-    """Text that every format can hold: half surrogate pairs (JSON clients can send them) are replaced, zero bytes
-    dropped."""
+    """Text that every format can hold: lone surrogates (which JSON can hold) are replaced, zero bytes dropped."""
     return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace").replace("\0", "")
 
 
 def _record(request: ImageRequest, picture: Picture, model: ModelInfo, seconds: Mapping[str, float]) -> str:
-    """Our own JSON, in ASCII: the request (of images only the size), the model, the stages' seconds, and what the
-    text left out."""
+    """Our record as ASCII JSON: the request (of images only their size), the model, the seconds of the stages, and what
+    the text leaves out."""
     remembered = {key: value for key, value in picture.parameters.items() if not _is_text_field(key, value)}
     record = {"request": request, "model": model, "seed": picture.seed, "seconds": seconds, "parameters": remembered}
     return json.dumps(record, default=_jsonable)
@@ -192,9 +189,9 @@ def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, reco
         return
     exif = _exif(text, record)
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
-        # The request is good and the picture drawn: a prompt of many thousand characters must not cost it now.
+        # the picture is made; a prompt of many thousand characters must not lose it now
         logger.warning(
-            "a jpg holds %d bytes of parameters, not %d; leaving out what does not fit (png and webp hold all)",
+            "a jpg holds at most %d bytes of parameters, these are %d; what does not fit is left out (use png or webp)",
             _JPEG_EXIF_BYTES,
             len(exif),
         )
@@ -203,9 +200,7 @@ def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, reco
 
 
 def _exif(text: str, record: str) -> bytes:
-    exif = (
-        Image.Exif()
-    )  # big-endian by default, as is the comment: some readers take the comment's order from the header
+    exif = Image.Exif()  # big-endian, like the comment: some readers take the byte order of the comment from the header
     tags = {_USER_COMMENT: _UNICODE + text.encode("utf-16-be"), _MAKER_NOTE: _MAKER + record.encode()}
     exif[ExifTags.IFD.Exif] = tags
     return exif.tobytes()

@@ -76,12 +76,12 @@ def test_it_writes_as_many_tokens_as_asked_for(random_llama: Path) -> None:
         (["-t", "0"], "argument -t/--tokens: must be a whole number from 1, not 0"),
         (
             ["-m", "docs"],
-            "'docs' is no model: it has no config.json that can be read; give a folder with config.json, tokenizer "
+            "'docs' is not a model: it has no readable config.json; give a folder with config.json, tokenizer "
             "and weights",
         ),
         (
             ["-m", "weights/embedded/flux/vae"],
-            "'weights/embedded/flux/vae' is no language model: its config.json names no vocab_size",
+            "'weights/embedded/flux/vae' is not a language model: its config.json has no vocab_size",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_the_exllama_engines_need_cuda(random_llama: Path, engine: str) -> None:
     assert result.returncode == 2
     assert (
         result.stderr
-        == f"error: --engine {engine} needs a CUDA device and there is none; use --engine transformers, which also runs on the CPU\n"
+        == f"error: --engine {engine} needs a CUDA device, and there is none; use --engine transformers, which also runs on the CPU\n"
     )
 
 

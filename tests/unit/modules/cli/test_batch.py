@@ -98,7 +98,7 @@ def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path) ->
     process = run_command(made / "table.csv", "-o", made)
     assert process.communicate() == (
         "",
-        f"error: -o: '{made}' holds a {MANIFEST} already; go on with --resume, or choose another folder\n",
+        f"error: -o: '{made}' already holds a {MANIFEST}; continue with --resume, or choose another folder\n",
     )
     assert process.returncode == 2 and (made / MANIFEST).read_bytes() == before
 
@@ -116,10 +116,10 @@ def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path) ->
         (
             "table.csv",
             "id,prompt\nx,a\nx,b\n",
-            "id: 'x' is that of rows 1 and 2; files are named after it, so give each its own",
+            "id: 'x' is the id of rows 1 and 2; ids name the files, so they must differ",
         ),
         ("table.csv", "prompt\n", "table: has no rows"),
-        ("table.csv", 'prompt\n"a\n', "table: is no CSV in line 1: unexpected end of data"),
+        ("table.csv", 'prompt\n"a\n', "table: is not valid CSV in line 1: unexpected end of data"),
         ("table.txt", "prompt\na\n", "table: must be a .csv or .jsonl file, not 'table.txt'"),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_is_wrong_with_one_row_is_its_own_problem(schema: InputSchema, tmp_
     problems = [row.problem for row in read_table(tmp_path / "table.jsonl", schema)]
     assert problems[0] == ""
     assert problems[1].startswith("is not JSON: ")
-    assert problems[2] == "is no JSON object"
+    assert problems[2] == "is not a JSON object"
     assert problems[3] == "seed: must be a whole number, not 'x'"
     assert problems[4].startswith("id: '../up' cannot name a file")
 

@@ -96,7 +96,7 @@ def test_what_was_made_is_in_the_lock_with_its_origin(settings: Settings) -> Non
 def test_a_file_of_somebody_elses_is_not_replaced(settings: Settings) -> None:
     path = installed(settings, "ESRGAN_4x.pth", load_file(UPSCALER))
     path.with_suffix(".safetensors").write_bytes(b"mine")
-    with pytest.raises(WeightsError, match="is there already and not of our making"):
+    with pytest.raises(WeightsError, match="exists already and is not a conversion"):
         convert(path, settings)
     assert path.with_suffix(".safetensors").read_bytes() == b"mine"
 
@@ -107,7 +107,9 @@ def test_a_network_in_words_stays_a_pickle(settings: Settings) -> None:
     network = WorldModel("yolov8s-worldv2.yaml", nc=2, verbose=False)
     network.names = {0: "cat", 1: "dog"}
     path = installed(settings, "yolov8x-worldv2.pt", {"model": network, "train_args": {"imgsz": 640}})
-    with pytest.raises(WeightsError, match="cannot be said in safetensors; it stays a pickle, pinned by its checksum"):
+    with pytest.raises(
+        WeightsError, match="cannot be written as safetensors; it stays a pickle, pinned by its checksum"
+    ):
         convert(path, settings)
     assert safe_form(path, settings) == path
 
