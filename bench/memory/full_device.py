@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from backend.compat import tensors_in
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
 from modules.app.service import Service, start
@@ -49,7 +49,7 @@ class FullAt(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in tree_leaves((args, kwargs))):
+        if any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs))):
             self.calls += 1
             if self.calls == self.index:
                 raise torch.OutOfMemoryError("CUDA out of memory. (injected)")
