@@ -81,7 +81,7 @@ def with_prompt_upsampler(spec: ModelSpec, folder: Path, dtype: str) -> ModelSpe
     count, item = component(header.shapes, dtype).parameters, BYTES_PER_PARAMETER[dtype]
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     kept = 2 * int(config["num_hidden_layers"]) * width * int(config.get("num_key_value_heads") or heads) / heads
-    # beside keys and values: a few vectors of the widest layer for a token, and a row of the vocabulary in float32,
+    # beside keys and values: a few vectors of the widest layer for a token, and a row of logits in float32,
     # from which the next token is drawn
     memory = Curve(
         fixed=2 * 4 * int(config["vocab_size"]), linear=(kept + 4 * width + 2 * int(config["intermediate_size"])) * item

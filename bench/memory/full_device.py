@@ -2,7 +2,8 @@
 
 Every stage of a prediction is run once to count its device calls (operations and uploads of weights), and then again
 and again, each time with an out-of-memory error at another call. It must always finish. The table says by step how
-close the pictures are to the undisturbed ones. Pictures are small and take one step, so that every call gets its turn.
+close the pictures are to those of a device with room. Pictures are small and take one step, so that every call gets its
+turn.
 ``--stride 1`` takes every call, n every n-th.
 """
 

@@ -1,7 +1,7 @@
 """Trains the upscaler: ``python -m training.models.upscaler --out DIR``.
 
-A small ESRGAN (RRDBNet) that enlarges four times. It starts as a pass-through: three channels carry the picture itself,
-so that its first output is about as good as a bicubic enlargement and every step goes into the edges. Half of its
+A small ESRGAN (RRDBNet) that upscales four times. It starts as a pass-through: three channels carry the picture itself,
+so that its first output is about as good as a bicubic upscaling and every step goes into the edges. Half of its
 inputs are exact reductions of a drawing, half are soft and slightly noisy, as the decoder of a small autoencoder leaves
 them.
 """
@@ -49,7 +49,7 @@ def carry(layer: nn.Conv2d, kernel: torch.Tensor) -> None:
 
 
 def build(features: int = 8, blocks: int = 1) -> Any:
-    """spandrel's RRDBNet, which at first sharpens its input and enlarges it smoothly: about as good as bicubic."""
+    """spandrel's RRDBNet, which at first sharpens its input and upscales it smoothly: about as good as bicubic."""
     ensure_torchvision_operators()
     from spandrel.architectures.ESRGAN import ESRGAN
 
@@ -134,10 +134,10 @@ def examples(pool: list[Image.Image], amount: int, rng: random.Random) -> tuple[
     return small, sharp
 
 
-def inner(enlarged: torch.Tensor) -> torch.Tensor:
+def inner(upscaled: torch.Tensor) -> torch.Tensor:
     """Without the border that does not count."""
     edge = EDGE * FACTOR
-    return enlarged[..., edge:-edge, edge:-edge]
+    return upscaled[..., edge:-edge, edge:-edge]
 
 
 def psnr(image: Image.Image, reference: Image.Image) -> float:
@@ -146,7 +146,7 @@ def psnr(image: Image.Image, reference: Image.Image) -> float:
 
 
 def evaluate(path: Path, pictures: list[Image.Image]) -> dict[str, float]:
-    """Mean and worst PSNR in dB of the written file, used as the product uses it, against a bicubic enlargement."""
+    """Mean and worst PSNR in dB of the written file, used as the product uses it, against a bicubic upscaling."""
     upscaler = Upscaler(load_upscaler_network(path), tile_size=256)
     factor = upscaler.factor
     figures = {}
@@ -180,12 +180,12 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
         spent = min(1.0, (time.process_time() - begin) / (60 * minutes))
         small, sharp = examples(pool, batch, rng)
         small = small.contiguous(memory_format=torch.channels_last)
-        first, trunk, *enlarge = network.model
+        first, trunk, *upscale = network.model
         features = first(small)
         with fast_products():
             detail = trunk.sub(features)
         # the picture's own channels stay float32: bfloat16 has no more than 8 bits of brightness
-        output = nn.Sequential(*enlarge)(features + detail.float())
+        output = nn.Sequential(*upscale)(features + detail.float())
         loss = inner(output - sharp).abs().mean()
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * spent)))

@@ -17,7 +17,7 @@ from modules.families.source import Source
 FEED_FORWARD_VECTORS = 6
 """How many vectors of its inner width T5's feed-forward layer holds for a token."""
 SCORE_COPIES = 6
-"""And its attention of all scores of a token, which are widened to float32 for the softmax."""
+"""And its attention of all scores of a token, in float32 for the softmax."""
 TRANSFORMER_VECTORS, TRANSFORMER_VECTORS_16_BIT = 16.25, 18
 """Vectors of the transformer's width for a token. In 16 bits there are more, because positions are rotated in float32;
 without data 17.2 are counted on the real class."""

@@ -103,9 +103,9 @@ class TestTiles:
 
 class TestSeams:
     @pytest.mark.parametrize("scale", [1.3, 2, 3.7, 4, 8])
-    @pytest.mark.parametrize("tile_size", [64, 128, 192])
-    def test_tiles_give_what_the_whole_picture_gives(self, tile_size: int, scale: float) -> None:
-        tiled = Upscaler(network(), tile_size).upscale(picture(203, 67), scale)
+    @pytest.mark.parametrize("side", [64, 128, 192])
+    def test_tiles_give_what_the_whole_picture_gives(self, side: int, scale: float) -> None:
+        tiled = Upscaler(network(), side).upscale(picture(203, 67), scale)
         assert largest_difference(tiled, untiled(203, 67, scale)) <= 1
 
     @pytest.mark.parametrize("size", [(1, 1), (5, 3), (63, 9), (64, 64), (65, 33)])
