@@ -72,7 +72,7 @@ DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(Set
 
 
 class _Given(NamedTuple):
-    """A value, and where it was found in the words of an error."""
+    """A value, and where it was found, as errors name it."""
 
     value: object
     origin: str

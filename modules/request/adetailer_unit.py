@@ -28,7 +28,7 @@ SORT_ORDERS: Mapping[SortOrder, str] = MappingProxyType(
         "Area (large to small)": "Area",
     }
 )
-"""ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
+"""ADetailer's names for the orders of :func:`modules.adetailer.masks.sort_detections`."""
 
 PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
 """What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area,

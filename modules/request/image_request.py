@@ -27,7 +27,7 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 @dataclass(frozen=True, config=STRICT)
 class Hires:
     """The second pass of Hires fix. ``steps`` 0 means those of the first pass; ``strength`` is how much of the picture
-    is redrawn."""
+    is repainted: 0 keeps it, 1 ignores it."""
 
     scale: Annotated[float, Field(ge=1, le=4)] = 1.3
     steps: Annotated[WholeNumber, Field(ge=0, le=50)] = 0
@@ -68,7 +68,7 @@ class ImageRequest:
     prompt_upsampling: bool = False
     prompt_upsampling_seed: Seed = 0
     original_prompt: str = ""
-    """The user's words, where ``prompt`` was rewritten or should have been; ``prompt_note`` says what was done."""
+    """The user's prompt, if a language model rewrote it or failed to; ``prompt_note`` says which."""
     prompt_note: str = ""
     stage_options: Mapping[str, object] = Field(default_factory=dict)
     """By the names of stages, what :meth:`modules.pipeline.base.Stage.options` made of their inputs."""

@@ -70,11 +70,11 @@ def _finds(label: str, field: str, detectors: Mapping[str, ClassSet]) -> str:
     )
 
 
-def _units_of(inputs: Mapping[str, Any], field: str, words: str, base: AdetailerUnit) -> tuple[AdetailerUnit, ...]:
-    """The units of one pair of inputs: ``field`` has the JSON, ``words`` the prompt. What they leave out is as in
+def _units_of(inputs: Mapping[str, Any], field: str, prompt: str, base: AdetailerUnit) -> tuple[AdetailerUnit, ...]:
+    """The units of two inputs: ``field`` has the JSON, ``prompt`` the prompt of the first. What they leave out is as in
     ``base``."""
     units = units_from_json(inputs[field], field, base) if inputs[field].strip() else (base,)
-    return (replace(units[0], prompt=inputs[words]), *units[1:]) if units and inputs[words] else units
+    return (replace(units[0], prompt=inputs[prompt]), *units[1:]) if units and inputs[prompt] else units
 
 
 def _check_units(

@@ -34,11 +34,11 @@ def test_the_commands_bring_every_preinstalled_model_and_no_other() -> None:
         for file in read_manifest()[name].files:
             assert any(word.strip("'") == file.path for word in named), file.path
             assert any(word.strip("'") == file.repository for word in named), file.repository
-    uploads_dir = [
+    downloaded = [
         word.strip("'") for word in named if re.search(r"\.(safetensors|pt|pth|model)'?$", word) and "*" not in word
     ]
     known = {file.path for name in PREINSTALLED for file in read_manifest()[name].files}
-    assert {word for word in uploads_dir if not word.startswith(".")} <= known
+    assert {word for word in downloaded if not word.startswith(".")} <= known
     assert (
         f"len(files) != {len({file.local for name in PREINSTALLED for file in read_manifest()[name].files})}" in RUN[-1]
     )
