@@ -1,5 +1,4 @@
-"""The detectors by name: which are there, that those of every published architecture load and detect, and how units
-ask for them."""
+"""The detectors by name: which are installed, and that those of every published architecture load and detect."""
 
 from __future__ import annotations
 
@@ -15,19 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.detections import WEIGHTS, assert_equal, predicted
 from support.processes import Drawn
-from support.requests_data import EMBEDDED, INPUTS
 
-from backend.core.errors import InputError, WeightsError
+from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.cli.fetch_weights import trust
-from modules.detection.classes import TEXT_MODEL, ClassSet
+from modules.detection.classes import TEXT_MODEL
 from modules.detection.registry import OWN, PUBLISHED, detector_parameters, find_detectors
 from modules.detection.service import DetectionService
 from modules.detection.text_encoder import ClassNameEncoder
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
-from modules.request.parser import build_request
 from training.data.detector_samples import KINDS, draw_faces
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
@@ -203,55 +200,6 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
         models.load("hand_yolov8n.pt")
 
 
-# What a unit may ask for
-
-WORLD = ClassSet(("face", "hand", "hat"), world=True)
-
-
-def refusal(arguments: str, detectors: dict[str, ClassSet]) -> str:
-    with pytest.raises(InputError) as caught:
-        build_request({**INPUTS, "adetailer_args": arguments}, EMBEDDED, detectors)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            '{"ad_model": "face_yolov8n"}',
-            "adetailer_args: ad_model 'face_yolov8n' is not installed (did you mean 'face_yolov8n.pt'?); leave it out, or "
-            "use ",
-        ),
-        (
-            '{"ad_model": "zebra.pt"}',
-            "adetailer_args: ad_model 'zebra.pt' is not installed; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt",
-        ),
-        (
-            '{"ad_model": "mediapipe_face_full"}',
-            "adetailer_args: ad_model 'mediapipe_face_full' is not installed (",
-        ),
-        (
-            '{"ad_model_classes": "hand"}',
-            "adetailer_args: ad_model_classes of face_yolov8n.pt: 'hand' is none of its classes: face",
-        ),
-        (
-            '{"ad_model": "yolov8x-worldv2.pt", "ad_model_classes": "hat, cat"}',
-            "adetailer_args: ad_model_classes of yolov8x-worldv2.pt: 'cat' is none of its classes (did you mean "
-            "'hat'?): face, hand, hat; "
-            f"for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}",
-        ),
-    ],
-)
-def test_what_is_not_there_is_named_with_what_is(arguments: str, message: str) -> None:
-    assert refusal(arguments, {"face_yolov8n.pt": ClassSet(("face",)), "yolov8x-worldv2.pt": WORLD}).startswith(message)
-
-
-def test_classes_that_are_baked_in_can_be_chosen() -> None:
-    assert [ClassSet(("face",)).problem(text) for text in ("", " , ", "face")] == ["", "", ""]
-    assert WORLD.parse("hat, face ,hat") == ("hat", "face") and WORLD.problem("hat, face") == ""
-    assert ClassSet(("face",), world=True, open_vocabulary=True).problem("a red bicycle") == ""
-
-
 def test_a_world_model_looks_for_the_chosen_classes_only(weights: Path, picture: Image.Image) -> None:
     detectors, _ = cached(Settings(weights_dir=str(weights)), "yolov8x-worldv2.pt")
     both, hats = (detectors.detect([picture], 0.0, classes=classes)[0] for classes in ("hat, face", "hat"))
@@ -290,49 +238,6 @@ def test_other_classes_are_encoded_by_the_text_model(with_text_model: Path, pict
     baked.txt_feats, baked.model[-1].nc = features.clone(), 2
     assert_equal(told, Detector(baked).detect([picture], 0.3)[0])
     assert len(told) > 0
-
-
-# ONNX
-
-
-def exported(folder: Path, network: Any, **options: Any) -> Path:
-    """The network in ONNX, written by ultralytics' own exporter."""
-    from ultralytics.engine.exporter import Exporter
-
-    network.pt_path, network.args = str(folder / "exported.pt"), {**network.args, "data": ""}
-    network.task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
-    file = Exporter(
-        overrides={"format": "onnx", "imgsz": network.args["imgsz"], "simplify": False, "device": "cpu", **options}
-    )(model=network)
-    return Path(file)
-
-
-@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"dynamic": True}], ids=str)
-@pytest.mark.parametrize("kind", ["face", "person"])
-def test_an_onnx_file_finds_what_the_network_finds(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
-    pytest.importorskip("onnx", reason="onnx writes the file")
-    own = WEIGHTS.with_stem(f"{kind}_detector")
-    images = [KINDS[kind].draw(Random(seed)).image.resize((KINDS[kind].imgsz,) * 2) for seed in (1, 2, 3)]
-    file = exported(tmp_path, load_detector_network(own), **options)
-    ours, theirs = (Detector(load_detector_network(path)).detect(images, 0.3) for path in (own, file))
-    assert sum(len(found) for found in ours) > 0
-    for one, other in zip(ours, theirs):
-        assert_equal(one, other, tolerance=1e-2)
-
-
-def test_a_damaged_onnx_file_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
-    (tmp_path / "face.onnx").write_bytes(b"\x08\x07nonsense")
-    with pytest.raises(WeightsError, match=r"^face.onnx: is damaged or not an ONNX model"):
-        load_detector_network(tmp_path / "face.onnx")
-
-
-def test_without_onnxruntime_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    (tmp_path / "face.onnx").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"^face.onnx: an ONNX detector needs the package onnxruntime; install it"):
-        load_detector_network(tmp_path / "face.onnx")
 
 
 # Debug images
