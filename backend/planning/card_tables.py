@@ -48,7 +48,7 @@ def card_table(models: ModelSpec) -> str:
         except MemoryPlanError as error:
             return f"{format_bytes(error.missing_bytes)} missing"
         return (
-            f"{described_placements(plan.placements)}; {format_bytes(plan.predicted_peak_bytes)}, "
+            f"{described_placements(plan.placements, models)}; {format_bytes(plan.predicted_peak_bytes)}, "
             f"{plan.predicted_seconds:.0f} s"
         )
 
@@ -77,7 +77,7 @@ def _tables(models: ModelSpec, cards: Sequence[Card]) -> str:
         if isinstance(plan, MemoryPlan):
             told = [
                 plan.state.name,
-                described_placements(plan.placements),
+                described_placements(plan.placements, models),
                 format_bytes(plan.predicted_peak_bytes),
                 f"{plan.predicted_seconds:.1f}",
             ]

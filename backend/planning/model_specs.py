@@ -8,7 +8,7 @@ GB are 10^9 bytes. A model family makes a :class:`ModelSpec` from its files (``m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType(
@@ -95,6 +95,7 @@ class ModelSpec:
         upscale_factor: Of one pass of the upscaler.
         encoders: The components that read the prompt together.
         denoiser: The component that runs in every step.
+        labels: What tables call a component, where that is not its name.
     """
 
     name: str
@@ -109,3 +110,4 @@ class ModelSpec:
     upscale_factor: int = 4
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
+    labels: Mapping[str, str] = field(default_factory=dict)

@@ -43,11 +43,13 @@ def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
     return "\n".join([*summary, "", *lines, "", *(f"- {reason}" for reason in plan.reasons)])
 
 
-def described_placements(placements: Mapping[str, Placement]) -> str:
-    """What denoises (and Flux's T5) by name, and what else does not simply stay."""
-    labels = {"transformer": "transformer", "text_encoder_2": "T5"} if "transformer" in placements else {"unet": "UNet"}
-    main = [f"{label} {placements[name].dtype} {_kind(placements[name])}" for name, label in labels.items()]
-    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in labels and _kind(p) != "resident"]
+def described_placements(placements: Mapping[str, Placement], models: ModelSpec) -> str:
+    """The models that can be streamed, the denoiser first, and of the others those that are not resident."""
+    large = sorted(
+        (name for name in placements if models.components[name].blocks), key=lambda name: name != models.denoiser
+    )
+    main = [f"{models.labels.get(name, name)} {placements[name].dtype} {_kind(placements[name])}" for name in large]
+    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in large and _kind(p) != "resident"]
     return ", ".join([*main, *others])
 
 

@@ -28,7 +28,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "use_checkpoint": (False, "the pictures are repainted by the model that generated them"),
         "use_vae": (False, "the model's own autoencoder is used"),
         "use_noise_multiplier": (False, "the noise is not scaled"),
-        "use_clip_skip": (False, "Flux uses the last layer of CLIP"),
+        "use_clip_skip": (False, "the text encoders' usual layers are used"),
         "controlnet_model": ("None", "there is no ControlNet model"),
     }
 )

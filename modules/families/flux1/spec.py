@@ -21,6 +21,8 @@ SCORE_COPIES = 6
 TRANSFORMER_VECTORS, TRANSFORMER_VECTORS_16_BIT = 16.25, 18
 """Vectors of the transformer's width for a token. In 16 bits there are more, because positions are rotated in float32;
 without data 17.2 are counted on the real class."""
+LABELS = MappingProxyType({"text_encoder_2": "T5"})
+"""What tables call a component."""
 COSTS_SOURCE = (
     "computed from the layers, as measured on the emulated device (python -m bench.memory.activations), and for "
     "FLUX.1-dev in line with peaks that the diffusers project published; not yet measured on a GPU by this project"
@@ -60,6 +62,7 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         token_pixels=2 * profile.latent_factor,
         text_tokens=profile.tokens,
         vae_tile=profile.native // 2,
+        labels=LABELS,
     )
 
 
@@ -124,6 +127,7 @@ FLUX_DEV = ModelSpec(
         }
     ),
     costs_source=COSTS_SOURCE,
+    labels=LABELS,
 )
 KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {"flux-dev": FLUX_DEV, "flux-schnell": replace(FLUX_DEV, name="flux-schnell", steps=4)}

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from backend.planning.model_specs import Component, Cost, Curve, ModelSpec
 from modules.families.autoencoder_costs import PUBLISHED_AUTOENCODER
-from modules.families.stable_diffusion.spec import COSTS_SOURCE
+from modules.families.stable_diffusion.spec import COSTS_SOURCE, LABELS
 
 _SDXL_BLOCKS = (
     *(
@@ -126,6 +126,7 @@ _SDXL = ModelSpec(
     token_pixels=8,
     text_tokens=77,
     denoiser="unet",
+    labels=LABELS,
 )
 _SD15 = replace(
     _SDXL,

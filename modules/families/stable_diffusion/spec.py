@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from backend.checkpoints.header import Header, Shape, parameters
@@ -18,6 +19,7 @@ COSTS_SOURCE = (
     "counted on the real classes without data (python -m bench.speed.stable_diffusion); not yet measured on a GPU by "
     "this project"
 )
+LABELS = MappingProxyType({"unet": "UNet"})
 PASSES = 2
 """Forwards of a step: with what is wanted, and with what is to be avoided."""
 VECTORS, VECTORS_WITH_ATTENTION = 15.7, 25.8
@@ -55,6 +57,7 @@ def unet_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         vae_tile=profile.native // 2,
         encoders=profile.encoders,
         denoiser=profile.denoiser,
+        labels=LABELS,
     )
 
 
