@@ -1,4 +1,4 @@
-"""Timelines as files: a drawn chart (PNG), or a trace that Perfetto and ``chrome://tracing`` open (JSON)."""
+"""Timelines as files: a chart (PNG), or a trace that Perfetto and ``chrome://tracing`` open (JSON)."""
 
 from __future__ import annotations
 

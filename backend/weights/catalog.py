@@ -71,7 +71,7 @@ def _model(name: str, entry: Mapping[str, Any], layouts: Mapping[str, Mapping[st
 
     def part(described: Mapping[str, Any]) -> Part:
         files = tuple(
-            # a pipeline keeps its folders; a model of one file lies at the top, where settings name it
+            # a pipeline keeps its folders; a single file is put at the top, where settings name it
             WeightFile(
                 name,
                 entry["repository"],

@@ -179,7 +179,7 @@ def test_a_row_without_a_name_or_seed_always_has_the_same(schema: InputSchema) -
     assert once[0].inputs["seed"] != once[1].inputs["seed"]
 
 
-def drawn(row: Row, *pictures: bytes) -> Outcome:
+def made_of(row: Row, *pictures: bytes) -> Outcome:
     return Outcome(row, pictures, ".png")
 
 
@@ -188,7 +188,7 @@ def test_only_what_is_done_in_full_with_the_same_inputs_is_skipped(schema: Input
     manifest = Manifest(tmp_path)
     assert manifest.begin(rows, resume=True) == rows
     for row in rows[:4]:
-        manifest.deliver(drawn(row, b"12345", b"6789"))
+        manifest.deliver(made_of(row, b"12345", b"6789"))
     manifest.deliver(Outcome(rows[4], error="failed"))
     with manifest.path.open("a") as opened:
         opened.write('{"id": "f", "status": "do')  # a kill in the middle of a line
@@ -232,7 +232,7 @@ def test_memory_is_cleared_between_rows_only_where_models_and_pictures_contend(g
 def test_progress_in_a_log_is_a_line_a_row_with_the_time_that_is_left(schema: InputSchema) -> None:
     log, rows = io.StringIO(), rows_of([{"prompt": "a"}, {"prompt": "b"}], schema)
     with RowsBar(total=4, done=2, stream=log) as bar:
-        bar.count(drawn(rows[0], b"x"))
+        bar.count(made_of(rows[0], b"x"))
         bar.count(Outcome(rows[1], error="prompt: is odd"))
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("rows:  75%") and "3/4 [" in lines[0] and "<" in lines[0]

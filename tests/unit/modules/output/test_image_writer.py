@@ -157,13 +157,13 @@ class TestRoundTrip:
         with timeline.span("generate"), timeline.span("denoise"):
             time.sleep(0.001)
         wanted = request(output_format=output_format, image=noise(32), adetailer=(AdetailerUnit(prompt="å"),))
-        drawn = picture(
+        finished = picture(
             {"_boxes": [[1.0, 2.0, 3.0, 4.0]], "ADetailer model": "face", "_score": np.float32(0.5)}, seed=8
         )
         with timeline.span("outputs"):
-            (path,) = write(tmp_path, wanted, drawn, timeline=timeline)
+            (path,) = write(tmp_path, wanted, finished, timeline=timeline)
         text, record = read_parameters(path)
-        assert text == parameters_text(wanted, drawn, MODEL)
+        assert text == parameters_text(wanted, finished, MODEL)
         assert record["request"]["width"] == 1344
         assert record["request"]["image"] == "32x32" and record["request"]["mask"] is None
         assert record["request"]["adetailer"][0]["prompt"] == "å"
@@ -181,9 +181,9 @@ class TestRoundTrip:
         self, tmp_path_factory: pytest.TempPathFactory, output_format: str, prompt: str
     ) -> None:
         wanted = request(prompt, output_format=output_format)
-        (path,) = write(tmp_path_factory.mktemp("any"), wanted, drawn := picture(image=Image.new("RGB", (8, 8))))
+        (path,) = write(tmp_path_factory.mktemp("any"), wanted, finished := picture(image=Image.new("RGB", (8, 8))))
         text, record = read_parameters(path)
-        assert text == parameters_text(wanted, drawn, MODEL)
+        assert text == parameters_text(wanted, finished, MODEL)
         assert record["request"]["prompt"] == prompt
 
     @EVERY_FORMAT
