@@ -24,15 +24,14 @@ from backend.weights.resolver import EMBEDDED, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
+from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
 from modules.upscaling.discovery import (
-    FACE_RESTORER,
     FIRST,
     cached_as,
-    find_face_restorer,
     find_upscalers,
     upscaler_parameters,
 )

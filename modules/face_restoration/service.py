@@ -12,8 +12,8 @@ from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback, Strategy
 from modules.detection.detections import Floats
 from modules.detection.service import DetectionService
+from modules.face_restoration.discovery import FACE_RESTORER
 from modules.face_restoration.network import restored
-from modules.upscaling.discovery import FACE_RESTORER
 
 CONFIDENCE = 0.5
 """Only faces that the detector is so sure of are restored."""

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.pipeline.base import ImageBatch, Services, Stage
 from modules.request.image_request import ImageRequest
-from modules.request.parser import NO_FACE_RESTORER
 
 if TYPE_CHECKING:
     from modules.face_restoration.service import FaceRestoration

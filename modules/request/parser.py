@@ -20,11 +20,11 @@ from modules.detection.mediapipe import unavailable_reason
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
+from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, AdetailerUnit
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.input_image import read_image
-from modules.upscaling.discovery import FACE_RESTORERS
 
 HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
     {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
@@ -32,7 +32,6 @@ HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
 """The input of every field of :class:`Hires`."""
 CUSTOM = "custom"
 """The aspect ratio with which width and height count."""
-NO_FACE_RESTORER = f"no face restorer is installed; leave it out, or put {FACE_RESTORERS[0]} under weights/"
 
 
 def adetailer_units(

@@ -1,4 +1,4 @@
-"""Which upscalers and which face restorer are installed: the names that the input ``upscaler`` takes, and their files.
+"""Which upscalers are installed: the names that the input ``upscaler`` takes, and their files.
 
 Only headers are read, and the files of the folder for other upscalers.
 """
@@ -24,10 +24,6 @@ FOLDER = "upscalers"
 """Folder under ``weights/`` for other upscalers that spandrel knows."""
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 """Of the files that count there."""
-FACE_RESTORERS = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth", "RestoreFormer.ckpt")
-"""What "auto" chooses from, best first, if one is under ``weights/``."""
-FACE_RESTORER = "face_restorer"
-"""Its name in the cache and the memory plan."""
 FIRST = "upscaler"
 """The default upscaler's name in the cache and the memory plan."""
 
@@ -63,23 +59,6 @@ def is_upscaler(path: Path, settings: Settings) -> bool:
         logger.warning("upscaler left out: %s", error)
         return False
     return True
-
-
-def find_face_restorer(settings: Settings) -> Path | None:
-    """The file that the setting ``face_restorer`` names; with "auto" the best that is installed, or None.
-
-    Raises :class:`~backend.core.errors.WeightsError` if it names a file that is missing, or the file is not the one
-    that was installed.
-    """
-    wanted = settings.face_restorer
-    names = (
-        [name for name in FACE_RESTORERS if (settings.weights_path / name).is_file()]
-        if wanted == "auto"
-        else [wanted]
-        if wanted
-        else []
-    )
-    return safe_form(resolve_file("face_restorer", names[0], (), settings), settings) if names else None
 
 
 def upscaler_parameters(path: Path) -> int:

@@ -21,10 +21,10 @@ from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
 from modules.app.service import Service, start
 from modules.cli.fetch_weights import trust
+from modules.face_restoration.discovery import find_face_restorer
 from modules.face_restoration.network import SIDE, face_square, load_face_restorer, restored
 from modules.output.image_writer import read_parameters
 from modules.request.parser import build_request
-from modules.upscaling.discovery import find_face_restorer
 from modules.upscaling.tiled import load_upscaler_network
 
 TOLERANCE = 0.1
