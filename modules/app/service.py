@@ -1,7 +1,6 @@
-"""Set-up and prediction as a whole: from settings to a service that takes inputs and gives files.
+"""Set-up and prediction: from settings to a service that turns inputs into files.
 
-torch and what needs it are imported by :func:`start`, after the environment is as it should be, and inside the spans of
-the set-up.
+:func:`start` imports torch and what needs it after it has set the environment, in spans of the set-up's timeline.
 """
 
 from __future__ import annotations
@@ -77,10 +76,10 @@ class Service:
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
     ) -> list[Path]:
-        """Makes the pictures that the inputs ask for and gives their files.
+        """Generates the pictures that the inputs ask for and returns their files.
 
         ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it;
-        ``debug_sink`` gets what the stages found on their way. The files of the prediction before are deleted first.
+        ``debug_sink`` gets intermediate images of the stages. The files of the previous prediction are deleted first.
         Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
         """
         for old in self.outputs.iterdir():
@@ -118,7 +117,7 @@ class Service:
         return self.runtime.timeline()
 
     def warm_up(self) -> None:
-        """Draws one picture in a single step, so that kernels are chosen and memory is reserved before the first
+        """Generates one picture in a single step, so that kernels are chosen and memory is reserved before the first
         request."""
         side = self.profile.native
         with self.runtime.activate():
@@ -126,7 +125,7 @@ class Service:
 
 
 def since_launch(served: bool) -> Timeline:
-    """A timeline that begins with this process; ``served``: with Cog's server, which started this process."""
+    """A timeline that begins with this process, or with Cog's server, its parent, where it is ``served``."""
     began = process_began()
     timeline = Timeline(begin=process_began(os.getppid()) if served else began)
     if served:
@@ -135,12 +134,11 @@ def since_launch(served: bool) -> Timeline:
 
 
 def start_process(settings: Settings, served: bool) -> Service:
-    """:func:`start` for a process that does nothing else: counted from its launch, and set apart from Python's garbage
-    collector.
+    """:func:`start` for a process that does nothing else: timed from its launch, and with the set-up's objects frozen
+    for Python's garbage collector.
 
-    The modules and models of a set-up are some 400,000 objects that live as long as the process. Looking through them
-    for cycles costs a sixth of the imports, a pause of a second now and then, and more than a second at the end of the
-    process.
+    A set-up creates some 400,000 objects that live as long as the process. Searching them for cycles costs a sixth of
+    the imports, a pause of a second now and then, and more than a second at the end of the process.
     """
     gc.disable()
     try:
@@ -160,7 +158,7 @@ def start(
     schema: InputSchema | None = None,
 ) -> Service:
     """Probes the device, loads every model once, and warms up. Raises a :class:`backend.core.errors.UserError` that
-    says what to mend.
+    says what to do.
 
     ``timeline`` gets the spans of the set-up. ``families`` are those that the model may be of, ``stages`` are those of
     the pipeline, in order, and ``schema`` has their inputs; by default those of ``predict.py``.

@@ -46,7 +46,7 @@ class Assembled:
     pipeline: ImagePipeline
     model: ModelInfo
     detectors: Mapping[str, ClassSet]
-    """By name, the default one first. They know their classes when they are read."""
+    """By name, the default one first. Their classes are known once they are loaded."""
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
     restores_faces: bool
@@ -183,5 +183,5 @@ def register_detectors(
 
 
 def load_quantized(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
-    """What ``loader`` gives, its blocks rounded."""
+    """The module that ``loader`` reads, with the weights of its blocks quantized."""
     return quantize(loader(), stored_as, dtype)

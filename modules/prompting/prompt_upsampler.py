@@ -1,6 +1,6 @@
-"""Before anything is drawn: a language model rewrites a short prompt as a full description.
+"""Prompt upsampling: a language model rewrites a short prompt as a full description.
 
-A failure costs nothing but the rewriting: the picture is then drawn from the user's own words, and its record says why.
+When this fails, the picture is generated from the user's own prompt, and its record says why.
 """
 
 from __future__ import annotations
