@@ -1,7 +1,7 @@
-"""When the device is full: clear, then try again in a leaner way, and remember what worked.
+"""When the device's memory is full: free what nobody uses, then try again in a way that needs less.
 
-One fallback for every stage. Only errors that mean a full memory are caught, in every spelling that torch, CUDA, cuDNN
-and cuBLAS have for it; everything else goes up unchanged.
+One fallback for all stages. Only out-of-memory errors are caught, in every spelling that torch, CUDA, cuDNN and cuBLAS
+have for them; all others are raised unchanged.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import gc
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -38,15 +38,15 @@ class OutOfMemory(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a memory is full."""
+    """Whether an error means that the device's or the host's memory is full."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(spelling in str(error) for spelling in SPELLINGS)
 
 
 def missing_bytes(error: BaseException) -> int | None:
-    """How much more the operation would have needed, where the error says what it asked for and what was free, as
-    torch's does."""
+    """How many bytes more the operation needed, where the error says what it asked for and what was free, as torch's
+    does."""
     wanted, free = (
         re.search(pattern, str(error))
         for pattern in (r"Tried to allocate ([\d.]+ \w+)", r"of which ([\d.]+ \w+) (?:is|are) free")
@@ -59,31 +59,61 @@ def missing_bytes(error: BaseException) -> int | None:
 
 @dataclass(frozen=True)
 class Strategy(Generic[Result]):
-    """One way to do a step: ``way`` in words, and how."""
+    """One way to do a step: ``way`` in words, and ``run``, which borrows the models that it needs itself.
+
+    ``exact`` says that the result equals that of the strategy before to the bit; most save memory by another order of
+    sums, which rounds differently.
+    """
 
     way: str
     run: Callable[[], Result]
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a request that may run out of memory.
+
+    ``models`` are the names of those that it borrows. ``size`` is all that decides how much memory it needs: the sides
+    and the number of the pictures, for example. ``lower`` names the input that makes it smaller, for the error.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    size: tuple[int, ...]
+    lower: str
+
+
+class Placements(Protocol):
+    """What can change the placements of models; see :class:`backend.model_cache_optimizer.ModelCache`.
+
+    Both return what was changed in words, or nothing when there is nothing left to change.
+    """
+
+    def offload_others(self, names: Collection[str]) -> str: ...
+
+    def stream(self, names: Collection[str]) -> str: ...
 
 
 @dataclass
 class OomFallback:
-    """Retries of a service's lifetime. ``learned`` is the strategy that each step begins at, ``retries`` counts steps
-    down.
+    """Runs steps with less memory when it is full. One serves all requests of a process.
 
-    ``downgrade`` places the models leaner and says how, or gives nothing when they cannot be:
-    :meth:`ModelCache.downgrade`.
+    The pictures of a request must not depend on the requests before it. So a strategy is remembered only for the very
+    same step (``learned``), and before one that changes pixels is tried all models that the step does not need leave
+    the device: whether it is needed then depends on the request and the device alone. ``retries`` counts by step how
+    often memory was full.
     """
 
-    downgrade: Callable[[], str] = field(default=lambda: "")
-    learned: dict[str, int] = field(default_factory=dict)
+    placements: Placements | None = None
+    learned: dict[Step, int] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
 
-    def run(self, step: str, strategies: Sequence[Strategy[Result]], lower: str) -> Result:
-        """Runs the first strategy that fits, beginning with the one that was needed last time. When none does, the
-        models are placed leaner, and it begins anew.
+    def run(self, step: Step, strategies: Sequence[Strategy[Result]]) -> Result:
+        """Runs the first strategy that fits, starting with the one that the same step needed last time.
 
-        The strategies are ordered from fast to lean, and borrow what they need themselves. ``lower`` names the input
-        that makes the step smaller. Raises :class:`OutOfMemory` when nothing fits.
+        The strategies are ordered from the fastest to the one that needs the least memory. Raises :class:`OutOfMemory`
+        when none fits, wherever the models are placed.
         """
         tried: list[str] = []
         index = min(self.learned.get(step, 0), len(strategies) - 1)
@@ -96,34 +126,53 @@ class OomFallback:
                     raise
                 reason, missing = str(error).partition("\n")[0], missing_bytes(error)
             else:
-                self.learned[step] = index
+                if index:
+                    self.learned[step] = index
                 return result
             # only here, outside of the handler, has the error let go of the tensors of its stack
             clear_memory()
             tried.append(way)
-            self.retries[step] += 1
-            logger.warning("%s: out of memory (%s): %s", step, way, reason)
-            index += 1
-            if index == len(strategies):
-                leaner = self.downgrade()
-                if not leaner:
-                    lack = (
-                        f"{format_bytes(missing)} of the device's memory are missing"
-                        if missing
-                        else "the device's memory is too small"
-                    )
-                    raise OutOfMemory(
-                        f"{lower}: {lack} for the step '{step}' (tried: {'; '.join(dict.fromkeys(tried))}); lower "
-                        f"{lower}"
-                    )
-                logger.warning("models are placed leaner: %s", leaner)
-                tried.append(leaner)
-                self.learned.clear()  # there is room again
+            self.retries[step.name] += 1
+            logger.warning("%s: out of memory (%s): %s", step.name, way, reason)
+            following = strategies[index + 1] if index + 1 < len(strategies) else None
+            if following and following.exact:
+                index += 1
+            elif moved := self._offload_others(step):
+                tried.append(moved)
                 index = 0
+            elif following:
+                index += 1
+            elif moved := self._stream(step):
+                tried.append(moved)
+                self.learned.pop(step, None)  # there is room again
+                index = 0
+            else:
+                raise out_of_memory(step, tried, missing)
+
+    def _offload_others(self, step: Step) -> str:
+        return _logged(self.placements.offload_others(step.models)) if self.placements else ""
+
+    def _stream(self, step: Step) -> str:
+        return _logged(self.placements.stream(step.models)) if self.placements else ""
+
+
+def _logged(change: str) -> str:
+    if change:
+        logger.warning("to make room on the device: %s", change)
+    return change
+
+
+def out_of_memory(step: Step, tried: Sequence[str], missing: int | None) -> OutOfMemory:
+    """The error for a step that fits in no way; ``missing`` are the bytes that it lacked, where that is known."""
+    lack = (
+        f"{format_bytes(missing)} of the device's memory are missing" if missing else "the device's memory is too small"
+    )
+    ways = "; ".join(dict.fromkeys(tried))
+    return OutOfMemory(f"{step.lower}: {lack} for the step '{step.name}' (tried: {ways}); lower {step.lower}")
 
 
 def clear_memory() -> None:
-    """Gives back what nobody uses any more."""
+    """Frees memory that nobody uses any more, on the host and on the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,11 +1,12 @@
-"""The four ways in which a model lives beside a device: resident, swapped, grouped, sequential.
+"""Where a model is kept beside a device: resident, model offload, block offload or layer offload.
 
-The names and their prices are those of the memory plan (``backend/memory_management.py``). A model never changes its
-arithmetic by where it lives, only where its bytes wait.
+The names and their costs are those of the memory plan (``backend/memory_management.py``). A placement never changes
+what a model computes, only where its bytes wait.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from types import MappingProxyType
@@ -18,19 +19,16 @@ from backend.planning.costs import Kind
 from backend.stream import Transfers, tensor_bytes
 
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "encoder.block")
-"""Where the models have their repeated blocks: Flux's two kinds, T5's one. They run in this order."""
+"""Where models have their repeated blocks: the two kinds of Flux, the one of T5. They run in this order."""
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-"""Where a UNet has its blocks, in their order. One of SDXL is 2.4 GB, so it is their parts that are streamed."""
+"""Where a UNet has its blocks, in order. One block of SDXL is 2.4 GB, so a block's parts are streamed instead."""
 
 
 class TensorGroup:
-    """The tensors that some modules hold themselves (not their children), which arrive on the device and leave it
-    together."""
+    """The tensors that some modules hold themselves (not their children), loaded and unloaded together."""
 
     def __init__(self, modules: Iterable[nn.Module], transfers: Transfers) -> None:
-        tensors = {
-            id(t): t for module in modules for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        }
+        tensors = {id(tensor): tensor for module in modules for tensor in own_tensors(module)}
         self._pairs = [(tensor, tensor.data) for tensor in tensors.values()]
         self._transfers = transfers
         self.is_loaded = False
@@ -41,12 +39,13 @@ class TensorGroup:
     def bytes(self) -> int:
         return sum(tensor_bytes(host) for _, host in self._pairs)
 
-    def load(self) -> None:
-        """Uploads what is not on the device. An error leaves nothing half there."""
+    def load(self) -> bool:
+        """Uploads the tensors, unless they are on the device; returns whether it did. After an error none of them
+        is."""
         if self.is_loaded:
-            return
+            return False
         try:
-            # a weight is an ordinary tensor, also when it arrives in the middle of an inference
+            # weights must be ordinary tensors, also when they are loaded during an inference
             with torch.inference_mode(False), torch.no_grad():
                 for tensor, host in self._pairs:
                     tensor.data = self._transfers.upload(host)
@@ -54,106 +53,140 @@ class TensorGroup:
             self.unload()
             raise
         self.is_loaded = True
+        return True
 
     def unload(self) -> None:
-        """Drops the device's copies; nothing is copied back."""
+        """Drops the copies on the device; nothing is copied back."""
         for tensor, host in self._pairs:
             tensor.data = host
         self.is_loaded = False
 
 
-class PlacedModel:
-    """A model that is resident: it goes to the device once, stays, and leaves nothing on the host.
+class PlacedModel(ABC):
+    """A model in one placement. ``borrowers`` counts the open loans; the cache keeps it."""
 
-    ``borrowers`` counts the loans that are open; the cache keeps it.
-    """
+    is_resident = False
+    is_streamed = False
+    """Whether parts of it come and go during a forward, so that only one thread at a time may use it."""
+
+    def __init__(self, module: nn.Module, transfers: Transfers) -> None:
+        self.module, self.transfers, self.borrowers = module, transfers, 0
+
+    @property
+    def bytes(self) -> int:
+        """The size of the whole model, wherever it is."""
+        return sum(tensor_bytes(tensor) for tensor in all_tensors(self.module))
+
+    @property
+    @abstractmethod
+    def is_loaded(self) -> bool:
+        """Whether it can compute now."""
+
+    @property
+    @abstractmethod
+    def pending_bytes(self) -> int:
+        """How many bytes :meth:`load` would upload now."""
+
+    @abstractmethod
+    def load(self) -> bool:
+        """Makes it ready to compute; returns whether it was not."""
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Drops from the device what may leave it."""
+
+    @abstractmethod
+    def detach(self) -> nn.Module:
+        """Ends this placement: returns the module, complete and on the host, so that it can be placed anew."""
+
+
+class ResidentModel(PlacedModel):
+    """Uploaded once; it stays on the device and leaves no copy on the host."""
 
     is_resident = True
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
-        self.module, self.transfers, self.borrowers, self.is_loaded = module, transfers, 0, False
+        super().__init__(module, transfers)
+        self._is_loaded = False
 
     @property
-    def bytes(self) -> int:
-        """All of the model, wherever it is."""
-        return sum(tensor_bytes(tensor) for tensor in (*self.module.parameters(), *self.module.buffers()))
+    def is_loaded(self) -> bool:
+        return self._is_loaded
 
     @property
     def pending_bytes(self) -> int:
-        """What :meth:`arrive` would bring now."""
-        return 0 if self.is_loaded else self.bytes
+        return 0 if self._is_loaded else self.bytes
 
     def load(self) -> bool:
-        """Makes the model ready to be lent; returns whether it was not."""
-        if self.is_loaded:
+        if self._is_loaded:
             return False
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor in (*self.module.parameters(), *self.module.buffers()):
-                tensor.data = self.transfers.upload(tensor.data)
-        self.is_loaded = True
+        self._move(self.transfers.upload)
+        self._is_loaded = True
         return True
 
     def unload(self) -> None:
-        """Leaves the device. A resident model does not."""
+        """A resident model stays."""
 
-    def end(self) -> nn.Module:
-        """Gives the module back, whole and on the host, to live in another way."""
-        if self.is_loaded:
-            with torch.inference_mode(False), torch.no_grad():
-                for tensor in (*self.module.parameters(), *self.module.buffers()):
-                    tensor.data = self.transfers.download(tensor.data)
-            self.is_loaded = False
+    def detach(self) -> nn.Module:
+        if self._is_loaded:
+            self._move(self.transfers.download)
+            self._is_loaded = False
         return self.module
+
+    def _move(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor in all_tensors(self.module):
+                tensor.data = copy(tensor.data)
 
 
 class OffloadedModel(PlacedModel):
-    """Uploaded when it is borrowed, dropped when others are."""
-
-    is_resident = False
+    """Model offload: uploaded when it is borrowed, dropped when other models need the room."""
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
         super().__init__(module, transfers)
         self._offloaded = TensorGroup(self.offloaded_modules(), transfers)
 
     def offloaded_modules(self) -> Iterable[nn.Module]:
-        """The modules whose own tensors are on the device for as long as the model is lent."""
+        """The modules whose own tensors are on the device for as long as the model is borrowed."""
         return self.module.modules()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._offloaded.is_loaded
 
     @property
     def pending_bytes(self) -> int:
         return 0 if self.is_loaded else self._offloaded.bytes
 
     def load(self) -> bool:
-        if self.is_loaded:
-            return False
-        self._offloaded.load()
-        self.is_loaded = True
-        return True
+        return self._offloaded.load()
 
     def unload(self) -> None:
         self._offloaded.unload()
-        self.is_loaded = False
 
-    def end(self) -> nn.Module:
+    def detach(self) -> nn.Module:
         self.unload()
         return self.module
 
 
 class StreamedModel(OffloadedModel):
-    """Its parts arrive when their forward begins and leave when it ends. ``parts`` are in the order in which they run.
+    """Its parts are loaded when their forward begins and unloaded when it ends.
 
-    With ``ahead`` the next part arrives while one computes, so two are on the device at a time.
+    ``parts`` has for each part the modules whose tensors it needs, in the order in which the parts run. With
+    ``prefetch`` the next part is uploaded while one computes, so two are on the device at a time.
     """
 
+    is_streamed = True
+
     def __init__(
-        self, module: nn.Module, transfers: Transfers, parts: Mapping[nn.Module, Iterable[nn.Module]], ahead: bool
+        self, module: nn.Module, transfers: Transfers, parts: Mapping[nn.Module, Iterable[nn.Module]], prefetch: bool
     ) -> None:
         self._inside = {id(inner) for modules in parts.values() for inner in modules}
         super().__init__(module, transfers)
         self._groups = [TensorGroup(modules, transfers) for modules in parts.values()]
         self._hooks: list[RemovableHandle] = []
         for part, group, following in zip(parts, self._groups, [*self._groups[1:], None], strict=True):
-            self._hooks.append(part.register_forward_pre_hook(self._before(group, following if ahead else None)))
+            self._hooks.append(part.register_forward_pre_hook(self._before(group, following if prefetch else None)))
             self._hooks.append(part.register_forward_hook(self._after(group)))
 
     def offloaded_modules(self) -> Iterable[nn.Module]:
@@ -177,54 +210,59 @@ class StreamedModel(OffloadedModel):
 
     def unload(self) -> None:
         super().unload()
-        for group in self._groups:  # a forward that was broken off leaves some behind
+        for group in self._groups:  # a forward that failed leaves some of them loaded
             group.unload()
 
-    def end(self) -> nn.Module:
+    def detach(self) -> nn.Module:
         for hook in self._hooks:
             hook.remove()
-        return super().end()
+        return super().detach()
 
 
-def grouped(module: nn.Module, transfers: Transfers) -> PlacedModel:
-    """Streams its blocks; while one computes the next one arrives."""
-    return StreamedModel(
-        module, transfers, {block: list(block.modules()) for block in block_modules(module)}, ahead=True
-    )
+def block_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:
+    """Streams the model's blocks; while one computes the next is uploaded."""
+    parts = {block: list(block.modules()) for block in block_modules(module)}
+    return StreamedModel(module, transfers, parts, prefetch=True)
 
 
-def sequential(module: nn.Module, transfers: Transfers) -> PlacedModel:
-    """Its layers pass through the device one at a time: the least memory, and the slowest."""
+def layer_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:
+    """Streams the model's layers one at a time: the least memory, and the slowest."""
     for block in block_modules(module):
-        vars(block).pop("forward", None)  # a compiled forward, which would not run the hooks of its layers
-    holders = [
-        part
-        for part in module.modules()
-        if any(True for _ in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
-    ]
-    return StreamedModel(module, transfers, {part: [part] for part in holders}, ahead=False)
+        vars(block).pop("forward", None)  # a compiled forward would not run the hooks of its layers
+    layers = [part for part in module.modules() if own_tensors(part)]
+    return StreamedModel(module, transfers, {layer: [layer] for layer in layers}, prefetch=False)
+
+
+def own_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers of a module without those of its children."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def all_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers of a module and its children."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def block_modules(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a model (of a UNet their parts) in the order in which they run; none for a model that has none."""
+    """The blocks of a model (for a UNet the parts of its blocks) in the order in which they run; it may have none."""
     named = dict(module.named_modules())
     blocks = [block for name in BLOCK_LISTS if isinstance(found := named.get(name), nn.ModuleList) for block in found]
     return blocks or [part for name in UNET_BLOCKS if (found := named.get(name)) for part in _unet_parts(found)]
 
 
 def _unet_parts(blocks: nn.Module) -> Iterator[nn.Module]:
-    """Residual and attention parts by turns, then what changes the size."""
+    """Of every block the residual and attention parts in turn, then what resamples."""
     for block in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
-        turns = zip_longest(*(getattr(block, name, ()) for name in ("resnets", "attentions")))
-        yield from (part for turn in turns for part in turn if part is not None)
+        pairs = zip_longest(*(getattr(block, name, ()) for name in ("resnets", "attentions")))
+        yield from (part for pair in pairs for part in pair if part is not None)
         yield from getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ()
 
 
 PLACED_MODELS: Mapping[Kind, Callable[[nn.Module, Transfers], PlacedModel]] = MappingProxyType(
-    {"resident": PlacedModel, "model offload": OffloadedModel, "block offload": grouped, "layer offload": sequential}
+    {
+        "resident": ResidentModel,
+        "model offload": OffloadedModel,
+        "block offload": block_offload,
+        "layer offload": layer_offload,
+    }
 )
-
-DOWNGRADES: Mapping[Kind, Kind] = MappingProxyType(
-    {"resident": "model offload", "model offload": "block offload", "block offload": "layer offload"}
-)
-"""The next way that needs less of the device, and more time."""

@@ -86,7 +86,7 @@ def main() -> None:
             trust(weights / name, weights)
             seconds[name] = time.monotonic() - begin
         settings, models = Settings(weights_dir=str(weights)), ModelCache(torch.device("cpu"))
-        detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models.downgrade))
+        detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models))
         print(f"{'name':<24} {'million':>8} {'steps':>6} {'train s':>8} {'recall':>7} {'mAP50':>7}")
         for name in arguments.only:
             _, kind, pictures, epochs = COURSES[name]

@@ -84,7 +84,7 @@ def set_up(
     optimizer.set_process_options()
     kinds, reserved = files.kinds(runtime.kinds), runtime.plan.inference_bytes
     models = ModelCache(device.torch_device, runtime.transfers, kinds, reserved, optimizer.improve)
-    fallback = OomFallback(models.downgrade)
+    fallback = OomFallback(models)
     with timeline.span("stages"):
         assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)
     with timeline.span("models"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backend.core.settings import Settings
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import OomFallback, Strategy
+from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from backend.weights.resolver import require_detector
 from modules.detection.classes import TEXT_MODEL, ClassSet
 from modules.detection.detections import Detections
@@ -69,7 +69,8 @@ class DetectionService:
             Strategy("all pictures together", partial(detect, len(images))),
             Strategy("one picture at a time", partial(detect, 1)),
         ]
-        return self._fallback.run("detect", strategies, "num_outputs")
+        sides = tuple(side for image in images for side in image.size)
+        return self._fallback.run(Step("detect", (name,), sides, "num_outputs"), strategies)
 
     def _detector(self, name: str, network: torch.nn.Module, classes: str) -> tuple[Detector, list[int] | None]:
         known = self.class_sets[name]

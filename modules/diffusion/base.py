@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
-from backend.offload.oom_fallback import OomFallback, Strategy
+from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.profile import ModelProfile
@@ -38,6 +38,10 @@ StepReport = Callable[[int, int], None]
 """Called with the steps done and the steps to do."""
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
+SIZE_INPUTS = "width and height"
+"""The inputs to lower when memory is full."""
+TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
+"""The attributes by which an ``AutoencoderKL`` works in tiles."""
 Result = TypeVar("Result")
 
 
@@ -110,29 +114,34 @@ class DiffusionService(ABC):
         """
         if request.images and request.strength <= 0:
             return list(request.images)
+        size = (request.width, request.height)
         with timeline.span("encode"):
             embeddings = self._encode_with_retry(request)
         start: torch.Tensor | None = None
         if request.images:
             with timeline.span("encode_image"):
-                start = self._with_or_without_tiles("encode_image", lambda: self._start_latents(request))
+                start = self._with_or_without_tiles(
+                    "encode_image", request.images[0].size, len(request.images), lambda: self._start_latents(request)
+                )
         with timeline.span("denoise"):
             whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, report))
             single = Strategy(
                 "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, report)
             )
             # which steps are skipped is decided for a whole batch, and no picture may depend on its neighbours
-            latents = self.fallback.run("denoise", [single] if request.go_fast else [whole, single], "width and height")
+            strategies = [single] if request.go_fast else [whole, single]
+            step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds)), SIZE_INPUTS)
+            latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
-            return self._with_or_without_tiles("decode", lambda: self.decode(latents, request.width, request.height))
+            return self._with_or_without_tiles("decode", size, len(request.seeds), lambda: self.decode(latents, *size))
 
     def _encode_with_retry(self, request: DenoiseRequest) -> PromptEmbeddings:
         negative = request.negative if self.profile.inputs.negative_prompt and request.guidance > 1 else None
         strategies = [
-            Strategy(way, lambda: self.encode(request.prompts, negative))
+            Strategy(way, lambda: self.encode(request.prompts, negative), exact=True)
             for way in ("all encoders", "once more after clearing")
         ]
-        return self.fallback.run("encode", strategies, "prompt")
+        return self.fallback.run(Step("encode", self.profile.encoders, (), "prompt"), strategies)
 
     def _start_latents(self, request: DenoiseRequest) -> torch.Tensor:
         """The latents of the request's images, at the request's size."""
@@ -141,22 +150,24 @@ class DiffusionService(ABC):
             return latents
         return functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
 
-    def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
-        """Runs the autoencoder on whole pictures, or in tiles where these do not fit into memory."""
+    def _with_or_without_tiles(self, name: str, size: tuple[int, int], batch: int, run: Callable[[], Result]) -> Result:
+        """Runs the autoencoder on whole pictures of ``size``, or in tiles where these do not fit into memory."""
 
         def tiled() -> Result:
             with self.models.on_device("vae") as loan:
                 vae: Any = loan[0]
-                before = vae.use_tiling
-                vae.tile_sample_min_size = self.profile.native // 2
-                vae.tile_latent_min_size = self.profile.native // 2 // self.profile.latent_factor
-                vae.enable_tiling()
+                before = {attribute: getattr(vae, attribute) for attribute in TILING}
+                side = self.profile.native // 2
+                vae.use_tiling, vae.tile_sample_min_size = True, side
+                vae.tile_latent_min_size = side // self.profile.latent_factor
                 try:
                     return run()
                 finally:
-                    vae.use_tiling = before
+                    for attribute, value in before.items():  # the plan may have asked for tiles of another size
+                        setattr(vae, attribute, value)
 
-        return self.fallback.run(step, [Strategy("whole pictures", run), Strategy("tiles", tiled)], "width and height")
+        strategies = [Strategy("whole pictures", run), Strategy("tiles", tiled)]
+        return self.fallback.run(Step(name, ("vae",), (*size, batch), SIZE_INPUTS), strategies)
 
     def denoise_one_by_one(
         self,

@@ -9,7 +9,7 @@ from itertools import count
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import OomFallback, Strategy
+from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.detection.detections import Floats
 from modules.detection.service import DetectionService
 from modules.face_restoration.discovery import FACE_RESTORER
@@ -42,7 +42,8 @@ class FaceRestoration:
 
         def whole(image: Image.Image, boxes: Floats) -> Image.Image:
             for box in boxes:
-                image = self.fallback.run("restore", [Strategy("one face at a time", partial(one, image, box))], lower)
+                step = Step("restore", (FACE_RESTORER,), image.size, lower)
+                image = self.fallback.run(step, [Strategy("one face at a time", partial(one, image, box))])
                 progress(next(finished), total)
             return image
 

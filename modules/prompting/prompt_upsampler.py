@@ -109,13 +109,13 @@ class PromptUpsampler(Feature):
     def rewrite(self, prompt: str, seed: int) -> str:
         """The prompt as a full description. Raises ValueError when the model answers nothing."""
         from backend.llm.language_model import TransformersModel
-        from backend.offload.oom_fallback import Strategy
+        from backend.offload.oom_fallback import Step, Strategy
 
         def write() -> Completion:
             with self.cache.on_device(MODEL) as (network,):
                 return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed)
 
-        answer = self.fallback.run("prompt", [Strategy("the whole prompt", write)], MODEL)
+        answer = self.fallback.run(Step("prompt", (MODEL,), (), MODEL), [Strategy("the whole prompt", write)])
         text = cleaned(answer.text)
         text = text if answer.ended else whole_phrases(text)
         if not text:

@@ -9,7 +9,7 @@ from typing import cast
 from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
-from backend.offload.oom_fallback import OomFallback, Strategy
+from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from backend.planning.activations import halved_tiles
 from modules.upscaling.tiled import TileProgress, Upscaler, UpscalerNetwork
 
@@ -44,4 +44,4 @@ class UpscaleService:
         strategies = [
             Strategy(f"tiles of {size} pixels", partial(tiled, size)) for size in halved_tiles(self.tile_size)
         ]
-        return self.fallback.run("upscale", strategies, lower)
+        return self.fallback.run(Step("upscale", (cached,), image.size, lower), strategies)

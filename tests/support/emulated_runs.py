@@ -14,7 +14,7 @@ from backend.core.settings import Settings
 from backend.devices.emulated import EmulatedDevice
 from backend.devices.probe import Device
 from backend.devices.runtime import plan_device
-from backend.memory_management import predicted_peak
+from backend.memory_management import MemoryPlan, predicted_peak
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from backend.planning.costs import Kind, Placement
@@ -23,6 +23,7 @@ from modules.app.model_files import find_files
 from modules.app.wiring import assemble
 from modules.extension_optimizer import select
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
+from modules.pipeline.base import ImagePipeline
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
@@ -51,14 +52,32 @@ class Run:
     predicted_peak: int
 
 
-def run_emulated(
+@dataclass(frozen=True)
+class EmulatedPipeline:
+    """All stages over models on an emulated device."""
+
+    device: EmulatedDevice
+    models: ModelCache
+    fallback: OomFallback
+    pipeline: ImagePipeline
+    plan: MemoryPlan
+    dtype: str
+    predicted_peak: int
+
+    def run(self, request: ImageRequest) -> np.ndarray:
+        """The request's first picture, height x width x 3."""
+        with self.device:
+            return np.asarray(self.pipeline.run(request).pictures[0].image)
+
+
+def emulated_pipeline(
     placements: Mapping[str, Placement] | None,
     budget: int,
     folder: Path,
     model: str = "embedded",
     request: ImageRequest = REQUEST,
-) -> Run:
-    """The request with the models placed so, or as the plan for a device of ``budget`` bytes wants it."""
+) -> EmulatedPipeline:
+    """With the models placed so, or as the plan for a device of ``budget`` bytes and such requests wants it."""
     settings = replace(Settings(), model=model)
     files = find_files(settings)
     workload = replace(files.workload(settings), scale=request.scale, steps=request.num_inference_steps)
@@ -75,15 +94,28 @@ def run_emulated(
     optimizer = FluxMemoryOptimizer(DEVICE, plan, settings)
     kinds = files.kinds({name: placement.kind for name, placement in placements.items()})
     models = ModelCache(torch.device("cpu"), device, kinds, prepare=optimizer.improve)
-    fallback = OomFallback(models.downgrade)
+    fallback = OomFallback(models)
     selection = select(settings).without(files.missing_models)
     pipeline = assemble(files, selection, settings, DEVICE, plan, models, fallback, folder).pipeline
     for name in models.names():
         models.load(name)
-    with device:
-        picture = np.asarray(pipeline.run(request).pictures[0].image)
-    models.release()
-    return Run(picture, device, models, fallback, placements[files.profile.denoiser].dtype, predicted)
+    return EmulatedPipeline(
+        device, models, fallback, pipeline, plan, placements[files.profile.denoiser].dtype, predicted
+    )
+
+
+def run_emulated(
+    placements: Mapping[str, Placement] | None,
+    budget: int,
+    folder: Path,
+    model: str = "embedded",
+    request: ImageRequest = REQUEST,
+) -> Run:
+    """The request on an :func:`emulated_pipeline` of its own."""
+    made = emulated_pipeline(placements, budget, folder, model, request)
+    picture = made.run(request)
+    made.models.release()
+    return Run(picture, made.device, made.models, made.fallback, made.dtype, made.predicted_peak)
 
 
 def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -> Run:

@@ -1,11 +1,12 @@
-"""A full memory is survived in every stage: the same pictures, a leaner way, remembered; every other error goes up
+"""When memory is full every stage finishes with the same pictures in a way that needs less; other errors are raised
 unchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from support.pictures import PROMPT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.core.timeline import Timeline
-from backend.offload.oom_fallback import OomFallback, OutOfMemory, Strategy, is_out_of_memory
+from backend.offload.oom_fallback import OomFallback, OutOfMemory, Step, Strategy, is_out_of_memory
 from bench.memory.full_device import prepare, sweep
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
@@ -54,49 +55,116 @@ def test_nothing_else_is_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-class TestLadder:
-    @staticmethod
-    def strategies(calls: list[str], fitting: str) -> list[Strategy[str]]:
-        def run(way: str) -> str:
-            calls.append(way)
-            if way != fitting:
-                raise torch.OutOfMemoryError(FULL)
-            return way
+DECODE = Step("decode", ("vae",), (512, 512, 1), "width")
 
-        return [Strategy(way, lambda way=way: run(way)) for way in ("fast", "lean", "leanest")]
 
-    def test_goes_down_to_the_first_rung_that_fits(self) -> None:
-        calls: list[str] = []
-        fallback = OomFallback()
-        assert fallback.run("decode", self.strategies(calls, "lean"), "width") == "lean"
-        assert calls == ["fast", "lean"] and fallback.retries == {"decode": 1}
+class Ways:
+    """Strategies of which only one fits, and a record of those that were run."""
 
-    def test_does_not_climb_again_the_next_time(self) -> None:
-        calls: list[str] = []
-        fallback = OomFallback()
+    def __init__(self, fitting: str) -> None:
+        self.fitting = fitting
+        self.run: list[str] = []
+
+    def strategies(self, exact: bool = False) -> list[Strategy[str]]:
+        return [Strategy(way, partial(self._run, way), exact) for way in ("fast", "lean", "leanest")]
+
+    def _run(self, way: str) -> str:
+        self.run.append(way)
+        if way != self.fitting:
+            raise torch.OutOfMemoryError(FULL)
+        return way
+
+
+class Placements:
+    """Models of which ``others`` can leave the device and ``own`` can be streamed, so many times."""
+
+    def __init__(self, ways: Ways, others: int = 0, own: int = 0, helps: str = "") -> None:
+        self.ways, self.others, self.own, self.helps = ways, others, own, helps
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def offload_others(self, names: Collection[str]) -> str:
+        self.asked.append(("others", tuple(names)))
+        self.others -= 1
+        return self._changed(self.others, "model offload for text_encoder")
+
+    def stream(self, names: Collection[str]) -> str:
+        self.asked.append(("own", tuple(names)))
+        self.own -= 1
+        return self._changed(self.own, "block offload for vae")
+
+    def _changed(self, left: int, change: str) -> str:
+        if left < 0:
+            return ""
+        self.ways.fitting = self.helps or self.ways.fitting
+        return change
+
+
+class TestRun:
+    def test_tries_the_strategies_in_order_until_one_fits(self) -> None:
+        ways, fallback = Ways("lean"), OomFallback()
+        assert fallback.run(DECODE, ways.strategies()) == "lean"
+        assert ways.run == ["fast", "lean"] and fallback.retries == {"decode": 1}
+
+    def test_starts_with_the_strategy_that_the_same_step_needed_last_time(self) -> None:
+        ways, fallback = Ways("leanest"), OomFallback()
         for _ in range(2):
-            fallback.run("decode", self.strategies(calls, "leanest"), "width")
-        assert calls == ["fast", "lean", "leanest", "leanest"]
+            fallback.run(DECODE, ways.strategies())
+        assert ways.run == ["fast", "lean", "leanest", "leanest"]
 
-    def test_every_step_learns_for_itself(self) -> None:
-        calls: list[str] = []
+    @pytest.mark.parametrize(
+        "other", [replace(DECODE, name="denoise"), replace(DECODE, size=(256, 256, 1)), replace(DECODE, models=("b",))]
+    )
+    def test_another_step_size_or_model_starts_with_the_first_strategy(self, other: Step) -> None:
         fallback = OomFallback()
-        fallback.run("decode", self.strategies(calls, "lean"), "width")
-        assert fallback.run("denoise", self.strategies(calls, "fast"), "width") == "fast"
+        fallback.run(DECODE, Ways("lean").strategies())
+        assert fallback.run(other, Ways("fast").strategies()) == "fast"
 
-    def test_at_its_end_says_what_was_tried_and_what_to_lower(self) -> None:
-        with pytest.raises(OutOfMemory, match=r"width: .* 'decode' \(tried: fast; lean; leanest\); lower width"):
-            OomFallback().run("decode", self.strategies([], "none"), "width")
+    def test_the_other_models_leave_the_device_before_a_strategy_that_changes_pixels(self) -> None:
+        ways = Ways("none")
+        placements = Placements(ways, others=1, helps="fast")
+        assert OomFallback(placements).run(DECODE, ways.strategies()) == "fast"
+        assert ways.run == ["fast", "fast"] and placements.asked == [("others", ("vae",))]
 
-    def test_then_the_models_are_placed_leaner_as_often_as_they_can_be(self) -> None:
-        calls: list[str] = []
-        ways = ["transformer swapped", "transformer grouped"]
-        fallback = OomFallback(lambda: ways.pop(0) if ways else "")
-        with pytest.raises(
-            OutOfMemory, match=r"\(tried: fast; lean; leanest; transformer swapped; transformer grouped\)"
-        ):
-            fallback.run("decode", self.strategies(calls, "none"), "width")
-        assert calls == ["fast", "lean", "leanest"] * 3
+    def test_an_exact_strategy_is_tried_before_any_model_leaves(self) -> None:
+        ways = Ways("lean")
+        placements = Placements(ways, others=1)
+        assert OomFallback(placements).run(DECODE, ways.strategies(exact=True)) == "lean"
+        assert not placements.asked
+
+    def test_the_models_of_the_step_are_streamed_last_and_the_first_strategy_is_tried_again(self) -> None:
+        ways = Ways("none")
+        placements = Placements(ways, own=1, helps="fast")
+        fallback = OomFallback(placements)
+        assert fallback.run(DECODE, ways.strategies()) == "fast"
+        assert ways.run == ["fast", "lean", "leanest", "fast"] and placements.asked[-1] == ("own", ("vae",))
+        fallback.run(DECODE, ways.strategies())
+        assert ways.run[4:] == ["fast"]
+
+    def test_forgets_what_the_step_needed_before_its_models_were_streamed(self) -> None:
+        ways = Ways("leanest")
+        placements = Placements(ways, own=1, helps="fast")
+        fallback = OomFallback(placements)
+        fallback.run(DECODE, ways.strategies())  # learned: the last one
+        ways.fitting = "none"
+        assert fallback.run(DECODE, ways.strategies()) == "fast"
+        fallback.run(DECODE, ways.strategies())
+        assert ways.run == ["fast", "lean", "leanest", "leanest", "fast", "fast"]
+
+    def test_what_another_step_has_streamed_does_not_change_the_strategy_of_this_one(self) -> None:
+        ways, other = Ways("lean"), Ways("none")
+        placements = Placements(other, own=1, helps="fast")
+        fallback = OomFallback(placements)
+        fallback.run(DECODE, ways.strategies())
+        fallback.run(replace(DECODE, name="denoise"), other.strategies())
+        fallback.run(DECODE, ways.strategies())
+        assert ways.run == ["fast", "lean", "lean"]
+
+    def test_at_the_end_says_what_was_tried_and_what_to_lower(self) -> None:
+        ways = Ways("none")
+        tried = "fast; model offload for text_encoder; lean; leanest; block offload for vae"
+        with pytest.raises(OutOfMemory, match=rf"^width: .* 'decode' \(tried: {tried}\); lower width$"):
+            OomFallback(Placements(ways, others=1, own=2)).run(DECODE, ways.strategies())
+        assert ways.run == ["fast"] + ["fast", "lean", "leanest"] * 3
 
     @pytest.mark.parametrize(
         ("message", "missing"),
@@ -118,21 +186,21 @@ class TestLadder:
             raise torch.OutOfMemoryError(message)
 
         with pytest.raises(OutOfMemory, match=rf"^width: {missing}|^width: the device's {missing}"):
-            OomFallback().run("decode", [Strategy("fast", full)], "width")
+            OomFallback().run(DECODE, [Strategy("fast", full)])
 
     def test_other_errors_go_up_unchanged(self) -> None:
         def broken() -> str:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
         with pytest.raises(RuntimeError, match="device-side assert"):
-            OomFallback().run("decode", [Strategy("fast", broken), Strategy("lean", lambda: "never")], "width")
+            OomFallback().run(DECODE, [Strategy("fast", broken), Strategy("lean", lambda: "never")])
 
     def test_a_cancel_goes_up_unchanged(self) -> None:
         def canceled() -> str:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            OomFallback().run("decode", [Strategy("fast", canceled), Strategy("lean", lambda: "never")], "width")
+            OomFallback().run(DECODE, [Strategy("fast", canceled), Strategy("lean", lambda: "never")])
 
     def test_lets_go_of_the_tensors_of_the_failed_try_before_the_next(self) -> None:
         alive: list[int] = []
@@ -149,7 +217,7 @@ class TestLadder:
             alive.append(sum(ref() is not None for ref in held))
             return "done"
 
-        OomFallback().run("decode", [Strategy("fast", greedy), Strategy("lean", lean)], "width")
+        OomFallback().run(DECODE, [Strategy("fast", greedy), Strategy("lean", lean)])
         assert alive == [0]
 
 

@@ -1,10 +1,12 @@
-"""Where models live: every placement computes the same, moves what the plan says, and leaves nothing behind."""
+"""Every placement computes the same, moves the bytes that the plan counts on, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -116,7 +118,7 @@ def fail(module: nn.Module, inputs: object) -> None:
 
 
 class TestCache:
-    def test_a_swapped_model_makes_room_for_the_next_but_not_for_one_that_is_lent_with_it(self) -> None:
+    def test_a_model_under_model_offload_makes_room_for_the_next_but_not_for_one_that_is_lent_with_it(self) -> None:
         device = EmulatedDevice(2 * WHOLE)
         cache = cache_of("model offload", device, "a", "b", "c")
         with cache.on_device("a", "b"):
@@ -183,6 +185,128 @@ class TestCache:
         assert results == [True] * 4 and cache.stats().misses == 1
 
 
+class TestDowngrade:
+    def test_the_other_resident_models_become_model_offload(self) -> None:
+        device = EmulatedDevice(3 * WHOLE)
+        cache = cache_of("resident", device, "a", "b", "c")
+        for name in ("a", "b", "c"):
+            cache.load(name)
+        assert cache.offload_others(["b"]) == "model offload for a, c"
+        gc.collect()
+        assert device.allocated_bytes == WHOLE
+        assert cache.offload_others(["b"]) == ""
+
+    def test_models_that_have_blocks_are_streamed_by_blocks_and_then_by_layers(self) -> None:
+        device = EmulatedDevice(2 * WHOLE)
+        cache = cache_of("resident", device, "a", "b")
+        cache.load("a")
+        x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            expected = Blocks().eval()(x)
+            for change in ("block offload for a", "layer offload for a", ""):
+                assert cache.stream(["a"]) == change
+                with device, cache.on_device("a") as (module,):
+                    assert torch.equal(module(x), expected)
+
+    def test_a_model_without_blocks_is_not_streamed(self) -> None:
+        cache = ModelCache(torch.device("cpu"), EmulatedDevice(MIB))
+        cache.register("a", lambda: nn.Linear(8, 8))
+        cache.load("a")
+        assert cache.stream(["a"]) == ""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_model_that_is_lent_stays_as_it_is(self, kind: Kind) -> None:
+        device = EmulatedDevice(2 * MIB)
+        cache = cache_of(kind, device, "a")
+        x = torch.zeros(1, 128)
+        with torch.inference_mode(), device, cache.on_device("a") as (module,):
+            loaded, expected = device.allocated_bytes, module(x)
+            assert cache.offload_others([]) == "" and cache.stream(["a"]) == ""
+            assert torch.equal(module(x), expected)
+            del expected
+            assert device.allocated_bytes == loaded
+        with cache.on_device("a") as (again,):
+            assert again is module
+
+    def test_a_model_that_does_not_fit_into_the_hosts_memory_stays_on_the_device(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("backend.model_cache_optimizer.host_memory", lambda: (MIB, WHOLE - 1))
+        cache = cache_of("resident", EmulatedDevice(WHOLE), "a")
+        cache.load("a")
+        assert cache.offload_others([]) == "" and cache.stream(["a"]) == ""
+
+    def test_where_the_host_computes_there_is_nothing_to_change(self) -> None:
+        cache = ModelCache(torch.device("cpu"))
+        cache.register("a", Blocks)
+        cache.load("a")
+        assert cache.offload_others([]) == "" and cache.stream(["a"]) == ""
+
+
+class TestThreads:
+    """Of a cache that two threads use."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_layer_computes_while_its_weights_are_not_on_the_device(self, kind: Kind) -> None:
+        device = EmulatedDevice(4 * MIB)
+        cache = cache_of(kind, device, "a")
+        model = Blocks()
+        cache.register("a", lambda: model)
+        hosts = [layer.weight.data for layer in model.modules() if isinstance(layer, nn.Linear)]
+        on_host = {tensor.data_ptr() for tensor in hosts}
+        computed: list[bool] = []
+
+        def check(layer: nn.Module, inputs: object) -> None:
+            assert isinstance(layer, nn.Linear)
+            computed.append(layer.weight.data_ptr() not in on_host)
+
+        with cache.on_device("a"):  # so that the hooks that stream are there, and run before these
+            pass
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_pre_hook(check)
+        in_threads(lambda: [forward_once(cache) for _ in range(40)])
+        assert len(computed) == 2 * 40 * 7 and all(computed)
+
+    def test_a_streamed_model_is_lent_to_one_thread_at_a_time_which_may_borrow_it_again(self) -> None:
+        cache = cache_of("block offload", EmulatedDevice(4 * MIB), "a", "b")
+        lent: list[int] = []
+        most: list[int] = []
+
+        def work() -> None:
+            for _ in range(20):
+                with cache.on_device("a"), cache.on_device("b", "a"):
+                    lent.append(1)
+                    most.append(len(lent))
+                    time.sleep(0.001)
+                    lent.pop()
+
+        in_threads(work)
+        assert len(most) == 40 and set(most) == {1}
+
+    def test_a_model_that_is_not_streamed_is_lent_to_both_at_once(self) -> None:
+        cache = cache_of("model offload", EmulatedDevice(WHOLE), "a")
+        both = threading.Barrier(2, timeout=30)
+
+        def work() -> None:
+            with cache.on_device("a"):
+                both.wait()
+
+        in_threads(work)
+
+
+def forward_once(cache: ModelCache) -> None:
+    with torch.inference_mode(), cache.on_device("a") as (module,):
+        module(torch.zeros(1, 128))
+
+
+def in_threads(work: Callable[[], object]) -> None:
+    """Runs ``work`` in two threads at once; raises the first error of either."""
+    with ThreadPoolExecutor(2) as pool:
+        for result in [pool.submit(work) for _ in range(2)]:
+            result.result()
+
+
 class TestEmulatedDevice:
     def test_counts_what_is_made_inside_until_its_last_user_lets_go(self) -> None:
         with EmulatedDevice(MIB) as device:
@@ -214,5 +338,5 @@ class TestEmulatedDevice:
         assert 0.1 <= time.perf_counter() - begin < 10
 
 
-def test_every_kind_of_the_plan_has_its_residence() -> None:
+def test_every_kind_of_the_plan_has_its_placement() -> None:
     assert set(PLACED_MODELS) == set(KINDS)

@@ -93,7 +93,7 @@ def test_a_mesh_has_the_shape_of_the_face_and_eyes_lie_in_it(faces: MediaPipeFac
 def test_they_are_names_like_any_other(photograph: Image.Image, tmp_path: Path) -> None:
     offline_ultralytics(tmp_path)
     settings, models = Settings(), ModelCache(torch.device("cpu"))
-    detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models.downgrade))
+    detectors = DetectionService(find_detectors(settings), settings, models, OomFallback(models))
     models.load("face_detector")
     assert next(iter(detectors.class_sets)) == detectors.default == "face_detector", "the default is ours"
     request = build_request(

@@ -106,7 +106,7 @@ def cached(settings: Settings, *only: str) -> tuple[DetectionService, ModelCache
         {name: path for name, path in files.items() if not only or name in only},
         settings,
         models,
-        OomFallback(models.downgrade),
+        OomFallback(models),
     )
     for name in models.names():
         models.load(name)
@@ -192,7 +192,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
         {"hand_yolov8n.pt": tmp_path / "hand_yolov8n.pt"},
         Settings(weights_dir=str(tmp_path)),
         models,
-        OomFallback(models.downgrade),
+        OomFallback(models),
     )
     with pytest.raises(
         WeightsError, match="^hand_yolov8n.pt: is a network to detect face, and its name stands for one to detect hand"
