@@ -28,7 +28,7 @@ from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 STREAMED = ("text_encoder_2", "transformer")
-"""The models that have blocks; the others can only be resident or swapped."""
+"""The models that have blocks; the others can only be resident or offloaded whole."""
 
 
 REQUEST = ImageRequest(
