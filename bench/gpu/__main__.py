@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from backend.core.files import write_atomic
 from backend.core.settings import ROOT
 from backend.core.units import parse_bytes
 from backend.devices.torchvision_ops import ensure_torchvision_operators
@@ -139,9 +140,8 @@ def main() -> int:
     where = machine(ground)
     print(", ".join(f"{key} {value}" for key, value in where.items() if value), "\n\n", table(rows), sep="")
     if arguments.out:
-        part = arguments.out.with_name(f".{arguments.out.name}.part")
-        part.write_text(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=2))
-        part.replace(arguments.out)
+        found = {"machine": where, "rows": [asdict(row) for row in rows]}
+        write_atomic(arguments.out, json.dumps(found, indent=2))
     return int(any(row.name == "failed" for row in rows))
 
 

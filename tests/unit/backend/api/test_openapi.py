@@ -9,12 +9,14 @@ from jsonschema import Draft7Validator
 
 from backend.api.input_schema import PREDICTOR_FILE
 from backend.api.openapi import openapi, write_schema
+from backend.core.version import version
 
 SOURCE = PREDICTOR_FILE.read_text()
 
 
 def test_the_document_is_whole() -> None:
     document = openapi(SOURCE)
+    assert document["info"]["version"] == version()
     assert {"/", "/health-check", "/predictions", "/predictions/{prediction_id}/cancel"} == set(document["paths"])
     text = json.dumps(document)
     for name in document["components"]["schemas"]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backend.core.settings import ROOT
+from backend.core.version import version as package_version
 from modules.cli.doctor import malloc_library, network
 
 SECRET = "hf_notToBeSeen"
@@ -52,6 +53,7 @@ def report() -> dict[str, Any]:
 def test_the_doctor_tells_what_an_issue_needs(report: dict[str, Any]) -> None:
     assert set(report) == {"versions", "allocators", "network", "device", "weights", "stages", "plan", "packages"}
     assert report["versions"]["torch"] == version("torch")
+    assert report["versions"]["cog-flux-adetailer"] == package_version()
     assert (
         report["weights"].startswith("embedded") and "transformer" in report["plan"] and "threads" in report["device"]
     )

@@ -12,6 +12,7 @@ from support.pictures import PROMPT
 from support.predictions import pixels, predicted
 
 from backend.core.errors import InputError
+from backend.core.version import name_and_version
 from modules.app.service import Service
 from modules.output.image_writer import read_parameters
 
@@ -70,6 +71,7 @@ def test_the_file_says_how_it_was_made(service: Service) -> None:
     text, record = read_parameters(files[0])
     assert (
         text.startswith(PROMPT)
+        and text.endswith(f"Version: {name_and_version()}")
         and "Seed: 5," in text
         and "Size: 256x256" in text
         and "ADetailer model: " in text
