@@ -1,9 +1,9 @@
-"""How weights come to a device, and what is kept of them on the host.
+"""How weights are uploaded to a device, and what of them stays on the host.
 
-Weights are read-only, so a model that leaves the device is dropped and never copied back: its host copy is still there.
-On CUDA the copies run on a stream of their own, from memory that is registered with the driver (pinned) as far as the
-budget goes; registering memory that is there already costs nothing twice, where PyTorch's pinned allocator rounds sizes
-up to the double.
+Weights are read-only, so a model that leaves the device is dropped and not copied back: its copy on the host is still
+there. On CUDA uploads run on a stream of their own, from memory that is registered with the driver (pinned) as far as
+the budget goes. The memory of the weights is registered where it is, because PyTorch's pinned allocator would copy it
+and round its size up to a power of two.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 
 
 class Transfers(Protocol):
-    """The way to a device.
+    """Copies between the host and a device.
 
-    ``bytes_uploaded`` counts every weight byte that went there; ``has_device_memory`` says whether the device has
+    ``bytes_uploaded`` counts all bytes of weights that were uploaded; ``has_device_memory`` says whether the device has
     memory of its own.
     """
 
@@ -31,24 +31,25 @@ class Transfers(Protocol):
     has_device_memory: bool
 
     def pin(self, tensor: torch.Tensor) -> None:
-        """Told once of every host tensor that will be uploaded again and again; it may be pinned here."""
+        """Called once for every host tensor that will be uploaded repeatedly; pins it where that makes uploads
+        faster."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the device. It may still be under way until :meth:`synchronize`. Raises
+        """A copy on the device, which may be incomplete until :meth:`synchronize`. Raises
         ``torch.OutOfMemoryError``."""
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the host, of weights that have none there and are to leave the device."""
+        """A copy on the host, for weights that have none there and leave the device."""
 
     def synchronize(self) -> None:
-        """From here on everything that was uploaded may be computed with."""
+        """Makes the computation that follows wait for all uploads before it."""
 
     def free_bytes(self) -> int:
-        """Bytes that the device could still take."""
+        """How many bytes can still be allocated on the device."""
 
 
 class HostTransfers:
-    """For a CPU: the host's memory is the device's memory, and nothing is copied."""
+    """For a CPU: the host's memory is the device's, and nothing is copied."""
 
     has_device_memory = False
 
@@ -56,7 +57,7 @@ class HostTransfers:
         self.bytes_uploaded = 0
 
     def pin(self, tensor: torch.Tensor) -> None:
-        """There is nothing to pin for."""
+        """Nothing is copied, so nothing is pinned."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         self.bytes_uploaded += tensor_bytes(tensor)
@@ -66,14 +67,14 @@ class HostTransfers:
         return tensor
 
     def synchronize(self) -> None:
-        """Nothing is ever under way."""
+        """Nothing is copied, so there is nothing to wait for."""
 
     def free_bytes(self) -> int:
         return 0
 
 
 class CudaTransfers:
-    """Copies on a CUDA stream of their own, beside the computation. ``pin_bytes`` is the most host memory that is
+    """Uploads on a CUDA stream of their own, in parallel to the computation. At most ``pin_bytes`` of host memory are
     pinned."""
 
     has_device_memory = True
@@ -88,7 +89,7 @@ class CudaTransfers:
         size = tensor_bytes(tensor)
         if size > self._pin_left or tensor.is_pinned():
             return
-        # memory mapped from a file cannot be registered everywhere; such a tensor is then copied unpinned, only slower
+        # not every driver can register memory that is mapped from a file; uploads from there are only slower
         if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)) == 0:
             self._pin_left -= size
         else:
@@ -97,7 +98,7 @@ class CudaTransfers:
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.cuda.stream(self._stream):
             copy = tensor.to(self._device, non_blocking=True)
-        # the allocator must not hand the memory to the transfer stream again while the computation still reads it
+        # the allocator must not reuse the memory on the transfer stream while the computation still reads it
         copy.record_stream(torch.cuda.current_stream(self._device))
         self.bytes_uploaded += tensor_bytes(tensor)
         return copy

@@ -1,9 +1,8 @@
-"""Host memory that stands in for a card's: a budget in bytes, a bandwidth, real copies, and the same error when it is
-full.
+"""A device emulated in host memory: a budget in bytes, a bandwidth, real copies, and CUDA's error when it is full.
 
-Every tensor that is made while the device computes counts, from the moment it is made until its last user lets go of
-it. So every placement can be run for real, with its true peak, on a machine without a GPU: ``scripts/predict
---emulate-vram 48MB``. What single operations need inside themselves is not seen.
+Every tensor counts that is made while the device computes, from then until its memory is freed. So every placement can
+be run with its true peak on a machine without a GPU: ``scripts/predict --emulate-vram 48MB``. Memory that an operation
+allocates and frees inside itself is not counted.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from backend.stream import tensor_bytes
 
 
 class EmulatedDevice(TorchDispatchMode):
-    """A context: what is made inside it is on the device. Also the :class:`~backend.stream.Transfers` that weights take
-    to it.
+    """A context manager: tensors that are made inside of it are on the device. Also the
+    :class:`~backend.stream.Transfers` to it.
 
-    ``total_bytes`` is the budget; ``copy_bandwidth`` in bytes a second, or 0 for copies as fast as they go.
+    ``total_bytes`` is the budget; ``copy_bandwidth`` is in bytes per second, 0 for unlimited.
     """
 
     has_device_memory = True
@@ -82,7 +81,7 @@ class EmulatedDevice(TorchDispatchMode):
         self.peak_bytes = self.allocated_bytes
 
     def pin(self, tensor: torch.Tensor) -> None:
-        """Host memory is as near as it gets."""
+        """Nothing to do: all of it is host memory."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         begin, size = time.perf_counter(), tensor_bytes(tensor)

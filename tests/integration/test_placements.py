@@ -75,7 +75,7 @@ def test_on_a_small_card_the_plan_is_kept(service: Service, tmp_path: Path) -> N
     assert np.abs(small.picture.astype(int) - plain).max() <= 1
 
 
-def test_where_the_plan_was_wrong_the_models_are_placed_leaner(service: Service, tmp_path: Path) -> None:
+def test_where_the_plan_was_wrong_models_leave_the_device(service: Service, tmp_path: Path) -> None:
     plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     whole = sum(service.models.stats().model_bytes.values())
     tight = placed("resident", tmp_path, whole + 2_000_000)
@@ -85,7 +85,7 @@ def test_where_the_plan_was_wrong_the_models_are_placed_leaner(service: Service,
     assert np.abs(tight.picture.astype(int) - plain).max() <= 1
 
 
-def test_a_leaner_placement_has_a_lower_peak(runs: dict[Kind, Run]) -> None:
+def test_a_placement_that_keeps_less_on_the_device_has_a_lower_peak(runs: dict[Kind, Run]) -> None:
     peaks = [runs[kind].device.peak_bytes for kind in ("resident", "model offload", "block offload", "layer offload")]
     assert peaks == sorted(peaks, reverse=True) and peaks[1] < 0.8 * peaks[0]
 
