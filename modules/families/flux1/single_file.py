@@ -51,7 +51,9 @@ def is_original_layout(names: Mapping[str, object]) -> bool:
 
 def in_diffusers_layout(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """The tensors by diffusers' names, whichever they have."""
-    return to_diffusers(tensors) if is_original_layout(tensors) else tensors
+    if is_original_layout(tensors):
+        return to_diffusers(tensors)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def transformer_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from support.headers import write_component
+from support.headers import write_component, write_header
 from support.model_specs import FLUX_DEV
 from support.specs import assert_alike
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -75,9 +75,10 @@ def test_a_copy_of_the_embedded_model_is_planned_for_a_small_device(tmp_path: Pa
     assert plan.predicted_peak_bytes < 200_000_000
 
 
-def test_a_single_file_is_counted_as_the_transformer_that_it_holds(tmp_path: Path) -> None:
-    file = tmp_path / "mine.safetensors"
-    shutil.copy(next((EMBEDDED / "transformer").glob("*.safetensors")), file)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_single_file_is_counted_as_the_transformer_that_it_holds(tmp_path: Path, prefix: str) -> None:
+    shapes = Source(EMBEDDED).folder_header("transformer").shapes
+    file = write_header(tmp_path / "mine.safetensors", {prefix + name: shape for name, shape in shapes.items()})
     assert spec(Source(file, EMBEDDED)).components == spec(Source(EMBEDDED)).components
 
 
