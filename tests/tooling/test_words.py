@@ -23,7 +23,7 @@ WORDS = {
     r"\bladders?\b": "OOM fallback",
     r"\brungs?\b": "strategy",
     r"\bclimb": "run",
-    r"\bleaner\b": "downgrade",
+    r"leaner": "downgrade",
     r"\.settle\(|\bdef settle\b": "synchronize",
     r"\bcomputers?\b|\bcomputing\(": "device runtime, activate()",
     r"DrawingService|drawing service|\bclass Drawing\b": "diffusion service",
