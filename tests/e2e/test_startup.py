@@ -102,7 +102,7 @@ def test_the_phases_are_written_as_a_trace_and_as_a_chart(service: Service, tmp_
     phases = [span for span in spans if "." not in span["args"]["path"]]
     assert [span["name"] for span in phases] == list(PHASES)
     ends = [span["ts"] + span["dur"] for span in phases]
-    assert [span["ts"] for span in phases[1:]] == pytest.approx(ends[:-1], abs=50_000), "a gap or an overlap"
+    assert [span["ts"] for span in phases[1:]] == pytest.approx(ends[:-1], abs=max(50_000, ends[-1] // 100)), "a gap"
     assert ends[-1] > phases[-1]["ts"]
     with Image.open(tmp_path / "start.png") as chart:
         assert chart.height > ROW * len(spans)
