@@ -16,7 +16,8 @@ ENCODERS = (
 """By the text encoders of a single file: how their tensors are called."""
 SD2_WIDTH, REFINER_WIDTH = 1024, 1280
 """Of the text that a UNet reads, where the others read 768 (SD 1.5) and 2048 (SDXL)."""
-USUAL_CHANNELS = 4
+USUAL_CHANNELS, INPAINTING_CHANNELS = 4, 9
+"""Of a UNet: latents; and beside them those of a masked picture, and its mask."""
 ADAPTED_XL = ("lora_te2_", "lora_unet_input_blocks", "text_encoder_2.")
 ADAPTED = ("lora_te_", "lora_te1_", "lora_unet_", "unet.", "down_blocks.", "text_encoder.")
 
@@ -70,9 +71,8 @@ def _what_folder(source: Source) -> str:
 
 
 def _with_channels(what: str, channels: int) -> str:
-    """Further channels are for further pictures: 9 in all for latents, a masked picture and its mask."""
+    """``what``, or words for a model of it that takes further pictures."""
     if channels == USUAL_CHANNELS or what not in ("SDXL", "SD 1.5", "SD 2.1"):
         return what
-    article = "a" if what == "a" else "an"
-    kind = "inpainting model" if channels == 9 else "model"
-    return f"{article} {what} {kind} whose UNet takes {channels} channels in place of {USUAL_CHANNELS}"
+    kind = "inpainting model" if channels == INPAINTING_CHANNELS else "model"
+    return f"an {what} {kind} whose UNet takes {channels} channels in place of {USUAL_CHANNELS}"
