@@ -28,13 +28,15 @@ class EmulatedDevice(TorchDispatchMode):
 
     has_device_memory = True
 
-    def __init__(self, total_bytes: int, copy_bandwidth: float = 0.0) -> None:
+    def __init__(self, total_bytes: int, copy_bandwidth: float = 0.0, *, counts_meta: bool = False) -> None:
+        """``counts_meta``: tensors without data count too, to measure a model that is too large to load."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.total_bytes = total_bytes
         self.copy_bandwidth = copy_bandwidth
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self.bytes_uploaded = 0
+        self._counts_meta = counts_meta
         self._counting = True
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -59,7 +61,7 @@ class EmulatedDevice(TorchDispatchMode):
         """Counts the tensor's storage, once."""
         storage = tensor.untyped_storage()
         key, size = storage_id(tensor), storage.nbytes()
-        if size == 0 or tensor.is_meta or key in self._live:
+        if size == 0 or (tensor.is_meta and not self._counts_meta) or key in self._live:
             return tensor
 
         def forget(_: weakref.ref[torch.UntypedStorage]) -> None:

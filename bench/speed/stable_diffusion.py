@@ -212,7 +212,7 @@ def count(family: str, unet: Any, side: int) -> Count:
         }
         moment = torch.zeros(())
     given = {"encoder_hidden_states": words, "added_cond_kwargs": whole if family == "sdxl" else None}
-    device, counter = EmulatedDevice(2**60), FlopCounterMode(display=False)
+    device, counter = EmulatedDevice(2**60, counts_meta=True), FlopCounterMode(display=False)
     with torch.inference_mode():
         with device:
             unet(noise, moment, **given)
