@@ -131,7 +131,7 @@ def main() -> int:
         from bench.gpu.checkpoint import FLUX_DEV, write_checkpoint
 
         write_checkpoint(arguments.folder, FLUX_DEV, ground.device)
-    if arguments.is_loaded:
+    if arguments.here:
         from bench.gpu.measures import MEASURES
 
         print(json.dumps([asdict(row) for name in names for row in MEASURES[name](ground)]))

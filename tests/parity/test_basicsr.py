@@ -56,7 +56,9 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.move(scratch / SOURCE.name, SOURCE)
     out = tmp_path_factory.mktemp("peer")
     subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "peer_basicsr.py"), str(SOURCE), str(out)], check=True, timeout=300
+        [sys.executable, str(ROOT / "tests" / "support" / "peer_basicsr.py"), str(SOURCE), str(out)],
+        check=True,
+        timeout=300,
     )
     return out
 

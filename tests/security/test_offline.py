@@ -12,7 +12,7 @@ import pytest
 from backend.core.settings import ROOT
 
 UNSHARE = ["unshare", "--net", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"]
-LOOKUPS = ROOT / "tests" / "name_lookups.py"
+LOOKUPS = ROOT / "tests" / "support" / "name_lookups.py"
 SECONDS = 900
 
 

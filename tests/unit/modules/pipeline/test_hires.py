@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from support.pictures import PROMPT
 from support.predictions import pixels, predicted
+from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
 from backend.core.errors import InputError
 from backend.core.timeline import Timeline
@@ -19,6 +20,7 @@ from modules.output.image_writer import read_parameters
 from modules.pipeline.base import ImageBatch, Picture, no_progress
 from modules.pipeline.hires import LATENT_MODES, HiresStage
 from modules.request.image_request import Hires, ImageRequest
+from modules.request.parser import build_request
 from modules.upscaling.service import UpscaleService
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
@@ -149,14 +151,9 @@ def test_the_whole_of_the_noise_is_never_asked_for(stage: HiresStage, drawn: Ima
 
 
 @pytest.mark.parametrize(
-    ("values", "field"),
-    [
-        ({"scale": 0.9}, "hr_scale"),
-        ({"steps": 51}, "hr_steps"),
-        ({"strength": 1.1}, "denoising_strength"),
-        ({"upscaler": "esrgan"}, "hr_upscaler"),
-    ],
+    ("field", "value"),
+    [("hr_scale", 0.9), ("hr_steps", 51), ("denoising_strength", 1.1), ("hr_upscaler", "esrgan")],
 )
-def test_what_is_out_of_range_is_named(values: dict[str, float | int | str], field: str) -> None:
+def test_what_is_out_of_range_is_named(field: str, value: float | int | str) -> None:
     with pytest.raises(InputError, match=f"^{field}: must be"):
-        Hires(**values)  # type: ignore[arg-type]
+        build_request({**INPUTS, "enable_hr": True, field: value}, EMBEDDED, DETECTORS)
