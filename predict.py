@@ -140,7 +140,7 @@ class Predictor(BasePredictor):
         ),
         face_enhance: bool = Input(
             default=False,
-            description="Restore the faces of the finished picture with GFPGAN, where its weights are installed.",
+            description="Restore the faces of the finished picture with GFPGAN or RestoreFormer, where their weights are installed.",
         ),
         prompt_upsampling: bool = Input(
             default=False, description="Let a language model rewrite the prompt as a full description first."

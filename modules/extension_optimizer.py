@@ -144,7 +144,7 @@ class Selection:
         setting = self.disabled.get(feature.name)
         if setting is None:
             return feature.without_models
-        return f"needs the stage '{feature.name}', which '{setting}' in config_optimized.json turns off"
+        return f"needs the stage '{feature.name}', which the setting '{setting}' turns off"
 
 
 def select(settings: Settings, stages: Iterable[type[Stage]] = STAGES) -> Selection:

@@ -40,6 +40,8 @@ SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
 DERIVED = {"hires", "original_prompt", "prompt_note", "stage_options"}
 """Fields of the request that no input has the name of."""
+NOT_READ_BY_STAGES = {"num_outputs", "seed", "original_prompt", "prompt_note"}
+"""Fields that are read through a property of the request, or only written into the file's record."""
 CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
 COUNTS_ONLY_WITH: Mapping[str, Mapping[str, Any]] = {
     "width": CUSTOM_SIZE,
@@ -113,7 +115,17 @@ def test_the_readme_has_a_row_for_every_input() -> None:
     table = (ROOT / "README.md").read_text().partition("## Inputs\n")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert [name for name in SCHEMA.properties if name not in named] == [], (
+        "README.md, table of inputs: no row for these"
+    )
     assert sorted(named) == sorted(SCHEMA.properties)
+
+
+def test_every_field_of_the_request_is_read() -> None:
+    folders = ("pipeline", "adetailer", "prompting", "output")
+    code = "\n".join(path.read_text() for folder in folders for path in (ROOT / "modules" / folder).glob("*.py"))
+    fields = [name for name in fields_of(ImageRequest) if name not in NOT_READ_BY_STAGES]
+    assert [name for name in fields if not re.search(rf"\brequest\.{name}\b", code)] == [], "no stage uses these"
 
 
 def test_predict_hands_over_every_input_as_it_is(tmp_path: Path) -> None:

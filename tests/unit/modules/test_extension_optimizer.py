@@ -119,7 +119,7 @@ def test_asking_for_a_disabled_stage_is_refused_and_names_the_setting(name: str,
         turned_off(selected(name), **changes)
     assert (
         str(caught.value)
-        == f"{next(iter(changes))}: needs the stage '{name}', which 'disabled_extensions' in config_optimized.json turns off"
+        == f"{next(iter(changes))}: needs the stage '{name}', which the setting 'disabled_extensions' turns off"
     )
     assert turned_off(selected(), **changes) == InputSchema().validate({"prompt": "a fox", **changes})
 

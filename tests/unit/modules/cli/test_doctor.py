@@ -14,6 +14,7 @@ import pytest
 from backend.core.settings import ROOT
 from backend.core.version import version as package_version
 from modules.cli.doctor import malloc_library, network
+from modules.extension_optimizer import optional_features
 
 SECRET = "hf_notToBeSeen"
 
@@ -57,7 +58,8 @@ def test_the_doctor_tells_what_an_issue_needs(report: dict[str, Any]) -> None:
     assert (
         report["weights"].startswith("embedded") and "transformer" in report["plan"] and "threads" in report["device"]
     )
-    assert report["stages"] == "generate, prompt_upsampler, adetailer, upscale, face_enhance, hires off"
+    enabled = [name for name in optional_features() if name != "hires"]
+    assert report["stages"] == ", ".join(["generate", *enabled, "hires off"])
     assert report["allocators"]["cuda"] == "expandable_segments:True"
 
 
