@@ -50,6 +50,7 @@ def main() -> None:
         return "--minutes", str(amount * arguments.scale)
 
     vae, transformer = parts / "vae", parts / "transformer"
+    worded = work / "worded"  # what reads every wording
 
     def step(name: str, module: str, *options: str | Path) -> None:
         run_step(name, work, module, *map(str, options))
@@ -63,8 +64,14 @@ def main() -> None:
         step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
     latents = [work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
     step("transformer", "transformer", "--models", parts, "--latents", *latents, "--out", transformer, *minutes(350))
+    step("rewording", "rewording", "--models", parts, "--out", worded, "--steps", str(round(500 * arguments.scale)))
+    if not (worded / "transformer").exists():
+        shutil.copytree(transformer, worded / "transformer", ignore=shutil.ignore_patterns("undistilled", "optimizer.*"))
+    going_on = ("--other-words", "0.4", "--rate", "0.01", "--distill-share", "0.2", *minutes(75))
+    step("transformer, every wording", "transformer", "--models", worded, "--latents", *latents, "--out", worded / "transformer", *going_on)
     step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
-    step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
+    shutil.copytree(vae, worded / "vae", dirs_exist_ok=True)
+    step("package", "package", "--parts", worded, "--out", EMBEDDED / "flux")
     detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
     for name in (*detectors, "upscaler/upscaler.safetensors"):
         shutil.copy(work / name, EMBEDDED)
@@ -74,6 +81,7 @@ def main() -> None:
         shutil.copy(work / "redrawn" / f"{name}_detector.safetensors", EMBEDDED)
     step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
     step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
+    step("adherence in other wordings", "adherence", "--subject", "wordings", "--sheet", ROOT / "docs" / "images" / "wordings.webp")
     step("adherence of figures", "adherence", "--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
 
 

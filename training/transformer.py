@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from training.latents import Bucket
 from training.muon import Muon
 from training.precision import fast_products
-from training.subjects import Subject, caption
+from training.subjects import Subject, any_caption
 from training.vocabulary import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ def predict(
 class Batches:
     """Endless batches: tokens and captions of one picture size, sizes in turn by how many pictures they have."""
 
-    def __init__(self, buckets: list[Bucket], size: int, seed: int) -> None:
-        self.buckets, self.size, self.rng = buckets, size, random.Random(seed)
+    def __init__(self, buckets: list[Bucket], size: int, seed: int, other_words: float = 0.0) -> None:
+        self.buckets, self.size, self.rng, self.other_words = buckets, size, random.Random(seed), other_words
         self.weights = [len(bucket.scenes) for bucket in buckets]
         self.ids = [position_ids(bucket.width, bucket.height, 32) for bucket in buckets]
 
@@ -116,7 +116,7 @@ class Batches:
         return bucket.tokens[picked].float(), self.ids[index], texts
 
     def words(self, subject: Subject) -> str:
-        return "" if self.rng.random() < CAPTION_DROPOUT else caption(subject, self.rng)
+        return "" if self.rng.random() < CAPTION_DROPOUT else any_caption(subject, self.rng, self.other_words)
 
 
 def noise_levels(count: int) -> torch.Tensor:
@@ -161,11 +161,12 @@ def train(
     seed: int,
     compiled: bool,
     undistilled: Path | None,
+    other_words: float,
 ) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
-    batches = Batches([bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed)
+    batches = Batches([bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed, other_words)
     model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = make_optimizer(model, rate)
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--distill-share", type=float, default=0.12, help="share of the time, at the end, in which guidance is distilled")
     parser.add_argument("--undistilled", type=Path, help="only goes on distilling the guidance of the model in this folder")
+    parser.add_argument("--other-words", type=float, default=0.0, help="share of captions that are not in the usual form")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
@@ -224,6 +226,7 @@ def main() -> None:
         arguments.seed,
         arguments.compile,
         arguments.undistilled,
+        arguments.other_words,
     )
 
 
