@@ -1,6 +1,7 @@
 """The package as Cog sees it: the inputs with their ranges, and nothing else.
 
-Every ``Input`` holds literals only, because ``cog build`` and ``backend/input_schema.py`` read this file without running it.
+Every ``Input`` holds literals only, because ``cog build`` and ``backend/api/input_schema.py`` read this file without
+running it.
 """
 
 from typing import Optional
@@ -13,130 +14,170 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
-        import tempfile
+        from backend.core.settings import load_settings
+        from modules.app.service import start_process
 
-        from backend.settings import load_settings
-        from modules.startup import start_for_life
-
-        self.service = start_for_life(load_settings(), served=True)
-        tempfile.tempdir = str(self.service.brought)  # Cog's server puts the files of a request there, and does not always delete them
+        self.service = start_process(load_settings(), served=True)
+        self.service.uploads.receive_from_cog()
 
     def predict(
         self,
         prompt: str = Input(description="What the picture shows, in words.", min_length=1),
-        negative_prompt: str = Input(default="", description="What the picture should not show. For SDXL and SD 1.5; Flux has none."),
+        negative_prompt: str = Input(
+            default="", description="What the picture should not show. For SDXL and SD 1.5; Flux has none."
+        ),
         aspect_ratio: str = Input(
             default="1:1",
             choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
-            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has its shape.",
+            description=(
+                "Shape of the picture. With custom, width and height decide. Not used when an image is given: the "
+                "picture then has its shape."
+            ),
         ),
         width: Optional[int] = Input(
-            default=None, ge=256, le=1440, description="Width in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16."
+            default=None,
+            ge=256,
+            le=1440,
+            description="Width in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16.",
         ),
         height: Optional[int] = Input(
-            default=None, ge=256, le=1440, description="Height in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16."
+            default=None,
+            ge=256,
+            le=1440,
+            description="Height in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16.",
         ),
-        megapixels: str = Input(default="1", choices=["1", "0.25"], description="Area that is drawn: 1 is the native area of the model, 0.25 a quarter of it."),
+        megapixels: str = Input(
+            default="1",
+            choices=["1", "0.25"],
+            description="Area that is drawn: 1 is the native area of the model, 0.25 a quarter of it.",
+        ),
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
         num_inference_steps: Optional[int] = Input(
-            default=None, ge=1, le=50, description="Denoising steps. More is slower and finer. Left out: 28 (FLUX.1-dev), 4 (schnell), 30 (SDXL, SD 1.5)."
+            default=None,
+            ge=1,
+            le=50,
+            description="Denoising steps. More is slower and finer. Left out: 28 (FLUX.1-dev), 4 (schnell), 30 (SDXL, SD 1.5).",
         ),
         guidance_scale: Optional[float] = Input(
-            default=None, ge=0, le=10, description="How strictly the picture follows the words. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5)."
+            default=None,
+            ge=0,
+            le=10,
+            description="How strictly the picture follows the words. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5).",
         ),
         sampler: str = Input(
             default="Euler",
             choices=["Euler", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"],
-            description="What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always take Euler.",
+            description=(
+                "What takes the steps. Passes that begin from a picture (image to image, Hires fix, ADetailer) always "
+                "take Euler."
+            ),
         ),
         scheduler: str = Input(
             default="Simple",
             choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
             description="Where the steps lie between noise and picture. With Flux, all but Simple are for the sampler Euler.",
         ),
-        go_fast: bool = Input(default=False, description="Skip steps that change little: faster, and a slightly different picture."),
+        go_fast: bool = Input(
+            default=False, description="Skip steps that change little: faster, and a slightly different picture."
+        ),
         seed: Optional[int] = Input(
-            default=None, ge=0, le=4294967295, description="The same seed gives the same picture. Left out: a random one, which is written into the file."
+            default=None,
+            ge=0,
+            le=4294967295,
+            description="The same seed gives the same picture. Left out: a random one, which is written into the file.",
         ),
         image: Optional[Path] = Input(
-            default=None, regex="^(data:|https?://)", description="A picture to start from (image to image), or to paint into when a mask is given."
+            default=None,
+            regex="^(data:|https?://)",
+            description="A picture to start from (image to image), or to paint into when a mask is given.",
         ),
         mask: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description="White where the image is repainted, black where it stays, also in Hires fix and the detail pass. Same size as the image.",
+            description=(
+                "White where the image is repainted, black where it stays, also in Hires fix and the detail pass. "
+                "Same size as the image."
+            ),
         ),
-        prompt_strength: float = Input(default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."),
-        enable_hr: bool = Input(default=False, description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted."),
-        hr_scale: float = Input(default=1.3, ge=1, le=4, description="How much Hires fix enlarges; the nearest size that the model can draw is taken."),
-        hr_steps: int = Input(default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."),
+        prompt_strength: float = Input(
+            default=0.8, ge=0, le=1, description="How much of the image is redrawn: 0 keeps it, 1 ignores it."
+        ),
+        enable_hr: bool = Input(
+            default=False,
+            description="Hires fix: enlarge the drawn picture and redraw it at that size, before the faces are repainted.",
+        ),
+        hr_scale: float = Input(
+            default=1.3,
+            ge=1,
+            le=4,
+            description="How much Hires fix enlarges; the nearest size that the model can draw is taken.",
+        ),
+        hr_steps: int = Input(
+            default=0, ge=0, le=50, description="Denoising steps of Hires fix. 0: those of the first pass."
+        ),
         hr_upscaler: str = Input(
             default="ESRGAN",
             choices=["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"],
             description="What enlarges the picture for Hires fix. The latent ones need a denoising_strength of 0.6 or more.",
         ),
-        denoising_strength: float = Input(default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."),
+        denoising_strength: float = Input(
+            default=0.3, ge=0, le=1, description="How much of the picture Hires fix redraws: 0 keeps it, 1 ignores it."
+        ),
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
             default="",
-            description="Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] skips a face.",
+            description=(
+                "Words for the faces. Empty: the prompt. [SEP] parts the words for one face after the other, [SKIP] "
+                "skips a face."
+            ),
         ),
-        ad_hands_prompt: str = Input(default="", description="Words for the hands, which are repainted after the faces. Empty: hands are left as they are."),
+        ad_hands_prompt: str = Input(
+            default="",
+            description="Words for the hands, which are repainted after the faces. Empty: hands are left as they are.",
+        ),
         adetailer_args: str = Input(
             default="",
-            description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
+            description=(
+                "JSON: one ADetailer unit, or a list of up to 4, by ADetailer's argument names, for example "
+                '{"ad_confidence": 0.5, "ad_mask_k": 1}.'
+            ),
         ),
         adetailer_args_hands: str = Input(
-            default="", description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt."
+            default="",
+            description="The same for hands; {} repaints them with the words of the prompt. Empty: only with ad_hands_prompt.",
         ),
-        scale: float = Input(default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."),
+        scale: float = Input(
+            default=2.0, ge=1, le=8, description="Enlarge the finished picture by this factor with ESRGAN. 1 is off."
+        ),
         upscaler: str = Input(
-            default="", description="Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as 4x-UltraSharp. Empty: the best."
+            default="",
+            description=(
+                "Which upscaler enlarges, also in Hires fix, by its file's name without ending, such as "
+                "4x-UltraSharp. Empty: the best."
+            ),
         ),
-        face_enhance: bool = Input(default=False, description="Restore the faces of the finished picture with GFPGAN, where its weights are present."),
-        prompt_upsampling: bool = Input(default=False, description="Let a language model rewrite the prompt as a full description first."),
+        face_enhance: bool = Input(
+            default=False,
+            description="Restore the faces of the finished picture with GFPGAN, where its weights are present.",
+        ),
+        prompt_upsampling: bool = Input(
+            default=False, description="Let a language model rewrite the prompt as a full description first."
+        ),
         prompt_upsampling_seed: Optional[int] = Input(
-            default=None, ge=0, le=4294967295, description="The same seed gives the same rewritten prompt. Left out: the picture's seed."
+            default=None,
+            ge=0,
+            le=4294967295,
+            description="The same seed gives the same rewritten prompt. Left out: the picture's seed.",
         ),
-        output_format: str = Input(default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."),
-        output_quality: int = Input(default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."),
+        output_format: str = Input(
+            default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."
+        ),
+        output_quality: int = Input(
+            default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."
+        ),
     ) -> list[Path]:
         """Draws the pictures and gives their files, in the order of their seeds."""
-        inputs = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "aspect_ratio": aspect_ratio,
-            "width": width,
-            "height": height,
-            "megapixels": megapixels,
-            "num_outputs": num_outputs,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "sampler": sampler,
-            "scheduler": scheduler,
-            "go_fast": go_fast,
-            "seed": seed,
-            "image": image,
-            "mask": mask,
-            "prompt_strength": prompt_strength,
-            "enable_hr": enable_hr,
-            "hr_scale": hr_scale,
-            "hr_steps": hr_steps,
-            "hr_upscaler": hr_upscaler,
-            "denoising_strength": denoising_strength,
-            "adetailer": adetailer,
-            "ad_prompt": ad_prompt,
-            "ad_hands_prompt": ad_hands_prompt,
-            "adetailer_args": adetailer_args,
-            "adetailer_args_hands": adetailer_args_hands,
-            "scale": scale,
-            "upscaler": upscaler,
-            "face_enhance": face_enhance,
-            "prompt_upsampling": prompt_upsampling,
-            "prompt_upsampling_seed": prompt_upsampling_seed,
-            "output_format": output_format,
-            "output_quality": output_quality,
-        }
-        from modules.inputs import only_temporary
-
-        return [Path(file) for file in self.service.predict(only_temporary(inputs), self.record_metric)]
+        inputs = dict(locals())  # before there is any other local name
+        del inputs["self"]
+        received = self.service.uploads.only_received(inputs)
+        return [Path(file) for file in self.service.predict(received, self.record_metric)]

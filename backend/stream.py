@@ -1,8 +1,9 @@
 """How weights come to a device, and what is kept of them on the host.
 
-Weights are read-only, so a model that leaves the device is dropped and never copied back: its host copy is still there. On
-CUDA the copies run on a stream of their own, from memory that is registered with the driver (pinned) as far as the budget goes;
-registering memory that is there already costs nothing twice, where PyTorch's pinned allocator rounds sizes up to the double.
+Weights are read-only, so a model that leaves the device is dropped and never copied back: its host copy is still there.
+On CUDA the copies run on a stream of their own, from memory that is registered with the driver (pinned) as far as the
+budget goes; registering memory that is there already costs nothing twice, where PyTorch's pinned allocator rounds sizes
+up to the double.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 class Transfers(Protocol):
     """The way to a device.
 
-    ``bytes_uploaded`` counts every weight byte that went there; ``separate`` says whether the device has memory of its own.
+    ``bytes_uploaded`` counts every weight byte that went there; ``has_device_memory`` says whether the device has
+    memory of its own.
     """
 
     bytes_uploaded: int
-    separate: bool
+    has_device_memory: bool
 
-    def keep(self, tensor: torch.Tensor) -> None:
+    def pin(self, tensor: torch.Tensor) -> None:
         """Told once of every host tensor that will be uploaded again and again; it may be pinned here."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the device. It may still be under way until :meth:`settle`. Raises ``torch.OutOfMemoryError``."""
+        """A copy on the device. It may still be under way until :meth:`synchronize`. Raises
+        ``torch.OutOfMemoryError``."""
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the host, of weights that have none there and are to leave the device."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """From here on everything that was uploaded may be computed with."""
 
     def free_bytes(self) -> int:
@@ -47,12 +50,12 @@ class Transfers(Protocol):
 class HostTransfers:
     """For a CPU: the host's memory is the device's memory, and nothing is copied."""
 
-    separate = False
+    has_device_memory = False
 
     def __init__(self) -> None:
         self.bytes_uploaded = 0
 
-    def keep(self, tensor: torch.Tensor) -> None:
+    def pin(self, tensor: torch.Tensor) -> None:
         """There is nothing to pin for."""
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -62,7 +65,7 @@ class HostTransfers:
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Nothing is ever under way."""
 
     def free_bytes(self) -> int:
@@ -70,9 +73,10 @@ class HostTransfers:
 
 
 class CudaTransfers:
-    """Copies on a CUDA stream of their own, beside the computation. ``pin_bytes`` is the most host memory that is pinned."""
+    """Copies on a CUDA stream of their own, beside the computation. ``pin_bytes`` is the most host memory that is
+    pinned."""
 
-    separate = True
+    has_device_memory = True
 
     def __init__(self, device: torch.device, pin_bytes: int) -> None:
         self.bytes_uploaded = 0
@@ -80,7 +84,7 @@ class CudaTransfers:
         self._pin_left = pin_bytes
         self._stream = torch.cuda.Stream(device)
 
-    def keep(self, tensor: torch.Tensor) -> None:
+    def pin(self, tensor: torch.Tensor) -> None:
         size = tensor_bytes(tensor)
         if size > self._pin_left or tensor.is_pinned():
             return
@@ -101,11 +105,13 @@ class CudaTransfers:
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.cpu()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def free_bytes(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
         reserved, allocated = torch.cuda.memory_reserved(self._device), torch.cuda.memory_allocated(self._device)
-        allowed = int(total * torch.cuda.get_per_process_memory_fraction(self._device))  # all of it, unless a smaller card is emulated
+        allowed = int(
+            total * torch.cuda.get_per_process_memory_fraction(self._device)
+        )  # all of it, unless a smaller card is emulated
         return min(free + reserved, allowed) - allocated

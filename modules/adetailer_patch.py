@@ -1,8 +1,9 @@
 """Whoever asks for a detector of the manifest by name, in this process, gets the local file; nobody asks the network.
 
 The package itself finds its detectors by path. Other people's code says ``YOLO("face_yolov8n.pt")`` or
-``hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt")``, and would download what is already here. :func:`redirect_detectors` is called once in
-set-up and steers these three functions, wherever they have been imported to; it can be undone.
+``hf_hub_download("Bingsu/adetailer", "face_yolov8n.pt")``, and would download what is already here.
+:func:`redirect_detectors` is called once in set-up and steers these three functions, wherever they have been imported
+to; it can be undone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from backend.manifest import Model, find_model, read_manifest
-from backend.settings import Settings
-from backend.weights import resolve
+from backend.core.settings import Settings
+from backend.weights.catalog import Model, find_model, read_manifest
+from backend.weights.resolver import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ REMOTE = ("http:/", "https:/")
 
 
 class Redirection:
-    """The functions that are steered, from :meth:`apply` to :meth:`undo`. ``spared`` counts the look-ups that would have asked the network."""
+    """The functions that are steered, from :meth:`apply` to :meth:`undo`. ``spared`` counts the look-ups that would
+    have asked the network."""
 
     def __init__(self, settings: Settings) -> None:
         self.spared: Counter[str] = Counter()
@@ -50,7 +52,9 @@ class Redirection:
             _replace(replacement, original)
 
     def _steer(self, current: Function, steered: Callable[..., Any]) -> None:
-        original = getattr(current, "__steered_from__", current)  # a second set-up steers anew, and not what the first one left
+        original = getattr(
+            current, "__steered_from__", current
+        )  # a second set-up steers anew, and not what the first one left
 
         @wraps(original)
         def replacement(*arguments: Any, **options: Any) -> Any:
@@ -75,7 +79,7 @@ class Redirection:
         return self._local(model) if model else original(file, *arguments, **options)
 
     def _local(self, model: Model) -> str:
-        """Raises :class:`~backend.errors.WeightsError` when it is missing and may not be downloaded."""
+        """Raises :class:`~backend.core.errors.WeightsError` when it is missing and may not be downloaded."""
         found = str(resolve(model.name, self._settings))
         self.spared[model.name] += 1
         logger.debug("%s: the local file, in place of a look-up", model.name)
@@ -83,14 +87,16 @@ class Redirection:
 
 
 def redirect_detectors(settings: Settings) -> Redirection:
-    """Steers every look-up of a detector to its local file. Call it after ``offline_ultralytics``; ``undo()`` of what it returns ends it."""
+    """Steers every look-up of a detector to its local file. Call it after ``offline_ultralytics``; ``undo()`` of
+    what it returns ends it."""
     redirection = Redirection(settings)
     redirection.apply()
     return redirection
 
 
 def detector_asked_for(text: str) -> Model | None:
-    """The detector of the manifest that a name, a path or an address means. A file that lies where a path with a folder says is not looked up."""
+    """The detector of the manifest that a name, a path or an address means. A file that lies where a path with a
+    folder says is not looked up."""
     address = text.strip().lower().startswith(REMOTE)
     path = PurePosixPath(unquote(urlsplit(text).path)) if address else PurePosixPath(text.strip())
     if not address and len(path.parts) > 1 and Path(path).is_file():

@@ -5,23 +5,18 @@
 #   scripts/install-tcmalloc.sh --undo            remove the file, and the package if this script installed it
 #   scripts/install-tcmalloc.sh --package         only say which package this system has it in
 # NO_TCMALLOC=1 makes it do nothing. Whether it helps is measured in docs/startup.md.
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_or_version "$@"
 PATH=$PATH:/usr/sbin:/sbin # ldconfig is there, which Debian hides from users
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 file=$root/allocator.env
 action=install
-
-fail() {
-    printf 'error: %s\n' "$*" >&2
-    exit 1
-}
 
 while (($#)); do
     case $1 in
         --file) file=${2:?error: --file needs a path} && shift 2 ;;
         --check | --undo | --package) action=${1#--} && shift ;;
-        *) printf 'error: unknown option %s; see the head of this script\n' "$1" >&2 && exit 2 ;;
+        *) fail 2 "unknown option $1; see scripts/install-tcmalloc.sh --help" ;;
     esac
 done
 
@@ -32,7 +27,7 @@ package() { # its name differs since the change to 64-bit time
     case $id in
         debian) ((${version%%.*} >= 13)) && printf 'libtcmalloc-minimal4t64\n' || printf 'libtcmalloc-minimal4\n' ;;
         ubuntu) ((${version%%.*} >= 24)) && printf 'libtcmalloc-minimal4t64\n' || printf 'libtcmalloc-minimal4\n' ;;
-        *) fail "only Debian and Ubuntu are known here, not '${id:-this system}'; install gperftools by hand, this script then finds it" ;;
+        *) fail 1 "only Debian and Ubuntu are known here, not '${id:-this system}'; install gperftools by hand, this script then finds it" ;;
     esac
 }
 
@@ -53,8 +48,8 @@ preloaded() { # whether a process that is given the file really runs on it
 case $action in
     package) package ;;
     check)
-        [[ -e $file ]] || fail "TCMalloc is not set up: there is no ${file##*/}"
-        preloaded || fail "${file##*/} names a library that does not load; run scripts/install-tcmalloc.sh again"
+        [[ -e $file ]] || fail 1 "TCMalloc is not set up: there is no ${file##*/}"
+        preloaded || fail 1 "${file##*/} names a library that does not load; run scripts/install-tcmalloc.sh again"
         sed -n 's/^TCMALLOC_LIBRARY=/TCMalloc: /p' "$file"
         ;;
     undo)
@@ -74,18 +69,18 @@ case $action in
             # lists as they are first: in an image they have just been brought
             as_root apt-get install -y -qq --no-install-recommends "$name" >&2 ||
                 { as_root apt-get update -qq >&2 && as_root apt-get install -y -qq --no-install-recommends "$name" >&2; } ||
-                fail "apt could not install $name: see the lines above"
+                fail 1 "apt could not install $name: see the lines above"
             installed=$name
         fi
         path=$(library)
-        [[ -n $path ]] || fail "the linker does not find libtcmalloc after its installation; run ldconfig"
+        [[ -n $path ]] || fail 1 "the linker does not find libtcmalloc after its installation; run ldconfig"
         {
             printf '# Written by scripts/install-tcmalloc.sh, which also removes it: --undo\n'
             if [[ -n $installed ]]; then printf '# installed package: %s\n' "$installed"; fi
             printf 'TCMALLOC_LIBRARY=%s\n' "$path"
         } >"$file.part"
         mv "$file.part" "$file"
-        preloaded || fail "$path does not load"
+        preloaded || fail 1 "$path does not load"
         printf 'TCMalloc: %s\n' "$path"
         ;;
 esac

@@ -1,21 +1,17 @@
 #!/usr/bin/env bash
 # Sets the environment and starts Cog's server as scripts/serve does: scripts/start-backend-optimized.sh [options]
+# Its name and options are those of the launch guides that docs/startup.md answers; scripts/serve alone starts a server too.
 #   --port 5000 --host 127.0.0.1
 #   --num_cpu_threads_per_process N   threads of the CPU; else those of ACCELERATE_CONFIG_FILE when ACCELERATE=True, else what there is
 #   --no-tcmalloc                     the C library's allocator, also where TCMalloc is installed (as NO_TCMALLOC=1 does)
 #   --show                            only print what would be set
 # What is set in the environment already stays as it is. docs/startup.md explains every variable, and those that are not needed any more.
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_or_version "$@"
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 threads=
 show=
 serve=()
-
-fail() {
-    printf 'error: %s\n' "$*" >&2
-    exit 2
-}
 
 while (($#)); do
     case $1 in
@@ -24,17 +20,17 @@ while (($#)); do
         --num_cpu_threads_per_process) threads=${2:?error: $1 needs a number} && shift 2 ;;
         --no-tcmalloc) NO_TCMALLOC=1 && shift ;;
         --show) show=1 && shift ;;
-        *) fail "unknown option $1; see the head of this script" ;;
+        *) fail 2 "unknown option $1; see scripts/start-backend-optimized.sh --help" ;;
     esac
 done
 
 # Threads: flag, then configuration file, then default (0: the processors that this process may use).
 if [[ -z $threads && ${ACCELERATE:-} == True && -n ${ACCELERATE_CONFIG_FILE:-} ]]; then
-    [[ -r $ACCELERATE_CONFIG_FILE ]] || fail "ACCELERATE_CONFIG_FILE names a file that cannot be read: $ACCELERATE_CONFIG_FILE"
+    [[ -r $ACCELERATE_CONFIG_FILE ]] || fail 2 "ACCELERATE_CONFIG_FILE names a file that cannot be read: $ACCELERATE_CONFIG_FILE"
     threads=$(sed -n 's/^ *num_cpu_threads_per_process: *\([^ #]*\).*/\1/p' "$ACCELERATE_CONFIG_FILE")
 fi
 if [[ -n $threads ]]; then
-    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail "the number of threads must be a whole number from 1, not '$threads'"
+    [[ $threads =~ ^[1-9][0-9]*$ ]] || fail 2 "the number of threads must be a whole number from 1, not '$threads'"
     export FLUX_CPU_THREADS=$threads OMP_NUM_THREADS=$threads
 fi
 

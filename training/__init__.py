@@ -2,7 +2,7 @@
 
 import logging
 
-from backend.torchvision_operators import ensure_torchvision_operators
+from backend.devices.torchvision_ops import ensure_torchvision_operators
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
 ensure_torchvision_operators()

@@ -1,7 +1,7 @@
 """Rebuilds ``weights/embedded`` from nothing: ``python -m training.all [--work build/training] [--scale 1.0]``.
 
-Every step is a command of its own and leaves its result in the work folder; a step whose result is there is not run again,
-so an interrupted run goes on where it was. ``--scale`` lengthens or shortens the steps whose length is a time.
+Every step is a command of its own and leaves its result in the work folder; a step whose result is there is not run
+again, so an interrupted run goes on where it was. ``--scale`` lengthens or shortens the steps whose length is a time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from backend.settings import ROOT
-from training.detector_samples import KINDS
+from backend.core.settings import ROOT
+from training.data.detector_samples import KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -38,51 +39,75 @@ def run_step(name: str, work: Path, module: str, *arguments: str) -> None:
     logger.info("%s: %.0f s", name, time.monotonic() - begin)
 
 
+@dataclass(frozen=True)
+class Course:
+    """Runs the steps of a training; ``scale`` lengthens or shortens those whose length is a time."""
+
+    work: Path
+    scale: float
+
+    def step(self, name: str, module: str, *options: str | Path) -> None:
+        run_step(name, self.work, module, *map(str, options))
+
+    def minutes(self, amount: float) -> tuple[str, str]:
+        return "--minutes", str(amount * self.scale)
+
+    def steps(self, count: int) -> tuple[str, str]:
+        return "--steps", str(round(count * self.scale))
+
+
+def train_flux(course: Course) -> None:
+    step, parts = course.step, course.work / "parts"
+    worded = course.work / "worded"  # text encoders that read every wording
+    vae, transformer = parts / "vae", parts / "transformer"
+    step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
+    step("text encoders", "models.text_encoders", "--out", parts, *course.steps(500))
+    for subject, count in LATENTS.items():
+        options = ("--out", course.work / f"{subject}.pt", "--subject", subject, "--count", str(count))
+        step(f"latents of {subject}", "models.latents", "--autoencoder", vae, *options)
+    latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
+    inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents)
+    step("transformer", "models.transformer", *inputs, "--out", transformer, *course.minutes(350))
+    step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(1000))
+    step("decoder", "models.autoencoder", "--out", vae, "--decoder-only", *course.minutes(20))
+    step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
+
+
+def train_detectors_on_drawings(course: Course) -> None:
+    for kind in KINDS:
+        course.step(f"{kind} detector", "models.detector", "--kind", kind, "--out", course.work / "detector")
+    for name in (f"{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")):
+        shutil.copy(course.work / "detector" / name, EMBEDDED)
+
+
+def train_detectors_on_generated_images(course: Course) -> None:
+    """After the generator: they learn its look."""
+    for name, (pictures, epochs) in REDRAWN.items():
+        options = ("--kind", name, "--weights", EMBEDDED.parent, "--out", course.work / "redrawn")
+        length = ("--pictures", str(pictures), "--epochs", str(epochs))
+        course.step(f"{name} detector, redrawn", "models.redrawn", *options, *length)
+        shutil.copy(course.work / "redrawn" / f"{name}_detector.safetensors", EMBEDDED)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "training")
     parser.add_argument("--scale", type=float, default=1.0)
     arguments = parser.parse_args()
-    work, parts = arguments.work.resolve(), arguments.work.resolve() / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-
-    def minutes(amount: float) -> tuple[str, str]:
-        return "--minutes", str(amount * arguments.scale)
-
-    vae, transformer = parts / "vae", parts / "transformer"
-    worded = work / "worded"  # what reads every wording
-
-    def step(name: str, module: str, *options: str | Path) -> None:
-        run_step(name, work, module, *map(str, options))
-
-    for kind in KINDS:
-        step(f"{kind} detector", "detector", "--kind", kind, "--out", work / "detector")
-    step("upscaler", "upscaler", "--out", work / "upscaler", *minutes(8.5))
-    step("autoencoder", "autoencoder", "--out", vae, *minutes(60))
-    step("text encoders", "text_encoders", "--out", parts, "--steps", str(round(500 * arguments.scale)))
-    for subject, count in LATENTS.items():
-        step(f"latents of {subject}", "latents", "--autoencoder", vae, "--out", work / f"{subject}.pt", "--subject", subject, "--count", str(count))
-    latents = [work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
-    step("transformer", "transformer", "--models", parts, "--latents", *latents, "--out", transformer, *minutes(350))
-    step("rewording", "rewording", "--models", parts, "--out", worded, "--steps", str(round(500 * arguments.scale)))
-    if not (worded / "transformer").exists():
-        shutil.copytree(transformer, worded / "transformer", ignore=shutil.ignore_patterns("undistilled", "optimizer.*"))
-    going_on = ("--other-words", "0.4", "--rate", "0.01", "--distill-share", "0.2", *minutes(75))
-    step("transformer, every wording", "transformer", "--models", worded, "--latents", *latents, "--out", worded / "transformer", *going_on)
-    step("decoder", "autoencoder", "--out", vae, "--decoder-only", *minutes(20))
-    shutil.copytree(vae, worded / "vae", dirs_exist_ok=True)
-    step("package", "package", "--parts", worded, "--out", EMBEDDED / "flux")
-    detectors = [f"detector/{kind.name}{suffix}" for kind in KINDS.values() for suffix in (".safetensors", ".yaml")]
-    for name in (*detectors, "upscaler/upscaler.safetensors"):
-        shutil.copy(work / name, EMBEDDED)
-    for name, (pictures, epochs) in REDRAWN.items():
-        course = ("--pictures", str(pictures), "--epochs", str(epochs))
-        step(f"{name} detector, redrawn", "redrawn", "--kind", name, "--weights", EMBEDDED.parent, "--out", work / "redrawn", *course)
-        shutil.copy(work / "redrawn" / f"{name}_detector.safetensors", EMBEDDED)
-    step("prompt upsampler", "prompt_upsampler", "--out", EMBEDDED / "prompt_upsampler", "--steps", str(round(2400 * arguments.scale)), "--batch", "32")
-    step("adherence", "adherence", "--sheet", EMBEDDED / "held_out.webp")
-    step("adherence in other wordings", "adherence", "--subject", "wordings", "--sheet", ROOT / "docs" / "images" / "wordings.webp")
-    step("adherence of figures", "adherence", "--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
+    course = Course(arguments.work.resolve(), arguments.scale)
+    (course.work / "parts").mkdir(parents=True, exist_ok=True)
+    train_detectors_on_drawings(course)
+    course.step("upscaler", "models.upscaler", "--out", course.work / "upscaler", *course.minutes(8.5))
+    shutil.copy(course.work / "upscaler" / "upscaler.safetensors", EMBEDDED)
+    train_flux(course)
+    train_detectors_on_generated_images(course)
+    upsampler = ("--out", EMBEDDED / "prompt_upsampler", *course.steps(2400), "--batch", "32")
+    course.step("prompt upsampler", "models.prompt_upsampler", *upsampler)
+    course.step("adherence", "evaluation.adherence", "--sheet", EMBEDDED / "held_out.webp")
+    wordings = ("--subject", "wordings", "--sheet", ROOT / "docs" / "images" / "wordings.webp")
+    course.step("adherence in other wordings", "evaluation.adherence", *wordings)
+    figures = ("--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
+    course.step("adherence of figures", "evaluation.adherence", *figures)
 
 
 if __name__ == "__main__":

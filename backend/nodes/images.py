@@ -1,7 +1,8 @@
-"""The node that makes pictures: one row or a whole table, row by row; a row that fails is told and does not stop the others.
+"""The node that makes pictures: one row or a whole table, row by row; a row that fails is told and does not stop the
+others.
 
-The function that makes a picture is handed in, so nothing here knows of models. The same node runs in this process and as the
-worker of ``backend/nodes/ray_data.py``.
+The function that makes a picture is handed in, so nothing here knows of models. The same node runs in this process and
+as the worker of ``backend/nodes/ray_data.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.errors import UserError
+from backend.core.errors import UserError
 from backend.memory_management import MemoryPlan, VRAMState
 from backend.nodes.table import Row
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 MakePictures = Callable[[Mapping[str, Any], Report], Sequence[Path]]
-"""Makes the pictures that inputs ask for and gives their files, which may be gone after the next call; tells metrics by name."""
+"""Makes the pictures that inputs ask for and gives their files, which may be gone after the next call; tells metrics
+by name."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class Outcome:
 
 
 def clearing_helps(plan: MemoryPlan) -> bool:
-    """Whether giving back unused memory between rows is worth its time: only where models and pictures contend for a device.
+    """Whether giving back unused memory between rows is worth its time: only where models and pictures contend for a
+    device.
 
-    Where every model stays, the next row takes the same blocks again, and clearing would only make it ask the driver for them.
+    Where every model stays, the next row takes the same blocks again, and clearing would only make it ask the driver
+    for them.
     """
     return plan.state in (VRAMState.LOW_VRAM, VRAMState.NO_VRAM)
 
@@ -80,6 +84,10 @@ class ImageGenerateNode:
         finally:
             if self._clear:
                 self._clear()
-        stages = {name.removesuffix(".seconds"): value for name, value in metrics.items() if name.endswith(".seconds") and name.count(".") == 1}
+        stages = {
+            name.removesuffix(".seconds"): value
+            for name, value in metrics.items()
+            if name.endswith(".seconds") and name.count(".") == 1
+        }
         peak = max((value for name, value in metrics.items() if name.endswith(".peak_bytes")), default=0)
         return Outcome(row, pictures, files[0].suffix, time.perf_counter() - begin, stages, int(peak))

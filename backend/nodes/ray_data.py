@@ -1,7 +1,8 @@
 """A table beyond one process: the same node as the worker of Ray Data, one a GPU, or one for so many cores.
 
-The workers only make pictures; whoever called puts them into the folder, so no worker needs to see it, and a row that was made twice
-because its worker was lost is delivered once. Ray starts a lost worker again and gives its row to the next one that is free.
+The workers only make pictures; whoever called puts them into the folder, so no worker needs to see it, and a row that
+was made twice because its worker was lost is delivered once. Ray starts a lost worker again and gives its row to the
+next one that is free.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.errors import SettingsError
+from backend.core.errors import SettingsError
+from backend.core.settings import ROOT
 from backend.nodes.images import ImageGenerateNode, Outcome
 from backend.nodes.table import Row
-from backend.settings import ROOT
 
 LOCAL = "local"
 """In place of a cluster's address: Ray on this machine, for as long as the table takes."""
@@ -34,12 +35,14 @@ class Worker:
         return {"outcome": [pickle.dumps(self.node.generate(pickle.loads(row))) for row in batch["row"]]}
 
 
-def generate_with_ray(rows: Sequence[Row], build: Callable[[], ImageGenerateNode], address: str, cores: int, scratch: Path) -> Iterator[Outcome]:
+def generate_with_ray(
+    rows: Sequence[Row], build: Callable[[], ImageGenerateNode], address: str, cores: int, scratch: Path
+) -> Iterator[Outcome]:
     """The outcomes of all rows, in the order in which they are ready.
 
-    ``build`` makes a worker's node, ``address`` is a cluster's or ``"local"``, ``cores`` are those of one worker where the cluster has
-    no GPU. On other machines the package must lie in the same folder as here. Raises :class:`SettingsError` when Ray is not
-    installed, does not answer, or has not the cores for one worker.
+    ``build`` makes a worker's node, ``address`` is a cluster's or ``"local"``, ``cores`` are those of one worker where
+    the cluster has no GPU. On other machines the package must lie in the same folder as here. Raises
+    :class:`SettingsError` when Ray is not installed, does not answer, or has not the cores for one worker.
     """
     try:
         import ray
@@ -51,12 +54,16 @@ def generate_with_ray(rows: Sequence[Row], build: Callable[[], ImageGenerateNode
     try:
         ray.init(**local, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     except Exception as error:  # bare ones too, when its processes are slow to start
-        raise SettingsError(f"--ray: Ray does not start, or no cluster answers at '{address}': {str(error).partition(chr(10))[0]}") from error
+        raise SettingsError(
+            f"--ray: Ray does not start, or no cluster answers at '{address}': {str(error).partition(chr(10))[0]}"
+        ) from error
     try:
         there = ray.cluster_resources()
         gpus, workers = int(there.get("GPU", 0)), int(there.get("CPU", 0) // cores)
         if not gpus and not workers:
-            raise SettingsError(f"--ray-cores: {cores} are more than the {there.get('CPU', 0):.0f} cores there are; lower it")
+            raise SettingsError(
+                f"--ray-cores: {cores} are more than the {there.get('CPU', 0):.0f} cores there are; lower it"
+            )
         ray.data.DataContext.get_current().enable_progress_bars = False
         share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cores}
         pool = ray.data.ActorPoolStrategy(size=gpus or workers)

@@ -1,7 +1,7 @@
 """A table of prompts: CSV, JSONL or a list of dicts -> rows whose inputs are checked before anything is drawn.
 
-Columns are names of inputs, and ``id``, which names the row's files. An empty cell leaves the input out. A file (``image``,
-``mask``) is given as a path, relative to the table's folder.
+Columns are names of inputs, and ``id``, which names the row's files. An empty cell leaves the input out. A file
+(``image``, ``mask``) is given as a path, relative to the table's folder.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ import csv
 import hashlib
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.errors import InputError, nearest
-from backend.input_schema import InputSchema
+from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError, nearest
+from backend.core.files import MAX_NAME_BYTES, is_safe_name
 
 ID = "id"
-MAX_ID_BYTES = 100
-"""Longer file names, with what is added to them, would not fit every file system."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a table.
 
-    ``inputs`` are checked, with their defaults and a seed. A row that cannot be drawn says why in ``problem``; its inputs are then what
-    could be read of it.
+    ``inputs`` are checked, with their defaults and a seed. A row that cannot be drawn says why in ``problem``; its
+    inputs are then what could be read of it.
     """
 
     id: str
@@ -46,8 +44,8 @@ class Row:
 def read_table(path: Path, schema: InputSchema) -> list[Row]:
     """The rows of a ``.csv`` or ``.jsonl`` file.
 
-    Raises :class:`InputError` for a file that cannot be read, a column that is no input, an id that is there twice, and a table
-    without rows. What is wrong with one row is its ``problem``.
+    Raises :class:`InputError` for a file that cannot be read, a column that is no input, an id that is there twice, and
+    a table without rows. What is wrong with one row is its ``problem``.
     """
     readers = {".csv": _csv_records, ".jsonl": _jsonl_records}
     if path.suffix.lower() not in readers:
@@ -62,7 +60,8 @@ def read_table(path: Path, schema: InputSchema) -> list[Row]:
 
 
 def rows_of(dicts: Iterable[Mapping[str, Any]], schema: InputSchema, folder: Path = Path()) -> list[Row]:
-    """The rows of a list of dicts with typed values; ``folder`` is where their files lie. Raises as :func:`read_table`."""
+    """The rows of a list of dicts with typed values; ``folder`` is where their files lie. Raises as
+    :func:`read_table`."""
     records = [_Record(dict(values)) for values in dicts]
     for record in records:
         _check_columns(record.values, schema)
@@ -92,7 +91,9 @@ def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:
         return _Record(own, "has more cells than there are columns; put texts with commas into quotes")
     given = {name: text for name, text in cells.items() if text and name != ID}
     try:
-        return _Record(own | schema.parse(f"{name}={'@' if _is_file(schema, name) else ''}{text}" for name, text in given.items()))
+        return _Record(
+            own | schema.parse(f"{name}={'@' if _is_file(schema, name) else ''}{text}" for name, text in given.items())
+        )
     except InputError as error:
         return _Record(own, str(error))
 
@@ -134,7 +135,11 @@ def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path) -> list
     places: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         if row.id in places:
-            raise InputError(ID, f"'{row.id}' is that of rows {places[row.id]} and {number}; files are named after it, so give each its own")
+            raise InputError(
+                ID,
+                f"'{row.id}' is that of rows {places[row.id]} and {number}; files are named after it, so give each "
+                "its own",
+            )
         places[row.id] = number
     return rows
 
@@ -142,8 +147,12 @@ def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path) -> list
 def _row(number: int, record: _Record, schema: InputSchema, folder: Path) -> Row:
     values = {name: value for name, value in record.values.items() if value is not None}
     name = str(values.pop(ID, f"{number:05}")).strip()
-    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_ID_BYTES:
-        return Row(name, values, f"{ID}: '{name}' cannot name a file; use letters, digits, '.', '-' and '_', at most {MAX_ID_BYTES}")
+    if not is_safe_name(name):
+        return Row(
+            name,
+            values,
+            f"{ID}: '{name}' cannot name a file; use letters, digits, '.', '-' and '_', at most {MAX_NAME_BYTES}",
+        )
     if record.problem:
         return Row(name, values, record.problem)
     for column, value in values.items():

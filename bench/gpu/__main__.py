@@ -1,13 +1,15 @@
-"""Measures the package on a CUDA GPU with random weights in the shapes of FLUX.1-dev; nothing is downloaded.
+"""Measures the package on a CUDA GPU, with random weights in the shapes of FLUX.1-dev. Nothing is downloaded.
 
     python -m bench.gpu [--folder weights/random-flux] [--only loading --only steps] [--out gpu.json]
 
-The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measure then runs in a process of its own, so that one
-that fails leaves the others: bandwidth and overlap of copies, the attention kernels, loading from the disk and from the page cache, 28
-steps at 1024 x 1024 by stock diffusers and by ours (eager, compiled, go_fast), cards of 80, 48, 24, 16 and 12 GB with the foretold and
-the measured peak and the bytes that move when all is warm, and the out-of-memory ladder. Prints one table, each figure beside its limit.
+The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measurement runs in a process of its
+own, so that one failure does not stop the others: bandwidth and overlap of copies, attention kernels, loading from disk
+and from the page cache, 28 steps at 1024 x 1024 by diffusers and by us (eager, compiled, ``go_fast``), cards of 80, 48,
+24, 16 and 12 GB with predicted and measured peaks and the bytes that a warm prediction moves, and the OOM fallback.
+The result is one table with each figure beside its limit.
 
-``--small`` runs the same code on the CPU, with the embedded models and emulated cards; the figures then say nothing about a GPU.
+``--small`` runs the same code on the CPU with the embedded models and emulated cards. Its figures say nothing about a
+GPU.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from pathlib import Path
 
 import torch
 
-from backend.settings import ROOT, parse_bytes
-from backend.torchvision_operators import ensure_torchvision_operators
+from backend.core.settings import ROOT
+from backend.core.units import parse_bytes
+from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu.ground import Ground, Row
 
-NAMES = ("copies", "attention", "loading", "steps", "caps", "ladder")
+NAMES = ("copies", "attention", "loading", "steps", "caps", "fallback")
 CAPS = ("80GB", "48GB", "24GB", "16GB", "12GB")
 SMALL_CAPS = ("160MB", "80MB", "60MB")
 
@@ -35,9 +38,20 @@ SMALL_CAPS = ("160MB", "80MB", "60MB")
 def ground_of(arguments: argparse.Namespace) -> Ground:
     if arguments.small:
         folder = ROOT / "weights" / "embedded" / "flux"
-        return Ground(torch.device("cpu"), "embedded", folder, 256, 2, tuple(map(parse_bytes, arguments.cap or SMALL_CAPS)), runs=1)
+        return Ground(
+            torch.device("cpu"),
+            "embedded",
+            folder,
+            256,
+            2,
+            tuple(map(parse_bytes, arguments.cap or SMALL_CAPS)),
+            runs=1,
+        )
     if not torch.cuda.is_available():
-        sys.exit("error: torch finds no CUDA device; run this on a machine with one, or give --small to try the code on the CPU")
+        sys.exit(
+            "error: torch finds no CUDA device; run this on a machine with one, or give --small to try the code on "
+            "the CPU"
+        )
     total = torch.cuda.get_device_properties(0).total_memory
     caps = tuple(cap for cap in map(parse_bytes, arguments.cap or CAPS) if cap <= 1.1 * total)
     return Ground(torch.device("cuda"), str(arguments.folder.resolve()), arguments.folder, 1024, 28, caps)
@@ -45,16 +59,38 @@ def ground_of(arguments: argparse.Namespace) -> Ground:
 
 def machine(ground: Ground) -> dict[str, str]:
     name = torch.cuda.get_device_name() if ground.on_gpu else platform.processor() or "CPU"
-    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda or "", "diffusers": version("diffusers")}
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "diffusers": version("diffusers"),
+    }
 
 
 def measured(name: str, arguments: argparse.Namespace) -> list[Row]:
     """One measure in a process of its own; a failure becomes a row that says why."""
-    given = [*(("--small",) if arguments.small else ("--folder", str(arguments.folder))), *(part for cap in arguments.cap for part in ("--cap", cap))]
-    finished = subprocess.run([sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given], cwd=ROOT, capture_output=True, text=True, check=False)
+    given = [
+        *(("--small",) if arguments.small else ("--folder", str(arguments.folder))),
+        *(part for cap in arguments.cap for part in ("--cap", cap)),
+    ]
+    finished = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if finished.returncode:
         return [
-            Row(name, "failed", float("nan"), "", note=finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else f"code {finished.returncode}")
+            Row(
+                name,
+                "failed",
+                float("nan"),
+                "",
+                note=finished.stderr.strip().splitlines()[-1]
+                if finished.stderr.strip()
+                else f"code {finished.returncode}",
+            )
         ]
     return [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
 
@@ -68,10 +104,21 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "random-flux", help="where the random weights are, or are to be written")
-    parser.add_argument("--only", action="append", choices=NAMES, default=[], help="this measure; may be given several times")
-    parser.add_argument("--cap", action="append", default=[], help="a card to be tried, such as 24GB; may be given several times")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "weights" / "random-flux",
+        help="where the random weights are, or are to be written",
+    )
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, default=[], help="this measure; may be given several times"
+    )
+    parser.add_argument(
+        "--cap", action="append", default=[], help="a card to be tried, such as 24GB; may be given several times"
+    )
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     parser.add_argument("--small", action="store_true", help="on the CPU, with the embedded models")
     parser.add_argument("--here", action="store_true", help="in this process, printing JSON")
@@ -83,7 +130,7 @@ def main() -> int:
         from bench.gpu.checkpoint import FLUX_DEV, write_checkpoint
 
         write_checkpoint(arguments.folder, FLUX_DEV, ground.device)
-    if arguments.here:
+    if arguments.is_loaded:
         from bench.gpu.measures import MEASURES
 
         print(json.dumps([asdict(row) for name in names for row in MEASURES[name](ground)]))

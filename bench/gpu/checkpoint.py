@@ -1,4 +1,4 @@
-"""A diffusers folder with random weights in the shapes of FLUX.1-dev: what its speed and its memory can be measured on without a download."""
+"""A diffusers folder with random weights in the shapes of FLUX.1-dev, to measure speed and memory offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from backend.settings import ROOT
+from backend.core.settings import ROOT
 from training.package import MODEL_INDEX
 
 Sizes = Mapping[str, Mapping[str, Any]]
@@ -24,19 +24,39 @@ FLUX_DEV: Sizes = MappingProxyType(
     {
         "transformer": {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24},
         "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
-        "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408},
+        "text_encoder": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "vocab_size": 49408,
+        },
         "text_encoder_2": {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128},
     }
 )
 TINY: Sizes = MappingProxyType(
     {
-        "transformer": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 64, "pooled_projection_dim": 64},
+        "transformer": {
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_attention_heads": 1,
+            "joint_attention_dim": 64,
+            "pooled_projection_dim": 64,
+        },
         "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
-        "text_encoder": {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 512},
+        "text_encoder": {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "vocab_size": 512,
+        },
         "text_encoder_2": {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 1, "vocab_size": 512},
     }
 )
-SCHEDULER: Mapping[str, Any] = MappingProxyType({"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15})
+SCHEDULER: Mapping[str, Any] = MappingProxyType(
+    {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+)
 
 
 def build(component: str, sizes: Mapping[str, Any]) -> nn.Module:
@@ -47,21 +67,25 @@ def build(component: str, sizes: Mapping[str, Any]) -> nn.Module:
         blocks = len(sizes["block_out_channels"])
         ways = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
         scales = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024}
-        return AutoencoderKL(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **ways, **scales, **sizes)  # type: ignore[no-any-return]
+        plain = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+        return AutoencoderKL(**plain, **ways, **scales, **sizes)  # type: ignore[no-any-return]
     if component == "text_encoder":
         return CLIPTextModel(CLIPTextConfig(projection_dim=sizes["hidden_size"], max_position_embeddings=77, **sizes))  # type: ignore[no-any-return]
     return T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False, **sizes))  # type: ignore[no-any-return]
 
 
 def write_checkpoint(folder: Path, sizes: Sizes, device: torch.device) -> int:
-    """Writes what is not there yet, made on ``device`` in bfloat16; returns the bytes of all weights. One component is held at a time."""
+    """Writes what is not there yet, made on ``device`` in bfloat16; returns the bytes of all weights. One component
+    is held at a time."""
     tokenizers = ROOT / "weights" / "embedded" / "flux"
     for component, arguments in sizes.items():
         target = folder / component
         if target.exists():
             continue
         with torch.device("meta"):
-            module: Any = nn.Module.to(build(component, arguments), torch.bfloat16)  # diffusers' own warns of what random weights have not
+            module: Any = nn.Module.to(
+                build(component, arguments), torch.bfloat16
+            )  # diffusers' own warns of what random weights have not
         module.to_empty(device=device)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():

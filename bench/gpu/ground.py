@@ -1,4 +1,4 @@
-"""What ``python -m bench.gpu`` measures on, and a line of its table. Imports torch, and nothing else that takes long."""
+"""What ``python -m bench.gpu`` measures on, and a row of its table. Imports nothing heavy but torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from backend.settings import Settings
+from backend.core.settings import Settings
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What is measured on. ``model`` is the setting; sizes are of one picture; ``caps`` are the cards to be tried, in bytes."""
+    """What is measured on. ``model`` is the setting; sizes are of one picture; ``caps`` are the cards to be tried,
+    in bytes."""
 
     device: torch.device
     model: str
@@ -28,13 +29,18 @@ class Ground:
         return self.device.type == "cuda"
 
     def settings(self, **changes: Any) -> Settings:
-        dtype = "auto" if self.on_gpu else "float32"  # in which the embedded models' sizes are those of ``caps`` on every machine
-        return replace(Settings(), **{"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes})
+        dtype = (
+            "auto" if self.on_gpu else "float32"
+        )  # in which the embedded models' sizes are those of ``caps`` on every machine
+        return replace(
+            Settings(), **{"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes}
+        )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a number with its unit, the limit that physics sets where there is one, and what to know about it."""
+    """A line of the table: a number with its unit, the limit that physics sets where there is one, and what to know
+    about it."""
 
     measure: str
     name: str

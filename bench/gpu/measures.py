@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from backend.families import FLUX_DEV
+from backend.checkpoints.page_cache import is_cached
 from backend.memory_management import MemoryPlanError
-from backend.out_of_memory import OutOfMemory
-from backend.page_cache import is_cached
+from backend.offload.oom_fallback import OutOfMemory
+from backend.planning.model_specs import FLUX_DEV
 from bench.gpu.ground import Ground, Row
-from modules.drawing import Drawing, PromptEmbeddings
-from modules.flux import FluxService
+from modules.app.service import Service, start
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
+from modules.families.flux1.service import FluxService
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
-from modules.startup import Service, start
 
 PROMPT = "two people: a man with a beard, a woman with red hair"
 BUS = 55e9
@@ -80,11 +81,18 @@ def copies(ground: Ground) -> list[Row]:
     """Bandwidth between host and device, pageable and pinned, and how much of a copy hides behind computation."""
     size = 2**30 if ground.on_gpu else 2**24
     host, there = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8, device=ground.device)
-    rows = [Row("copies", "host to device, pageable", size / median_seconds(ground, lambda: there.copy_(host)) / 1e9, "GB/s")]
+    rows = [
+        Row(
+            "copies", "host to device, pageable", size / median_seconds(ground, lambda: there.copy_(host)) / 1e9, "GB/s"
+        )
+    ]
     if not ground.on_gpu:
         return rows
     pinned = host.pin_memory()
-    up, down = (median_seconds(ground, run) for run in (lambda: there.copy_(pinned, non_blocking=True), lambda: pinned.copy_(there, non_blocking=True)))
+    up, down = (
+        median_seconds(ground, run)
+        for run in (lambda: there.copy_(pinned, non_blocking=True), lambda: pinned.copy_(there, non_blocking=True))
+    )
     rows.append(Row("copies", "host to device, pinned", size / up / 1e9, "GB/s", BUS / 1e9))
     rows.append(Row("copies", "device to host, pinned", size / down / 1e9, "GB/s", BUS / 1e9))
     matrix = torch.randn(8192, 8192, device=ground.device, dtype=torch.bfloat16)
@@ -100,7 +108,9 @@ def copies(ground: Ground) -> list[Row]:
         compute()
 
     alone, together = median_seconds(ground, compute), median_seconds(ground, both)
-    rows.append(Row("copies", "of a copy hidden behind computation", (alone + up - together) / min(alone, up), "share", 1.0))
+    rows.append(
+        Row("copies", "of a copy hidden behind computation", (alone + up - together) / min(alone, up), "share", 1.0)
+    )
     return rows
 
 
@@ -111,8 +121,14 @@ def attention(ground: Ground) -> list[Row]:
         tokens = service.family.tokens + (ground.side // service.family.latent_factor // 2) ** 2
         shape = (1, tokens, config.num_attention_heads, config.attention_head_dim)
         dtype = next(transformer.parameters()).dtype
-    best, words = fastest_attention(ATTENTION_BACKENDS if ground.on_gpu else ("_native_math", "native"), shape, ground.device, dtype)
-    milliseconds = next(float(part.split()[1]) for part in words.partition("(")[2].rstrip(")").split("; ") if part.startswith(f"{best} "))
+    best, words = fastest_attention(
+        ATTENTION_BACKENDS if ground.on_gpu else ("_native_math", "native"), shape, ground.device, dtype
+    )
+    milliseconds = next(
+        float(part.split()[1])
+        for part in words.partition("(")[2].rstrip(")").split("; ")
+        if part.startswith(f"{best} ")
+    )
     return [Row("attention", best, milliseconds, "ms", note=words)]
 
 
@@ -133,7 +149,8 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def loading(ground: Ground) -> list[Row]:
-    """All models from the disk and from the page cache to where they live, beside stock diffusers, which loads the pipeline's only."""
+    """All models from the disk and from the page cache to where they live, beside stock diffusers, which loads the
+    pipeline's only."""
     size = sum(file.stat().st_size for file in ground.folder.rglob("*.safetensors"))
     rows = []
 
@@ -154,13 +171,15 @@ def loading(ground: Ground) -> list[Row]:
             notes: list[str] = []
             taken = seconds(ground, lambda run=run, notes=notes: notes.append(run()))  # type: ignore[misc]
             note = "; ".join([f"{cached:.0%} cached before", *filter(None, notes)])
-            rows.append(Row("loading", f"{name}, from {state}", taken, "s", size / BUS if ground.on_gpu else None, note))
+            rows.append(
+                Row("loading", f"{name}, from {state}", taken, "s", size / BUS if ground.on_gpu else None, note)
+            )
             free(ground)
     return rows
 
 
-def drawing_of(ground: Ground, **changes: Any) -> Drawing:
-    return replace(Drawing((PROMPT,), (0,), ground.side, ground.side, ground.steps, 3.5), **changes)
+def drawing_of(ground: Ground, **changes: Any) -> DenoiseRequest:
+    return replace(DenoiseRequest((PROMPT,), (0,), ground.side, ground.side, ground.steps, 3.5), **changes)
 
 
 def floor_seconds(ground: Ground) -> float | None:
@@ -174,7 +193,7 @@ def floor_seconds(ground: Ground) -> float | None:
 def our_steps(ground: Ground, name: str, **changes: Any) -> list[Row]:
     """The denoising of one picture by our service."""
     go_fast = changes.pop("go_fast", False)
-    with served(ground, **changes) as service, torch.inference_mode(), service.computer.computing():
+    with served(ground, **changes) as service, torch.inference_mode(), service.runtime.activate():
         flux, drawing = flux_of(service), drawing_of(ground, go_fast=go_fast)
         embeddings = flux.encode([PROMPT])
         first = seconds(ground, lambda: flux.denoise(drawing, embeddings, None, None))
@@ -185,7 +204,9 @@ def our_steps(ground: Ground, name: str, **changes: Any) -> list[Row]:
 def stock_steps(ground: Ground) -> list[Row]:
     """The same by diffusers' pipeline, as users write it."""
     dtype = torch.bfloat16 if ground.on_gpu else torch.float32
-    pipeline: Any = FluxPipeline.from_pretrained(ground.folder, torch_dtype=dtype, text_encoder=None, text_encoder_2=None, vae=None, local_files_only=True)
+    pipeline: Any = FluxPipeline.from_pretrained(
+        ground.folder, torch_dtype=dtype, text_encoder=None, text_encoder_2=None, vae=None, local_files_only=True
+    )
     pipeline.to(ground.device)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.transformer.config
@@ -219,13 +240,14 @@ def steps(ground: Ground) -> list[Row]:
 
 
 def caps(ground: Ground, qualities: Sequence[str] = ("exact", "fp8")) -> list[Row]:
-    """On cards of other sizes: the peak that the plan foretells beside the measured one, the seconds, and what moves when all is warm."""
+    """On cards of other sizes: the peak that the plan foretells beside the measured one, the seconds, and what moves
+    when all is warm."""
     rows: list[Row] = []
     for cap in ground.caps:
-        for quality in qualities:
-            label = f"{cap / 1e9:.3g} GB, {quality}"
+        for weight_precision in qualities:
+            label = f"{cap / 1e9:.3g} GB, {weight_precision}"
             try:
-                with served(ground, emulate_vram=str(cap), quality=quality) as service:
+                with served(ground, emulate_vram=str(cap), weight_precision=weight_precision) as service:
                     rows += on_card(ground, service, label)
             except MemoryPlanError as error:
                 rows.append(Row("caps", f"{label}: bytes missing", error.missing_bytes, "B", note=str(error)))
@@ -233,39 +255,62 @@ def caps(ground: Ground, qualities: Sequence[str] = ("exact", "fp8")) -> list[Ro
 
 
 def on_card(ground: Ground, service: Service, label: str) -> list[Row]:
-    plan = service.computer.plan
+    plan = service.runtime.plan
     metrics: dict[str, float] = {}
     inputs = {"prompt": PROMPT, "seed": 1, "num_inference_steps": ground.steps}
     for _ in range(2):
         metrics = {}
         service.predict(inputs, metrics.__setitem__, lambda stage, done, total: None)
     peak = max(value for name, value in metrics.items() if name.endswith(".peak_bytes"))
-    foretold = plan.predicted_peak_bytes - plan.reserve_bytes
+    predicted = plan.predicted_peak_bytes - plan.reserve_bytes
     taken = sum(value for name, value in metrics.items() if name.endswith(".seconds") and name.count(".") == 1)
-    kinds = ", ".join(f"{name} {p.dtype} {p.kind}" for name, p in plan.placements.items() if p.kind != "resident") or "all resident"
+    kinds = (
+        ", ".join(f"{name} {p.dtype} {p.kind}" for name, p in plan.placements.items() if p.kind != "resident")
+        or "all resident"
+    )
     return [
-        Row("caps", f"{label}: peak", peak / 1e9, "GB", foretold / 1e9, f"the limit is what was foretold; {kinds}"),
-        Row("caps", f"{label}: warm prediction", taken, "s", plan.predicted_seconds, "the limit is what was foretold"),
+        Row("caps", f"{label}: peak", peak / 1e9, "GB", predicted / 1e9, f"the limit is the prediction; {kinds}"),
+        Row("caps", f"{label}: warm prediction", taken, "s", plan.predicted_seconds, "the limit is the prediction"),
         Row("caps", f"{label}: moved when warm", metrics["model_bytes_moved"] / 1e9, "GB"),
     ]
 
 
-def ladder(ground: Ground, outputs: int = 4, scale: int = 2) -> list[Row]:
-    """A request for more than was planned for, on the smallest card that holds the models: it must end with its pictures."""
+def fallback(ground: Ground, outputs: int = 4, scale: int = 2) -> list[Row]:
+    """A request for more than was planned for, on the smallest card that holds the models: it must end with its
+    pictures."""
     for cap in sorted(ground.caps):
         metrics: dict[str, float] = {}
         try:
-            with served(ground, emulate_vram=str(cap), quality="fp8") as service:
-                size = {"aspect_ratio": "16:9", "enable_hr": True, "hr_scale": 2, "scale": scale, "num_outputs": outputs}
+            with served(ground, emulate_vram=str(cap), weight_precision="fp8") as service:
+                size = {
+                    "aspect_ratio": "16:9",
+                    "enable_hr": True,
+                    "hr_scale": 2,
+                    "scale": scale,
+                    "num_outputs": outputs,
+                }
                 inputs = {"prompt": PROMPT, "seed": 1, "num_inference_steps": 2, **size}
                 files = service.predict(inputs, metrics.__setitem__, lambda stage, done, total: None)
-                retries = {name.partition(".")[2]: value for name, value in metrics.items() if name.startswith("out_of_memory_retries.")}
-                return [Row("ladder", f"pictures on {cap / 1e9:.3g} GB", len(files), "pictures", outputs, f"retried: {retries or 'nothing'}")]
+                retries = {
+                    name.partition(".")[2]: value
+                    for name, value in metrics.items()
+                    if name.startswith("out_of_memory_retries.")
+                }
+                return [
+                    Row(
+                        "fallback",
+                        f"pictures on {cap / 1e9:.3g} GB",
+                        len(files),
+                        "pictures",
+                        outputs,
+                        f"retried: {retries or 'nothing'}",
+                    )
+                ]
         except (MemoryPlanError, OutOfMemory):  # too small for the models, or for the request in every way there is
             continue
     raise RuntimeError("no card is large enough")
 
 
 MEASURES: Mapping[str, Callable[[Ground], list[Row]]] = MappingProxyType(
-    {"copies": copies, "attention": attention, "loading": loading, "steps": steps, "caps": caps, "ladder": ladder}
+    {"copies": copies, "attention": attention, "loading": loading, "steps": steps, "caps": caps, "fallback": fallback}
 )

@@ -1,7 +1,8 @@
 """The crops of the detail pass: "inpaint only masked", as the WebUI does it (AUTOMATIC1111, ``modules/masking.py``).
 
-Blur the mask; cut a box around what it covers, with some padding; grow one side to the ratio of the size that is painted at;
-paint; put the result back through the blurred mask. A box is left, top, right, bottom in whole pixels, as PIL has it.
+Blur the mask; cut a box around what it covers, with some padding; grow one side to the ratio of the size that is
+painted at; paint; put the result back through the blurred mask. A box is left, top, right, bottom in whole pixels, as
+PIL has it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from modules.adetailer.masks import Mask, bounding_box
+from modules.detection.detections import Mask, bounding_box
 
 Box = tuple[int, int, int, int]
 
@@ -31,13 +32,19 @@ def blur_mask(mask: Mask, blur: float) -> Mask:
 def crop_region(mask: Mask, padding: int) -> Box | None:
     """The box around the mask's pixels that are not 0, ``padding`` pixels larger on each side, inside the image.
 
-    None for a blank mask. A mask of a few pixels becomes blank when it is blurred widely, so a caller has to expect that.
+    None for a blank mask. A mask of a few pixels becomes blank when it is blurred widely, so a caller has to expect
+    that.
     """
     box = bounding_box(mask)
     if box is None:
         return None
     height, width = mask.shape
-    return max(box[0] - padding, 0), max(box[1] - padding, 0), min(box[2] + padding, width), min(box[3] + padding, height)
+    return (
+        max(box[0] - padding, 0),
+        max(box[1] - padding, 0),
+        min(box[2] + padding, width),
+        min(box[3] + padding, height),
+    )
 
 
 def expand_crop_region(box: Box, target_width: int, target_height: int, image_width: int, image_height: int) -> Box:
@@ -62,8 +69,9 @@ def _grow(low: int, high: int, length: int, limit: int) -> tuple[int, int]:
 def correct_colors(painted: Image.Image, before: Image.Image, mask: Image.Image) -> Image.Image:
     """The repainted crop without the shift of colour that its unmasked part shows.
 
-    There nothing was to change, so what differs on the average is the model's doing, and it is taken off everywhere. All three pictures have one
-    size; where less than a hundredth of the mask (L) is black there is nothing to go by, and the crop stays as it is.
+    There nothing was to change, so what differs on the average is the model's doing, and it is taken off everywhere.
+    All three pictures have one size; where less than a hundredth of the mask (L) is black there is nothing to go by,
+    and the crop stays as it is.
     """
     untouched = np.asarray(mask) == 0
     if untouched.mean() < 0.01:

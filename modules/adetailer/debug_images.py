@@ -12,8 +12,9 @@ TINT = 0.4
 
 
 def draw_found(image: Image.Image, found: Found) -> Image.Image:
-    """A copy of the picture: in blue every detection's mask, box, number and confidence; in green the mask of every region that is
-    repainted, after offset, dilation and blur; in yellow the region's crop and number. Blue without green was skipped."""
+    """A copy of the picture: in blue every detection's mask, box, number and confidence; in green the mask of every
+    region that is repainted, after offset, dilation and blur; in yellow the region's crop and number. Blue without
+    green was skipped."""
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     shades = [(mask, FOUND) for mask in found.detections.masks] + [(region.mask, PAINTED) for region in found.regions]
     for mask, colour in shades:
@@ -30,7 +31,9 @@ def draw_found(image: Image.Image, found: Found) -> Image.Image:
     return drawn
 
 
-def _label(draw: ImageDraw.ImageDraw, box: tuple[float, ...], text: str, colour: tuple[int, int, int], width: int) -> None:
+def _label(
+    draw: ImageDraw.ImageDraw, box: tuple[float, ...], text: str, colour: tuple[int, int, int], width: int
+) -> None:
     draw.rectangle(box, outline=colour, width=width)
     at = (box[0] + 2 * width, box[1] + width)
     draw.text(at, text, fill=colour, font_size=10 * width, stroke_width=width, stroke_fill="white")

@@ -1,7 +1,7 @@
 """The mask mathematics of the detail pass, as small pure functions on plain arrays.
 
-A mask is a uint8 array H x W that holds 0 or 255. A box is x1, y1, x2, y2 in pixels, x to the right, y down. An image size
-is (width, height), as PIL has it.
+A mask is a uint8 array H x W that holds 0 or 255. A box is x1, y1, x2, y2 in pixels, x to the right, y down. An image
+size is (width, height), as PIL has it.
 
 The results equal those of ADetailer 25.3 (Bing-su/adetailer, ``adetailer/mask.py``), but for its defects: nothing wraps
 around the edge, no mask is blank, and a box, its mask and its confidence are one thing through every step.
@@ -9,88 +9,36 @@ around the edge, no mask is blank, and a box, its mask and its confidence are on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from backend.errors import InputError, nearest
+from backend.core.errors import InputError, nearest
+from modules.detection.detections import Detections, Floats, Mask, bounding_box
 
-Mask = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 Choice = TypeVar("Choice")
 
 MERGE_INVERT = ("None", "Merge", "Merge and Invert")
 
 
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """What was found in one image: N boxes with their masks, confidences and numbers.
-
-    Whatever chooses or reorders goes through :meth:`take`, so these cannot come apart.
-
-    Attributes:
-        boxes: N x 4, x1, y1, x2, y2 in pixels.
-        masks: N x H x W, 0 or 255, each of the image's size.
-        confidences: N, from 0 to 1.
-        numbers: N, what each is called; by default 1, 2, 3 in their order.
-    """
-
-    boxes: Floats
-    masks: Mask
-    confidences: Floats
-    numbers: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
-
-    def __post_init__(self) -> None:
-        count = len(self.boxes)
-        if not len(self.numbers):
-            object.__setattr__(self, "numbers", np.arange(1, count + 1))
-        if self.boxes.shape != (count, 4) or self.masks.ndim != 3 or len(self.masks) != count or {self.confidences.shape, self.numbers.shape} != {(count,)}:
-            shapes = f"boxes {self.boxes.shape}, masks {self.masks.shape}, confidences {self.confidences.shape} and numbers {self.numbers.shape}"
-            raise ValueError(f"{shapes} do not belong together")
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def areas(self) -> Floats:
-        """Of the boxes, N, in square pixels."""
-        x1, y1, x2, y2 = self.boxes.T
-        return np.asarray((x2 - x1) * (y2 - y1))
-
-    def take(self, indices: Sequence[int] | npt.NDArray[np.intp]) -> Detections:
-        """The detections with these indices, in this order."""
-        chosen = np.asarray(indices, dtype=np.intp)
-        return Detections(self.boxes[chosen], self.masks[chosen], self.confidences[chosen], self.numbers[chosen])
-
-
-def rectangle_masks(boxes: Floats, image_size: tuple[int, int]) -> Mask:
-    """A filled rectangle for every box, N x H x W. Both corners are included, their fractions dropped."""
-    width, height = image_size
-    masks = np.zeros((len(boxes), height, width), np.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.clip(min=0).astype(int)):
-        mask[y1 : y2 + 1, x1 : x2 + 1] = 255
-    return masks
-
-
-def bounding_box(mask: Mask) -> tuple[int, int, int, int] | None:
-    """The box around all pixels that are not 0, right and bottom edge exclusive; None for a blank mask."""
-    return Image.fromarray(mask).getbbox()
-
-
 def offset_mask(mask: Mask, x: int, y: int) -> Mask:
-    """Moves the mask ``x`` pixels to the right and ``y`` pixels **up**. What leaves the image is gone; what enters it is 0."""
+    """Moves the mask ``x`` pixels to the right and ``y`` pixels **up**. What leaves the image is gone; what enters
+    it is 0."""
     height, width = mask.shape
-    return np.asarray(Image.fromarray(mask).crop((-x, y, width - x, height + y)))  # PIL fills with 0 outside of the image
+    return np.asarray(
+        Image.fromarray(mask).crop((-x, y, width - x, height + y))
+    )  # PIL fills with 0 outside of the image
 
 
 def dilate_erode_mask(mask: Mask, size: int) -> Mask:
     """Dilates by a ``size`` x ``size`` square, or erodes for a negative size, as OpenCV does it.
 
-    An even kernel has no middle: OpenCV's anchor is then one pixel behind it, so size 4 grows a mask by 1 pixel to the left
-    and top and by 2 to the right and bottom. That is kept: users know these regions. The image's edge does not erode.
+    An even kernel has no middle: OpenCV's anchor is then one pixel behind it, so size 4 grows a mask by 1 pixel to the
+    left and top and by 2 to the right and bottom. That is kept: users know these regions. The image's edge does not
+    erode.
     """
     import cv2
 
@@ -100,8 +48,11 @@ def dilate_erode_mask(mask: Mask, size: int) -> Mask:
     return np.asarray(cv2.dilate(mask, kernel) if size > 0 else cv2.erode(mask, kernel), np.uint8)
 
 
-def preprocess_masks(masks: Iterable[Mask], dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None") -> list[Mask]:
-    """Offset (y points up), dilate or erode, merge and invert, in ADetailer's order. None of the returned masks is blank.
+def preprocess_masks(
+    masks: Iterable[Mask], dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None"
+) -> list[Mask]:
+    """Offset (y points up), dilate or erode, merge and invert, in ADetailer's order. None of the returned masks is
+    blank.
 
     Raises:
         InputError: ``merge_invert`` is not one of ``MERGE_INVERT``.
@@ -115,10 +66,13 @@ def preprocess_masks(masks: Iterable[Mask], dilate_erode: int = 0, x_offset: int
     return [mask for mask in kept if mask.any()]
 
 
-def preprocess_detections(detections: Detections, dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None") -> Detections:
+def preprocess_detections(
+    detections: Detections, dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None"
+) -> Detections:
     """:func:`preprocess_masks` for whole detections: a mask that became blank takes its box and confidence with it.
 
-    A box stays where the detector saw it. A merged mask is one detection: the box around its pixels, the highest confidence.
+    A box stays where the detector saw it. A merged mask is one detection: the box around its pixels, the highest
+    confidence.
     """
     single = [preprocess_masks([mask], dilate_erode, x_offset, y_offset) for mask in detections.masks]
     kept = detections.take([index for index, masks in enumerate(single) if masks])
@@ -127,10 +81,14 @@ def preprocess_detections(detections: Detections, dilate_erode: int = 0, x_offse
         return kept
     merged = preprocess_masks(kept.masks, merge_invert=merge_invert)
     boxes = np.array([bounding_box(mask) for mask in merged], np.float64).reshape(-1, 4)
-    return Detections(boxes, _stack(merged, like=detections.masks), np.full(len(merged), kept.confidences.max(initial=0.0)))
+    return Detections(
+        boxes, _stack(merged, like=detections.masks), np.full(len(merged), kept.confidences.max(initial=0.0))
+    )
 
 
-def filter_by_ratio(detections: Detections, min_ratio: float, max_ratio: float, image_size: tuple[int, int]) -> Detections:
+def filter_by_ratio(
+    detections: Detections, min_ratio: float, max_ratio: float, image_size: tuple[int, int]
+) -> Detections:
     """Those whose box covers at least ``min_ratio`` and at most ``max_ratio`` of the image."""
     ratios = detections.areas() / (image_size[0] * image_size[1])
     return detections.take(np.flatnonzero((min_ratio <= ratios) & (ratios <= max_ratio)))
@@ -154,7 +112,8 @@ def sort_detections(detections: Detections, order: str, image_size: tuple[int, i
     """Sorts the detections. Equals keep their order.
 
     Args:
-        order: ``None`` (as found), ``Left to right`` (by the box's left edge), ``Center to edge`` (by the distance of its
+        order: ``None`` (as found), ``Left to right`` (by the box's left edge), ``Center to edge`` (by the distance of
+            its
             centre from the image's) or ``Area`` (large to small).
 
     Raises:
@@ -179,7 +138,10 @@ def _distances(detections: Detections, image_size: tuple[int, int]) -> Floats:
     return np.asarray(np.hypot((x1 + x2) / 2 - image_size[0] / 2, (y1 + y2) / 2 - image_size[1] / 2))
 
 
-_MEASURES: Mapping[str, Callable[[Detections], Floats]] = {"Area": Detections.areas, "Confidence": lambda detections: detections.confidences}
+_MEASURES: Mapping[str, Callable[[Detections], Floats]] = {
+    "Area": Detections.areas,
+    "Confidence": lambda detections: detections.confidences,
+}
 _SORT_KEYS: Mapping[str, Callable[[Detections, tuple[int, int]], Floats]] = {
     "None": lambda detections, _: np.zeros(len(detections)),
     "Left to right": lambda detections, _: detections.boxes[:, 0],

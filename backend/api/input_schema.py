@@ -1,0 +1,289 @@
+"""The inputs of ``predict.py``: read without running it, written as the OpenAPI document of Cog's server, and checked.
+
+Cog's server checks a request only against ``.cog/openapi_schema.json``. In an image ``cog build`` writes that file;
+everywhere else it comes from here (``python -m backend.api.input_schema``), and the command checks its ``name=value``
+texts against the same document. Reading is static, as Cog's is: a bound that is not a literal would be dropped there
+without a word, here it is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, create_model
+
+from backend.core.errors import InputError
+from backend.core.files import write_atomic
+from backend.core.settings import ROOT
+from backend.core.validation import STRICT, WholeNumber, from_text, validated
+from backend.core.version import version
+
+PREDICTOR_FILE = ROOT / "predict.py"
+SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"  # where Cog's server looks, relative to its working directory
+Schema = dict[str, Any]
+
+_TYPES: Mapping[str, Schema] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "Path": {"type": "string", "format": "uri"},
+}
+_KEYWORDS: Mapping[str, str] = {
+    "default": "default",
+    "description": "description",
+    "ge": "minimum",
+    "le": "maximum",
+    "min_length": "minLength",
+    "max_length": "maxLength",
+    "regex": "pattern",
+}
+_REF = "#/components/schemas/"
+
+
+def _title(name: str) -> str:
+    return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
+
+
+def _keywords(call: ast.expr | None, name: str) -> dict[str, Any]:
+    """The keywords of one ``Input(...)``, which must be literals that Cog's own reader understands."""
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "Input" or call.args:
+        raise ValueError(f"{name}: must be given as Input(keyword=literal, ...)")
+    values: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg not in (*_KEYWORDS, "choices"):
+            raise ValueError(f"{name}: unknown keyword '{keyword.arg}' of Input")
+        try:
+            values[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(
+                f"{name}: {keyword.arg} must be a literal, because Cog drops what it would have to compute"
+            ) from None
+    return values
+
+
+def _property(name: str, order: int, annotation: ast.expr, call: ast.expr | None) -> tuple[Schema, Schema | None]:
+    """The schema of one input, and that of its choices where it has any."""
+    kind = ast.unparse(annotation)
+    optional = kind.startswith("Optional[") and kind.endswith("]")
+    kind = kind.removeprefix("Optional[").removesuffix("]") if optional else kind
+    if kind not in _TYPES:
+        raise ValueError(f"{name}: type '{kind}' is not one of {', '.join(_TYPES)}")
+    given = _keywords(call, name)
+    prop: Schema = {"x-order": order}
+    choices = None
+    if "choices" in given:
+        prop["allOf"] = [{"$ref": _REF + name}]
+        choices = {"title": name, "description": "An enumeration.", "enum": given["choices"], **_TYPES[kind]}
+    else:
+        prop |= {"title": _title(name), **_TYPES[kind]}
+    if optional:
+        prop["nullable"] = True
+    prop |= {_KEYWORDS[keyword]: value for keyword, value in given.items() if keyword != "choices"}
+    if prop.get("default", ...) is None and not optional:
+        raise ValueError(
+            f"{name}: a default of None needs the type Optional[{kind}], else Cog makes the input required"
+        )
+    return prop, choices
+
+
+def _signature(source: str) -> ast.FunctionDef:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Predictor":
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and member.name == "predict":
+                    return member
+    raise ValueError("there is no Predictor.predict()")
+
+
+def read_inputs(source: str) -> tuple[Schema, dict[str, Schema]]:
+    """The ``Input`` object schema of ``Predictor.predict()`` in this source, and the schemas of its choices by name.
+
+    Raises ``ValueError``, which names the input, for anything that Cog would drop or refuse.
+    """
+    function = _signature(source)
+    arguments = function.args.args[1:]  # without self
+    calls = [None] * (len(arguments) - len(function.args.defaults)) + list(function.args.defaults)
+    properties: dict[str, Schema] = {}
+    choices: dict[str, Schema] = {}
+    for order, (argument, call) in enumerate(zip(arguments, calls, strict=True)):
+        if argument.annotation is None:
+            raise ValueError(f"{argument.arg}: has no type")
+        properties[argument.arg], enumeration = _property(argument.arg, order, argument.annotation, call)
+        if enumeration:
+            choices[argument.arg] = enumeration
+    if function.returns is None or ast.unparse(function.returns) != "list[Path]":
+        raise ValueError("predict() must give list[Path]")
+    required = [name for name, prop in properties.items() if "default" not in prop]
+    return {"title": "Input", "type": "object", "properties": properties, "required": required}, choices
+
+
+def openapi(source: str) -> Schema:
+    """The whole document that ``/openapi.json`` answers with, as ``cog build`` writes it for a predictor that gives
+    ``list[Path]``."""
+    inputs, choices = read_inputs(source)
+
+    def ref(name: str) -> Schema:
+        return {"$ref": _REF + name}
+
+    def text(name: str, **more: str) -> Schema:
+        return {"title": name, "type": "string", **more}
+
+    def answer(schema: Schema, description: str = "Successful Response") -> Schema:
+        return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+    def record(title: str, properties: Schema, **more: Any) -> Schema:
+        return {"title": title, "type": "object", "properties": properties, **more}
+
+    invalid = answer(ref("HTTPValidationError"), "Validation Error")
+    loc = {"title": "Location", "type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    moments = {name: text(_title(name), format="date-time") for name in ("created_at", "started_at", "completed_at")}
+    states = ["starting", "processing", "succeeded", "canceled", "failed"]
+    schemas = {
+        "Input": inputs,
+        "Output": {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}},
+        **choices,
+        "PredictionRequest": record("PredictionRequest", {"id": text("Id"), "input": ref("Input")}),
+        "PredictionResponse": record(
+            "PredictionResponse",
+            {
+                "input": ref("Input"),
+                "output": ref("Output"),
+                "id": text("Id"),
+                "version": text("Version"),
+                **moments,
+                "status": text("Status"),
+                "error": text("Error"),
+                "logs": text("Logs"),
+                "metrics": {"title": "Metrics", "type": "object"},
+            },
+        ),
+        "Status": {"title": "Status", "description": "An enumeration.", "enum": states, "type": "string"},
+        "HTTPValidationError": record(
+            "HTTPValidationError", {"detail": {"title": "Detail", "type": "array", "items": ref("ValidationError")}}
+        ),
+        "ValidationError": record(
+            "ValidationError",
+            {"loc": loc, "msg": text("Message"), "type": text("Error Type")},
+            required=["loc", "msg", "type"],
+        ),
+    }
+    predict = {
+        "summary": "Predict",
+        "description": "Run a single prediction on the model",
+        "operationId": "predict_predictions_post",
+        "requestBody": {"content": {"application/json": {"schema": ref("PredictionRequest")}}},
+        "responses": {"200": answer(ref("PredictionResponse")), "422": invalid},
+    }
+    cancel = {
+        "summary": "Cancel",
+        "operationId": "cancel_predictions__prediction_id__cancel_post",
+        "parameters": [{"required": True, "schema": text("Prediction Id"), "name": "prediction_id", "in": "path"}],
+        "responses": {"200": answer({}), "422": invalid},
+    }
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": version()},
+        "paths": {
+            "/": {"get": {"summary": "Root", "operationId": "root__get", "responses": {"200": answer({})}}},
+            "/health-check": {
+                "get": {
+                    "summary": "Healthcheck",
+                    "operationId": "healthcheck_health_check_get",
+                    "responses": {"200": answer({})},
+                }
+            },
+            "/predictions": {"post": predict},
+            "/predictions/{prediction_id}/cancel": {"post": cancel},
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def write_schema(path: Path = SCHEMA_FILE) -> None:
+    """Writes the document atomically: a server that starts meanwhile reads the old or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(openapi(PREDICTOR_FILE.read_text()), indent=2))
+
+
+class InputSchema:
+    """The inputs by name, for everything that does not come through Cog's server."""
+
+    def __init__(self, source: str | None = None) -> None:
+        inputs, choices = read_inputs(source if source is not None else PREDICTOR_FILE.read_text())
+        self.properties: dict[str, Schema] = {
+            name: {**choices.get(name, {}), **prop} for name, prop in inputs["properties"].items()
+        }
+        self.required: list[str] = inputs["required"]
+        self.defaults: dict[str, object] = {
+            name: prop["default"] for name, prop in self.properties.items() if "default" in prop
+        }
+        definitions: dict[str, Any] = {name: _definition(prop) for name, prop in self.properties.items()}
+        self._model = create_model("Inputs", __config__=STRICT, **definitions)
+
+    def parse(self, texts: Iterable[str]) -> dict[str, object]:
+        """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``.
+
+        Raises :class:`InputError` for a name given twice, or a value that is not of the input's type. A name that is no
+        input keeps its text; :meth:`validate` refuses it.
+        """
+        values: dict[str, object] = {}
+        for text in texts:
+            name, separator, value = text.partition("=")
+            if not separator:
+                raise InputError(name, "has no value; write it as name=value")
+            if name in values:
+                raise InputError(name, "is given twice")
+            values[name] = _typed(name, self.properties.get(name, _TYPES["str"]), value)
+        return values
+
+    def validate(self, inputs: Mapping[str, object]) -> dict[str, object]:
+        """The inputs checked, with the defaults filled in and whole numbers as ``int`` (JSON may say 4.0).
+
+        Raises :class:`InputError` for the first that is unknown, missing, of the wrong type, out of range or not among
+        the choices.
+        """
+        return dict(validated(self._model, inputs, InputError))
+
+
+def _definition(prop: Schema) -> tuple[Any, Any]:
+    """The type and the field of one input, as pydantic's ``create_model`` takes them."""
+    kind: Any = Literal[tuple(prop["enum"])] if "enum" in prop else _python_type(prop)
+    if prop.get("minLength"):  # not Field(min_length=...), which refuses half a surrogate pair
+        kind = Annotated[kind, AfterValidator(_not_empty)]
+    field = Field(prop.get("default", ...), ge=prop.get("minimum"), le=prop.get("maximum"))
+    return kind | None if prop.get("nullable") else kind, field
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _python_type(prop: Schema) -> Any:
+    if prop.get("format") == "uri":
+        return Path
+    return {"string": str, "integer": WholeNumber, "number": float, "boolean": bool}[prop["type"]]
+
+
+def _typed(name: str, prop: Schema, text: str) -> object:
+    kind = _python_type(prop)
+    if kind is str:
+        return text
+    if kind is Path:
+        if not text.startswith("@"):
+            raise InputError(name, f"is a file; write it as {name}=@{text or 'picture.png'}")
+        return Path(text[1:])
+    try:
+        return from_text(kind, text)
+    except ValueError as problem:
+        raise InputError(name, str(problem)) from None
+
+
+if __name__ == "__main__":
+    write_schema()

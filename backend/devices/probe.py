@@ -1,0 +1,85 @@
+"""The device that computes: what it is and how much memory it has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from backend.core.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Device:
+    """``kind`` is "cuda" or "cpu"; bytes are the device's own memory (for a CPU: what this process may use of the
+    host's).
+
+    ``dtype`` is what the models that draw compute in, ``upscaler_dtype`` what an upscaler does whose architecture can.
+    """
+
+    kind: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int] | None
+    dtype: torch.dtype
+    upscaler_dtype: torch.dtype = torch.float32
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.kind)
+
+
+def host_memory() -> tuple[int, int]:
+    """Total and available bytes of host memory, the control group's limit included (Linux)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        ceiling = int(limit.read_text())
+        total, available = min(total, ceiling), min(available, ceiling - int(used.read_text()))
+    return total, max(available, 0)
+
+
+def process_memory() -> int:
+    """Bytes of host memory that this process holds now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def usable_threads() -> int:
+    """CPUs that this process may really use: its affinity, and the control group's quota, which torch does not look
+    at."""
+    count = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            count = min(count, max(1, round(int(limit) / int(period))))
+    return count
+
+
+def probe_device(kind: str, dtype: str) -> Device:
+    """The device to use: ``kind`` "auto", "cpu" or "cuda".
+
+    ``dtype`` "auto" is bfloat16 on CUDA and on a CPU with AMX, which multiplies it faster, and float32 on any other
+    CPU. On CUDA an upscaler then computes in float16: its numbers stay small, and float16 has three bits more of each.
+    """
+    cuda = torch.cuda.is_available()
+    if kind == "cuda" and not cuda:
+        raise SettingsError(
+            "device is 'cuda' but torch finds no CUDA device; set it to 'auto' or 'cpu', or install the CUDA build of "
+            "torch"
+        )
+    use_cuda = cuda and kind != "cpu"
+    multiplies_bfloat16 = use_cuda or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    chosen = getattr(torch, dtype) if dtype != "auto" else (torch.bfloat16 if multiplies_bfloat16 else torch.float32)
+    if use_cuda:
+        free, total = torch.cuda.mem_get_info()
+        upscaling = torch.float16 if dtype == "auto" else chosen
+        return Device(
+            "cuda", torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), chosen, upscaling
+        )
+    total, free = host_memory()
+    return Device("cpu", f"CPU, {usable_threads()} threads", total, free, None, chosen, chosen)

@@ -1,0 +1,85 @@
+"""The device at work: how weights get there, what its memory holds, and the plan for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from backend.core.timeline import Timeline
+from backend.devices.emulated import EmulatedDevice
+from backend.devices.probe import Device, host_memory, process_memory
+from backend.memory_management import MemoryPlan, MemoryRules, Workload, plan_memory
+from backend.planning.costs import DeviceMemory, Kind
+from backend.planning.gpu_specs import emulated_memory, nearest_card
+from backend.planning.model_specs import ModelSizes
+from backend.stream import CudaTransfers, HostTransfers, Transfers
+
+
+@dataclass(frozen=True)
+class DeviceRuntime:
+    """A device with the plan for its memory and the transfers to it."""
+
+    device: Device
+    plan: MemoryPlan
+    transfers: Transfers
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """How every model lives, for the model cache."""
+        return {name: placement.kind for name, placement in self.plan.placements.items()}
+
+    def activate(self) -> AbstractContextManager[object]:
+        """Inside this context the device computes: an emulated one counts what is made."""
+        return self.transfers if isinstance(self.transfers, EmulatedDevice) else nullcontext()
+
+    def timeline(self) -> Timeline:
+        """A timeline that measures peak memory: the device's where it has its own, else the process's."""
+        if isinstance(self.transfers, EmulatedDevice):
+            emulated = self.transfers
+            return Timeline(lambda: emulated.peak_bytes, emulated.reset_peak)
+        if self.device.kind == "cuda":
+            return Timeline(torch.cuda.max_memory_allocated, torch.cuda.reset_peak_memory_stats)
+        return Timeline(process_memory)
+
+
+def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
+    """The device as the plan sees it. Speeds are those of the usual card that is nearest in size.
+
+    ``emulated_bytes`` makes a CUDA device as small as that, and puts one of host memory in the place of a CPU.
+    """
+    total, available = host_memory()
+    if device.kind == "cuda":
+        memory = nearest_card(device.total_bytes).device(device.total_bytes, available)
+        limit = min(emulated_bytes or device.total_bytes, device.total_bytes)
+        return replace(
+            memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability
+        )
+    if emulated_bytes:
+        return emulated_memory(emulated_bytes, available)
+    kind: Literal["cpu"] = "cpu"
+    return DeviceMemory(kind, total, available, total)
+
+
+def plan_device(
+    device: Device,
+    models: ModelSizes,
+    workload: Workload,
+    emulated_bytes: int | None = None,
+    weight_precision: str = "exact",
+) -> DeviceRuntime:
+    """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError`
+    when nothing fits."""
+    memory = device_memory(device, emulated_bytes)
+    rules = MemoryRules(weight_precision=weight_precision)
+    plan = plan_memory(memory, models, workload, rules)
+    if device.kind == "cuda":
+        if emulated_bytes:  # the driver's context is outside of what torch counts
+            torch.cuda.set_per_process_memory_fraction(
+                min(1.0, (emulated_bytes - rules.context_bytes) / device.total_bytes)
+            )
+        return DeviceRuntime(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes))
+    return DeviceRuntime(device, plan, EmulatedDevice(emulated_bytes) if emulated_bytes else HostTransfers())

@@ -1,0 +1,102 @@
+"""The rules of the memory planner: how a device's memory is divided, and how far weights may be rounded. Pure, without
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from backend.core.errors import SettingsError, nearest
+from backend.core.units import GIB
+from backend.planning.costs import DeviceMemory
+
+WEIGHT_PRECISIONS = ("exact", "fp8", "nf4")
+"""How far weights may be rounded; each allows those before it."""
+ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
+"""How much a format rounds, to compare plans by; formats that are not listed round nothing."""
+LOADED_FORMATS = frozenset({"fp8", "nf4"})
+"""What ``backend/offload/quantized_linear.py`` can load. "fp8_compute" (matrix products in fp8) has a price already,
+for when it can be loaded too."""
+FP8_COMPUTE_CAPABILITY = (8, 9)
+"""CUDA compute capability from which on a card multiplies in fp8."""
+
+
+@dataclass(frozen=True)
+class MemoryRules:
+    """The rules of the Flux predictor's document; its GB are GiB, as torch and nvidia-smi count.
+
+    A card of more than ``large_card_bytes`` sets ``large_inference_share`` of its memory aside for inference and the
+    rest for models, uses at most ``large_used_share``, keeps ``large_reserve_bytes`` of it back, and becomes LOW_VRAM
+    only when models exceed their share by more than ``large_overrun_bytes``. Other devices set ``inference_share``
+    aside and keep back ``context_bytes`` for the driver's context and ``fragmentation_share`` of their memory (1.25 GiB
+    of 50, the document's figure). ``weight_precision`` is one of :data:`WEIGHT_PRECISIONS`; ``formats`` are the
+    quantized formats that can be loaded. At most ``host_share`` of the host's memory is filled with models that are not
+    on the device, and at most ``pinned_share`` is pinned.
+
+    Raises SettingsError for an unknown weight_precision.
+    """
+
+    large_card_bytes: int = 50 * GIB
+    large_inference_share: float = 0.25
+    large_used_share: float = 0.87
+    large_reserve_bytes: int = 2 * GIB
+    large_overrun_bytes: int = GIB
+    inference_share: float = 0.6
+    context_bytes: int = GIB // 2
+    fragmentation_share: float = 0.015
+    weight_precision: str = "exact"
+    formats: frozenset[str] = LOADED_FORMATS
+    host_share: float = 0.75
+    pinned_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.weight_precision not in WEIGHT_PRECISIONS:
+            raise SettingsError(
+                f"weight_precision must be one of {', '.join(WEIGHT_PRECISIONS)}, not "
+                f"'{self.weight_precision}'{nearest(self.weight_precision, WEIGHT_PRECISIONS)}"
+            )
+
+    @property
+    def precision_rank(self) -> int:
+        """0 where no weight may be rounded, more the further they may be."""
+        return WEIGHT_PRECISIONS.index(self.weight_precision)
+
+
+DEFAULT_RULES = MemoryRules()
+
+
+def is_large(device: DeviceMemory, rules: MemoryRules) -> bool:
+    return device.kind in ("cuda", "emulated") and device.total_bytes > rules.large_card_bytes
+
+
+def has_own_memory(device: DeviceMemory) -> bool:
+    """Whether a model that leaves the device frees memory there."""
+    return device.kind in ("cuda", "emulated")
+
+
+def computes_fp8(device: DeviceMemory) -> bool:
+    return device.kind == "cuda" and (device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
+
+
+def inference_share(device: DeviceMemory, rules: MemoryRules) -> float:
+    """The share of the device's memory that the rules set aside for inference, 0 to 1."""
+    return rules.large_inference_share if is_large(device, rules) else rules.inference_share
+
+
+def usable_bytes(device: DeviceMemory, rules: MemoryRules) -> tuple[int, int]:
+    """What weights and activations may fill, and the reserve beside it, in bytes.
+
+    It grows with the device's memory everywhere: where 87% of a large card is less than all of the largest other card,
+    the latter holds.
+    """
+    emulated = device.kind == "emulated"
+    ordinary = min(device.total_bytes, rules.large_card_bytes) if is_large(device, rules) else device.total_bytes
+    reserve = 0 if emulated else rules.context_bytes + int(rules.fragmentation_share * ordinary)
+    usable = ordinary - reserve
+    if is_large(device, rules):
+        large_reserve = 0 if emulated else rules.large_reserve_bytes
+        usable, reserve = max(
+            (usable, reserve), (int(rules.large_used_share * device.total_bytes) - large_reserve, large_reserve)
+        )
+    return usable - device.held_bytes, reserve

@@ -1,0 +1,168 @@
+"""Tries every combination of placements and finds the fastest that fits. Pure, without torch.
+
+More memory only adds combinations, so it never makes a plan slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from operator import itemgetter
+from typing import NamedTuple
+
+from backend.planning.activations import Step, Workload, prediction_steps
+from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
+from backend.planning.model_specs import Component, ModelSizes
+from backend.planning.rules import ROUNDING, MemoryRules, computes_fp8, has_own_memory, usable_bytes
+
+SECONDS_DIGITS = 1
+"""Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and
+no weight should be rounded to save a millisecond."""
+
+
+class Option(NamedTuple):
+    """One model in one placement.
+
+    ``standing`` bytes are always on the device, ``passing`` bytes only while the model is in use, ``waiting`` bytes are
+    in host memory. ``seconds`` is what it adds to a prediction when all of ``waiting`` is pinned.
+    """
+
+    name: str
+    placement: Placement
+    standing: int
+    passing: int
+    waiting: int
+    seconds: float
+
+
+Choice = tuple[Option, ...]
+"""One option for every model, in the order of the family's components."""
+
+Rank = tuple[float, int, int, int]
+"""Seconds, how much is rounded, concessions, peak bytes: the least is the best."""
+
+
+class PlanSearch:
+    """All combinations of placements for one workload: what each needs and how long it takes.
+
+    ``halvings`` is how often the workload's upscaler tile was halved to save memory. Each is a concession, as is every
+    step down in a model's placement and an autoencoder that works in tiles.
+    """
+
+    def __init__(
+        self, device: DeviceMemory, models: ModelSizes, workload: Workload, rules: MemoryRules, halvings: int = 0
+    ) -> None:
+        self.device, self.models, self.workload, self.rules, self.halvings = device, models, workload, rules, halvings
+        self.steps = prediction_steps(workload, models)
+        self.usable, self.reserve = usable_bytes(device, rules)
+        self.host_limit = int(device.host_bytes * rules.host_share)
+        # only on CUDA is a copy faster for being pinned
+        self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.kind == "cuda" else device.host_bytes
+        # of the steps that use the same models only the one that needs most matters for the peak
+        order = list(models.components)
+        self.demands: list[tuple[Step, list[int]]] = []
+        for names in dict.fromkeys(step.components for step in self.steps):
+            alike = [step for step in self.steps if step.components == names]
+            largest = replace(
+                max(alike, key=lambda step: step.memory), tiled_memory=max(step.tiled_memory for step in alike)
+            )
+            self.demands.append((largest, [order.index(name) for name in names]))
+
+    def fastest(self) -> tuple[Rank, Choice] | None:
+        """The best choice that fits, with its rank; None when none fits."""
+        demands = ((choice, self.demand(choice)[0]) for choice in self.choices())
+        ranked = ((self.rank(choice, peak), choice) for choice, peak in demands if self.fits(choice, peak))
+        return min(ranked, key=itemgetter(0), default=None)
+
+    def fits(self, choice: Choice, peak: int) -> bool:
+        return peak <= self.usable and sum(option.waiting for option in choice) <= self.host_limit
+
+    def rank(self, choice: Choice, peak: int) -> Rank:
+        placements = [option.placement for option in choice]
+        rounded = sum(ROUNDING.get(placement.dtype, 0) for placement in placements)
+        concessions = sum(KINDS.index(placement.kind) + placement.tiled for placement in placements) + self.halvings
+        return round(self.seconds(choice), SECONDS_DIGITS), rounded, concessions, peak
+
+    def missing(self, choice: Choice) -> tuple[int, int]:
+        """Bytes that the choice lacks on the device and on the host; 0 and 0 when it fits."""
+        waiting = sum(option.waiting for option in choice)
+        return max(0, self.demand(choice)[0] - self.usable), max(0, waiting - self.host_limit)
+
+    def choices(self) -> Iterator[Choice]:
+        return product(*(self.options(name, component) for name, component in self.models.components.items()))
+
+    def options(self, name: str, component: Component) -> list[Option]:
+        """The placements that one model may have on this device, under these rules."""
+        dtypes = self._dtypes(name, component)
+        # fp8_compute is moved as a whole only; layer by layer is for the checkpoint's own dtype
+        streamed: dict[Kind, list[str]] = {
+            "block offload": [component.dtype, "fp8", "nf4"],
+            "layer offload": [component.dtype],
+        }
+        kinds = KINDS[: 4 if component.blocks else 2] if has_own_memory(self.device) else KINDS[:1]
+        pairs = [(kind, dtype) for kind, dtype in product(kinds, dtypes) if dtype in streamed.get(kind, dtypes)]
+        return [
+            self.option(name, Placement(kind, dtype, tiled))
+            for kind, dtype in pairs
+            for tiled in ((False, True) if name == "vae" else (False,))
+        ]
+
+    def _dtypes(self, name: str, component: Component) -> list[str]:
+        own, rank = component.dtype, self.rules.precision_rank
+        if not (component.blocks and component.rounds):  # rounding the small models saves next to nothing
+            return [own]
+        rounded = ["fp8"] * (rank >= 1 and own != "fp8") + ["nf4"] * (rank >= 2)
+        if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device):
+            rounded.append("fp8_compute")
+        return [own, *(dtype for dtype in rounded if dtype in self.rules.formats)]
+
+    def option(self, name: str, placement: Placement) -> Option:
+        component = self.models.components[name]
+        size = component.size(placement.dtype)
+        standing, waiting = (size, 0) if placement.kind == "resident" else (0, size)
+        seconds = self._option_seconds(name, placement, pinned=1)
+        return Option(name, placement, standing, passing_bytes(placement, component), waiting, seconds)
+
+    def demand(self, choice: Choice) -> tuple[int, Step]:
+        """Bytes of weights and activations at the worst moment, and the step at which that is."""
+        passing, worst = max(
+            (
+                (sum(choice[i].passing for i in used) + activations(step, choice[used[-1]].placement), step)
+                for step, used in self.demands
+            ),
+            key=itemgetter(0),
+        )
+        return sum(option.standing for option in choice) + passing, worst
+
+    def inference_need(self, choice: Choice) -> int:
+        """Bytes of activations of the step that needs most."""
+        return max(activations(step, choice[used[-1]].placement) for step, used in self.demands)
+
+    def seconds(self, choice: Choice) -> float:
+        """A warm prediction with a new prompt."""
+        waiting = sum(option.waiting for option in choice)
+        if waiting <= self.pin_limit:
+            return sum(option.seconds for option in choice)
+        return sum(self._option_seconds(option.name, option.placement, self.pin_limit / waiting) for option in choice)
+
+    def _option_seconds(self, name: str, placement: Placement, pinned: float) -> float:
+        component = self.models.components[name]
+        return sum(
+            step_seconds(
+                placement,
+                component,
+                step,
+                moved_bytes(placement, component, step, previous),
+                name == step.components[-1],
+                self.device,
+                pinned,
+            )
+            for step, previous in zip(self.steps, (None, *self.steps))
+            if name in step.components
+        )
+
+
+def activations(step: Step, placement: Placement) -> int:
+    """Bytes of activations of a step whose working model is placed so."""
+    return step.tiled_memory if placement.tiled else step.memory

@@ -1,0 +1,254 @@
+"""Where the weight files are: under ``weights/``, else in the hub's cache. What is missing or wrong is an error that
+names it.
+
+Nothing is downloaded here. Where the setting ``allow_downloads`` is on, a missing model is uploads_dir by
+``scripts/fetch-weights`` in a process of its own, which checks it before it installs it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from backend.checkpoints.file_type import check_content, digest, is_pickle
+from backend.core.errors import WeightsError, nearest
+from backend.core.settings import ROOT, Settings
+from backend.weights.catalog import Model, WeightFile, find_model, read_manifest
+from backend.weights.lockfile import LockedFile, read_lock
+
+EMBEDDED = "embedded"
+FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")
+"""Families under ``weights/`` that "auto" prefers to the embedded one, best first."""
+
+PIPELINE_FILE = "model_index.json"
+READ_WHOLE = 2**28
+"""Files up to this size are compared with the lock byte by byte at every start; larger ones by size and header.
+``--check`` reads all."""
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / PIPELINE_FILE).is_file()
+
+
+def resolve_model(settings: Settings) -> Path:
+    """The diffusers folder or single-file checkpoint that the setting ``model`` asks for, checked.
+
+    "auto" is the best family present under ``weights/``, "embedded" the small one of our own, anything else a name
+    under ``weights/``, a path, or a model of the manifest. Raises :class:`WeightsError` when it is not there or not
+    what was installed.
+    """
+    weights = settings.weights_path
+    embedded = weights / EMBEDDED / "flux"
+    if settings.model == EMBEDDED:
+        return embedded
+    if settings.model == "auto":
+        found = next((weights / name for name in FLUX_FOLDERS if is_pipeline(weights / name)), None)
+        return checked_folder(found, settings) if found else embedded
+    for path in (weights / settings.model, ROOT / settings.model, Path(settings.model).expanduser()):
+        if is_pipeline(path):
+            return checked_folder(path, settings)
+        if path.is_file() and path.suffix.lower() == ".safetensors":
+            return checked_file(path, settings)
+    if find_model(settings.model):
+        return resolve(settings.model, settings)
+    if cached := _pipeline_in_cache(settings.model):
+        return cached
+    raise WeightsError(
+        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a "
+        ".safetensors file, "
+        "nor a pipeline in the hub's cache; "
+        "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before "
+        "(hf download ID)"
+    )
+
+
+def resolve_file(key: str, wanted: str, preferred: Sequence[str], settings: Settings) -> Path:
+    """The file for a setting such as ``upscaler``, checked: "auto" takes the first of ``preferred`` that lies under
+    ``weights/``."""
+    names = preferred if wanted == "auto" else (wanted,)
+    for name in names:
+        for path in (settings.weights_path / name, settings.weights_path / EMBEDDED / name, Path(name).expanduser()):
+            if path.is_file():
+                return checked_file(path, settings)
+    if wanted != "auto" and find_model(wanted):
+        return resolve(wanted, settings)
+    raise WeightsError(
+        f"{key}: {' or '.join(names)} is not under weights/; put the file there or change '{key}' in "
+        "config_optimized.json"
+    )
+
+
+def resolve(name: str, settings: Settings) -> Path:
+    """A model of the manifest by its name, or by that of its file: its one file, or the folder of a pipeline, checked.
+
+    Looks under ``weights/``, then in the hub's cache; then downloads where ``settings.allow_downloads`` says so. Raises
+    :class:`WeightsError`, which names what is missing, where it was looked for, and the command that brings it.
+    """
+    model = find_model(name)
+    if model is None:
+        raise WeightsError(f"{name}: is no model of weights/manifest.json{nearest(name, read_manifest())}")
+    missing = _missing(model, settings)
+    if missing:
+        cached = _in_cache(model, settings)
+        if cached:
+            return cached
+        if settings.allow_downloads:
+            _download(model)
+            missing = _missing(model, settings)
+    if missing:
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        raise WeightsError(
+            f"{missing[0].local}{more}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only "
+            f"{model.name} brings it"
+        )
+    lock = read_lock(settings.weights_path)
+    for file in model.files:
+        check_file(file.local, settings.weights_path / file.local, lock)
+    return settings.weights_path / (model.files[0].local if len(model.files) == 1 else model.name)
+
+
+def _pipeline_in_cache(repository: str) -> Path | None:
+    """Any pipeline that the hub's library downloaded before, by its repository's id; it is in no lock, so its files
+    are checked as they are read."""
+    if repository.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, PIPELINE_FILE)
+    except HFValidationError:  # a path with one slash
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _missing(model: Model, settings: Settings) -> list[WeightFile]:
+    return [file for file in model.files if not (settings.weights_path / file.local).is_file()]
+
+
+def _in_cache(model: Model, settings: Settings) -> Path | None:
+    """The model where the hub's library keeps its downloads, if all of it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    lock = read_lock(settings.weights_path)
+    found: dict[WeightFile, Path] = {}
+    for file in model.files:
+        revision = lock[file.local].revision if file.local in lock else file.revision
+        path = try_to_load_from_cache(file.repository, file.path, revision=revision)
+        if not isinstance(path, str):
+            return None
+        found[file] = Path(path)
+    for file, path in found.items():
+        check_file(file.local, path, lock)
+    first = model.files[0]
+    return found[first] if len(found) == 1 else found[first].parents[first.path.count("/")]
+
+
+def _download(model: Model) -> None:
+    """In a process of its own: this one never talks to a hub. What goes wrong is on its standard error and in what
+    is missing after it."""
+    command = [sys.executable, "-P", "-m", "modules.cli.fetch_weights", "--only", model.name]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=sys.stderr, check=False)
+
+
+def checked_folder(folder: Path, settings: Settings) -> Path:
+    """A pipeline's folder whose files are those of the lock, as far as the lock knows them. Raises
+    :class:`WeightsError`."""
+    lock = read_lock(settings.weights_path)
+    for local in lock:
+        if local.startswith(f"{folder.name}/") and folder.parent == settings.weights_path:
+            if not (settings.weights_path / local).is_file():
+                raise WeightsError(f"{local}: is missing; {brings(local)}")
+            check_file(local, settings.weights_path / local, lock)
+    return folder
+
+
+def checked_file(path: Path, settings: Settings) -> Path:
+    """One file, checked by :func:`check_file`."""
+    inside = path.is_relative_to(settings.weights_path)
+    check_file(
+        path.relative_to(settings.weights_path).as_posix() if inside else path.name,
+        path,
+        read_lock(settings.weights_path),
+    )
+    return path
+
+
+def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole: bool = False) -> None:
+    """Holds a file against its suffix and the lock. A pickle has to be in the lock, whatever loads it; anything else
+    may be.
+
+    Raises :class:`WeightsError`, which names the file.
+    """
+    check_content(path, local)
+    locked = lock.get(local)
+    if locked:
+        if path.stat().st_size != locked.bytes:
+            raise WeightsError(
+                f"{local}: has {path.stat().st_size:,} bytes in place of {locked.bytes:,}; {brings(local)}"
+            )
+        if (whole or locked.bytes <= READ_WHOLE) and digest(path) != locked.sha256:
+            raise WeightsError(f"{local}: has the right size and other content than was installed; {brings(local)}")
+    elif is_pickle(path) and not is_trusted(digest(path), lock.values()):
+        raise WeightsError(
+            f"{local}: is a pickle whose checksum is not in the lock; if you know where it is from, "
+            "scripts/fetch-weights --trust FILE adds it; "
+            "safetensors need none"
+        )
+
+
+def is_trusted(sha256: str, files: Iterable[LockedFile]) -> bool:
+    return any(file.sha256 == sha256 for file in files)
+
+
+def brings(local: str) -> str:
+    """What to do about a file that is not right."""
+    model = next(
+        (model for model in read_manifest().values() if any(file.local == local for file in model.files)), None
+    )
+    return (
+        f"delete it and run scripts/fetch-weights --only {model.name}"
+        if model
+        else "restore it, or scripts/fetch-weights --trust it anew"
+    )
+
+
+def safe_form(path: Path, settings: Settings) -> Path:
+    """What ``scripts/convert-weights`` made of a pickle, where that is there and of these very bytes; else the file
+    itself."""
+    lock, converted = read_lock(settings.weights_path), path.with_suffix(".safetensors")
+    entry, original = lock.get(converted.name), lock.get(path.name)
+    if (
+        path.parent != settings.weights_path
+        or not entry
+        or not original
+        or entry.made_from != original.sha256
+        or not converted.is_file()
+    ):
+        return path
+    if converted.with_suffix(".yaml").name in lock:
+        checked_file(converted.with_suffix(".yaml"), settings)
+    return checked_file(converted, settings)
+
+
+def require_detector(name: str, task: str, classes: Iterable[str]) -> None:
+    """Refuses a detector that is not what its file's name says, by the manifest; an unknown name says nothing.
+
+    Raises:
+        WeightsError: A hand detector's file holds one of faces, say, or one that outlines where boxes are expected.
+    """
+    model = next(
+        (model for model in read_manifest().values() if model.detector and model.name == Path(name).stem), None
+    )
+    if model is None or model.detector is None:
+        return
+    finds, wanted = set(classes), model.detector
+    if task != wanted.task or (wanted.classes and finds != set(wanted.classes)):
+        raise WeightsError(
+            f"{name}: is a network to {task} {', '.join(sorted(finds)[:5]) or 'nothing'}, and its name stands for one "
+            f"to {wanted.task} "
+            f"{', '.join(wanted.classes) or 'anything'}; scripts/fetch-weights --only {model.name} brings the right one"
+        )

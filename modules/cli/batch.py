@@ -1,0 +1,165 @@
+"""``scripts/batch``: a table of prompts in, picture files and a manifest out, through the same service as
+``scripts/predict``.
+
+The whole table is checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+from backend.api.input_schema import InputSchema
+from backend.core.settings import Settings, load_settings
+from backend.nodes.images import ImageGenerateNode, Outcome, clearing_helps
+from backend.nodes.ray_data import LOCAL, generate_with_ray
+from backend.nodes.result_log import MANIFEST, Manifest
+from backend.nodes.table import Row, read_table
+from modules.cli.command import FAILED, CommandParser, check_folder, run_in_scratch
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "scripts/batch",
+        description=(
+            "Generates the pictures of a table of prompts, row by row. Columns are the inputs of scripts/predict, and "
+            "'id', which names the files."
+        ),
+        epilog=(
+            f"Every row has a line in {MANIFEST}: prompt, seed, files, seconds, memory, or what is wrong with it. "
+            "docs/batch.md tells more."
+        ),
+    )
+    parser.add_argument("table", type=Path, help="a .csv or .jsonl file")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and the manifest"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on: make only the rows that are not done in that folder"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="spread the rows over a Ray cluster, or over this machine",
+    )
+    parser.add_argument(
+        "--ray-cores",
+        type=_cores,
+        default=4,
+        metavar="N",
+        help="cores of one worker where the cluster has no GPU (default: 4)",
+    )
+    return parser
+
+
+def _cores(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not '{text}'")
+    return int(text)
+
+
+class RowsBar:
+    """How many rows are done, and how long the others will take: a bar on a terminal, a line a row in a log."""
+
+    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.bar: tqdm[None] = tqdm(
+            total=total, initial=done, desc="rows", unit="row", file=self.stream, disable=not self.stream.isatty()
+        )
+        self.total, self.done, self.initial, self.begin = total, done, done, time.monotonic()
+
+    def __enter__(self) -> RowsBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def count(self, outcome: Outcome) -> None:
+        """One row more; a row that failed says why."""
+        self.done += 1
+        if outcome.error:
+            tqdm.write(f"{outcome.row.id}: {outcome.error}", file=self.stream)
+        self.bar.update()
+        if self.bar.disable:
+            seconds = time.monotonic() - self.begin
+            print(
+                tqdm.format_meter(
+                    self.done, self.total, seconds, ncols=60, prefix="rows", unit="row", initial=self.initial
+                ),
+                file=self.stream,
+                flush=True,
+            )
+
+
+def build_node(settings: Settings) -> ImageGenerateNode:
+    """The node over a service of its own. Reads the models, so it takes a while."""
+    from backend.offload.oom_fallback import clear_memory
+    from modules.app.service import start_process
+    from modules.pipeline.base import no_progress
+
+    service = start_process(settings, served=False)
+    logging.getLogger("modules.app.service").setLevel(
+        logging.WARNING
+    )  # the table of stages of every row is in the manifest
+    return ImageGenerateNode(
+        partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.runtime.plan) else None
+    )
+
+
+def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
+    """First the rows that cannot be drawn, at once; then the others, as they are ready."""
+    yield from (Outcome(row, error=row.problem) for row in rows if row.problem)
+    good = [row for row in rows if not row.problem]
+    if good and options.ray:
+        worker = replace(settings, cpu_threads=settings.cpu_threads or options.ray_cores)
+        yield from generate_with_ray(good, partial(build_node, worker), options.ray, options.ray_cores, scratch)
+    elif good:
+        yield from build_node(settings).run(good)
+
+
+def _run(options: argparse.Namespace, scratch: Path) -> int:
+    rows = read_table(options.table, InputSchema())
+    settings = load_settings()
+    check_folder("-o", options.output)
+    manifest = Manifest(options.output)
+    missing = manifest.begin(rows, options.resume)
+    failed = 0
+    with RowsBar(len(rows), len(rows) - len(missing)) as bar:
+        for outcome in _outcomes(missing, settings, options, scratch):
+            try:
+                manifest.deliver(outcome)
+            except OSError as error:  # the disk is full, say
+                sys.exit(
+                    f"error: cannot write to '{options.output}': {error.strerror}; make room, then go on with --resume"
+                )
+            failed += bool(outcome.error)
+            bar.count(outcome)
+    print(
+        f"{len(rows) - failed} of {len(rows)} rows are done"
+        + (f", {failed} failed: see {manifest.path}" if failed else "")
+    )
+    return FAILED if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Works through one table; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    return run_in_scratch(lambda folder: _run(options, folder), "go on with --resume")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What the commands share: one-line errors, ``--version``, exit codes, and a scratch folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from backend.core.errors import InputError, UserError
+from backend.core.version import name_and_version
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes beside 0."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that knows ``--version`` and reports a mistake in one line, without the usage before it."""
+
+    def __init__(self, prog: str, description: str, **options: Any) -> None:
+        super().__init__(prog, description=description, **options)
+        self.add_argument("--version", action="version", version=name_and_version())
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}\n")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Makes the folder that an option names, or raises :class:`InputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "not writable")
+    except OSError as error:
+        raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
+
+
+def run_in_scratch(run: Callable[[Path], int], interrupted: str) -> int:
+    """The exit code of ``run``, which gets a scratch folder that is deleted afterwards with everything in it.
+
+    A :class:`UserError` becomes one line on standard error. After Ctrl-C or a kill that line is ``interrupted``. A bug
+    keeps its stack trace.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill cleans up as Ctrl-C does
+    try:
+        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
+            tempfile.tempdir = folder  # temporary files of the service are deleted with it
+            return run(Path(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,128 @@
+"""``scripts/plan``: the memory plan for a card that one need not have: where each model is placed, how full the card
+gets, how long a picture takes.
+
+Needs nothing but Python 3.11; neither this module nor what it imports may import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+
+from backend.core.errors import SettingsError, UserError
+from backend.core.files import ROOT
+from backend.core.units import parse_bytes
+from backend.memory_management import WEIGHT_PRECISIONS, DeviceMemory, MemoryRules, Workload, plan_memory
+from backend.planning.card_tables import card_table, cards_document
+from backend.planning.checkpoint_sizes import embedded_sizes
+from backend.planning.gpu_specs import emulated_memory, nearest_card
+from backend.planning.model_specs import FAMILIES, ModelSizes
+from backend.planning.report import plan_as_data, plan_as_text
+from modules.cli.command import BAD_INPUT, CommandParser
+
+EMBEDDED = "embedded"
+
+
+def amount(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024x1024")
+    return int(found[1]), int(found[2])
+
+
+def factor(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 8:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 8, not {text}")
+    return value
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "scripts/plan",
+        description="The memory plan for any card: where each model is placed, how full it gets, how long it takes.",
+        epilog="GB is 10^9 bytes, GiB is 2^30. Exit status: 2 when something is wrong or nothing fits.",
+    )
+    add = parser.add_argument
+    add("--vram", type=amount, metavar="24GB", help="memory of the card")
+    add("--ram", type=amount, default=64 * 10**9, metavar="64GB", help="host memory that may be used (64GB)")
+    add(
+        "--model",
+        choices=[*FAMILIES, EMBEDDED],
+        default="flux-dev",
+        help="'embedded' is planned for an emulated device (%(default)s)",
+    )
+    add("--size", type=size, metavar="1024x1024", help="width x height of the first pass (the model's native size)")
+    add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
+    add("--hires", type=size, metavar="2048x2048", help="size of a second pass")
+    add("--scale", type=factor, default=2.0, metavar="2", help="factor of the final upscale, 1 = off (2)")
+    add("--no-adetailer", action="store_true", help="without ADetailer")
+    add("--bandwidth", type=amount, metavar="25GB/s", help="copies from host to card (that of a usual card)")
+    add(
+        "--weight-precision",
+        "--quality",  # its old name
+        choices=WEIGHT_PRECISIONS,
+        default="exact",
+        help="how far weights may be rounded (%(default)s)",
+    )
+    add("--json", action="store_true", help="the plan's fields by name")
+    add("--cards", action="store_true", help="the markdown tables of docs/cards.md: every family on usual cards")
+    add("--table", action="store_true", help="the markdown table of usual cards in docs/memory.md")
+    return parser
+
+
+def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
+    """The device to plan for, and in words what is assumed of it."""
+    if options.model == EMBEDDED:
+        device = emulated_memory(options.vram, options.ram, options.bandwidth)
+        return device, "Emulated device: host memory with a budget."
+    card = nearest_card(options.vram)
+    device = card.device(options.vram, options.ram, options.bandwidth)
+    return device, (
+        f"Speed of an {card.name}: {device.flops / 1e12:.0f} TFLOP/s, {device.copy_bandwidth / 1e9:.0f} GB/s from the "
+        f"host. It is sold with {card.gib} GB and reports about {card.reported_bytes / 1e9:.1f} GB of 10^9 bytes."
+    )
+
+
+def _workload(options: argparse.Namespace, models: ModelSizes) -> Workload:
+    width, height = options.size or (models.native, models.native)
+    return Workload(
+        width,
+        height,
+        outputs=options.outputs,
+        steps=models.steps,
+        hires=options.hires,
+        detail_crop=0 if options.no_adetailer else models.native,
+        scale=options.scale,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the plan; gives the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.table or options.cards:
+        print(card_table() if options.table else cards_document())
+        return 0
+    if options.vram is None:
+        parser.error("--vram is needed, for instance --vram 24GB")
+    try:
+        models = FAMILIES.get(options.model) or embedded_sizes(ROOT / "weights" / "embedded")
+        device, assumed = _device(options)
+        rules = MemoryRules(weight_precision=options.weight_precision)
+        plan = plan_memory(device, models, _workload(options, models), rules)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    print(json.dumps(plan_as_data(plan), indent=2) if options.json else f"{plan_as_text(plan, models)}\n- {assumed}")
+    return 0

@@ -1,0 +1,147 @@
+"""``scripts/predict``: ``name=value`` texts in, picture files out, through the same service as Cog's server.
+
+Nothing heavy is imported before the inputs are checked, so that a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.api.input_schema import InputSchema
+from backend.core.files import atomic_files
+from backend.core.timeline_export import write_timeline
+from modules.cli.command import CommandParser, check_folder, run_in_scratch
+from modules.request.uploads import Uploads
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def _parser(schema: InputSchema) -> CommandParser:
+    lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
+    parser = CommandParser(
+        "scripts/predict",
+        description="Generates pictures from a prompt: Flux, then ADetailer, then ESRGAN.",
+        epilog="inputs:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-i",
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an input; a file is given as NAME=@FILE; repeat for more",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for out-0.webp, out-1.webp, ... (default: the current one)",
+    )
+    parser.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE.png",
+        help="also write where the time went: a chart (.png), or a trace for Perfetto (.json)",
+    )
+    parser.add_argument(
+        "--startup",
+        type=Path,
+        metavar="FILE.png",
+        help="the same for the time before the prediction, from process start",
+    )
+    parser.add_argument(
+        "--debug-images",
+        type=Path,
+        metavar="DIR",
+        help="also write pictures that show what ADetailer found and repainted",
+    )
+    parser.add_argument(
+        "--emulate-vram",
+        metavar="48MB",
+        help="use the memory plan of a card of this size, with host memory in its place",
+    )
+    parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
+    return parser
+
+
+def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
+    targets = [folder / file.name for file in files]
+    with atomic_files(targets) as parts:
+        for file, part in zip(files, parts, strict=True):
+            shutil.copyfile(file, part)
+    return targets
+
+
+def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
+    files = [folder / f"{name}.png" for name in images]
+    for file, image in zip(files, images.values(), strict=True):
+        image.save(file)
+    return files
+
+
+def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
+    inputs = Uploads(temporary).copy_in(schema.validate(schema.parse(options.input)))
+    check_folder("-o", options.output)
+    if options.debug_images:
+        check_folder("--debug-images", options.debug_images)
+    for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
+        if file:
+            check_folder(option, file.parent)
+
+    from backend.core.settings import load_settings
+    from backend.core.units import parse_bytes
+    from modules.app.service import start_process
+
+    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
+    if options.emulate_vram:
+        parse_bytes(options.emulate_vram)
+        settings = replace(settings, emulate_vram=options.emulate_vram)
+    service = start_process(settings, served=False)
+    metrics: dict[str, float] = {}
+    timeline = service.new_timeline()
+    shown: dict[str, Image.Image] = {}
+    files = service.predict(
+        inputs, metrics.__setitem__, timeline=timeline, debug_sink=shown.__setitem__ if options.debug_images else None
+    )
+    try:
+        written = _deliver(files, options.output)
+        if options.debug_images:
+            _deliver(_saved(shown, temporary), options.debug_images)
+        if options.timeline:
+            write_timeline(timeline, options.timeline)
+        if options.startup:
+            write_timeline(service.timeline, options.startup)
+    except OSError as error:  # the disk is full, say; from anywhere else it would be a bug, and keep its stack trace
+        sys.exit(f"error: cannot write the files: {error.strerror}")
+    if options.json:
+        print(
+            json.dumps(
+                {"files": [str(file) for file in written], "metrics": metrics, "set_up": service.timeline.metrics()}
+            )
+        )
+    else:
+        print(*written, sep="\n")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one prediction; returns the exit code. Progress and the table of times come from the service."""
+    schema = InputSchema()
+    options = _parser(schema).parse_args(arguments)
+    return run_in_scratch(lambda folder: _predict(options, schema, folder), "no file was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

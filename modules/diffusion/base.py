@@ -1,0 +1,305 @@
+"""What all diffusion services have in common: encode the prompt, denoise, decode, each with only the models it needs.
+
+A family adds how its prompts are embedded and how noise is added to its latents. The denoising loop is diffusers' own
+pipeline, with prompt embeddings in and latents out. Image-to-image and inpainting are the same loop, started at a lower
+noise level and, with a mask, blended after every step. The pictures are those of diffusers' own pipelines for them,
+without the autoencoder on the device meanwhile.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch.nn import functional
+
+from backend.core.errors import WeightsError
+from backend.core.timeline import Timeline
+from backend.offload.oom_fallback import OomFallback, Strategy
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.latent_mask import editable, latent_mask
+from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
+from modules.diffusion.samplers import SeededSDE
+from modules.families.family import Family
+from modules.flux_memory_optimizer import first_block_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from backend.model_cache_optimizer import ModelCache
+
+StepReport = Callable[[int, int], None]
+"""Called with the steps done and the steps to do."""
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+"""diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
+Result = TypeVar("Result")
+
+
+class DiffusionService(ABC):
+    """Generates with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
+
+    ``pipeline`` is diffusers' own, made without any model; it holds the denoiser for as long as that is borrowed.
+    """
+
+    def __init__(
+        self,
+        models: ModelCache,
+        family: Family,
+        pipeline: Any,
+        dtype: torch.dtype,
+        fallback: OomFallback,
+        prompt_cache_entries: int = 32,
+    ) -> None:
+        self.models = models
+        self.fallback = fallback
+        self.family = family
+        self.dtype = dtype
+        self._prompt_cache = PromptCache(prompt_cache_entries)
+        self._processor = VaeImageProcessor(vae_scale_factor=family.latent_factor * 2)
+        self._pipeline = pipeline
+        self._pipeline.vae_scale_factor = family.latent_factor  # read from the autoencoder, which it does not have
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    @abstractmethod
+    def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
+        """The embeddings of one prompt by the family's text encoders, without a negative prompt."""
+
+    @abstractmethod
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Packed latents with as much noise as the family has at that level."""
+
+    @abstractmethod
+    def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
+        """Sets the pipeline's scheduler for a request with so many tokens (or rows) of latents, and returns the
+        pipeline's arguments that name the steps."""
+
+    @abstractmethod
+    def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
+        """The pipeline's arguments for these embeddings."""
+
+    def scale_initial_noise(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with noise added, in the scale in which the pipeline takes its initial latents."""
+        return latents
+
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """N x channels x rows x columns to what the denoiser takes; unchanged here."""
+        return latents
+
+    def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """The inverse of :meth:`pack`, for pictures of that size in pixels."""
+        return latents
+
+    def null_embedding(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
+        """What replaces the embeddings of an empty negative prompt, where the model was trained with something else."""
+        return None
+
+    @torch.inference_mode()
+    def generate(
+        self, request: DenoiseRequest, timeline: Timeline, report: StepReport | None = None
+    ) -> list[Image.Image]:
+        """Generates the batch. ``report`` is called after every step.
+
+        Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
+        tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
+        """
+        if request.images and request.strength <= 0:
+            return list(request.images)
+        with timeline.span("encode"):
+            embeddings = self._encode_with_retry(request)
+        start: torch.Tensor | None = None
+        if request.images:
+            with timeline.span("encode_image"):
+                start = self._with_or_without_tiles("encode_image", lambda: self._start_latents(request))
+        with timeline.span("denoise"):
+            whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, report))
+            single = Strategy(
+                "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, report)
+            )
+            # which steps are skipped is decided for a whole batch, and no picture may depend on its neighbours
+            latents = self.fallback.run("denoise", [single] if request.go_fast else [whole, single], "width and height")
+        with timeline.span("decode"):
+            return self._with_or_without_tiles("decode", lambda: self.decode(latents, request.width, request.height))
+
+    def _encode_with_retry(self, request: DenoiseRequest) -> PromptEmbeddings:
+        negative = request.negative if self.family.negative_prompts and request.guidance > 1 else None
+        strategies = [
+            Strategy(way, lambda: self.encode(request.prompts, negative))
+            for way in ("all encoders", "once more after clearing")
+        ]
+        return self.fallback.run("encode", strategies, "prompt")
+
+    def _start_latents(self, request: DenoiseRequest) -> torch.Tensor:
+        """The latents of the request's images, at the request's size."""
+        latents = self.encode_images(request.images)
+        if not request.latent_resize:
+            return latents
+        return functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
+
+    def _with_or_without_tiles(self, step: str, run: Callable[[], Result]) -> Result:
+        """Runs the autoencoder on whole pictures, or in tiles where these do not fit into memory."""
+
+        def tiled() -> Result:
+            with self.models.on_device("vae") as loan:
+                vae: Any = loan[0]
+                before = vae.use_tiling
+                vae.tile_sample_min_size = self.family.native // 2
+                vae.tile_latent_min_size = self.family.native // 2 // self.family.latent_factor
+                vae.enable_tiling()
+                try:
+                    return run()
+                finally:
+                    vae.use_tiling = before
+
+        return self.fallback.run(step, [Strategy("whole pictures", run), Strategy("tiles", tiled)], "width and height")
+
+    def denoise_one_by_one(
+        self,
+        request: DenoiseRequest,
+        embeddings: PromptEmbeddings,
+        start: torch.Tensor | None,
+        report: StepReport | None,
+    ) -> torch.Tensor:
+        """:meth:`denoise`, one picture at a time. The noise depends on the seed only, so the pictures are the same."""
+        count, steps = len(request.seeds), request.steps_run()
+        latents = []
+        for index in range(count):
+
+            def report_of_all(done: int, total: int, before: int = index * steps) -> None:
+                if report:
+                    report(before + done, count * steps)
+
+            own_start = None if start is None else start[index : index + 1]
+            latents.append(self.denoise(request.only(index), embeddings.only(index), own_start, report_of_all))
+        return torch.cat(latents)
+
+    def encode(self, prompts: Sequence[str], negative: str | None = None) -> PromptEmbeddings:
+        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given.
+
+        The text encoders are borrowed only for prompts that are not in the cache.
+        """
+        wanted = dict.fromkeys(prompts if negative is None else (*prompts, negative))
+        found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get(prompt))}
+        missing = [prompt for prompt in wanted if prompt not in found]
+        if missing:
+            with self.models.on_device(*self.family.encoders) as encoders:
+                self.models.prefetch(self.family.denoiser)
+                for prompt in missing:  # one by one: the same embeddings whatever is in the batch
+                    found[prompt] = self.embed(prompt, encoders)
+                    self._prompt_cache.put(prompt, found[prompt])
+        if negative is not None:
+            avoid = found[negative]
+            null = None if negative else self.null_embedding(avoid)
+            found = {prompt: replace(found[prompt], negative=null or avoid) for prompt in prompts}
+        return PromptEmbeddings.concatenate([found[prompt] for prompt in prompts])
+
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
+        """The prompt's token ids on the device, 1 x length; a longer prompt is cut off."""
+        ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        return ids.to(self.models.device)  # type: ignore[no-any-return]
+
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pictures of one size to scaled latents, N x channels x rows x columns. One at a time, which needs the least
+        memory."""
+        with self.models.on_device("vae") as loan:
+            vae: Any = loan[0]
+            pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
+            # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
+            latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
+            return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
+
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
+        """Packed latents to pictures. One at a time, which needs the least memory.
+
+        Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
+        """
+        with self.models.on_device("vae") as loan:
+            vae: Any = loan[0]
+            unpacked = self.unpack(latents, width, height).to(vae.dtype)
+            scaled = unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+            pictures: list[Image.Image] = []
+            for one in scaled.split(1):
+                pixels = vae.decode(one, return_dict=False)[0]
+                if not pixels.isfinite().all():
+                    raise WeightsError(
+                        f"{self.family.name}: draws what is not a number; a file of the model is damaged, or 'dtype' "
+                        "is too narrow for it"
+                    )
+                pictures += self._processor.postprocess(pixels, output_type="pil")
+            return pictures
+
+    def denoise(
+        self,
+        request: DenoiseRequest,
+        embeddings: PromptEmbeddings,
+        start: torch.Tensor | None,
+        report: StepReport | None,
+    ) -> torch.Tensor:
+        """From noise, or from the latents ``start`` with noise added, to packed latents."""
+        # drawn on the CPU, so that a seed gives the same noise on every machine
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
+        shape = (len(generators), self.family.latent_channels, *self._latent_size(request))
+        noise = self.pack(randn_tensor(shape, generator=generators, device=self.models.device, dtype=self.dtype))
+        arguments = self.prepare_steps(request, noise.shape[1])
+        if isinstance(self._pipeline.scheduler, SeededSDE):
+            self._pipeline.scheduler.generators = generators
+        original = None if start is None else self.pack(start)
+        latents = noise
+        if original is not None and request.steps_run() < request.steps:
+            level = self._pipeline.scheduler.sigmas[0].to(noise)
+            latents = self.scale_initial_noise(self.add_noise(original, noise, level))
+        after_step = self._after_step(request, original, noise, report)
+        denoiser = self.family.denoiser
+        with self.models.on_device(denoiser) as (network,), first_block_cache(network, request.go_fast):
+            setattr(self._pipeline, denoiser, network)
+            try:
+                return self._pipeline(  # type: ignore[no-any-return]
+                    **self.conditions(embeddings),
+                    **arguments,
+                    latents=latents,
+                    width=request.width,
+                    height=request.height,
+                    guidance_scale=request.guidance,
+                    callback_on_step_end=after_step,
+                    output_type="latent",
+                    return_dict=False,
+                )[0]
+            finally:
+                setattr(self._pipeline, denoiser, None)  # it is no longer borrowed
+
+    def _latent_size(self, request: DenoiseRequest) -> tuple[int, int]:
+        """Rows and columns of the request's latents."""
+        return request.height // self.family.latent_factor, request.width // self.family.latent_factor
+
+    def _after_step(
+        self, request: DenoiseRequest, original: torch.Tensor | None, noise: torch.Tensor, report: StepReport | None
+    ) -> StepCallback:
+        """The callback of the pipeline. It restores the original, with the noise of that step, outside of the mask,
+        prefetches the autoencoder after the last step and calls ``report``."""
+        total = request.steps_run()
+        mask = self._packed_mask(request) if request.masks else None
+
+        def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
+            done = index + 1
+            if mask is not None and original is not None:
+                kept = self.add_noise(original, noise, pipeline.scheduler.sigmas[done].to(noise))
+                weight = editable(mask, done, total) if request.differential else mask
+                state["latents"] = torch.lerp(kept, state["latents"], weight)
+            if done == total:
+                self.models.prefetch("vae")
+            if report:
+                report(done, total)
+            return state
+
+        return after_step
+
+    def _packed_mask(self, request: DenoiseRequest) -> torch.Tensor:
+        """The request's masks as packed latents in 0..1 on the device."""
+        plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
+        channels = plane.expand(-1, self.family.latent_channels, -1, -1).contiguous()
+        return self.pack(channels).to(self.models.device, self.dtype)

@@ -1,0 +1,51 @@
+"""The picture sizes that a model family generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "1:1": (1024, 1024),
+        "16:9": (1344, 768),
+        "21:9": (1536, 640),
+        "3:2": (1216, 832),
+        "2:3": (832, 1216),
+        "4:5": (896, 1088),
+        "5:4": (1088, 896),
+        "3:4": (896, 1152),
+        "4:3": (1152, 896),
+        "9:16": (768, 1344),
+        "9:21": (640, 1536),
+    }
+)
+"""Width and height in pixels at one megapixel, as hosted Flux models have them; other native sizes scale them."""
+
+MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
+"""The area of a picture, as a share of the native area."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must
+    lie on."""
+
+    native: int
+    multiple: int
+
+    def fitted(self, width: float, height: float) -> tuple[int, int]:
+        """The size on the grid that is nearest."""
+        return max(1, round(width / self.multiple)) * self.multiple, max(
+            1, round(height / self.multiple)
+        ) * self.multiple
+
+    def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
+        """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""
+        scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
+        width, height = (
+            max(self.multiple, round(side * scale / self.multiple) * self.multiple)
+            for side in ASPECT_RATIOS[aspect_ratio]
+        )
+        return width, height

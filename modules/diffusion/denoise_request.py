@@ -1,0 +1,63 @@
+"""What the diffusion service is asked for: one batch of pictures of one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from modules.diffusion.samplers import EULER, SIMPLE
+
+
+@dataclass(frozen=True)
+class DenoiseRequest:
+    """A batch to generate: one prompt and one seed for each picture, all of one size in pixels.
+
+    With ``images`` (of exactly that size) it is image-to-image at ``strength`` (0 to 1); with ``masks`` as well (mode
+    L, white is repainted) it is inpainting. With ``differential`` grey is repainted too: the darker it is, the later
+    the step from which it may change. ``sampler`` and ``schedule`` are names of ``modules/diffusion/samplers.py``; with
+    ``images`` the sampler is always Euler. ``go_fast`` skips steps that change little. With ``latent_resize`` (a mode
+    of ``torch.nn.functional.interpolate``) the images may have another size; their latents are resized to this one.
+    ``negative`` is the negative prompt, which families without one ignore.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    images: tuple[Image.Image, ...] = ()
+    masks: tuple[Image.Image, ...] = ()
+    strength: float = 1.0
+    differential: bool = False
+    sampler: str = EULER
+    schedule: str = SIMPLE
+    go_fast: bool = False
+    latent_resize: str = ""
+    negative: str = ""
+
+    def only(self, index: int) -> DenoiseRequest:
+        """The request for one picture of the batch."""
+        chosen = slice(index, index + 1)
+        return replace(
+            self,
+            prompts=self.prompts[chosen],
+            seeds=self.seeds[chosen],
+            images=self.images[chosen],
+            masks=self.masks[chosen],
+        )
+
+    @property
+    def sampler_used(self) -> str:
+        """Samplers other than Euler cannot start from a picture with noise added."""
+        return EULER if self.images else self.sampler
+
+    def steps_run(self) -> int:
+        """The steps that are really run: all, or with images the share that ``strength`` asks for."""
+        return steps_run(self.steps, self.strength) if self.images else self.steps
+
+
+def steps_run(steps: int, strength: float) -> int:
+    """How many of ``steps`` are run at ``strength`` (0 to 1): that share, at least one."""
+    return max(1, min(steps, int(steps * strength)))

@@ -1,0 +1,63 @@
+"""Prompt embeddings, and a cache of those used last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """The embeddings of N prompts on the device.
+
+    ``sequence`` is N x tokens x width, ``pooled`` N x width (None for SD 1.5, which has none), ``negative`` the
+    embeddings of the negative prompts, if there are any.
+    """
+
+    sequence: torch.Tensor
+    pooled: torch.Tensor | None
+    negative: PromptEmbeddings | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+        """Several as one batch. All have a pooled embedding, or none has; likewise a negative one."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        negative = [part.negative for part in parts if part.negative]
+        return cls(
+            torch.cat([part.sequence for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            cls.concatenate(negative) if negative else None,
+        )
+
+    def only(self, index: int) -> PromptEmbeddings:
+        """The embeddings of one prompt of the batch."""
+        chosen = slice(index, index + 1)
+        return PromptEmbeddings(
+            self.sequence[chosen],
+            None if self.pooled is None else self.pooled[chosen],
+            self.negative.only(index) if self.negative else None,
+        )
+
+
+class PromptCache:
+    """The embeddings of the ``entries`` prompts used last, so that a repeated prompt runs no text encoder."""
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._embeddings: OrderedDict[str, PromptEmbeddings] = OrderedDict()
+
+    def get(self, prompt: str) -> PromptEmbeddings | None:
+        if prompt in self._embeddings:
+            self._embeddings.move_to_end(prompt)
+        return self._embeddings.get(prompt)
+
+    def put(self, prompt: str, embeddings: PromptEmbeddings) -> None:
+        self._embeddings[prompt] = embeddings
+        while len(self._embeddings) > self._entries:
+            self._embeddings.popitem(last=False)
+
+    def clear(self) -> None:
+        self._embeddings.clear()

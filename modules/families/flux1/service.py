@@ -1,0 +1,104 @@
+"""Flux: prompts as T5's words and CLIP's whole, latents as tokens of 2 x 2, noise mixed in linearly (flow matching)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+
+from backend.offload.oom_fallback import OomFallback
+from modules.diffusion.base import DiffusionService
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.prompt_cache import PromptEmbeddings
+from modules.diffusion.samplers import EULER, SIMPLE, flow_solver, noise_levels, verbatim_scheduler
+from modules.families.family import Family
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import PreTrainedTokenizerBase
+
+    from backend.model_cache_optimizer import ModelCache
+
+
+class FluxService(DiffusionService):
+    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers``
+    are CLIP's and T5's."""
+
+    def __init__(
+        self,
+        models: ModelCache,
+        family: Family,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
+        dtype: torch.dtype,
+        fallback: OomFallback,
+        prompt_cache_entries: int = 32,
+    ) -> None:
+        super().__init__(
+            models,
+            family,
+            FluxPipeline(scheduler, None, None, None, None, None, None),
+            dtype,
+            fallback,
+            prompt_cache_entries,
+        )
+        self._tokenizers = tokenizers
+        self._scheduler = scheduler
+
+    def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
+        (clip_tokenizer, t5_tokenizer), (clip, t5) = self._tokenizers, encoders
+        pooled = clip(
+            self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False
+        ).pooler_output
+        sequence = t5(self.token_ids(t5_tokenizer, prompt, self.family.tokens), output_hidden_states=False)[0]
+        return PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
+
+    def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
+        return {"prompt_embeds": embeddings.sequence, "pooled_prompt_embeds": embeddings.pooled}
+
+    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(original, noise, level)
+
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """N x 16 x rows x columns to tokens of 2 x 2, N x tokens x 64."""
+        return FluxPipeline._pack_latents(latents, *latents.shape)  # type: ignore[no-any-return]
+
+    def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        return FluxPipeline._unpack_latents(latents, height, width, self.family.latent_factor)  # type: ignore[no-any-return]
+
+    def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
+        total = request.steps_run()
+        self._pipeline.scheduler, sigmas = self._steps(request, tokens)
+        sigmas = sigmas[request.steps - total :]
+        if request.images:
+            self._pipeline.scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
+        return {"num_inference_steps": total, "sigmas": sigmas}
+
+    def _steps(self, request: DenoiseRequest, tokens: int) -> tuple[Any, np.ndarray]:
+        """The scheduler, and the noise levels that it is asked for at the steps' beginnings."""
+        if request.sampler_used != EULER:
+            return flow_solver(request.sampler, self._strength_of_shift(tokens)), np.empty(0)
+        if request.schedule == SIMPLE:  # as the model's own scheduler has it
+            return self._scheduler, np.linspace(1.0, 1 / request.steps, request.steps)
+        return verbatim_scheduler(), noise_levels(request.schedule, request.steps, partial(self._shift, tokens))
+
+    def _mu(self, tokens: int) -> float:
+        """How far a picture of so many tokens moves the noise levels, where the model was trained so (as in
+        ``FluxPipeline``)."""
+        config = self._scheduler.config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+        return float(config.get("base_shift", 0.5) + slope * (tokens - low))
+
+    def _strength_of_shift(self, tokens: int) -> float:
+        config = self._scheduler.config
+        return math.exp(self._mu(tokens)) if config.use_dynamic_shifting else float(config.shift)
+
+    def _shift(self, tokens: int, times: np.ndarray) -> np.ndarray:
+        """Times in 0..1 to noise levels, as the model's own scheduler does it."""
+        shift = self._strength_of_shift(tokens)
+        return np.asarray(shift * times / (1 + (shift - 1) * times))

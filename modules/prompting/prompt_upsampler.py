@@ -1,0 +1,151 @@
+"""Before anything is drawn: a language model rewrites a short prompt as a full description.
+
+A failure costs nothing but the rewriting: the picture is then drawn from the user's own words, and its record says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from backend.core.errors import InputError, WeightsError
+from backend.core.settings import ROOT, Settings
+from backend.core.timeline import Timeline
+from backend.weights.resolver import EMBEDDED
+from modules.request.image_request import ImageRequest
+
+if TYPE_CHECKING:  # torch comes with these, and the service is imported before it
+    from backend.llm.language_model import Completion
+    from backend.model_cache_optimizer import ModelCache
+    from backend.offload.oom_fallback import OomFallback
+
+logger = logging.getLogger(__name__)
+
+MODEL = "prompt_upsampler"
+"""Its name in the model cache and in the memory plan."""
+INSTRUCTION = (
+    "Rewrite the user's words as one description of a picture, in plain English, in at most {words} words. Keep "
+    "everything that they ask for, and add "
+    "subject, setting, light, colours and style where they say nothing. Answer with the description alone."
+)
+LONGEST = 256
+"""Tokens of an answer at most; fewer where the text encoder takes fewer."""
+
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_TURN = re.compile(r"<start_of_turn>\s*\w+|<\|im_start\|>\s*\w+|<\|start_header_id\|>.*?<\|end_header_id\|>", re.DOTALL)
+_MARKUP = re.compile(r"<\|[^|<>]*\|>|</?s>|<(?:bos|eos|pad|end_of_turn)>|\[/?INST\]|<</?SYS>>|```\w*|\*\*|__")
+_NEXT_SPEAKER = re.compile(r"\n\s*(user|human|system|assistant)\s*:.*", re.DOTALL | re.IGNORECASE)
+_OPENING = re.compile(r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n:]*[:\n]", re.IGNORECASE)
+_LABEL = re.compile(r"\A(?:assistant|(?:\w+ )?(?:prompt|description|caption))\s*:\s*", re.IGNORECASE)
+
+
+def find_prompt_upsampler(settings: Settings, embedded: bool) -> Path | None:
+    """The folder that the setting ``prompt_upsampler`` asks for; "auto" is the embedded one beside the ``embedded``
+    models, else none.
+
+    Raises :class:`WeightsError` for a folder that is not there.
+    """
+    own = settings.weights_path / EMBEDDED / MODEL
+    if settings.prompt_upsampler == "auto":
+        return own if embedded and own.is_dir() else None
+    if not settings.prompt_upsampler:
+        return None
+    named = own if settings.prompt_upsampler == EMBEDDED else Path(settings.prompt_upsampler).expanduser()
+    for folder in (settings.weights_path / named, ROOT / named, named):
+        if (folder / "config.json").is_file():
+            return folder
+    raise WeightsError(
+        f"{MODEL}: '{settings.prompt_upsampler}' is no folder with a config.json; change '{MODEL}' in "
+        "config_optimized.json"
+    )
+
+
+def cleaned(answer: str) -> str:
+    """An answer without what chat models put around it: thoughts, tags of turns, an opening sentence, a label,
+    quotes, markdown."""
+    text = _NEXT_SPEAKER.sub("", _MARKUP.sub("", _TURN.sub("", _THOUGHT.sub("", answer)))).strip()
+    text = _LABEL.sub("", _OPENING.sub("", text).strip())
+    text = " ".join(text.split())
+    while len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("`", "`")}:
+        text = text[1:-1].strip()
+    return text
+
+
+def whole_phrases(text: str) -> str:
+    """A text that was cut off, up to the last sentence or else the last phrase that is whole."""
+    end = text.rfind(". ")
+    return text[: end + 1] if end > 0 else text[: text.rfind(",")] if "," in text else text
+
+
+class PromptUpsampler:
+    """Rewrites prompts with the language model of the cache. ``tokens`` is the length that the text encoder takes."""
+
+    def __init__(self, models: ModelCache, folder: Path, tokens: int, fallback: OomFallback) -> None:
+        from transformers import AutoTokenizer
+
+        self.models, self.name, self.fallback = models, folder.name, fallback
+        self.limit = min(tokens, LONGEST)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def rewrite(self, prompt: str, seed: int) -> str:
+        """The prompt as a full description. Raises ValueError when the model answers nothing."""
+        from backend.llm.language_model import TransformersModel
+        from backend.offload.oom_fallback import Strategy
+
+        def write() -> Completion:
+            with self.models.on_device(MODEL) as (network,):
+                return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed)
+
+        answer = self.fallback.run("prompt", [Strategy("the whole prompt", write)], MODEL)
+        text = cleaned(answer.text)
+        text = text if answer.ended else whole_phrases(text)
+        if not text:
+            raise ValueError("the language model answered nothing")
+        return text
+
+    def asked(self, prompt: str) -> str:
+        """The question in the words that the model was trained on: its own template, where it has one."""
+        instruction = INSTRUCTION.format(words=self.limit // 2)
+        if not self.tokenizer.chat_template:
+            return f"{instruction}\n\nWords: {prompt}\nDescription:"
+        template = self.tokenizer.apply_chat_template
+        try:
+            turns = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+            return str(template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError:  # some models know no system
+            return str(
+                template(
+                    [{"role": "user", "content": f"{instruction}\n\n{prompt}"}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+
+
+def upsampled(request: ImageRequest, upsampler: PromptUpsampler | None, timeline: Timeline) -> ImageRequest:
+    """The request with its prompt rewritten, where it asks for that.
+
+    Raises :class:`InputError` when it does and there is no language model. Whatever goes wrong later is noted in the
+    request.
+    """
+    if not request.prompt_upsampling:
+        return request
+    if upsampler is None:
+        raise InputError(
+            "prompt_upsampling", f"needs a language model; name its folder in '{MODEL}' in config_optimized.json"
+        )
+    with timeline.span("prompt_upsampling"):
+        try:
+            prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed)
+        except Exception as error:  # the picture does not depend on it; the log has the cause
+            logger.warning("the prompt stays as it is", exc_info=True)
+            return replace(
+                request, original_prompt=request.prompt, prompt_note=f"not rewritten: {type(error).__name__}"
+            )
+    logger.info("prompt rewritten by %s: %s", upsampler.name, prompt)
+    return replace(request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.name}")

@@ -1,0 +1,173 @@
+"""One detail pass as ADetailer 25.3 describes it: its arguments with their defaults, ranges and labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from backend.core.errors import nearest
+from backend.core.validation import STRICT, WholeNumber, fields_of
+from modules.diffusion.sampler_names import MOST_STRENGTH, SAMPLERS, SCHEDULES
+
+OFF = "None"
+SAME_SCHEDULER = "Use same scheduler"
+
+SortOrder = Literal["None", "Position (left to right)", "Position (center to edge)", "Area (large to small)"]
+SORT_ORDERS: Mapping[SortOrder, str] = MappingProxyType(
+    {
+        "None": "None",
+        "Position (left to right)": "Left to right",
+        "Position (center to edge)": "Center to edge",
+        "Area (large to small)": "Area",
+    }
+)
+"""ADetailer's words for the orders of :func:`modules.adetailer.masks.sort_detections`."""
+
+PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
+"""What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area,
+ascending or descending."""
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Offset = Annotated[WholeNumber, Field(ge=-200, le=200)]
+InpaintSide = Annotated[WholeNumber, Field(ge=64, le=2048)]
+
+
+def _region_numbers(text: str) -> str:
+    if not re.fullmatch(r"(\s*[1-9]\d{0,3}\s*(,(?=.)|$))*", text):
+        raise ValueError(f"must be numbers of regions in their order, such as 2 or 1, 3, not '{text[:40]}'")
+    return text
+
+
+def _strict_for_short(value: object) -> object:
+    return "Strict" if value == "Strict (SDXL only)" else value  # as ADetailer's settings have it
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdetailerUnit:
+    """One detail pass: what to find, which of it to repaint, in which order, and how. Fields are ADetailer's arguments
+    without ``ad_``; a title is its label in the parameters of a picture, where that is not the name.
+
+    ``model`` is the detector ("" = the package's own for faces, "None" = this unit is off). From ``bbox_sortby`` on
+    they are global settings of ADetailer, by its names; here every unit has its own. The last three are this package's.
+    Ranges are those of ADetailer's sliders; for steps and CFG scale those of the WebUI's.
+    """
+
+    model: str = ""
+    model_classes: str = ""
+    tab_enable: bool = True
+    prompt: str = ""
+    negative_prompt: str = ""
+    confidence: Ratio = 0.3
+    mask_filter_method: Annotated[Literal["Area", "Confidence"], Field(title="method to decide top k masks")] = "Area"
+    mask_k: Annotated[WholeNumber, Field(ge=0, title="mask only top k")] = 0
+    mask_min_ratio: Ratio = 0.0
+    mask_max_ratio: Ratio = 1.0
+    dilate_erode: Annotated[WholeNumber, Field(ge=-128, le=128)] = 4
+    x_offset: Offset = 0
+    y_offset: Offset = 0
+    mask_merge_invert: Literal["None", "Merge", "Merge and Invert"] = "None"
+    mask_blur: Annotated[WholeNumber, Field(ge=0, le=64)] = 4
+    denoising_strength: Ratio = 0.4
+    inpaint_only_masked: bool = True
+    inpaint_only_masked_padding: Annotated[WholeNumber, Field(ge=0, le=256, title="inpaint padding")] = 32
+    use_inpaint_width_height: bool = False
+    inpaint_width: InpaintSide = 512
+    inpaint_height: InpaintSide = 512
+    use_steps: Annotated[bool, Field(title="use separate steps")] = False
+    steps: Annotated[WholeNumber, Field(ge=1, le=150)] = 28
+    use_cfg_scale: Annotated[bool, Field(title="use separate CFG scale")] = False
+    cfg_scale: Annotated[float, Field(ge=0, le=30, title="CFG scale")] = 7.0
+    use_sampler: Annotated[bool, Field(title="use separate sampler")] = False
+    sampler: str = "DPM++ 2M Karras"
+    scheduler: str = SAME_SCHEDULER
+    restore_face: bool = False
+    bbox_sortby: SortOrder = "None"
+    same_seed_for_each_tab: bool = False
+    dynamic_denoise_power: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    match_inpaint_bbox_size: Annotated[Literal["Off", "Strict", "Free"], BeforeValidator(_strict_for_short)] = "Off"
+    mask_select: Annotated[str, AfterValidator(_region_numbers)] = ""
+    soft_mask: bool = False
+    color_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask_min_ratio > self.mask_max_ratio:
+            raise ValueError(
+                f"ad_mask_min_ratio is {self.mask_min_ratio}, more than ad_mask_max_ratio, {self.mask_max_ratio}"
+            )
+        if self.use_sampler:
+            sampler, schedule = self.sampling(SAMPLERS[0], SCHEDULES[0])
+            for name, value, offered in (("sampler", sampler, SAMPLERS), ("scheduler", schedule, SCHEDULES)):
+                if value not in offered:
+                    close = nearest(value, offered)
+                    raise ValueError(f"ad_{name} must be one of {', '.join(offered)}, not '{value[:40]}'{close}")
+
+    @property
+    def enabled(self) -> bool:
+        return self.tab_enable and self.model != OFF
+
+    @property
+    def selected(self) -> frozenset[int]:
+        """The numbers of the regions that ``mask_select`` names, from 1; none when all are repainted."""
+        return frozenset(int(number) for number in self.mask_select.split(",") if number.strip())
+
+    def strength(self, area_ratio: float) -> float:
+        """How much of a region is redrawn whose box covers ``area_ratio`` of the picture: less of a large one with a
+        power above 0, more with one below."""
+        rest = max(1 - area_ratio, 1e-6)  # of a box that is the picture, 0 could not be raised to a power below 0
+        return min(MOST_STRENGTH, self.denoising_strength * math.pow(rest, self.dynamic_denoise_power))
+
+    def sampling(self, sampler: str, schedule: str) -> tuple[str, str]:
+        """Sampler and schedule that the unit asks for, where the request has these; names as in
+        ``modules/diffusion/samplers.py``.
+
+        An older name holds both, "DPM++ 2M Karras"; a schedule that is named by itself goes over it.
+        """
+        if not self.use_sampler:
+            return sampler, schedule
+        old = next((name for name in SCHEDULES if self.sampler.endswith(f" {name}")), "")
+        own = old or schedule if self.scheduler == SAME_SCHEDULER else self.scheduler
+        return self.sampler.removesuffix(f" {old}") if old else self.sampler, own
+
+    def changed(self) -> dict[str, object]:
+        """The arguments that are not at their default, by the labels that ADetailer writes into the parameters of a
+        picture. ``model`` is left out."""
+        titles = {name: field.title for name, field in fields_of(AdetailerUnit).items()}
+        return {
+            titles[field.name] or field.name.replace("_", " "): getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "model" and getattr(self, field.name) != field.default
+        }
+
+
+FACES = AdetailerUnit()
+HANDS = AdetailerUnit(
+    confidence=0.28, denoising_strength=0.35, dilate_erode=16, mask_blur=8, inpaint_only_masked_padding=72
+)
+"""What hands need where nothing else is asked for: surer surroundings than a face, and less freedom."""
+
+
+def prompt_order(unit_prompt: str) -> tuple[str, str]:
+    """An order that the prompt begins with (one of ``PROMPT_ORDERS``, or ""), and the prompt without it."""
+    words = unit_prompt.lstrip()
+    order = next((order for order in PROMPT_ORDERS if words.startswith(order)), "")
+    return order, words.removeprefix(order)
+
+
+def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
+    """The words for region ``index`` (from 0) of a picture; None when that region is to be skipped.
+
+    ``[SEP]`` parts the unit's prompt, and the last part is for all further regions; ``[PROMPT]`` stands for the main
+    prompt, as an empty part does; a part that is exactly ``[SKIP]`` skips its region.
+    """
+    parts = re.split(r"\s*\[SEP\]\s*", prompt_order(unit_prompt)[1])
+    part = parts[min(index, len(parts) - 1)].strip()
+    if part == "[SKIP]":
+        return None
+    return part.replace("[PROMPT]", main_prompt) or main_prompt

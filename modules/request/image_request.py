@@ -1,0 +1,97 @@
+"""One typed request for pictures. What is wrong is refused here, before any model runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from PIL import Image
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+
+from backend.core.validation import STRICT, WholeNumber
+from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
+from modules.request.adetailer_unit import AdetailerUnit
+
+MAX_SEED = 2**32 - 1
+
+HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
+HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
+OutputFormat = Literal["webp", "jpg", "png"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
+
+Seed = Annotated[WholeNumber, Field(ge=0, le=MAX_SEED)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Hires:
+    """The second pass of Hires fix. ``steps`` 0 means those of the first pass; ``strength`` is how much of the picture
+    is redrawn."""
+
+    scale: Annotated[float, Field(ge=1, le=4)] = 1.3
+    steps: Annotated[WholeNumber, Field(ge=0, le=50)] = 0
+    upscaler: HiresUpscaler = "ESRGAN"
+    strength: Strength = 0.3
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImageRequest:
+    """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in
+    pixels.
+
+    An input of ``predict.py`` with the name of a field becomes that field; :func:`modules.request.parser.build_request`
+    makes fields of the other inputs.
+    """
+
+    prompt: str
+    width: WholeNumber
+    height: WholeNumber
+    seed: Seed
+    negative_prompt: str = ""
+    num_outputs: Annotated[WholeNumber, Field(ge=1, le=4)] = 1
+    num_inference_steps: Annotated[WholeNumber, Field(ge=1, le=50)] = 28
+    guidance_scale: Annotated[float, Field(ge=0, le=10)] = 3.5
+    sampler: Sampler = SAMPLERS[0]
+    scheduler: Schedule = SCHEDULES[0]
+    go_fast: bool = False
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    prompt_strength: Strength = 0.8
+    hires: Hires | None = None
+    adetailer: tuple[AdetailerUnit, ...] = ()
+    scale: Annotated[float, Field(ge=1, le=8)] = 1.0
+    upscaler: str = ""
+    face_enhance: bool = False
+    output_format: OutputFormat = "webp"
+    output_quality: Annotated[WholeNumber, Field(ge=0, le=100)] = 80
+    prompt_upsampling: bool = False
+    prompt_upsampling_seed: Seed = 0
+    original_prompt: str = ""
+    """The user's words, where ``prompt`` was rewritten or should have been; ``prompt_note`` says what was done."""
+    prompt_note: str = ""
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("is empty; say in words what the picture should show")
+        return prompt
+
+    @field_validator("mask")
+    @classmethod
+    def _fits_the_image(cls, mask: Image.Image | None, fields: ValidationInfo) -> Image.Image | None:
+        image = fields.data.get("image")
+        if mask is not None and image is None:
+            raise ValueError("needs an image to paint into; give the input 'image' too")
+        if mask is not None and image is not None and mask.size != image.size:
+            raise ValueError(f"must have the size of the image ({_size(image)}), not {_size(mask)}")
+        return mask
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of every picture: the request's own, and the following numbers."""
+        return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_outputs))
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -1,0 +1,60 @@
+"""Reads a network that works on pictures from a file, whatever architecture it is, as spandrel knows them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from backend.checkpoints.file_type import check_content, is_safetensors
+from backend.core.errors import WeightsError
+from backend.devices.torchvision_ops import ensure_torchvision_operators
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What architectures raise on tensors whose names they know and whose shapes they do not understand, besides
+RuntimeError."""
+
+
+def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[torch.nn.Module]:
+    """The network with what spandrel found out of it, on the CPU.
+
+    The file's content, not its suffix, says what it is: safetensors, or what torch saved, of which torch's restricted
+    unpickler takes tensors only and runs no code.
+
+    Args:
+        role: What it is to be, for the errors: "upscaler".
+        advice: What to do where spandrel knows it as none.
+
+    Raises:
+        WeightsError: The file is missing, cannot be read, is damaged or holds something else.
+    """
+    ensure_torchvision_operators()
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
+
+    try:
+        check_content(path, path.name)
+        tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
+        model = ModelLoader("cpu").load_from_state_dict(canonicalize_state_dict(tensors))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path.name}: is missing; put it into the weights folder or choose another {role}"
+        ) from None
+    except OSError as error:
+        raise WeightsError(
+            f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk"
+        ) from error
+    except UnsupportedModelError as error:
+        raise WeightsError(f"{path.name}: holds no {role} that spandrel knows; {advice}") from error
+    # what the unpickler and the architectures raise on bytes or shapes that they do not understand
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, *MISREAD) as error:
+        raise WeightsError(f"{path.name}: is damaged, or not what its name says; copy or download it again") from error
+    if not isinstance(model, ImageModelDescriptor):
+        raise WeightsError(f"{path.name}: holds no {role}, but a network for pictures with masks; {advice}")
+    return model

@@ -1,0 +1,258 @@
+"""Enlarges a picture with an ESRGAN-type network, tile by tile, so that memory does not grow with the picture.
+
+A tile is given to the network with ``context`` more pixels on every side, as far as the network looks; what comes out
+of that border is thrown away. Neighbouring tiles then agree to rounding, and are blended over a few shared pixels all
+the same, for networks that look farther than ``CONTEXT_LIMIT``.
+
+A network that is not made of convolutions alone treats pixels by their place: by windows of attention, or by strides.
+Its tiles begin at multiples of ``GRID``, so that they fall into the same windows as in the whole picture. That no seam
+shows is not promised where a window is no part of ``GRID``, nor where a network looks at the whole picture at once
+(OmniSR, RGT, CRAFT, GRL, IPT).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+
+from backend.core.errors import WeightsError
+from modules.upscaling.spandrel_loader import read_network
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor, SizeRequirements
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_LIMIT = 32
+"""Pixels of context at most. Deep networks could look much farther, but what lies beyond weighs next to nothing."""
+FEATHER = 8
+"""Pixels that neighbouring tiles share and over which they are blended."""
+GRID = 16
+"""Pixels: a multiple of the windows of attention and of the strides that most architectures have (8 or 16; 2 to 8)."""
+
+FLOAT32_ONLY = ("ATD", "DRCT", "GRL", "Swin2SR", "SwinIR")
+"""Architectures of which spandrel 0.4.2 says that they compute in bfloat16, and whose attention masks are float32
+all the same."""
+
+Span = tuple[int, int]
+Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+TileProgress = Callable[[int, int], None]
+"""Told after every tile: tiles done, tiles to do."""
+
+
+def tile_spans(size: int, tile: int, overlap: int) -> list[Span]:
+    """Cuts ``size`` pixels into as few spans (start, stop) of one length as possible, at most ``tile`` long.
+
+    The first begins at 0, the last ends at ``size``, and neighbours share at least ``overlap`` pixels (fewer than
+    ``tile``).
+    """
+    amount = max(1, math.ceil((size - overlap) / (tile - overlap)))
+    length = min(size, math.ceil((size + (amount - 1) * overlap) / amount))
+    return [
+        (start, start + length) for start in (index * (size - length) // max(1, amount - 1) for index in range(amount))
+    ]
+
+
+def blend_weights(spans: list[Span], ramp: int) -> list[torch.Tensor]:
+    """One float32 weight vector a span: it rises over ``ramp`` pixels from both ends, and the weights of every pixel
+    add up to 1."""
+    start, stop = spans[0]
+    rising = torch.arange(stop - start) + 0.5
+    raw = torch.minimum(rising, rising.flip(0)).clamp(max=max(ramp, 0.5))
+    total = torch.zeros(spans[-1][1])
+    for start, stop in spans:
+        total[start:stop] += raw
+    return [raw / total[start:stop] for start, stop in spans]
+
+
+def receptive_reach(network: nn.Module) -> int:
+    """An upper bound of how many input pixels away from its own place a network that :func:`is_convolutional` looks."""
+    return sum(
+        max(module.kernel_size) // 2 * max(module.dilation)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    )
+
+
+def is_convolutional(network: UpscalerNetwork) -> bool:
+    """Whether a pixel's place makes no difference: all that learned are convolutions that go on by one pixel, over a
+    picture of any size."""
+    learned = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    plain = all(
+        isinstance(module, nn.PReLU) or isinstance(module, nn.Conv2d) and module.stride == (1, 1) for module in learned
+    )
+    return plain and (network.requirements is None or network.requirements.multiple_of == 1)
+
+
+def pass_sizes(size: tuple[int, int], scale: float, factor: int) -> list[tuple[int, int]]:
+    """Width and height after each run of a network that enlarges by ``factor``; the last is ``size * scale``, rounded.
+
+    Between two runs the picture is reduced to what the next one needs. That costs a quarter of running on everything,
+    bounds the memory by the finished picture, and gives the network the crisp pixels it was trained on.
+    """
+    passes = next(passes for passes in count(1) if factor**passes >= scale)
+    width, height = (max(1, round(side * scale)) for side in size)
+    return [(math.ceil(width / factor**later), math.ceil(height / factor**later)) for later in reversed(range(passes))]
+
+
+class UpscalerNetwork(nn.Module):
+    """A network with the factor, 2 or more, that it enlarges by. N x 3 x H x W in and out, RGB from 0 to 1, of any
+    size.
+
+    ``call`` runs the network where calling it is not all, ``requirements`` are the sizes that it takes; both are
+    spandrel's. The result is that of spandrel's own call, but for the clamping to 0 and 1, which would hide numbers
+    that are not finite.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        factor: int,
+        call: Call = nn.Module.__call__,
+        requirements: SizeRequirements | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.factor, self.call, self.requirements = network, factor, call, requirements
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        height, width = pixels.shape[2:]
+        right, below = self.requirements.get_padding(width, height) if self.requirements else (0, 0)
+        if right or below:
+            mirrored = min(right, width - 1), min(below, height - 1)  # torch cannot reflect more than there is
+            pixels = functional.pad(pixels, (0, mirrored[0], 0, mirrored[1]), "reflect")
+            pixels = functional.pad(pixels, (0, right - mirrored[0], 0, below - mirrored[1]), "replicate")
+        return self.call(self.network, pixels)[..., : height * self.factor, : width * self.factor]
+
+
+class Upscaler:
+    """Enlarges pictures with a network that is lent to it, on the device and in the dtype of its parameters.
+
+    ``tile_size`` is the longest side of a tile in pixels of the input, context not counted.
+    """
+
+    def __init__(self, network: UpscalerNetwork, tile_size: int) -> None:
+        self.network, self.tile_size, self.factor = network, tile_size, network.factor
+        self.overlap = min(FEATHER, tile_size // 2)
+        self.context, self.grid = (
+            (min(receptive_reach(network), CONTEXT_LIMIT), 1) if is_convolutional(network) else (CONTEXT_LIMIT, GRID)
+        )
+
+    def upscale(self, image: Image.Image, scale: float, progress: TileProgress | None = None) -> Image.Image:
+        """The picture at ``scale`` (1 to 8, fractions too) times its size, rounded; RGB, or RGBA if it has
+        transparency.
+
+        The network runs once, or as often as it takes to reach ``scale``; the rest is a LANCZOS reduction.
+        """
+        sizes = pass_sizes(image.size, scale, self.factor)
+        total = sum(len(self._spans(width)) * len(self._spans(height)) for width, height in [image.size, *sizes[:-1]])
+        tiles = count(1)
+
+        def tick() -> None:
+            if progress:
+                progress(next(tiles), total)
+
+        result = image.convert("RGB")
+        for size in sizes:
+            result = self._enlarge(result, tick).resize(size, Image.Resampling.LANCZOS)
+        if image.has_transparency_data:
+            result.putalpha(image.convert("RGBA").getchannel("A").resize(result.size, Image.Resampling.LANCZOS))
+        return result
+
+    def _spans(self, side: int) -> list[Span]:
+        return tile_spans(side, self.tile_size, self.overlap)
+
+    def _enlarge(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
+        """One run of the network over an RGB picture. Only one row of tiles is held as float32 at a time."""
+        factor, edge = self.factor, self.context
+        rows, columns = self._spans(image.height), self._spans(image.width)
+        row_weights, column_weights = (
+            blend_weights([(factor * a, factor * b) for a, b in spans], factor * self.overlap)
+            for spans in (rows, columns)
+        )
+        # numpy, because torch cannot reflect a picture that is smaller than the border
+        padded = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
+        pixels = np.empty((image.height * factor, image.width * factor, 3), np.uint8)
+        shared = torch.zeros(3, 0, image.width * factor)  # the rows that the band above has begun
+        next_tops = [top for top, _ in rows[1:]] + [image.height]
+        for (top, bottom), next_top, row_weight in zip(rows, next_tops, row_weights):
+            band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
+            band[:, : shared.shape[1]] = shared
+            for (left, right), column_weight in zip(columns, column_weights):
+                # the part of the context, less than GRID, that is left out above and on the left to begin where windows
+                # do
+                above, before = -top % self.grid, -left % self.grid
+                tile = self.enlarge_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
+                tile = tile[:, (edge - above) * factor :, (edge - before) * factor :][
+                    :, : len(row_weight), : len(column_weight)
+                ]
+                band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
+                tick()
+            finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
+            pixels[top * factor : next_top * factor] = (
+                finished.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+            )
+        return Image.fromarray(pixels)
+
+    def enlarge_tile(self, pixels: np.ndarray) -> torch.Tensor:
+        """H x W x 3 bytes to 3 x H x W float32 on the CPU, enlarged; the context, if there is any, is still around it.
+
+        Raises WeightsError where a network's numbers go beyond what its dtype can hold.
+        """
+        weight = next(self.network.parameters())
+        with torch.inference_mode():
+            tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
+            enlarged: torch.Tensor = self.network(tile)[0].float().cpu()
+        if not enlarged.isfinite().all():
+            advice = (
+                "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
+            )
+            raise WeightsError(
+                f"upscaler: its numbers go beyond what {weight.dtype} can hold; {advice}choose another one"
+            )
+        return enlarged
+
+
+def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:
+    """An upscaler on the CPU, as spandrel describes it. Raises WeightsError when the file is missing, cannot be
+    read, is damaged or holds something else."""
+    model = read_network(path, "upscaler", "use an ESRGAN-type network")
+    if (model.input_channels, model.output_channels) != (3, 3) or model.scale < 2:
+        raise WeightsError(
+            f"{path.name}: does not enlarge RGB pictures; use an ESRGAN-type network of factor 2 or more"
+        )
+    return model
+
+
+def load_upscaler_network(path: Path, dtype: torch.dtype = torch.float32) -> UpscalerNetwork:
+    """Reads an upscaler to the CPU, ready for :class:`Upscaler`, in ``dtype`` or, where its architecture cannot compute
+    in that, in float32.
+
+    Raises WeightsError as :func:`read_upscaler` does.
+    """
+    model = read_upscaler(path)
+    able = {
+        torch.float16: model.supports_half,
+        torch.bfloat16: model.supports_bfloat16 and model.architecture.id not in FLOAT32_ONLY,
+    }
+    dtype = dtype if able.get(dtype, True) else torch.float32
+    logger.info(
+        "upscaler %s: %s, factor %d, %s",
+        path.name,
+        model.architecture.name,
+        model.scale,
+        str(dtype).removeprefix("torch."),
+    )
+    network = model.model.to(dtype).eval().requires_grad_(False)
+    return UpscalerNetwork(
+        network, model.scale, model._call_fn, model.size_requirements
+    )  # spandrel has no public name for the first

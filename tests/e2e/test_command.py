@@ -1,0 +1,165 @@
+"""``scripts/predict``: what a person at a terminal gets."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.pictures import PICTURE
+from support.processes import Drawn, Server
+
+from backend.core.errors import InputError
+from backend.core.settings import ROOT
+from backend.core.timeline import Timeline
+from modules.app import service as startup
+from modules.cli import predict as command
+
+Report = Callable[[str, float], None]
+
+
+def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
+    assert drawn.process.returncode == 0, drawn.process.stderr
+    assert sorted(str(path.relative_to(drawn.folder)) for path in drawn.folder.rglob("*")) == [
+        "found",
+        "found/found-0-unit-1.png",
+        "pictures",
+        "pictures/out-0.png",
+        "timeline.png",
+    ]
+    assert list(drawn.temporary.rglob("*")) == []
+    printed = json.loads(drawn.process.stdout)
+    assert printed["files"] == ["pictures/out-0.png"]
+    assert all(printed["metrics"][f"{stage}.seconds"] > 0 for stage in ("generate", "adetailer", "upscale", "outputs"))
+    for words in ("100%|", "seconds", "adetailer", "total"):
+        assert words in drawn.process.stderr
+    with Image.open(drawn.folder / "timeline.png") as chart:
+        chart.verify()
+
+
+def test_the_same_seed_gives_the_same_picture_over_http(drawn: Drawn, server: Server) -> None:
+    (url,) = server.predict(PICTURE).json()["output"]
+    with (
+        Image.open(drawn.folder / "pictures" / "out-0.png") as ours,
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as theirs,
+    ):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-i", "prompt=x", "-i", "promt=y"], "promt: is not known (did you mean 'prompt'?)"),
+        (["-i", "prompt=x", "-i", "scale=9"], "scale: must be from 1 to 8, not 9.0"),
+        (["-i", "prompt=x", "-i", "image=@missing.png"], "image: cannot read 'missing.png': No such file or directory"),
+        (["-i", "prompt=x", "-o", "/dev/null/x"], "-o: cannot write to '/dev/null/x': Not a directory"),
+        (["--inputs"], "unrecognized arguments: --inputs"),
+        ([], "prompt: is missing"),
+    ],
+)
+def test_a_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    process = subprocess.run(
+        [ROOT / "scripts" / "predict", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", f"error: {message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_input_is_answered_before_anything_heavy_is_imported() -> None:
+    code = (
+        "import sys; from modules.cli.predict import main; print(main(['-i', 'prompt=']), 'torch' in sys.modules, "
+        "'PIL' in sys.modules)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert process.stdout == "2 False False\n"
+
+
+class FakeService:
+    """In place of the models: writes two files, or raises what it is told to."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+        self.inputs: Mapping[str, Any] = {}
+
+    def new_timeline(self) -> Timeline:
+        return Timeline()
+
+    def predict(self, inputs: Mapping[str, Any], report: Report, timeline: Timeline, debug_sink: object) -> list[Path]:
+        self.inputs = {**inputs, "bytes": inputs["image"].read_bytes() if inputs["image"] else b""}
+        folder = Path(tempfile.mkdtemp())
+        files = [folder / "out-0.webp", folder / "out-1.webp"]
+        for file in files:
+            file.write_bytes(b"picture")
+        if self.error:
+            raise self.error
+        return files
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeService]:
+    fake = FakeService(None)
+    monkeypatch.setattr(startup, "start", lambda settings, timeline: fake)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    yield fake
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_file_reaches_the_service_as_a_temporary_copy(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    assert command.main(["-i", "prompt=x", "-i", f"image=@{tmp_path / 'photo.png'}", "-o", str(tmp_path / "out")]) == 0
+    assert service.inputs["bytes"] == b"photo"
+    assert service.inputs["image"].is_relative_to(tmp_path / "tmp")
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out" / f"out-{index}.webp") for index in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("width", "must be a multiple of 16"), 2, "error: width: must be a multiple of 16"),
+        (KeyboardInterrupt(), 130, "interrupted; no file was written"),
+    ],
+)
+def test_what_goes_wrong_later_leaves_no_file(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    service.error = error
+    assert command.main(["-i", "prompt=x", "-o", str(tmp_path / "out")]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Path] = []
+
+    def copy(source: Path, target: Path) -> None:
+        copies.append(target)
+        target.write_bytes(b"half")
+        if len(copies) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command.shutil, "copyfile", copy)
+    with pytest.raises(SystemExit, match="error: cannot write the files: No space left on device"):
+        command.main(["-i", "prompt=x", "-o", str(tmp_path / "out")])
+    assert len(copies) == 2
+    assert list((tmp_path / "out").iterdir()) == []

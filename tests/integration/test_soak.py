@@ -1,0 +1,39 @@
+"""What a service keeps of many requests: nothing; and a leak would be seen (``bench/robustness/soak.py``, in short)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.robustness.soak import mixed_requests, soak
+from modules.app.service import Service
+
+
+@pytest.fixture
+def scratch(service: Service) -> Path:
+    return service.outputs.parent
+
+
+def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tmp_path: Path) -> None:
+    requests = mixed_requests(24, tmp_path, seed=1)
+    seen = soak(service, requests, scratch, every=0)
+    assert set(seen.outcomes) == {"done", "refused", "canceled", "failed"} and seen.outcomes.total() == 24
+    assert seen.bytes_moved == 0
+    assert seen.left_files == []
+
+
+def test_a_picture_after_many_others_is_that_of_a_fresh_process(
+    service: Service, scratch: Path, tmp_path: Path
+) -> None:
+    requests = [request for request in mixed_requests(12, tmp_path, seed=2) if request.outcome == "done"][:3]
+    seen = soak(service, requests, scratch, every=3)
+    assert seen.compared == 1 and seen.different == []
+
+
+def test_a_leak_is_noticed(service: Service, scratch: Path, tmp_path: Path) -> None:
+    requests = [request for request in mixed_requests(60, tmp_path) if request.outcome == "refused"] * 4
+    assert not any("host memory rose" in fault for fault in soak(service, requests, scratch, every=0).faults())
+    assert any(
+        "host memory rose" in fault for fault in soak(service, requests, scratch, leak=20_000_000, every=0).faults()
+    )

@@ -1,0 +1,103 @@
+"""The benchmark for a GPU, on a machine that need not have one: the same code with the embedded models and emulated
+cards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from backend.core.settings import ROOT
+from bench.gpu.checkpoint import FLUX_DEV, TINY, build, write_checkpoint
+from bench.gpu.ground import Ground, Row
+from bench.gpu.measures import MEASURES, caps, fallback
+
+CPU = torch.device("cpu")
+GROUND = Ground(
+    CPU, "embedded", ROOT / "weights" / "embedded" / "flux", 256, 2, (160_000_000, 80_000_000, 20_000_000), runs=1
+)
+
+
+def test_the_shapes_are_those_of_flux_dev() -> None:
+    with torch.device("meta"):
+        counts = {name: sum(p.numel() for p in build(name, sizes).parameters()) for name, sizes in FLUX_DEV.items()}
+    assert counts == {
+        "transformer": 11_901_408_320,
+        "vae": 83_819_683,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 4_762_310_656,
+    }
+
+
+def test_random_weights_are_a_folder_that_diffusers_draws_from(tmp_path: Path) -> None:
+    size = write_checkpoint(tmp_path, TINY, CPU)
+    assert size == sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    pipeline = FluxPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a fox", width=64, height=64, num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_weights_that_are_there_are_not_made_again(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TINY, CPU)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    write_checkpoint(tmp_path, TINY, CPU)
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("name", ["copies", "attention", "loading", "steps"])
+def test_a_measure_gives_numbers(name: str) -> None:
+    rows = MEASURES[name](GROUND)
+    assert rows and all(
+        isinstance(row, Row) and row.measure == name and math.isfinite(row.value) and row.value > 0 for row in rows
+    )
+
+
+def test_ours_is_measured_beside_stock_diffusers() -> None:
+    for name in ("loading", "steps"):
+        names = [row.name for row in MEASURES[name](GROUND)]
+        assert any("ours" in one for one in names) and any("stock" in one for one in names)
+
+
+def test_cards_of_other_sizes_show_what_was_foretold() -> None:
+    rows = {row.name: row for row in caps(GROUND, qualities=("exact",))}
+    for card in ("0.16 GB", "0.08 GB"):
+        peak, moved = rows[f"{card}, exact: peak"], rows[f"{card}, exact: moved when warm"]
+        assert peak.limit is not None and 0.7 < peak.value / peak.limit < 1.1
+        assert peak.value <= float(card.split()[0])
+        assert (moved.value == 0) == ("all resident" in peak.note)
+    assert rows["0.02 GB, exact: bytes missing"].value > 0
+
+
+def test_the_ladder_ends_with_the_pictures() -> None:
+    [row] = fallback(replace(GROUND, caps=(120_000_000, 20_000_000)), outputs=2, scale=1)
+    assert row.value == 2
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--small", "--only", "copies", "--out", str(out)]
+    finished = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert "| copies | host to device, pageable |" in finished.stdout
+    assert [row["measure"] for row in json.loads(out.read_text())["rows"]] == ["copies"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (
+        finished.returncode == 1
+        and finished.stderr.startswith("error: torch finds no CUDA device")
+        and finished.stderr.count("\n") == 1
+    )

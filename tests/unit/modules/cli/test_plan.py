@@ -1,0 +1,130 @@
+"""``scripts/plan`` as it is called, and the tables in ``docs/memory.md`` that commands write."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from backend.core.settings import ROOT
+from backend.memory_management import MemoryPlan
+from backend.planning.card_tables import card_table
+from bench.memory import placement_simulation
+from bench.memory.placement_simulation import Row, markdown, simulate
+
+COMMAND = ["scripts/plan", "--vram", "24GB", "--ram", "64GB", "--model", "flux-dev", "--size", "1024x1024"]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def written(name: str, page: str = "docs/memory.md") -> str:
+    """The table between the marks on a page."""
+    return (ROOT / page).read_text().split(f"<!-- {name} -->\n")[1].split("\n<!-- end -->")[0]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return simulate()
+
+
+def test_the_plan_for_people() -> None:
+    result = run(*COMMAND)
+    assert result.returncode == 0 and result.stderr == ""
+    for expected in ("LOW_VRAM", "transformer", "block offload", "14.4 GB inference", "RTX 4090"):
+        assert expected in result.stdout
+
+
+def test_json_holds_the_fields_of_the_plan_by_name() -> None:
+    plan = json.loads(run(*COMMAND, "--json").stdout)
+    assert list(plan) == [field.name for field in fields(MemoryPlan)]
+    assert plan["state"] == "LOW_VRAM" and plan["placements"]["transformer"] == {
+        "kind": "block offload",
+        "dtype": "bf16",
+        "tiled": False,
+    }
+    assert plan["predicted_peak_bytes"] <= 24 * 10**9
+
+
+@pytest.mark.parametrize("weight_precision", ["exact", "nf4"])
+def test_it_answers_within_a_second(weight_precision: str) -> None:
+    """Seconds of the processor, because other work on the machine says nothing about the command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run(*COMMAND, "--quality", weight_precision).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_it_needs_only_the_standard_library() -> None:
+    """``-S`` leaves out the installed packages; what is imported all the same is told on stderr."""
+    program = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    result = run(sys.executable, "-S", "-c", program, *COMMAND)
+    imported = {name.partition(".")[0] for name in result.stderr.split()}
+    assert "transformer" in result.stdout
+    assert "backend" in imported and not imported & {"torch", "numpy", "diffusers", "PIL"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vram", "3GB", "--size", "4096x4096", "--outputs", "4"], "num_outputs: "),
+        (["--vram", "much"], "'much' is not an amount such as 24GB"),
+        (["--vram", "24GB", "--size", "1024"], "not a size such as 1024x1024"),
+        (["--vram", "24GB", "--scale", "9"], "must be from 1 to 8"),
+        ([], "--vram is needed"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments: list[str], message: str) -> None:
+    result = run("scripts/plan", *arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+def test_amounts() -> None:
+    plans = [
+        json.loads(run("scripts/plan", "--vram", vram, "--json").stdout)
+        for vram in ("24GiB", "25769803776", "24.0 gib")
+    ]
+    assert plans[0] == plans[1] == plans[2] and plans[0]["inference_bytes"] == 24 * 2**30 * 6 // 10
+
+
+def test_the_table_of_cards_in_the_document_is_current() -> None:
+    assert card_table() == written("cards"), "write it again with: scripts/plan --table"
+
+
+def test_the_simulation_in_the_document_is_current(rows: list[Row]) -> None:
+    assert markdown(rows) == written("simulation", "bench/results/memory.md"), "write it again with: python -m bench.memory.placement_simulation"
+
+
+def test_where_component_offload_runs_our_plan_moves_at_most_half_and_is_faster(rows: list[Row]) -> None:
+    running = [row for row in rows if row.component_offload.runs]
+    assert {(row.gigabytes, row.precision) for row in running} >= {(24, "bf16"), (24, "fp8"), (16, "fp8")}
+    for row in running:
+        assert row.our_plan.moved_bytes <= row.component_offload.moved_bytes / 2, row
+        assert row.our_plan.seconds < row.component_offload.seconds, row
+
+
+def test_with_rounding_our_plan_moves_at_most_half_on_24_16_and_12_gb_even_of_what_component_offload_cannot_run(
+    rows: list[Row],
+) -> None:
+    small = [row for row in rows if row.gigabytes in (24, 16, 12)]
+    assert len(small) == 3 * 2 * 4
+    for row in small:
+        assert row.our_plan_rounded.moved_bytes <= row.component_offload.moved_bytes / 2, row
+
+
+def test_our_plan_runs_everywhere_but_on_8_gb_in_a_small_machine_only_rounded_and_keeps_its_models_on_large_cards(
+    rows: list[Row],
+) -> None:
+    assert all(row.our_plan_rounded.runs for row in rows)
+    assert {(row.gigabytes, row.precision) for row in rows if not row.our_plan.runs} == {(8, "bf16")}
+    uploaded_once = sum(component.size() for component in placement_simulation.MODELS["bf16"].components.values())
+    assert all(row.our_plan.moved_bytes <= uploaded_once for row in rows if row.gigabytes >= 48)

@@ -1,0 +1,359 @@
+"""The detectors by name: which are there, that those of every published architecture load and detect, and how units
+ask for them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support.detections import WEIGHTS, assert_equal, predicted
+from support.processes import Drawn
+from support.requests_data import EMBEDDED, INPUTS
+
+from backend.core.errors import InputError, WeightsError
+from backend.core.settings import ROOT, Settings
+from backend.model_cache_optimizer import ModelCache
+from backend.offload.oom_fallback import OomFallback
+from modules.cli.fetch_weights import trust
+from modules.detection.classes import TEXT_MODEL, ClassSet
+from modules.detection.registry import OWN, PUBLISHED, detector_parameters, find_detectors
+from modules.detection.service import Detectors
+from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
+from modules.request.parser import build_request
+from training.data.detector_samples import KINDS, draw_faces
+from training.data.drawing import draw_scene
+from training.data.scene import sample_scene
+
+ARCHITECTURES = {
+    "face_yolov8n.pt": ("yolov8n.yaml", ["face"]),
+    "face_yolov8s.pt": ("yolov8s.yaml", ["face"]),
+    "hand_yolov8n.pt": ("yolov8n.yaml", ["hand"]),
+    "person_yolov8n-seg.pt": ("yolov8n-seg.yaml", ["person"]),
+    "person_yolov8s-seg.pt": ("yolov8s-seg.yaml", ["person"]),
+    "yolov8x-worldv2.pt": ("yolov8x-worldv2.yaml", ["face", "hand", "hat"]),
+}
+IMGSZ = 160
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> None:
+    offline_ultralytics(tmp_path_factory.mktemp("ultralytics"))
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return draw_scene(sample_scene(Random(8), (320, 200)))
+
+
+def eager(architecture: str, names: list[str]) -> Any:
+    """A network that nobody has made to see much in everything: one pass over a drawing fits its norms, and its
+    scores are spread."""
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel, WorldModel
+
+    kind = WorldModel if "world" in architecture else SegmentationModel if "seg" in architecture else DetectionModel
+    torch.manual_seed(0)
+    network: Any = kind(architecture, nc=len(names), verbose=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum, module.eps = 1.0, 0.1  # or what hardly varies would be blown up
+    if kind is WorldModel:
+        network.txt_feats = torch.nn.functional.normalize(torch.randn(1, len(names), 512), dim=-1)
+    drawing = np.array(draw_scene(sample_scene(Random(8), (320, 200))).resize((160, 96)))
+    pixels = torch.from_numpy(drawing).permute(2, 0, 1)[None] / 255
+    network.train()(torch.cat([pixels, pixels.flip(3)]))
+    for scores, contrast in zip(network.model[-1].cv3, getattr(network.model[-1], "cv4", [None] * 3)):
+        if kind is WorldModel:
+            torch.nn.init.constant_(contrast.bias, 0.0)
+            torch.nn.init.constant_(contrast.logit_scale, -1.0)
+        else:
+            torch.nn.init.normal_(scores[-1].weight, std=0.02)  # small, or scores are 1 and equal
+            torch.nn.init.zeros_(scores[-1].bias)
+    network.names = dict(enumerate(names))
+    return network.eval()
+
+
+def save(network: Any, path: Path) -> None:
+    """As ultralytics saves a checkpoint: the network in half precision."""
+    torch.save({"model": deepcopy(network).half(), "train_args": {"imgsz": IMGSZ}}, path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights with our own detectors, all six that ADetailer offers, and one more."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "embedded").mkdir()
+    for name in OWN:
+        for suffix in (".safetensors", ".yaml"):
+            (folder / "embedded" / name).with_suffix(suffix).symlink_to((WEIGHTS.parent / name).with_suffix(suffix))
+    for name, (architecture, names) in ARCHITECTURES.items():
+        save(eager(architecture, names), folder / name)
+        trust(folder / name, folder)
+    (folder / "adetailer").mkdir()
+    save(eager("yolov8n.yaml", ["cat"]), folder / "adetailer" / "my cats.pt")
+    trust(folder / "adetailer" / "my cats.pt", folder)
+    return folder
+
+
+def cached(settings: Settings, *only: str) -> tuple[Detectors, ModelCache]:
+    files = find_detectors(settings)
+    models = ModelCache(torch.device("cpu"))
+    detectors = Detectors(
+        {name: path for name, path in files.items() if not only or name in only},
+        settings,
+        models,
+        OomFallback(models.downgrade),
+    )
+    for name in models.names():
+        models.load(name)
+    return detectors, models
+
+
+# What is there
+
+
+def test_the_package_alone_has_its_own(tmp_path: Path) -> None:
+    assert (
+        list(find_detectors(Settings())) == [Path(name).stem for name in OWN] and OWN[0] == "face_detector.safetensors"
+    )
+    with pytest.raises(WeightsError, match="^face_detector: .* is not under weights/"):
+        find_detectors(Settings(weights_dir=str(tmp_path)))
+
+
+def test_every_file_that_is_there_has_a_name(weights: Path) -> None:
+    found = find_detectors(Settings(weights_dir=str(weights)))
+    assert set(found) == {*PUBLISHED, *(Path(name).stem for name in OWN), "my cats.pt"}
+    assert next(iter(found)) == "face_yolov8n.pt", "the published one for faces is preferred"
+    assert (
+        next(iter(find_detectors(Settings(weights_dir=str(weights), face_detector="face_yolov8s.pt"))))
+        == "face_yolov8s.pt"
+    )
+
+
+def test_the_plan_counts_every_detector(weights: Path) -> None:
+    assert detector_parameters(WEIGHTS) == sum(tensor.numel() for tensor in load_file(WEIGHTS).values())
+    network = load_detector_network(weights / "yolov8x-worldv2.pt")
+    counted = detector_parameters(weights / "yolov8x-worldv2.pt")
+    assert (
+        sum(tensor.numel() for tensor in network.parameters())
+        < counted
+        < 1.2 * sum(tensor.numel() for tensor in network.parameters())
+    )
+
+
+# The six names
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_file_of_each_published_architecture_detects_as_in_ultralytics(
+    weights: Path, name: str, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = load_detector_network(find_detectors(Settings(weights_dir=str(weights)))[name])
+    detector = Detector(network)
+    assert detector.size == (IMGSZ, IMGSZ)
+    confidences = np.sort(detector.detect([picture], 0.0)[0].confidences)
+    confidence = float(confidences[-min(len(confidences), 20)])
+    theirs = predicted(network, picture, IMGSZ, confidence, monkeypatch)
+    (ours,) = detector.detect([picture], confidence)
+    assert 0 < len(ours) < 40
+    assert_equal(ours, theirs, tolerance=2e-3)
+
+
+def test_each_is_read_once_and_lent(weights: Path, picture: Image.Image) -> None:
+    """ADetailer builds its detector anew at every call."""
+    detectors, models = cached(Settings(weights_dir=str(weights)), "face_detector", "hand_yolov8n.pt")
+    with models.on_device(*models.names()) as first:
+        for name in ("face_detector", "hand_yolov8n.pt", "face_detector"):
+            detectors.detect([picture], 0.3, name)
+    with models.on_device(*models.names()) as networks:
+        assert networks == first
+    assert detectors.class_sets["hand_yolov8n.pt"].classes == ("hand",)
+
+
+def test_our_own_three_find_what_they_are_for() -> None:
+    detectors, _ = cached(Settings(weights_dir="weights"), "face_detector", "hand_detector", "person_detector")
+    sample = KINDS["person"].draw(Random(7))
+    counts = {
+        name: len(detectors.detect([sample.image], 0.3, name)[0]) for name in ("", "hand_detector", "person_detector")
+    }
+    assert counts["person_detector"] == len(sample.boxes) and counts["hand_detector"] > 0
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "embedded").mkdir()
+    save(eager("yolov8n.yaml", ["face"]), tmp_path / "hand_yolov8n.pt")
+    trust(tmp_path / "hand_yolov8n.pt", tmp_path)
+    models = ModelCache(torch.device("cpu"))
+    Detectors(
+        {"hand_yolov8n.pt": tmp_path / "hand_yolov8n.pt"},
+        Settings(weights_dir=str(tmp_path)),
+        models,
+        OomFallback(models.downgrade),
+    )
+    with pytest.raises(
+        WeightsError, match="^hand_yolov8n.pt: is a network to detect face, and its name stands for one to detect hand"
+    ):
+        models.load("hand_yolov8n.pt")
+
+
+# What a unit may ask for
+
+WORLD = ClassSet(("face", "hand", "hat"), world=True)
+
+
+def refusal(arguments: str, detectors: dict[str, ClassSet]) -> str:
+    with pytest.raises(InputError) as caught:
+        build_request({**INPUTS, "adetailer_args": arguments}, EMBEDDED, detectors)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            '{"ad_model": "face_yolov8n"}',
+            "adetailer_args: ad_model 'face_yolov8n' is not here (did you mean 'face_yolov8n.pt'?); leave it out, or "
+            "use ",
+        ),
+        (
+            '{"ad_model": "zebra.pt"}',
+            "adetailer_args: ad_model 'zebra.pt' is not here; leave it out, or use face_yolov8n.pt, yolov8x-worldv2.pt",
+        ),
+        (
+            '{"ad_model": "mediapipe_face_full"}',
+            "adetailer_args: ad_model 'mediapipe_face_full' is not here (",
+        ),
+        (
+            '{"ad_model_classes": "hand"}',
+            "adetailer_args: ad_model_classes of face_yolov8n.pt: 'hand' is none of its classes: face",
+        ),
+        (
+            '{"ad_model": "yolov8x-worldv2.pt", "ad_model_classes": "hat, cat"}',
+            "adetailer_args: ad_model_classes of yolov8x-worldv2.pt: 'cat' is none of its classes (did you mean "
+            "'hat'?): face, hand, hat; "
+            f"for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(arguments: str, message: str) -> None:
+    assert refusal(arguments, {"face_yolov8n.pt": ClassSet(("face",)), "yolov8x-worldv2.pt": WORLD}).startswith(message)
+
+
+def test_classes_that_are_baked_in_can_be_chosen() -> None:
+    assert [ClassSet(("face",)).objection(text) for text in ("", " , ", "face")] == ["", "", ""]
+    assert WORLD.wanted("hat, face ,hat") == ("hat", "face") and WORLD.objection("hat, face") == ""
+    assert ClassSet(("face",), world=True, open_vocabulary=True).objection("a red bicycle") == ""
+
+
+def test_a_world_model_looks_for_the_chosen_classes_only(weights: Path, picture: Image.Image) -> None:
+    detectors, _ = cached(Settings(weights_dir=str(weights)), "yolov8x-worldv2.pt")
+    both, hats = (detectors.detect([picture], 0.0, classes=classes)[0] for classes in ("hat, face", "hat"))
+    assert 0 < len(hats) < len(both)
+
+
+# Classes in words, by the text model
+
+
+@pytest.fixture
+def speaking(weights: Path) -> Any:
+    """The folder of weights with a text model of the right form, small and untrained, beside the detectors."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(
+        ROOT / "weights" / "embedded" / "flux" / "tokenizer", local_files_only=True
+    )
+    torch.manual_seed(1)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, projection_dim=512, **small)
+    CLIPTextModelWithProjection(config).save_pretrained(weights / TEXT_MODEL)
+    tokenizer.save_pretrained(weights / TEXT_MODEL)
+    return weights
+
+
+def test_other_classes_are_read_by_the_text_model(speaking: Path, picture: Image.Image) -> None:
+    """A world model that is told "cat" and "dog" sees what one sees into which they were baked."""
+    detectors, models = cached(Settings(weights_dir=str(speaking)), "yolov8x-worldv2.pt")
+    assert detectors.class_sets["yolov8x-worldv2.pt"].open_vocabulary
+    (told,) = detectors.detect([picture], 0.3, classes="cat, dog")
+    with models.on_device("yolov8x-worldv2.pt") as (network,):
+        features = detectors._features(("cat", "dog"))
+        assert features.shape == (1, 2, 512) and torch.allclose(features.norm(dim=-1), torch.ones(1, 2))
+        baked: Any = deepcopy(network)
+    assert baked.model[-1].nc == 3, "the network is as it was"
+    baked.txt_feats, baked.model[-1].nc = features.clone(), 2
+    assert_equal(told, Detector(baked).detect([picture], 0.3)[0])
+    assert len(told) > 0
+
+
+# ONNX
+
+
+def exported(folder: Path, network: Any, **options: Any) -> Path:
+    """The network in ONNX, written by ultralytics' own exporter."""
+    from ultralytics.engine.exporter import Exporter
+
+    network.pt_path, network.args = str(folder / "exported.pt"), {**network.args, "data": ""}
+    network.task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
+    file = Exporter(
+        overrides={"format": "onnx", "imgsz": network.args["imgsz"], "simplify": False, "device": "cpu", **options}
+    )(model=network)
+    return Path(file)
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"dynamic": True}], ids=str)
+@pytest.mark.parametrize("kind", ["face", "person"])
+def test_an_onnx_file_finds_what_the_network_finds(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
+    pytest.importorskip("onnx", reason="onnx writes the file")
+    own = WEIGHTS.with_stem(f"{kind}_detector")
+    images = [KINDS[kind].draw(Random(seed)).image.resize((KINDS[kind].imgsz,) * 2) for seed in (1, 2, 3)]
+    file = exported(tmp_path, load_detector_network(own), **options)
+    ours, theirs = (Detector(load_detector_network(path)).detect(images, 0.3) for path in (own, file))
+    assert sum(len(found) for found in ours) > 0
+    for one, other in zip(ours, theirs):
+        assert_equal(one, other, tolerance=1e-2)
+
+
+def test_a_damaged_onnx_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
+    (tmp_path / "face.onnx").write_bytes(b"\x08\x07nonsense")
+    with pytest.raises(WeightsError, match=r"^face.onnx: is damaged or not an ONNX model"):
+        load_detector_network(tmp_path / "face.onnx")
+
+
+def test_without_onnxruntime_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    (tmp_path / "face.onnx").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"^face.onnx: an ONNX detector needs the package onnxruntime; install it"):
+        load_detector_network(tmp_path / "face.onnx")
+
+
+# Debug images
+
+
+def test_the_command_shows_what_was_found(drawn: Drawn) -> None:
+    with (
+        Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown,
+        Image.open(drawn.folder / "pictures" / "out-0.png") as enlarged,
+    ):
+        picture = enlarged.convert("RGB").resize(shown.size)
+        (face,) = Detector(load_detector_network(WEIGHTS)).detect([picture], 0.3)
+        differs = np.abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(picture)).max(axis=2) > 16
+    x1, y1, x2, y2 = face.boxes[0].astype(int)
+    tinted, elsewhere = (
+        differs[y1:y2, x1:x2].mean(),
+        (differs.sum() - differs[y1:y2, x1:x2].sum()) / (differs.size - (y2 - y1) * (x2 - x1)),
+    )
+    assert tinted > 0.8, "the mask is drawn over the face"
+    assert elsewhere < 0.4, "and elsewhere only frames and words"
+
+
+def test_a_face_detector_sees_faces_of_figures_too() -> None:
+    detectors, _ = cached(Settings(weights_dir="weights"), "face_detector")
+    assert len(detectors.detect([draw_faces(Random(1)).image], 0.3)[0]) > 0

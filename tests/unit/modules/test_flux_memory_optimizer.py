@@ -1,0 +1,338 @@
+"""What is reported as applied is there; what is not applied says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from support.pictures import PROMPT
+from support.processes import Drawn
+from support.services import flux_of
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
+
+from backend.checkpoints.loader import load_diffusers_module
+from backend.core.settings import ROOT, Settings
+from backend.core.timeline import Timeline
+from backend.devices.probe import Device, probe_device
+from backend.memory_management import MemoryPlan, Placement
+from backend.offload.placements import PLACED_MODELS, block_modules
+from backend.offload.quantized_linear import quantize
+from backend.stream import HostTransfers
+from modules.app.service import Service
+from modules.diffusion.denoise_request import DenoiseRequest
+from modules.flux_memory_optimizer import (
+    FluxMemoryOptimizer,
+    fastest_attention,
+    first_block_cache,
+    set_attention,
+)
+
+FOLDER = ROOT / "weights" / "embedded" / "flux"
+CPU = torch.device("cpu")
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.fixture
+def plan(service: Service) -> MemoryPlan:
+    return service.runtime.plan
+
+
+@pytest.fixture
+def transformer() -> nn.Module:
+    return small_transformer()
+
+
+def small_transformer(double_blocks: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 14, 14),
+    }
+    model: nn.Module = FluxTransformer2DModel(
+        in_channels=16, num_layers=double_blocks, num_single_layers=3, guidance_embeds=True, **sizes
+    )
+    return model.eval().requires_grad_(False)
+
+
+def forward(transformer: nn.Module) -> torch.Tensor:
+    """One step over 8 text and 16 image tokens."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode():
+        output: torch.Tensor = transformer(
+            hidden_states=torch.randn(1, 16, 16, generator=generator),
+            encoder_hidden_states=torch.randn(1, 8, 32, generator=generator),
+            pooled_projections=torch.randn(1, 32, generator=generator),
+            timestep=torch.tensor([0.5]),
+            guidance=torch.tensor([3.5]),
+            txt_ids=torch.zeros(8, 3),
+            img_ids=torch.ones(16, 3),
+            return_dict=False,
+        )[0]
+    return output
+
+
+def operators(run: Callable[[], object]) -> set[str]:
+    """The names of all that was computed, down to the kernels."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    return {event.key for event in profiled.key_averages()}
+
+
+def optimizer(plan: MemoryPlan, device: Device | None = None, **settings: Any) -> FluxMemoryOptimizer:
+    """As the set-up makes it."""
+    made = FluxMemoryOptimizer(device or probe_device("cpu", "float32"), plan, replace(Settings(), **settings))
+    made.set_process_options()
+    return made
+
+
+def entry(made: FluxMemoryOptimizer, name: str) -> tuple[bool, str]:
+    [(applied, reason)] = [(one.applied, one.reason) for one in made.report if one.name == name]
+    return applied, reason
+
+
+def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan) -> None:
+    made = optimizer(plan)
+    for name in ("transformer", "vae"):
+        made.improve(name, load(name))
+    made.improve("upscaler", nn.Conv2d(3, 3, 3))
+    names = [one.name for one in made.report]
+    assert len(set(names)) == len(names) and all(one.reason for one in made.report)
+    assert {one.name for one in made.report if one.applied} == {
+        "threads",
+        "channels last: vae",
+        "channels last: upscaler",
+    }
+
+
+def load(name: str) -> nn.Module:
+    kind = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}[name]
+    return load_diffusers_module(kind, FOLDER / name, torch.float32)
+
+
+def test_the_set_up_log_shows_the_report(drawn: Drawn) -> None:
+    assert "+ channels last: vae" in drawn.process.stderr and "- TensorFloat-32" in drawn.process.stderr
+
+
+def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert entry(optimizer(plan), "threads")[1].startswith("1 of torch")
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "upscaler", "asked", "expected"),
+    [
+        (
+            torch.bfloat16,
+            torch.float16,
+            "auto",
+            (True, "in bfloat16, upscalers in float16: faster here than float32"),
+        ),
+        (
+            torch.float32,
+            torch.float32,
+            "auto",
+            (False, "in float32, upscalers in float32: no shorter type is faster on this device"),
+        ),
+        (
+            torch.float32,
+            torch.float32,
+            "float32",
+            (False, "in float32, upscalers in float32: the setting 'dtype' asks for it"),
+        ),
+    ],
+)
+def test_the_precision_is_told_with_its_reason(
+    plan: MemoryPlan, dtype: torch.dtype, upscaler: torch.dtype, asked: str, expected: tuple[bool, str]
+) -> None:
+    device = Device("cpu", "a processor", 0, 0, None, dtype, upscaler)
+    applied, reason = entry(optimizer(plan, device, dtype=asked), "16 bits")
+    assert (applied, reason) == (expected[0], f"diffusion models compute {expected[1]}")
+
+
+def test_making_an_optimizer_sets_nothing_in_the_process(plan: MemoryPlan) -> None:
+    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
+    made = FluxMemoryOptimizer(card, plan, Settings())
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert "TensorFloat-32" not in made.table()
+
+
+@pytest.mark.parametrize(("capability", "applied"), [((9, 0), True), ((7, 5), False)])
+def test_tensorfloat_is_for_ampere_and_newer(plan: MemoryPlan, capability: tuple[int, int], applied: bool) -> None:
+    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, capability, torch.bfloat16)
+    try:
+        assert entry(optimizer(plan, card), "TensorFloat-32")[0] == applied
+        assert torch.get_float32_matmul_precision() == ("high" if applied else "highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
+    vae: Any = load("vae")
+    latents = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        right = vae.decode(latents, return_dict=False)[0]
+        made = optimizer(plan)
+        made.improve("vae", vae)
+        seen: list[bool] = []
+        vae.decoder.conv_out.register_forward_hook(
+            lambda module, args, output: seen.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+        assert torch.allclose(vae.decode(latents, return_dict=False)[0], right, atol=1e-4)
+    assert entry(made, "channels last: vae")[0] and seen == [True]
+
+
+def test_tiles_are_reported_as_they_are(plan: MemoryPlan) -> None:
+    vae: Any = load("vae")
+    for tiled in (False, True):
+        vae.use_tiling = tiled
+        made = optimizer(plan)
+        made.improve("vae", vae)
+        assert entry(made, "autoencoder in tiles")[0] == tiled
+
+
+def test_the_attention_kernel_that_was_set_is_the_one_that_runs(transformer: nn.Module) -> None:
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    assert FUSED in operators(lambda: forward(transformer))
+    set_attention(transformer, "_native_math")
+    assert FUSED not in operators(lambda: forward(transformer))
+    assert _AttentionBackendRegistry.get_active_backend()[0] == before  # other models keep theirs
+
+
+def test_the_fastest_kernel_is_taken_and_the_others_are_named() -> None:
+    best, reason = fastest_attention(("_flash_3", "_native_math", "native"), (1, 512, 4, 32), CPU, torch.float32)
+    assert best == "native" and "_native_math" in reason and " ms" in reason
+    assert "_flash_3: Flash Attention 3 backend" in reason  # not installed here
+
+
+def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_native_math"
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, name, lambda query, key, value: torch.zeros_like(query))
+    monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, name, {"query", "key", "value"})
+    best, reason = fastest_attention((name, "native"), (1, 512, 4, 32), CPU, torch.float32)
+    assert best == "native" and "100% from native" in reason
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all that is compiled here, so that the same blocks are compiled once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+    torch._dynamo.reset()
+    counters.clear()
+    yield compiled
+    torch._dynamo.reset()
+
+
+def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
+    plan: MemoryPlan, compile_cache: Path
+) -> None:
+    right = forward(small_transformer(double_blocks=0))  # one kind of block is compiled in half of the time
+    for start in range(2):
+        transformer = small_transformer(double_blocks=0)
+        made = optimizer(plan, compile="on", compile_cache=str(compile_cache))
+        made.improve("transformer", transformer)
+        applied, reason = entry(made, "compiled blocks")
+        assert applied and reason.startswith("3 blocks")
+        assert torch.allclose(forward(transformer), right, atol=1e-4)
+        assert counters["stats"]["unique_graphs"] == 2  # not one a block; the first one's input has other strides
+        assert (counters["inductor"]["fxgraph_cache_miss"] > 0) == (start == 0)
+        torch._dynamo.reset()
+        counters.clear()
+    assert any(compile_cache.rglob("*.so"))
+
+
+@pytest.mark.parametrize("kind", ["model offload", "block offload", "layer offload"])
+def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, kind: Any) -> None:
+    transformer = small_transformer(double_blocks=0)
+    right = forward(transformer)
+    optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+    placed = PLACED_MODELS[kind](transformer, HostTransfers())
+    placed.load()
+    assert torch.allclose(forward(transformer), right, atol=1e-4)
+    # layers that come one by one need hooks inside of the blocks, which compiled code does not run
+    assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
+
+
+@pytest.mark.parametrize("name", ["fp8", "nf4"])
+def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
+    plan: MemoryPlan, compile_cache: Path, name: str
+) -> None:
+    transformer = quantize(small_transformer(double_blocks=0), name, torch.float32)
+    right = forward(transformer)
+    optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+    assert torch.allclose(forward(transformer), right, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2  # as without quantization: not one a block
+
+
+@pytest.mark.parametrize(
+    ("settings", "placement", "why"),
+    [
+        ({"compile": "off"}, {}, "is off"),
+        ({"compile": "auto"}, {}, "on a CPU"),
+        ({"compile": "on"}, {"kind": "layer offload"}, "layers one by one"),
+    ],
+)
+def test_blocks_that_are_not_compiled_say_why(
+    plan: MemoryPlan, transformer: nn.Module, settings: dict[str, str], placement: dict[str, Any], why: str
+) -> None:
+    changed: Placement = replace(plan.placements["transformer"], **placement)
+    made = optimizer(replace(plan, placements={**plan.placements, "transformer": changed}), **settings)
+    made.improve("transformer", transformer)
+    applied, reason = entry(made, "compiled blocks")
+    assert not applied and why in reason and "forward" not in vars(block_modules(transformer)[0])
+
+
+def test_a_step_that_changes_nothing_is_not_computed(transformer: Any) -> None:
+    runs: list[int] = []
+    transformer.single_transformer_blocks[-1].norm.register_forward_pre_hook(lambda module, args: runs.append(1))
+    with first_block_cache(transformer, True), transformer.cache_context("cond"):
+        assert torch.allclose(forward(transformer), forward(transformer), atol=1e-5)
+        assert len(runs) == 1
+    forward(transformer)
+    forward(transformer)
+    assert len(runs) == 3
+
+
+def test_go_fast_leaves_nothing_behind(service: Service) -> None:
+    flux, drawing = flux_of(service), DenoiseRequest((PROMPT,), (7,), 256, 256, steps=8, guidance=3.5)
+    plain, fast, again = (
+        np.asarray(flux.generate(replace(drawing, go_fast=go_fast), Timeline())[0]).astype(float)
+        for go_fast in (False, True, False)
+    )
+    assert np.array_equal(plain, again)
+    assert np.square(plain - fast).mean() < 255**2 / 100  # over 20 dB
+
+
+def test_go_fast_pictures_do_not_depend_on_those_beside_them(service: Service) -> None:
+    flux = flux_of(service)
+    drawing = DenoiseRequest((PROMPT, "a man with a yellow hat"), (7, 8), 256, 256, steps=6, guidance=3.5, go_fast=True)
+    together = [np.asarray(image) for image in flux.generate(drawing, Timeline())]
+    alone = [np.asarray(flux.generate(drawing.only(index), Timeline())[0]) for index in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_an_error_closes_the_first_block_cache(transformer: Any) -> None:
+    with pytest.raises(KeyError), first_block_cache(transformer, True):
+        assert transformer.is_cache_enabled
+        raise KeyError
+    assert not transformer.is_cache_enabled

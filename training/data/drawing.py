@@ -1,0 +1,399 @@
+"""Draws a :class:`~training.data.scene.Scene` as a flat illustration, and says exactly where the faces are.
+
+Everything is a closed smooth curve in the person's own coordinates (the face's centre is 0, 0 and its half height is 1,
+y points down), so a head can be placed, scaled and tilted by one transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from PIL import Image, ImageDraw
+
+from training.data.scene import (
+    BACKGROUND_COLOURS,
+    HAIR_COLOURS,
+    HAT_COLOURS,
+    SHIRT_COLOURS,
+    SKIN_TONES,
+    Colour,
+    Person,
+    Placement,
+    Scene,
+)
+from training.data.shapes import Box, Point, ellipse, mirrored, mix, shade, smooth, stroke
+
+SUPERSAMPLE = 3
+INK: Colour = (44, 34, 38)
+WHITE: Colour = (252, 252, 252)
+
+
+Painter = Callable[[Sequence[Point], Colour], None]
+
+
+def draw_body(paint: Painter, person: Person, skin: Colour) -> None:
+    shirt = SHIRT_COLOURS[person.shirt]
+    broad = 1.0 if person.kind in ("man", "boy") else 0.88
+    torso = mirrored(
+        [
+            (0.0, 1.12),
+            (0.42, 1.2),
+            (1.15 * broad, 1.5),
+            (1.72 * broad, 1.95),
+            (1.98 * broad, 3.0),
+            (2.1 * broad, 5.5),
+            (2.1 * broad, 9.0),
+        ]
+    )
+    paint(smooth(torso), shirt)
+    paint(
+        smooth(
+            [
+                (1.3 * broad, 2.6),
+                (1.45 * broad, 3.4),
+                (1.5 * broad, 9.0),
+                (2.2 * broad, 9.0),
+                (2.05 * broad, 4.0),
+                (1.9 * broad, 2.8),
+            ]
+        ),
+        shade(shirt, -0.16),
+    )
+    if person.style % 3 == 0:  # a collar
+        for side in (-1, 1):
+            paint(
+                [(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)],
+                shade(shirt, 0.22 if sum(shirt) < 620 else -0.1),
+            )
+
+
+def draw_neck(paint: Painter, person: Person, skin: Colour) -> None:
+    paint(ellipse(0, 1.34, 0.44, 0.3), skin)
+    paint(smooth(mirrored([(0.0, 0.6), (0.32, 0.6), (0.3, 1.1), (0.38, 1.4), (0.0, 1.62)])), skin)
+    paint(smooth(mirrored([(0.0, 0.85), (0.33, 0.75), (0.3, 1.02), (0.0, 1.2)])), shade(skin, -0.18))
+
+
+def draw_hair_back(paint: Painter, person: Person) -> None:
+    hair = HAIR_COLOURS[person.hair_colour]
+    if person.hair_length == "long":
+        wavy = 0.1 if person.style % 2 else 0.0
+        paint(
+            smooth(
+                mirrored(
+                    [
+                        (0.0, -1.3),
+                        (0.7, -1.16),
+                        (1.08, -0.6),
+                        (1.1 + wavy, 0.1),
+                        (1.12 - wavy, 0.75),
+                        (1.2 + wavy, 1.35),
+                        (1.02, 1.95),
+                        (0.6, 2.0),
+                        (0.3, 1.4),
+                        (0.0, 1.0),
+                    ]
+                )
+            ),
+            shade(hair, -0.14),
+        )
+    elif person.hair_length == "short":
+        paint(
+            smooth(mirrored([(0.0, -1.26), (0.62, -1.14), (0.94, -0.66), (0.93, 0.0), (0.7, 0.3), (0.0, 0.2)])),
+            shade(hair, -0.14),
+        )
+
+
+FACE = smooth(mirrored([(0.0, -1.0), (0.48, -0.9), (0.75, -0.45), (0.77, 0.1), (0.6, 0.66), (0.28, 0.95), (0.0, 1.0)]))
+
+
+def draw_face(paint: Painter, person: Person, skin: Colour) -> None:
+    hair = HAIR_COLOURS[person.hair_colour]
+    dark = shade(skin, -0.22)
+    for side in (-1, 1):
+        paint(ellipse(side * 0.78, 0.06, 0.14, 0.22), dark)
+        paint(ellipse(side * 0.77, 0.06, 0.11, 0.19), skin)
+    paint(FACE, skin)
+    for side in (-1, 1):
+        paint(ellipse(side * 0.46, 0.38, 0.17, 0.12), mix(skin, (240, 90, 90), 0.22))
+    if person.beard:
+        beard = shade(hair, -0.1)
+        paint(
+            smooth(
+                mirrored([(0.0, 0.36), (0.34, 0.34), (0.56, 0.2), (0.76, 0.02), (0.7, 0.55), (0.42, 1.0), (0.0, 1.14)])
+            ),
+            beard,
+        )
+    paint(smooth([(-0.04, 0.0), (0.06, 0.0), (0.14, 0.26), (0.0, 0.33), (-0.1, 0.27)]), dark)
+    draw_eyes(paint, person, shade(hair, -0.35) if person.hair_length != "bald" else INK)
+    draw_mouth(paint, person, skin)
+
+
+def draw_eyes(paint: Painter, person: Person, brow: Colour) -> None:
+    wide = 1.22 if person.expression == "surprised" else 1.0
+    iris = ((92, 62, 40), (60, 110, 170), (70, 130, 80), (54, 44, 44))[person.style // 3 % 4]
+    lashes = person.kind in ("woman", "girl")
+    for side in (-1, 1):
+        x = side * 0.33
+        if person.expression == "laughing":
+            paint(stroke([(x - 0.17, -0.04), (x - 0.09, -0.14), (x + 0.09, -0.14), (x + 0.17, -0.04)], 0.09), INK)
+        else:
+            paint(ellipse(x, -0.1, 0.19, 0.135 * wide), WHITE)
+            paint(ellipse(x, -0.095, 0.118, 0.122 * wide), iris)
+            paint(ellipse(x, -0.095, 0.07, 0.075), INK)
+            paint(ellipse(x + 0.04, -0.14, 0.034, 0.034), WHITE)
+            paint(
+                stroke(
+                    [
+                        (x - 0.2, -0.1),
+                        (x - 0.13, -0.21 * wide),
+                        (x, -0.25 * wide),
+                        (x + 0.13, -0.21 * wide),
+                        (x + 0.2, -0.1),
+                    ],
+                    0.085 if lashes else 0.05,
+                ),
+                INK,
+            )
+        lift = {"surprised": -0.16, "sad": 0.02}.get(person.expression, 0.0)
+        inner = {"sad": -0.12, "serious": 0.07}.get(person.expression, 0.0)
+        paint(
+            stroke(
+                [
+                    (side * 0.15, -0.36 + lift + inner),
+                    (side * 0.33, -0.44 + lift),
+                    (side * 0.54, -0.36 + lift - inner * 0.4),
+                ],
+                0.075 if lashes else 0.11,
+            ),
+            brow,
+        )
+
+
+def draw_mouth(paint: Painter, person: Person, skin: Colour) -> None:
+    lip: Colour = mix(skin, (190, 40, 60), 0.7) if person.kind in ("woman", "girl") else mix(skin, (130, 40, 50), 0.55)
+    if person.expression == "smiling":
+        paint(smooth([(-0.36, 0.5), (0.0, 0.59), (0.36, 0.5), (0.24, 0.69), (0.0, 0.76), (-0.24, 0.69)]), lip)
+        paint(smooth([(-0.26, 0.55), (0.0, 0.61), (0.26, 0.55), (0.17, 0.63), (0.0, 0.665), (-0.17, 0.63)]), WHITE)
+    elif person.expression == "laughing":
+        paint(
+            smooth([(-0.38, 0.46), (0.0, 0.5), (0.38, 0.46), (0.27, 0.76), (0.0, 0.88), (-0.27, 0.76)]), (110, 24, 36)
+        )
+        paint(smooth([(-0.31, 0.48), (0.0, 0.52), (0.31, 0.48), (0.26, 0.58), (0.0, 0.61), (-0.26, 0.58)]), WHITE)
+    elif person.expression == "sad":
+        paint(stroke([(-0.25, 0.68), (-0.12, 0.59), (0.0, 0.565), (0.12, 0.59), (0.25, 0.68)], 0.1), lip)
+    elif person.expression == "surprised":
+        paint(ellipse(0, 0.64, 0.16, 0.2), lip)
+        paint(ellipse(0, 0.65, 0.1, 0.135), (96, 22, 32))
+    else:
+        paint(stroke([(-0.25, 0.6), (-0.1, 0.6), (0.1, 0.6), (0.25, 0.6)], 0.1), lip)
+
+
+FRINGES: tuple[tuple[Point, ...], ...] = (
+    # straight fringe
+    (
+        (-0.84, 0.0),
+        (-0.98, -0.55),
+        (-0.62, -1.17),
+        (0.0, -1.32),
+        (0.62, -1.17),
+        (0.98, -0.55),
+        (0.84, 0.0),
+        (0.72, -0.45),
+        (0.4, -0.52),
+        (0.0, -0.5),
+        (-0.4, -0.52),
+        (-0.72, -0.45),
+    ),
+    # side parting
+    (
+        (-0.86, 0.05),
+        (-0.99, -0.55),
+        (-0.6, -1.18),
+        (0.05, -1.34),
+        (0.66, -1.15),
+        (0.98, -0.5),
+        (0.85, 0.0),
+        (0.7, -0.4),
+        (0.3, -0.74),
+        (-0.25, -0.82),
+        (-0.6, -0.5),
+        (-0.72, -0.3),
+    ),
+    # swept up
+    (
+        (-0.84, -0.05),
+        (-0.98, -0.6),
+        (-0.55, -1.22),
+        (0.12, -1.42),
+        (0.7, -1.2),
+        (0.98, -0.55),
+        (0.84, -0.05),
+        (0.72, -0.5),
+        (0.35, -0.82),
+        (0.0, -0.86),
+        (-0.35, -0.82),
+        (-0.72, -0.5),
+    ),
+)
+
+
+def draw_hair_front(paint: Painter, person: Person) -> None:
+    if person.hair_length == "bald":
+        return
+    hair = HAIR_COLOURS[person.hair_colour]
+    fringe = FRINGES[person.style // 7 % 3]
+    flip = -1 if person.style // 21 % 2 else 1
+    paint(smooth([(flip * x, y) for x, y in fringe]), hair)
+    if not person.hat:
+        paint(
+            smooth(
+                [
+                    (flip * x, y)
+                    for x, y in (
+                        (-0.66, -0.78),
+                        (-0.3, -1.08),
+                        (0.2, -1.16),
+                        (0.22, -1.06),
+                        (-0.24, -0.96),
+                        (-0.56, -0.7),
+                    )
+                ]
+            ),
+            shade(hair, 0.2),
+        )
+    if person.hair_length == "long":
+        for side in (-1, 1):
+            paint(
+                smooth(
+                    [
+                        (side * 0.8, -0.6),
+                        (side * 0.99, -0.5),
+                        (side * 1.06, 0.4),
+                        (side * 1.0, 1.5),
+                        (side * 0.84, 1.5),
+                        (side * 0.84, 0.5),
+                        (side * 0.74, -0.2),
+                    ]
+                ),
+                hair,
+            )
+
+
+def draw_hat(paint: Painter, person: Person) -> None:
+    if not person.hat:
+        return
+    colour = HAT_COLOURS[person.hat]
+    paint(
+        smooth(mirrored([(0.0, -1.62), (0.58, -1.5), (0.95, -1.05), (1.0, -0.62), (0.5, -0.7), (0.0, -0.74)])), colour
+    )
+    if person.style // 42 % 2:  # a brimmed hat, else a knitted one
+        paint(
+            smooth(
+                [
+                    (-1.5, -0.6),
+                    (-1.0, -0.78),
+                    (0.0, -0.84),
+                    (1.0, -0.78),
+                    (1.5, -0.6),
+                    (1.0, -0.52),
+                    (0.0, -0.56),
+                    (-1.0, -0.52),
+                ]
+            ),
+            shade(colour, -0.22),
+        )
+    else:
+        paint(
+            smooth(mirrored([(0.0, -0.96), (0.6, -0.92), (1.05, -0.82), (1.04, -0.5), (0.5, -0.58), (0.0, -0.62)])),
+            shade(colour, 0.18 if sum(colour) < 640 else -0.14),
+        )
+        paint(ellipse(0, -1.66, 0.2, 0.18), shade(colour, 0.18 if sum(colour) < 640 else -0.14))
+
+
+def draw_glasses(paint: Painter, person: Person) -> None:
+    if not person.glasses:
+        return
+    frame: Colour = ((34, 30, 36), (120, 40, 40), (40, 60, 110))[person.style // 84 % 3]
+    square = person.style // 252 % 2
+    for side in (-1, 1):
+        x = side * 0.345
+        ring = [
+            (
+                x + 0.3 * math.copysign(abs(math.cos(a)) ** (0.45 if square else 1.0), math.cos(a)),
+                -0.08 + 0.27 * math.copysign(abs(math.sin(a)) ** (0.45 if square else 1.0), math.sin(a)),
+            )
+            for a in (2 * math.pi * k / 32 for k in range(33))
+        ]
+        paint(stroke(ring, 0.085), frame)
+        paint(stroke([(side * 0.62, -0.12), (side * 0.8, -0.1)], 0.085), frame)
+    paint(stroke([(-0.08, -0.12), (0.0, -0.15), (0.08, -0.12)], 0.085), frame)
+
+
+def draw_layers(upright: Painter, tilted: Painter, person: Person, body: Callable[[], None]) -> None:
+    """From back to front: short hair lies behind the body, long hair before it; the head tilts, the neck does not."""
+    skin = SKIN_TONES[person.skin]
+    if person.hair_length == "short":
+        draw_hair_back(tilted, person)
+    body()
+    if person.hair_length == "long":
+        draw_hair_back(tilted, person)
+    draw_neck(upright, person, skin)
+    draw_face(tilted, person, skin)
+    draw_hair_front(tilted, person)
+    draw_glasses(tilted, person)
+    draw_hat(tilted, person)
+
+
+def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, scale: float) -> None:
+    child = 0.94 if person.kind in ("girl", "boy") else 1.0
+    cos, sin = math.cos(math.radians(place.tilt)), math.sin(math.radians(place.tilt))
+    size, x0, y0 = place.size * scale, place.x * scale, place.y * scale
+
+    def upright(points: Sequence[Point], colour: Colour) -> None:
+        # the body does not tilt with the head, it leans a little from the neck on
+        draw.polygon([(x0 - sin * size * 1.2 + x * size * child, y0 + y * size) for x, y in points], fill=colour)
+
+    def tilted(points: Sequence[Point], colour: Colour) -> None:
+        draw.polygon(
+            [(x0 + (x * cos - y * sin) * size, y0 + (x * sin + y * cos) * size) for x, y in points], fill=colour
+        )
+
+    draw_layers(upright, tilted, person, lambda: draw_body(upright, person, SKIN_TONES[person.skin]))
+
+
+def draw_background(draw: ImageDraw.ImageDraw, scene: Scene, width: int, height: int) -> None:
+    base = BACKGROUND_COLOURS[scene.background]
+    draw.rectangle((0, 0, width, height), fill=base)
+    if scene.spot:
+        x, y, r = scene.spot[0] * width, scene.spot[1] * height, scene.spot[2] * max(width, height)
+        tint = shade(base, 0.14 if sum(base) < 690 else -0.05)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tint)
+
+
+def draw_scene(scene: Scene, scale: int = 1) -> Image.Image:
+    """The picture of a scene, RGB, ``scale`` times the scene's size, antialiased by drawing larger and averaging."""
+    factor = SUPERSAMPLE * scale
+    width, height = scene.width * factor, scene.height * factor
+    canvas = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    draw_background(draw, scene, width, height)
+    for person, place in sorted(zip(scene.people, scene.placements), key=lambda pair: pair[1].y):
+        draw_person(draw, person, place, factor)
+    return canvas.reduce(SUPERSAMPLE)
+
+
+def face_boxes(scene: Scene) -> list[Box]:
+    """The box of every face (forehead to chin, ear to ear) as x1, y1, x2, y2 in pixels, clipped to the picture."""
+    boxes = []
+    for place in scene.placements:
+        turn = abs(math.sin(math.radians(place.tilt)))
+        rx, ry = (0.86 + 0.3 * turn) * place.size, 1.02 * place.size
+        box = (
+            max(place.x - rx, 0),
+            max(place.y - ry, 0),
+            min(place.x + rx, scene.width),
+            min(place.y + ry, scene.height),
+        )
+        boxes.append(box)
+    return boxes

@@ -1,0 +1,185 @@
+"""Trains the autoencoder: ``python -m training.models.autoencoder --out DIR --minutes 25``.
+
+A diffusers ``AutoencoderKL`` with 16 latent channels, as Flux has it, but narrow and without attention, so that two
+cores train it on random crops. Noise of a fixed share of the latents' own spread is added before decoding: the decoder
+then forgives the small errors that the transformer makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from training.data.subjects import SUBJECTS, draw_subject
+from training.models.muon import Muon
+from training.models.precision import fast_products
+
+logger = logging.getLogger(__name__)
+
+CROP = 128
+SHARES = {"portraits": 50, "figures": 35, "hands": 15}
+"""How many drawings of a hundred are of which subject."""
+LATENT_NOISE = 0.05
+
+
+def build(channels: tuple[int, ...]) -> AutoencoderKL:
+    """The untrained model; its spatial factor is 2 to the number of channels minus one."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=256,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """N x H x W x 3 bytes to N x 3 x H x W in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def draw_pool(seed: int, count: int, subject: str = "") -> np.ndarray:
+    """``count`` square drawings of one subject, or of all as they are in ``SHARES``, as bytes, N x 256 x 256 x 3."""
+    rng = random.Random(seed)
+    names = [subject or rng.choices(list(SHARES), list(SHARES.values()))[0] for _ in range(count)]
+    return np.stack([np.asarray(draw_subject(SUBJECTS[name][0](rng, (256, 256)))) for name in names])
+
+
+def crops(pool: np.ndarray, count: int, rng: random.Random) -> torch.Tensor:
+    size = pool.shape[1]
+    picked = []
+    for _ in range(count):
+        top, left = rng.randrange(size - CROP + 1), rng.randrange(size - CROP + 1)
+        picked.append(pool[rng.randrange(len(pool)), top : top + CROP, left : left + CROP])
+    return to_tensor(np.stack(picked))
+
+
+def spread_noise(latents: torch.Tensor) -> torch.Tensor:
+    spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
+    return latents + LATENT_NOISE * spread * torch.randn_like(latents)
+
+
+def reconstruction_psnr(model: AutoencoderKL, pictures: np.ndarray) -> float:
+    """Mean PSNR in dB of whole pictures through the autoencoder."""
+    scores = []
+    with torch.inference_mode():
+        for start in range(0, len(pictures), 8):
+            batch = to_tensor(pictures[start : start + 8])
+            decoded = model.decode(model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
+            error = ((decoded - batch) / 2).square().mean(dim=(1, 2, 3))
+            scores += (-10 * error.log10()).tolist()
+    return float(np.mean(scores))
+
+
+def finish(model: AutoencoderKL, pictures: np.ndarray) -> None:
+    """Makes the latent distribution a point and writes shift and scale, so that latents have mean 0 and spread 1."""
+    with torch.no_grad():
+        head = model.encoder.conv_out
+        head.weight[16:] = 0
+        head.bias[16:] = -30
+        latents = torch.cat(
+            [model.encode(to_tensor(pictures[i : i + 8])).latent_dist.mode() for i in range(0, len(pictures), 8)]
+        )
+    model.register_to_config(
+        shift_factor=round(float(latents.mean()), 4), scaling_factor=round(1 / float(latents.std()), 4)
+    )
+
+
+def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
+    """Absolute error, squared error, and the error of the edges, which keeps lines sharp."""
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges
+
+
+def make_optimizer(model: AutoencoderKL, decoder_only: bool, rate: float) -> Muon:
+    model.encoder.requires_grad_(not decoder_only)
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (inner if parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name else outer).append(
+                parameter
+            )
+    return Muon(inner, [(outer, rate / 10)], matrix_rate=rate)
+
+
+def train(
+    out: Path,
+    channels: tuple[int, ...],
+    minutes: float,
+    batch: int,
+    rate: float,
+    seed: int,
+    decoder_only: bool,
+    pool_size: int,
+) -> None:
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    pool, held_out = draw_pool(seed, pool_size), {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
+    model = AutoencoderKL.from_pretrained(out) if (out / "config.json").exists() else build(channels)
+    optimizer = make_optimizer(model, decoder_only, rate)
+    average = copy.deepcopy(model).requires_grad_(False)
+    begin, step, spent = time.monotonic(), 0, 0.0
+    while spent < 1:
+        spent = (time.monotonic() - begin) / (60 * minutes)
+        pictures = crops(pool, batch, rng)
+        with fast_products():
+            latents = model.encoder(pictures)[:, :16]
+            decoded = model.decoder(spread_noise(latents))
+        loss = reconstruction_loss(decoded.float() - pictures)
+        loss.backward()
+        optimizer.step(min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - spent) / 0.7)))
+        step += 1
+        decay = min(0.995, step / (step + 20))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        if step % 150 == 0 or spent >= 1:
+            psnr = {name: round(reconstruction_psnr(average, pictures), 2) for name, pictures in held_out.items()}
+            logger.info(
+                "step %d, %.0f%% of the time, loss %.4f, held-out PSNR in dB: %s", step, 100 * spent, loss.item(), psnr
+            )
+            average.save_pretrained(out)
+    if not decoder_only:
+        finish(average, pool[:256])
+    average.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"steps": step, "psnr_db": psnr, "minutes": minutes}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128, 160])
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pool", type=int, default=4000)
+    parser.add_argument("--decoder-only", action="store_true", help="keep the latent space, go on with the decoder")
+    arguments = parser.parse_args()
+    train(
+        arguments.out,
+        tuple(arguments.channels),
+        arguments.minutes,
+        arguments.batch,
+        arguments.rate,
+        arguments.seed,
+        arguments.decoder_only,
+        arguments.pool,
+    )
+
+
+if __name__ == "__main__":
+    main()
