@@ -68,7 +68,7 @@ def train_flux(course: Course) -> None:
     latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
     inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents)
     step("transformer", "models.transformer", *inputs, "--out", transformer, *course.minutes(350))
-    step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(1000))
+    step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(500))
     step("decoder", "models.autoencoder", "--out", vae, "--decoder-only", *course.minutes(20))
     step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
 
