@@ -58,6 +58,7 @@ class Course:
 
 def train_flux(course: Course) -> None:
     step, parts = course.step, course.work / "parts"
+    worded = course.work / "worded"  # text encoders that read every wording
     vae, transformer = parts / "vae", parts / "transformer"
     step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
     step("text encoders", "models.text_encoders", "--out", parts, *course.steps(500))
@@ -67,8 +68,9 @@ def train_flux(course: Course) -> None:
     latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
     inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents)
     step("transformer", "models.transformer", *inputs, "--out", transformer, *course.minutes(350))
+    step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(500))
     step("decoder", "models.autoencoder", "--out", vae, "--decoder-only", *course.minutes(20))
-    step("package", "package", "--parts", parts, "--out", EMBEDDED / "flux")
+    step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
 
 
 def train_detectors_on_drawings(course: Course) -> None:
@@ -102,6 +104,8 @@ def main() -> None:
     upsampler = ("--out", EMBEDDED / "prompt_upsampler", *course.steps(2400), "--batch", "32")
     course.step("prompt upsampler", "models.prompt_upsampler", *upsampler)
     course.step("adherence", "evaluation.adherence", "--sheet", EMBEDDED / "held_out.webp")
+    wordings = ("--subject", "wordings", "--sheet", ROOT / "docs" / "images" / "wordings.webp")
+    course.step("adherence in other wordings", "evaluation.adherence", *wordings)
     figures = ("--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
     course.step("adherence of figures", "evaluation.adherence", *figures)
 

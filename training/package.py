@@ -27,15 +27,15 @@ MODEL_INDEX = {
 }
 
 
-def package(parts: Path, out: Path) -> None:
+def package(parts: Path, encoders: Path, out: Path) -> None:
     """Writes beside the destination first and renames at the end, so that no half-written model is ever there."""
     building = out.with_name(f".{out.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(parts / name, building / name)
-    CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(building / "text_encoder")
-    T5EncoderModel.from_pretrained(parts / "text_encoder_2").half().save_pretrained(building / "text_encoder_2")
+        shutil.copytree(encoders / name, building / name)
+    CLIPTextModel.from_pretrained(encoders / "text_encoder").half().save_pretrained(building / "text_encoder")
+    T5EncoderModel.from_pretrained(encoders / "text_encoder_2").half().save_pretrained(building / "text_encoder_2")
     FluxTransformer2DModel.from_pretrained(parts / "transformer", torch_dtype=torch.float16).save_pretrained(
         building / "transformer"
     )
@@ -57,9 +57,10 @@ def main() -> None:
     parser.add_argument(
         "--parts", type=Path, required=True, help="folder with vae, transformer, text encoders and tokenizers"
     )
+    parser.add_argument("--encoders", type=Path, help="folder of the text encoders and tokenizers, if it is another")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    package(arguments.parts, arguments.out)
+    package(arguments.parts, arguments.encoders or arguments.parts, arguments.out)
 
 
 if __name__ == "__main__":

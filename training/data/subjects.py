@@ -14,6 +14,7 @@ from training.data.drawing import draw_scene
 from training.data.figure_drawing import draw_figures
 from training.data.figures import SHAPES, Figures, sample_hand, sample_training_figures
 from training.data.scene import ASPECTS, Scene, sample_training_scene
+from training.data.wordings import background_first, plain, reworded
 
 Subject = Scene | Figures
 Size = tuple[int, int]
@@ -27,6 +28,19 @@ def caption(subject: Subject, rng: random.Random) -> str:
     """One of many true captions of a portrait, of figures or of a hand; a quarter begin with a capital."""
     text = captions.caption(subject, rng) if isinstance(subject, Scene) else figure_captions.caption(subject, rng)
     return text[0].upper() + text[1:] if rng.random() < 0.25 else text
+
+
+def in_other_words(subject: Subject, rng: random.Random) -> tuple[str, str] | None:
+    """A caption in any wording and the usual one that says the same, both marked; None if there is no other."""
+    if isinstance(subject, Scene) and len(subject.people) == 1:
+        return reworded(rng, subject)
+    return background_first(rng, caption(subject, rng))
+
+
+def any_caption(subject: Subject, rng: random.Random, other: float) -> str:
+    """A caption as people write it; ``other`` is the share of those that are not in the usual form."""
+    words = in_other_words(subject, rng) if other and rng.random() < other else None
+    return plain(words[0]) if words else caption(subject, rng)
 
 
 SUBJECTS: Mapping[str, tuple[Callable[[random.Random, Size], Subject], tuple[Size, ...]]] = MappingProxyType(

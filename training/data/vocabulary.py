@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from training.data.subjects import SUBJECTS, Subject, caption
+from training.data.subjects import SUBJECTS, Subject, caption, in_other_words
+from training.data.wordings import plain
 
 MAX_TOKENS = 40
 """Length to which T5 captions are padded. Flux attends to padding too, so it must be the same at inference."""
@@ -31,23 +32,39 @@ RARE = -13.0
 """Log-probability of a word that is added: every spelling by letters is far less likely."""
 
 
-def sample_caption(rng: random.Random, subject: str | None = None) -> tuple[str, Subject]:
-    """A caption and what it is of."""
+def sample_subject(rng: random.Random, subject: str | None = None) -> Subject:
     sample, sizes = SUBJECTS[subject or rng.choices(list(SHARES), list(SHARES.values()))[0]]
-    shown = sample(rng, rng.choice(sizes))
+    return sample(rng, rng.choice(sizes))
+
+
+def sample_caption(rng: random.Random, subject: str | None = None) -> tuple[str, Subject]:
+    """A caption in the usual form, and what it is of."""
+    shown = sample_subject(rng, subject)
     return caption(shown, rng), shown
 
 
+def sample_reworded(rng: random.Random) -> tuple[str, str, Subject]:
+    """A caption in any wording and the usual caption that says the same, both marked, and what they are of."""
+    while True:
+        shown = sample_subject(rng)
+        words = in_other_words(shown, rng)
+        if words:
+            return (*words, shown)
+
+
 def count_words(seed: int) -> Counter[str]:
+    """The words of captions in the usual form and, a third of them, in any other."""
     rng = random.Random(seed)
-    return Counter(
-        piece for _ in range(CORPUS) for piece in re.findall(r"[a-z]+|[^a-z\s]", sample_caption(rng)[0].lower())
-    )
+    usual = (sample_caption(rng)[0] for _ in range(CORPUS))
+    others = (plain(sample_reworded(rng)[0]) for _ in range(CORPUS // 2))
+    return Counter(piece for text in (*usual, *others) for piece in re.findall(r"[a-z]+|[^a-z\s]", text.lower()))
 
 
 def spellings(word: str) -> tuple[str, ...]:
-    """A word as T5's tokenizer meets it: at a beginning, with a capital, and inside of another."""
-    return (f"▁{word}", f"▁{word.capitalize()}", word) if word.isalpha() else (word,)
+    """A word as T5's tokenizer meets it: at a beginning, with a capital, in capitals, and inside of another."""
+    if not word.isalpha():
+        return (word,)
+    return tuple(dict.fromkeys((f"▁{word}", f"▁{word.capitalize()}", word, f"▁{word.upper()}", word.upper())))
 
 
 def train_tokenizers(seed: int) -> tuple[CLIPTokenizer, T5TokenizerFast]:
@@ -86,8 +103,13 @@ def widen_tokenizers(models_folder: Path, out: Path, seed: int) -> list[str]:
     file = out / "tokenizer_2" / "tokenizer.json"
     state = json.loads(file.read_text())
     known = {piece for piece, _ in state["model"]["vocab"]}
-    words = sorted(word for word in count_words(seed) if word.isalpha() and f"▁{word}" not in known)
-    state["model"]["vocab"] += [[form, RARE] for word in words for form in spellings(word) if form not in known]
+    counted = sorted(count_words(seed))
+    words = [word for word in counted if word.isalpha() and f"▁{word}" not in known]
+    state["model"]["vocab"] += [
+        [form, RARE]
+        for form in dict.fromkeys(form for word in counted for form in spellings(word))
+        if form not in known
+    ]
     file.write_text(json.dumps(state, ensure_ascii=False))
 
     file, tokenizer = out / "tokenizer" / "tokenizer.json", CLIPTokenizer.from_pretrained(models_folder / "tokenizer")
@@ -113,6 +135,20 @@ def widen_embedding(old: nn.Embedding, count: int) -> nn.Embedding:
         new.weight.normal_(0.0, float(old.weight.std()))
         new.weight[: old.num_embeddings] = old.weight
     return new
+
+
+def copy_small_letters(embedding: nn.Embedding, tokenizer: T5TokenizerFast, pieces: Iterable[str]) -> None:
+    """Gives tokens with capitals the embeddings of the same words in small letters."""
+    ids = tokenizer.get_vocab()
+    with torch.no_grad():
+        for piece in pieces:
+            if piece.lower() in ids:
+                embedding.weight[ids[piece]] = embedding.weight[ids[piece.lower()]]
+
+
+def in_capitals(tokenizer: T5TokenizerFast) -> list[str]:
+    """The words that the vocabulary has in capitals; usual captions have none of them."""
+    return [piece for piece in tokenizer.get_vocab() if piece.isupper() and len(piece.strip("▁")) > 1]
 
 
 def same_ids(old: CLIPTokenizer | T5TokenizerFast, new: CLIPTokenizer | T5TokenizerFast, texts: Iterable[str]) -> bool:

@@ -1,17 +1,18 @@
 """Measures whether the pictures show what was asked: ``python -m training.evaluation.adherence [--subject figures]
 [--weights DIR] [--sheet FILE]``.
 
-Forty prompts with combinations of hair, shirt and background that training never saw. In portraits the face detector
-says where the face is; the colours above, below and beside it are compared with the palette that the drawings use. In
-pictures of whole figures the person detector counts. The prompts run through the package's own generate stage, alone.
+Forty prompts with combinations of hair, shirt and background that training never saw, or 120 in wordings that it never
+saw either (``--subject wordings``). In portraits the face detector says where the face is; the colours above, below and
+beside it are compared with the palette that the drawings use. In pictures of whole figures the person detector counts.
+The prompts run through the package's own generate stage, alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from modules.detection.yolo import Detector
 from modules.pipeline.base import ImagePipeline
 from modules.request.image_request import ImageRequest
 from training.data.held_out import held_out_figures, held_out_prompts
+from training.data.held_out_wordings import held_out_wordings
 from training.data.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour
 
 Prompts = list[tuple[str, dict[str, str]]]
@@ -83,14 +85,16 @@ def chest(array: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def count_faces(found: list[Detections], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
-    """How many pictures have a face, and how many the colours that were asked for; prints what is wrong."""
-    right = {"face": 0, **dict.fromkeys(COLOURS, 0)}
+    """Counts the pictures with a face, with each colour as asked, and with all of them; prints what is wrong."""
+    right = {"face": 0, **dict.fromkeys(COLOURS, 0), "all": 0, "more than one face": 0}
     for picture, detections, (prompt, asked) in zip(pictures, found, prompts, strict=True):
         if not len(detections):
             print(f"no face: {prompt}")
             continue
         right["face"] += 1
+        right["more than one face"] += len(detections) > 1
         seen = measure(picture, detections.boxes[int(detections.confidences.argmax())])
+        right["all"] += all(seen[name] == colour for name, colour in asked.items())
         for name, colour in asked.items():
             right[name] += seen[name] == colour
             if seen[name] != colour:
@@ -135,25 +139,37 @@ def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int =
     return sheet
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """Prompts, the detector that looks at their pictures, and how what it finds is counted."""
+
+    prompts: Callable[[], Prompts]
+    detector: str
+    count: Callable[[list[Detections], list[Image.Image], Prompts], dict[str, int]]
+
+
+SUBJECTS: Mapping[str, Measurement] = {
+    "portraits": Measurement(held_out_prompts, "face_detector", count_faces),
+    "wordings": Measurement(held_out_wordings, "face_detector", count_faces),
+    "figures": Measurement(held_out_figures, "person_detector", count_persons),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", choices=("portraits", "figures"), default="portraits")
+    parser.add_argument("--subject", choices=SUBJECTS, default="portraits")
     parser.add_argument("--weights", default="weights")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance", type=float, default=3.5)
     arguments = parser.parse_args()
     service = start(replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING"))
-    portraits = arguments.subject == "portraits"
-    prompts, detector, count = (
-        (held_out_prompts(), "face_detector", count_faces)
-        if portraits
-        else (held_out_figures(), "person_detector", count_persons)
-    )
+    measured = SUBJECTS[arguments.subject]
+    prompts = measured.prompts()
     pictures = generate(service, prompts, arguments.steps, arguments.guidance)
-    with service.models.on_device(detector) as (network,):
+    with service.models.on_device(measured.detector) as (network,):
         found = Detector(network).detect(pictures, 0.3)
-    print(json.dumps({"prompts": len(prompts), **count(found, pictures, prompts)}))
+    print(json.dumps({"prompts": len(prompts), **measured.count(found, pictures, prompts)}))
     if arguments.sheet:
         contact_sheet(pictures, [prompt for prompt, _ in prompts]).save(arguments.sheet, quality=88)
 

@@ -37,6 +37,8 @@ from training.data.scene import (
 from training.data.subjects import Subject
 from training.data.vocabulary import (
     MAX_TOKENS,
+    copy_small_letters,
+    in_capitals,
     same_ids,
     sample_caption,
     train_tokenizers,
@@ -320,6 +322,8 @@ def train(out: Path, start: Path | None, steps: int, seed: int) -> None:
         held = open_encoders(start)
         clip, t5 = widened(held, len(clip_tokenizer), len(t5_tokenizer))
     readout = teach(clip, t5, captions, steps, held)
+    if start is None:
+        copy_small_letters(t5.get_input_embeddings(), t5_tokenizer, in_capitals(t5_tokenizer))
     logger.info("colours named right in held-out prompts: %s", colours_named(t5, readout, t5_tokenizer))
     clip.save_pretrained(out / "text_encoder")
     t5.save_pretrained(out / "text_encoder_2")

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from training.data.subjects import Subject, caption
+from training.data.subjects import Subject, any_caption
 from training.data.vocabulary import MAX_TOKENS
 from training.models.latents import Bucket
 from training.models.muon import Muon
@@ -114,8 +114,8 @@ def predict(
 class Batches:
     """Endless batches: tokens and captions of one picture size, sizes in turn by how many pictures they have."""
 
-    def __init__(self, buckets: list[Bucket], size: int, seed: int) -> None:
-        self.buckets, self.size, self.rng = buckets, size, random.Random(seed)
+    def __init__(self, buckets: list[Bucket], size: int, seed: int, other_words: float = 0.0) -> None:
+        self.buckets, self.size, self.rng, self.other_words = buckets, size, random.Random(seed), other_words
         self.weights = [len(bucket.scenes) for bucket in buckets]
         self.ids = [position_ids(bucket.width, bucket.height, 32) for bucket in buckets]
 
@@ -127,7 +127,7 @@ class Batches:
         return bucket.tokens[picked].float(), self.ids[index], texts
 
     def words(self, subject: Subject) -> str:
-        return "" if self.rng.random() < CAPTION_DROPOUT else caption(subject, self.rng)
+        return "" if self.rng.random() < CAPTION_DROPOUT else any_caption(subject, self.rng, self.other_words)
 
 
 def noise_levels(count: int) -> torch.Tensor:
@@ -194,11 +194,14 @@ def train(
     seed: int,
     compiled: bool,
     undistilled: Path | None,
+    other_words: float,
 ) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
-    batches = Batches([bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed)
+    batches = Batches(
+        [bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed, other_words
+    )
     model, optimizer = begin_or_resume(out, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
@@ -250,6 +253,9 @@ def main() -> None:
     parser.add_argument(
         "--undistilled", type=Path, help="only goes on distilling the guidance of the model in this folder"
     )
+    parser.add_argument(
+        "--other-words", type=float, default=0.0, help="share of captions that are not in the usual form"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
@@ -268,6 +274,7 @@ def main() -> None:
         arguments.seed,
         arguments.compile,
         arguments.undistilled,
+        arguments.other_words,
     )
 
 
