@@ -183,6 +183,11 @@ def save(out: Path, average: FluxTransformer2DModel, optimizer: Muon) -> None:
     (out / "optimizer.part").replace(out / "optimizer.pt")
 
 
+def read_buckets(files: list[Path]) -> list[Bucket]:
+    """The pictures of all files, a bucket a size."""
+    return [bucket for file in files for bucket in torch.load(file, weights_only=False)]
+
+
 def train(
     models: Path,
     latents: list[Path],
@@ -199,9 +204,7 @@ def train(
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
-    batches = Batches(
-        [bucket for file in latents for bucket in torch.load(file, weights_only=False)], batch, seed, other_words
-    )
+    batches = Batches(read_buckets(latents), batch, seed, other_words)
     model, optimizer = begin_or_resume(out, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
