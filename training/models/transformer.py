@@ -208,9 +208,9 @@ def train(
     model, optimizer = begin_or_resume(out, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
-    teacher: FluxTransformer2DModel | None = (
-        FluxTransformer2DModel.from_pretrained(undistilled).float().eval() if undistilled else None
-    )
+    teacher: torch.nn.Module | None = None
+    if undistilled:
+        teacher = FluxTransformer2DModel.from_pretrained(undistilled).float().eval()
     distill_share = 1.0 if undistilled else distill_share
     begin, step, spent, shown, saved = time.monotonic(), 0, 0.0, 0.0, 0.0
     while spent < 1:
@@ -229,13 +229,8 @@ def train(
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         shown = loss.item() if step == 1 else 0.98 * shown + 0.02 * loss.item()
         if step % 50 == 0:
-            logger.info(
-                "step %d, %.1f%% of the time, %.1f samples/s, loss %.4f",
-                step,
-                100 * spent,
-                step * batch / (time.monotonic() - begin),
-                shown,
-            )
+            speed = step * batch / (time.monotonic() - begin)
+            logger.info("step %d, %.1f%% of the time, %.1f samples/s, loss %.4f", step, 100 * spent, speed, shown)
         if time.monotonic() - saved > 240 or spent >= 1:
             save(out, average, optimizer)
             saved = time.monotonic()
