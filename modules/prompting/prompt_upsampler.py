@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
@@ -124,6 +122,8 @@ class PromptUpsampler(Feature):
 
     def asked(self, prompt: str) -> str:
         """The question in the words that the model was trained on: its own template, where it has one."""
+        from jinja2 import TemplateError  # the declaration of this feature stays light
+
         instruction = INSTRUCTION.format(words=self.limit // 2)
         if not self.tokenizer.chat_template:
             return f"{instruction}\n\nWords: {prompt}\nDescription:"
