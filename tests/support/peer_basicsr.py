@@ -1,4 +1,5 @@
-"""Runs in a process of its own: basicsr's RRDBNet, made and run from its source folder; nothing of ours is imported.
+"""Runs in a process of its own: basicsr's RRDBNet, made and run from its source folder; nothing of ours is
+imported but the operators that torchvision lacks beside a CPU build of torch.
 
     python peer_basicsr.py SOURCE_FOLDER OUT_FOLDER
 
@@ -6,7 +7,6 @@ basicsr's ``__init__`` imports everything, and fails beside a current torchvisio
 Writes ``weights.safetensors`` (random), ``pixels.safetensors`` (an input) and ``result.safetensors``.
 """
 
-import contextlib
 import logging
 import sys
 import types
@@ -23,12 +23,10 @@ def main(source: Path, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    for operator in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        with contextlib.suppress(RuntimeError):  # torchvision brings its own
-            torch.library.define(f"torchvision::{operator.partition('(')[0]}", operator[operator.index("(") :])
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    from backend.devices.torchvision_ops import ensure_torchvision_operators
+
+    ensure_torchvision_operators()  # beside a CPU build of torch; the CUDA build has torchvision's own
 
     from basicsr.archs.rrdbnet_arch import RRDBNet
 
