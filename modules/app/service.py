@@ -14,11 +14,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
+from backend.core.files import write_atomic
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.planning.model_specs import ModelSpec
@@ -27,13 +28,13 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
 from modules.families.registry import FAMILIES, Families
+from modules.input_checks import INSTALLED_FILE, InputChecks, Installed
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
 from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
 from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.image_request import ImageRequest
-from modules.request.parser import build_request
 from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -90,10 +91,7 @@ class Service:
         moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
         try:
             with timeline.span("inputs"):
-                # the server lets 2.0 through for a whole number; here it becomes one
-                wanted = self.extensions.turn_off(self.schema.validate(inputs), self.schema.defaults)
-                request = build_request(wanted, self.profile, self.detectors, self.upscalers, self.restores_faces)
-                request = replace(request, stage_options=self.extensions.stage_options(wanted))
+                request = self.checks.request(inputs)
             with ProgressBars() as bars, self.runtime.activate():
                 if self.upsampler:
                     request = upsampled(request, self.upsampler, timeline)
@@ -111,6 +109,20 @@ class Service:
             report("model_bytes_moved", self.models.stats().bytes_moved - moved)
         logger.info("seed %d\n%s", request.seed, timeline.table())
         return files
+
+    @property
+    def checks(self) -> InputChecks:
+        """How inputs become a request here."""
+        selection = self.extensions
+        installed = Installed(
+            self.profile,
+            self.detectors,
+            self.upscalers,
+            self.restores_faces,
+            selection.disabled,
+            selection.missing,
+        )
+        return InputChecks(self.schema, selection, installed)
 
     def new_timeline(self) -> Timeline:
         """For one prediction; it measures the device's memory."""
@@ -146,6 +158,8 @@ def start_process(settings: Settings, served: bool) -> Service:
     finally:
         gc.enable()
     gc.freeze()
+    if served:
+        write_atomic(service.outputs.parent / INSTALLED_FILE, service.checks.installed.to_json())
     return service
 
 
