@@ -31,6 +31,10 @@ class WeightsError(UserError):
     """A weight file is missing, damaged, or not what its name says."""
 
 
+class StorageError(UserError):
+    """A disk is full, or a folder cannot be written."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)", or nothing when no known name is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.errors import SettingsError
+from backend.core.scratch import hold
 from backend.core.settings import ROOT
 from backend.nodes.images import ImageGenerateNode, Outcome
 from backend.nodes.table import Row
@@ -26,7 +27,7 @@ class Worker:
     """One process with its own models. ``scratch`` is the folder for its temporary files."""
 
     def __init__(self, build: Callable[[], ImageGenerateNode], scratch: Path) -> None:
-        scratch.mkdir(parents=True, exist_ok=True)
+        hold(scratch)  # on another machine this makes it
         tempfile.tempdir = str(scratch)
         self.node = build()
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import json
 import logging
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.files import write_atomic
+from backend.core.scratch import scratch_for_process
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.planning.model_specs import ModelSpec
@@ -194,9 +194,7 @@ def start(
 
         ensure_torchvision_operators()
         from modules.app.wiring import set_up
-    # one folder for all that is written while the service lives; it goes when the process ends
-    scratch = Path(tempfile.mkdtemp(prefix="flux-adetailer-"))
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    scratch = scratch_for_process()  # all that is written while the service lives
     parts = set_up(settings, selection, families, device, scratch, timeline)
     service = _service(schema or InputSchema(), parts, timeline, scratch)
     if settings.warm_up:

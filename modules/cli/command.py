@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backend.core.errors import InputError, UserError
+from backend.core.scratch import scratch_folder
 from backend.core.version import name_and_version
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -47,9 +48,9 @@ def run_in_scratch(run: Callable[[Path], int], interrupted: str) -> int:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill cleans up as Ctrl-C does
     try:
-        with tempfile.TemporaryDirectory(prefix="flux-adetailer-") as folder:
-            tempfile.tempdir = folder  # temporary files of the service are deleted with it
-            return run(Path(folder))
+        with scratch_folder() as folder:
+            tempfile.tempdir = str(folder)  # temporary files of the service are deleted with it
+            return run(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
