@@ -22,9 +22,11 @@ class Predictor(BasePredictor):
 
     def predict(
         self,
-        prompt: str = Input(description="What the picture shows, in words.", min_length=1),
+        prompt: str = Input(description="What the picture shows, in words.", min_length=1, max_length=20000),
         negative_prompt: str = Input(
-            default="", description="What the picture should not show. For SDXL and SD 1.5; Flux has none."
+            default="",
+            max_length=20000,
+            description="What the picture should not show. For SDXL and SD 1.5; Flux has none.",
         ),
         aspect_ratio: str = Input(
             default="1:1",
@@ -117,18 +119,22 @@ class Predictor(BasePredictor):
         adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
         ad_prompt: str = Input(
             default="",
+            max_length=20000,
             description="Prompt for the faces. Empty: the main prompt. [SEP] separates the prompts of successive faces, [SKIP] skips a face.",
         ),
         ad_hands_prompt: str = Input(
             default="",
+            max_length=20000,
             description="Prompt for the hands, which are repainted after the faces. Empty: hands are not repainted.",
         ),
         adetailer_args: str = Input(
             default="",
+            max_length=20000,
             description='JSON: one ADetailer unit, or a list of up to 4, by ADetailer\'s argument names, for example {"ad_confidence": 0.5, "ad_mask_k": 1}.',
         ),
         adetailer_args_hands: str = Input(
             default="",
+            max_length=20000,
             description="The same for hands; {} repaints them with the main prompt. Empty: only with ad_hands_prompt.",
         ),
         scale: float = Input(
@@ -136,6 +142,7 @@ class Predictor(BasePredictor):
         ),
         upscaler: str = Input(
             default="",
+            max_length=20000,
             description="Upscaler for scale and Hires fix: the name of its file without extension, such as 4x-UltraSharp. Empty: the best one that is installed.",
         ),
         face_enhance: bool = Input(

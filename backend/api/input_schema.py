@@ -9,6 +9,7 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, Field, create_model
 
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
+from backend.core.texts import MAX_TEXT, bounded
 from backend.core.validation import STRICT, WholeNumber, from_text, validated
 
 PREDICTOR_FILE = ROOT / "predict.py"
@@ -172,7 +174,9 @@ class InputSchema:
 def _definition(prop: Schema) -> tuple[Any, Any]:
     """The type and the field of one input, as pydantic's ``create_model`` takes them."""
     kind: Any = Literal[tuple(prop["enum"])] if "enum" in prop else _python_type(prop)
-    if prop.get("minLength"):  # not Field(min_length=...), which refuses half a surrogate pair
+    if kind is str:  # not Field(max_length=...), which refuses half a surrogate pair
+        kind = Annotated[str, AfterValidator(partial(bounded, most=prop.get("maxLength", MAX_TEXT)))]
+    if prop.get("minLength"):
         kind = Annotated[kind, AfterValidator(_not_empty)]
     field = Field(prop.get("default", ...), ge=prop.get("minimum"), le=prop.get("maximum"))
     return kind | None if prop.get("nullable") else kind, field

@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from backend.core.texts import MAX_SHOWN, one_line, shortened
+
 
 class UserError(Exception):
-    """A problem that the user can solve; shown without a stack trace."""
+    """A problem that the user can solve; shown without a stack trace. The text becomes one line, whatever it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 class InputError(UserError):
     """An input of a prediction that is wrong or not supported."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
+        super().__init__(f"{shortened(field)}: {problem}")
         self.field = field
         self.problem = problem
 
@@ -37,5 +42,7 @@ class StorageError(UserError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)", or nothing when no known name is close."""
+    if len(name) > MAX_SHOWN:
+        return ""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Le
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from backend.core.errors import UserError, nearest
+from backend.core.texts import MAX_SHOWN, bounded, shortened
 
 STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -42,6 +43,9 @@ def _whole(value: object) -> object:
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 """An ``int`` that may come as 4.0, because JSON does not tell 4.0 from 4."""
+
+Text = Annotated[str, AfterValidator(bounded)]
+"""The type of a text field: at most 20,000 characters."""
 
 
 def fields_of(kind: type) -> Mapping[str, FieldInfo]:
@@ -114,5 +118,9 @@ def _range(field: FieldInfo) -> str:
 
 def _shown(value: object) -> str:
     """A value as its writer would write it, short enough for one line."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]
+    try:
+        return shortened(json.dumps(value) if value is None or isinstance(value, bool) else repr(value))
+    except (ValueError, RecursionError):  # thousands of digits, lists in lists
+        return f"a {type(value).__name__} that is too large to be shown"

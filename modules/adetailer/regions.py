@@ -14,7 +14,7 @@ from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_reg
 from modules.adetailer.masks import filter_by_ratio, keep_largest, preprocess_detections, sort_detections
 from modules.detection.detections import Detections, Floats, Mask, bounding_box
 from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
-from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_order, region_prompt
+from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_order, skipping_mark
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,8 @@ def choose_regions(
         name = _name(int(own), unit)
         if unit.selected and number not in unit.selected:
             skipped.append(f"{name}: not among the regions of ad_mask_select, it is number {number}")
-        elif region_prompt(unit.prompt, "", number - 1) is None:
-            skipped.append(f"{name}: [SKIP] in ad_prompt, it is number {number}")
+        elif mark := skipping_mark(unit.prompt, number - 1):
+            skipped.append(f"{name}: {mark} in ad_prompt, it is number {number}")
         elif region := _region(number, box, mask, image_size, unit, canvas, allowed):
             regions.append(region)
         else:

@@ -5,7 +5,6 @@ An argument of ADetailer that this package does not support is refused by name w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from types import MappingProxyType
@@ -15,12 +14,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from backend.core.errors import InputError, nearest
+from backend.core.texts import bounded, json_from, shortened
 from backend.core.validation import STRICT, WholeNumber, fields_of, validated
 from modules.request.adetailer_unit import FACES, AdetailerUnit
 
 MAX_UNITS = 4
-MAX_TEXT = 20_000
-"""Characters of JSON that are read; a real list of units has a few hundred."""
 PREFIX = "ad_"
 
 UNSUPPORTED: Mapping[str, tuple[Any, str]] = MappingProxyType(
@@ -76,15 +74,10 @@ def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple
 
 
 def _entries(text: str, field: str) -> list[Any]:
-    if len(text) > MAX_TEXT:
-        raise InputError(field, f"is {len(text)} characters long; at most {MAX_TEXT} are read")
     try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"in line {error.lineno}, column {error.colno}: {error.msg}"
-        raise InputError(field, f"is not valid JSON {where}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
-        raise InputError(field, "is not valid JSON") from None
+        given = json_from(bounded(text))
+    except ValueError as problem:
+        raise InputError(field, str(problem)) from None
     return given if isinstance(given, list) else [given]
 
 
@@ -102,7 +95,7 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
         if key == IGNORED:
             continue
         if key not in known:
-            raise InputError(field, f"{where}unknown argument '{key}'{nearest(key, known)}")
+            raise InputError(field, f"{where}unknown argument '{shortened(key)}'{nearest(key, known)}")
         if name not in UNSUPPORTED:
             values[name] = value
         elif value not in (UNSUPPORTED[name][0], None):

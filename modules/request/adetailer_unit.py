@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from backend.core.errors import nearest
-from backend.core.validation import STRICT, WholeNumber, fields_of
+from backend.core.validation import STRICT, Text, WholeNumber, fields_of
 from modules.diffusion.sampler_names import MOST_STRENGTH, SAMPLERS, SCHEDULES
 
 OFF = "None"
@@ -33,6 +33,9 @@ SORT_ORDERS: Mapping[SortOrder, str] = MappingProxyType(
 PROMPT_ORDERS = ("[ASC]", "[DSC]", "[ASC-SIZE]", "[DSC-SIZE]")
 """What a prompt may begin with, as in Impact-Pack: the order of the regions by left edge (then top edge) or by area,
 ascending or descending."""
+SKIP, STOP, SEPARATOR, MAIN_PROMPT = "[SKIP]", "[STOP]", "[SEP]", "[PROMPT]"
+OTHER_MARKS = ("[RND]", "[LAB]", "[ALL]", "[CONCAT]")
+"""Marks of Impact-Pack that are refused."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Offset = Annotated[WholeNumber, Field(ge=-200, le=200)]
@@ -59,11 +62,11 @@ class AdetailerUnit:
     three are additions of this package. Ranges are those of ADetailer's sliders; steps and CFG scale have the WebUI's.
     """
 
-    model: str = ""
-    model_classes: str = ""
+    model: Text = ""
+    model_classes: Text = ""
     tab_enable: bool = True
-    prompt: str = ""
-    negative_prompt: str = ""
+    prompt: Text = ""
+    negative_prompt: Text = ""
     confidence: Ratio = 0.3
     mask_filter_method: Annotated[Literal["Area", "Confidence"], Field(title="method to decide top k masks")] = "Area"
     mask_k: Annotated[WholeNumber, Field(ge=0, title="mask only top k")] = 0
@@ -85,8 +88,8 @@ class AdetailerUnit:
     use_cfg_scale: Annotated[bool, Field(title="use separate CFG scale")] = False
     cfg_scale: Annotated[float, Field(ge=0, le=30, title="CFG scale")] = 7.0
     use_sampler: Annotated[bool, Field(title="use separate sampler")] = False
-    sampler: str = "DPM++ 2M Karras"
-    scheduler: str = SAME_SCHEDULER
+    sampler: Text = "DPM++ 2M Karras"
+    scheduler: Text = SAME_SCHEDULER
     restore_face: bool = False
     bbox_sortby: SortOrder = "None"
     same_seed_for_each_tab: bool = False
@@ -101,6 +104,12 @@ class AdetailerUnit:
             raise ValueError(
                 f"ad_mask_min_ratio is {self.mask_min_ratio}, more than ad_mask_max_ratio, {self.mask_max_ratio}"
             )
+        for name, prompt in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if mark := next((mark for mark in OTHER_MARKS if mark in prompt), ""):
+                raise ValueError(
+                    f"ad_{name} has {mark}, a mark of Impact-Pack that is not supported; leave it out, or use "
+                    f"{SEPARATOR}, {SKIP}, {STOP}, {MAIN_PROMPT}"
+                )
         if self.use_sampler:
             sampler, schedule = self.sampling(SAMPLERS[0], SCHEDULES[0])
             for name, value, offered in (("sampler", sampler, SAMPLERS), ("scheduler", schedule, SCHEDULES)):
@@ -164,10 +173,26 @@ def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
     """The prompt for region ``index`` (from 0) of a picture; None when that region is to be skipped.
 
     ``[SEP]`` separates the prompts of the regions, and the last one is for all further regions. ``[PROMPT]`` and an
-    empty part stand for the main prompt. A part that is exactly ``[SKIP]`` skips its region.
+    empty part stand for the main prompt. A part that is exactly ``[SKIP]`` skips its region, ``[STOP]`` its region and
+    all that follow.
     """
-    parts = re.split(r"\s*\[SEP\]\s*", prompt_order(unit_prompt)[1])
-    part = parts[min(index, len(parts) - 1)].strip()
-    if part == "[SKIP]":
+    if skipping_mark(unit_prompt, index):
         return None
-    return part.replace("[PROMPT]", main_prompt) or main_prompt
+    return _parts(unit_prompt, index)[-1].replace(MAIN_PROMPT, main_prompt) or main_prompt
+
+
+def skipping_mark(unit_prompt: str, index: int) -> str:
+    """The mark for which region ``index`` (from 0) is skipped, or ""."""
+    parts = _parts(unit_prompt, index)
+    return STOP if STOP in parts else SKIP if parts[-1] == SKIP else ""
+
+
+def _parts(unit_prompt: str, index: int) -> list[str]:
+    """The parts of a prompt up to that of region ``index``, which is the last one."""
+    return [part.strip() for part in prompt_order(unit_prompt)[1].split(SEPARATOR)][: index + 1]
+
+
+def longest_prompt(unit_prompt: str, main_prompt: str) -> int:
+    """The characters of the longest prompt that :func:`region_prompt` makes of these."""
+    parts = unit_prompt.split(SEPARATOR)
+    return max(len(part) + part.count(MAIN_PROMPT) * (len(main_prompt) - len(MAIN_PROMPT)) for part in parts)

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from backend.core.validation import STRICT, WholeNumber
+from backend.core.validation import STRICT, Text, WholeNumber
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
 from modules.request.adetailer_unit import AdetailerUnit
 
@@ -44,11 +44,11 @@ class ImageRequest:
     makes fields of the other inputs.
     """
 
-    prompt: str
+    prompt: Text
     width: WholeNumber
     height: WholeNumber
     seed: Seed
-    negative_prompt: str = ""
+    negative_prompt: Text = ""
     num_outputs: Annotated[WholeNumber, Field(ge=1, le=4)] = 1
     num_inference_steps: Annotated[WholeNumber, Field(ge=1, le=50)] = 28
     guidance_scale: Annotated[float, Field(ge=0, le=10)] = 3.5
@@ -61,7 +61,7 @@ class ImageRequest:
     hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()
     scale: Annotated[float, Field(ge=1, le=8)] = 1.0
-    upscaler: str = ""
+    upscaler: Text = ""
     face_enhance: bool = False
     output_format: OutputFormat = "webp"
     output_quality: Annotated[WholeNumber, Field(ge=0, le=100)] = 80

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from backend.core.errors import InputError, nearest
+from backend.core.texts import MAX_TEXT
 from backend.core.validation import fields_of, validated
 from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
@@ -22,7 +23,7 @@ from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
-from modules.request.adetailer_unit import FACES, HANDS, AdetailerUnit
+from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.input_image import read_image
 
@@ -55,6 +56,13 @@ def adetailer_units(
         if len(units) + len(hands) > MAX_UNITS:
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
+    for unit in units:
+        for own, main in ((unit.prompt, "prompt"), (unit.negative_prompt, "negative_prompt")):
+            if (length := longest_prompt(own, inputs[main])) > MAX_TEXT:
+                raise InputError(
+                    f"ad_{main}",
+                    f"is {length} characters long with {MAIN_PROMPT} filled in; at most {MAX_TEXT} are read",
+                )
     return units
 
 

@@ -12,6 +12,7 @@ import pytest
 import predict
 from backend.api.input_schema import PREDICTOR_FILE, InputSchema, read_inputs
 from backend.core.errors import InputError
+from backend.core.texts import MAX_TEXT
 
 SOURCE = PREDICTOR_FILE.read_text()
 FIELDS = {
@@ -141,5 +142,34 @@ def test_a_whole_number_from_json_is_an_int(schema: InputSchema) -> None:
     assert isinstance(steps, int)
 
 
-def test_half_a_surrogate_pair_which_json_can_hold_is_text(schema: InputSchema) -> None:
-    assert schema.validate({"prompt": "a fox \ud83d"})["prompt"] == "a fox \ud83d"
+def test_half_a_surrogate_pair_which_json_can_hold_is_replaced_and_two_halves_are_joined(schema: InputSchema) -> None:
+    assert schema.validate({"prompt": "a fox \ud83d"})["prompt"] == "a fox \ufffd"
+    assert schema.validate({"prompt": "a fox \ud83d\ude00"})["prompt"] == "a fox \U0001f600"
+
+
+SCHEMA = InputSchema()
+TEXTS = [
+    name
+    for name, prop in SCHEMA.properties.items()
+    if prop["type"] == "string" and "enum" not in prop and prop.get("format") != "uri"
+]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_text_input_has_a_limit_that_cog_reads_too(name: str) -> None:
+    assert SCHEMA.properties[name]["maxLength"] == MAX_TEXT
+    assert SCHEMA.validate({"prompt": "x", name: "x" * MAX_TEXT})[name] == "x" * MAX_TEXT
+    with pytest.raises(InputError, match=f"^{name}: is 20001 characters long; at most 20000 are read"):
+        SCHEMA.validate({"prompt": "x", name: "x" * (MAX_TEXT + 1)})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**6, "a\nb\x00\u202e\ud800" * 20, ["[" * 10**6], {"x" * 10**6: 1}, 10**5000],
+    ids=["long", "odd", "list", "dict", "digits"],
+)
+def test_whatever_is_quoted_an_error_is_one_short_line(value: object, schema: InputSchema) -> None:
+    for name in ("width", "seed", "output_format", "x" * 10**6, "a\nb"):
+        with pytest.raises(InputError) as error:
+            schema.validate({"prompt": "x" * (MAX_TEXT + 1), name: value})
+        assert str(error.value).isprintable() and len(str(error.value)) <= 2003
