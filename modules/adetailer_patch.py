@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,17 +42,22 @@ class Redirection:
         from huggingface_hub import file_download
         from ultralytics.utils import checks, downloads
 
-        self._redirect(file_download.hf_hub_download, self._hub_download)
-        self._redirect(downloads.attempt_download_asset, self._asset)
-        self._redirect(checks.check_file, self._checked_file)
+        _replace(
+            [
+                self._redirect(file_download.hf_hub_download, self._hub_download),
+                self._redirect(downloads.attempt_download_asset, self._asset),
+                self._redirect(checks.check_file, self._checked_file),
+            ]
+        )
 
     def undo(self) -> None:
         """Puts the originals back, wherever they had been imported to. What others have replaced since stays theirs."""
         while self._replaced:
             replacement, original = self._replaced.pop()
-            _replace(replacement, original)
+            _replace([(replacement, original)])
 
-    def _redirect(self, current: Function, redirected: Callable[..., Any]) -> None:
+    def _redirect(self, current: Function, redirected: Callable[..., Any]) -> tuple[Function, Function]:
+        """The function that is there now, and what takes its place."""
         # a second set-up starts from the original again, not from what the first one put in its place
         original = getattr(current, "__redirected_from__", current)
 
@@ -61,8 +66,8 @@ class Redirection:
             return redirected(original, *arguments, **options)
 
         replacement.__redirected_from__ = original  # type: ignore[attr-defined]
-        _replace(current, replacement)
         self._replaced.append((replacement, original))
+        return current, replacement
 
     def _hub_download(self, original: Function, repo_id: str, filename: str, *arguments: Any, **options: Any) -> Any:
         path = f"{options['subfolder']}/{filename}" if options.get("subfolder") else filename
@@ -105,8 +110,10 @@ def detector_asked_for(text: str) -> Model | None:
     return model if model and model.detector else None
 
 
-def _replace(current: Function, replacement: Function) -> None:
-    """Replaces a function in every module that has imported it by name."""
+def _replace(changes: Iterable[tuple[Function, Function]]) -> None:
+    """Replaces the first function of every pair by the second, in every module that has imported it by name."""
+    by_identity = {id(current): replacement for current, replacement in changes}
     for module in [module for module in sys.modules.values() if hasattr(module, "__dict__")]:
-        for name in [name for name, value in list(vars(module).items()) if value is current]:
-            setattr(module, name, replacement)
+        for name, value in list(vars(module).items()):
+            if id(value) in by_identity:
+                setattr(module, name, by_identity[id(value)])

@@ -97,8 +97,11 @@ def _signature(source: str) -> ast.FunctionDef:
     raise ValueError("there is no Predictor.predict()")
 
 
-def _refuse_joined_strings(source: str) -> None:
-    """Raises ``ValueError`` for two strings in a row, which Python joins and Cog's reader mangles."""
+def refuse_joined_strings(source: str) -> None:
+    """Raises ``ValueError`` for two strings in a row, which Python joins and Cog's reader mangles.
+
+    For those who write the schema; it takes too long to be asked at every start.
+    """
     previous = tokenize.NL
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.NL, tokenize.COMMENT):
@@ -113,7 +116,6 @@ def read_inputs(source: str) -> tuple[Schema, dict[str, Schema]]:
 
     Raises ``ValueError``, which names the input, for anything that Cog would drop or refuse.
     """
-    _refuse_joined_strings(source)
     function = _signature(source)
     arguments = function.args.args[1:]  # without self
     calls = [None] * (len(arguments) - len(function.args.defaults)) + list(function.args.defaults)

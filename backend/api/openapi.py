@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from backend.api.input_schema import PREDICTOR_FILE, REF, Schema, read_inputs, title
+from backend.api.input_schema import PREDICTOR_FILE, REF, Schema, read_inputs, refuse_joined_strings, title
 from backend.core.files import write_atomic
 from backend.core.settings import ROOT
 from backend.core.version import version
@@ -21,6 +21,7 @@ SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"  # where Cog's server looks,
 def openapi(source: str) -> Schema:
     """The whole document that ``/openapi.json`` answers with, as ``cog build`` writes it for a predictor that returns
     ``list[Path]``. ``source`` is the text of ``predict.py``."""
+    refuse_joined_strings(source)
     inputs, choices = read_inputs(source)
     return {
         "openapi": "3.0.2",

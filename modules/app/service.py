@@ -145,7 +145,7 @@ def since_launch(served: bool) -> Timeline:
     return timeline
 
 
-def start_process(settings: Settings, served: bool) -> Service:
+def start_process(settings: Settings, served: bool, schema: InputSchema | None = None) -> Service:
     """:func:`start` for a process that does nothing else: timed from its launch, and with the set-up's objects frozen
     for Python's garbage collector.
 
@@ -154,7 +154,7 @@ def start_process(settings: Settings, served: bool) -> Service:
     """
     gc.disable()
     try:
-        service = start(settings, since_launch(served))
+        service = start(settings, since_launch(served), schema=schema)
     finally:
         gc.enable()
     gc.freeze()

@@ -108,7 +108,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
-    service = start_process(settings, served=False)
+    service = start_process(settings, served=False, schema=schema)
     metrics: dict[str, float] = {}
     timeline = service.new_timeline()
     shown: dict[str, Image.Image] = {}

@@ -11,6 +11,7 @@ import pytest
 
 import predict
 from backend.api.input_schema import PREDICTOR_FILE, InputSchema, read_inputs
+from backend.api.openapi import openapi
 from backend.core.errors import InputError
 from backend.core.texts import MAX_TEXT
 
@@ -72,7 +73,7 @@ def test_an_input_is_as_cog_sees_it_at_run_time(schema: InputSchema, name: str) 
 def test_what_cog_cannot_read_is_refused(given: str, instead: str, message: str) -> None:
     assert given in SOURCE
     with pytest.raises(ValueError, match=message):
-        read_inputs(SOURCE.replace(given, instead, 1))
+        openapi(SOURCE.replace(given, instead, 1))
 
 
 @pytest.mark.parametrize(
