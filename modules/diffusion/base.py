@@ -26,6 +26,7 @@ from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
+from modules.diffusion.prompt_text import split_at_limit
 from modules.diffusion.samplers import SeededSDE
 from modules.flux_memory_optimizer import first_block_cache
 
@@ -99,6 +100,15 @@ class DiffusionService(ABC):
         """The inverse of :meth:`pack`, for pictures of that size in pixels."""
         return latents
 
+    def chunk_count(self, prompt: str) -> int:
+        """How many times the length of the text encoder's input the embeddings of a prompt have."""
+        return 1
+
+    def prompt_notes(self, name: str, prompt: str) -> list[str]:
+        """What of a prompt is not read, or not as its writer may expect, a line each that begins with ``name``, its
+        input."""
+        return []
+
     def null_embedding(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
         """What replaces the embeddings of an empty negative prompt, where the model was trained with something else."""
         return None
@@ -114,6 +124,9 @@ class DiffusionService(ABC):
         """
         if request.images and request.strength <= 0:
             return list(request.images)
+        if len({self.chunk_count(prompt) for prompt in request.prompts}) > 1:  # no batch has prompts of two lengths
+            alone = [self.generate(request.only(index), timeline, report) for index in range(len(request.seeds))]
+            return [image for images in alone for image in images]
         size = (request.width, request.height)
         with timeline.span("encode"):
             embeddings = self._encode_with_retry(request)
@@ -194,7 +207,10 @@ class DiffusionService(ABC):
 
         The text encoders are borrowed only for prompts that are not in the cache.
         """
-        wanted = dict.fromkeys(prompts if negative is None else (*prompts, negative))
+        wanted = list(dict.fromkeys(prompts if negative is None else (*prompts, negative)))
+        counts = {prompt: self.chunk_count(prompt) for prompt in wanted}
+        if len(set(counts.values())) > 1:  # a shorter one gets chunks without words
+            wanted.append("")
         found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get(prompt))}
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
@@ -203,6 +219,14 @@ class DiffusionService(ABC):
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     found[prompt] = self.embed(prompt, encoders)
                     self._prompt_cache.put(prompt, found[prompt])
+        longest = max(counts.values())
+        found.update(
+            {
+                name: found[name].extended(longest - count, found[""])
+                for name, count in counts.items()
+                if count < longest
+            }
+        )
         if negative is not None:
             avoid = found[negative]
             null = None if negative else self.null_embedding(avoid)
@@ -210,8 +234,10 @@ class DiffusionService(ABC):
         return PromptEmbeddings.concatenate([found[prompt] for prompt in prompts])
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> torch.Tensor:
-        """The prompt's token ids on the device, 1 x length; a longer prompt is cut off."""
-        ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        """The prompt's token ids on the device, 1 x length; a longer prompt is cut off, most of it before it is
+        tokenized."""
+        part, _ = split_at_limit(tokenizer, prompt, length)
+        ids = tokenizer(part, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -32,6 +32,11 @@ class PromptEmbeddings:
             cls.concatenate(negative) if negative else None,
         )
 
+    def extended(self, chunks: int, empty: PromptEmbeddings) -> PromptEmbeddings:
+        """The embeddings of one prompt with those of an empty one so many times behind them. What stands for the prompt
+        as a whole stays."""
+        return PromptEmbeddings(torch.cat([self.sequence, *[empty.sequence] * chunks], dim=1), self.pooled)
+
     def only(self, index: int) -> PromptEmbeddings:
         """The embeddings of one prompt of the batch."""
         chosen = slice(index, index + 1)

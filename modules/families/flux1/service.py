@@ -16,6 +16,13 @@ from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings
+from modules.diffusion.prompt_text import (
+    length_notes,
+    network_notes,
+    plain_words_notes,
+    split_at_limit,
+    without_networks,
+)
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
 
@@ -53,11 +60,21 @@ class FluxService(DiffusionService):
 
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
         (clip_tokenizer, t5_tokenizer), (clip, t5) = self._tokenizers, encoders
+        prompt = without_networks(prompt)
         pooled = clip(
             self.token_ids(clip_tokenizer, prompt, clip_tokenizer.model_max_length), output_hidden_states=False
         ).pooler_output
         sequence = t5(self.token_ids(t5_tokenizer, prompt, self.profile.tokens), output_hidden_states=False)[0]
         return PromptEmbeddings(sequence.to(self.dtype), pooled.to(self.dtype))
+
+    def prompt_notes(self, name: str, prompt: str) -> list[str]:
+        words, label = without_networks(prompt), self.profile.inputs.label
+        unread = split_at_limit(self._tokenizers[1], words, self.profile.tokens)[1]
+        return [
+            *network_notes(name, prompt),
+            *plain_words_notes(name, words, label),
+            *length_notes(name, unread, self.profile.tokens),
+        ]
 
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         return {"prompt_embeds": embeddings.sequence, "pooled_prompt_embeds": embeddings.pooled}

@@ -13,18 +13,32 @@ import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from backend.core.texts import shortened
 from backend.offload.oom_fallback import OomFallback
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings
+from modules.diffusion.prompt_text import length_notes, network_notes
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import noise_levels, solver
+from modules.families.stable_diffusion.chunks import MARKS, MAX_CHUNKS, divided
+from modules.families.stable_diffusion.emphasis import edits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from backend.model_cache_optimizer import ModelCache
+
+
+def weighted(sequence: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings of tokens, 1 x tokens x width, times the tokens' weights, with the mean that they had before, as the
+    WebUI does it."""
+    if weights is None:
+        return sequence
+    changed = sequence.float() * weights.to(sequence.device)
+    scale = sequence.float().mean() / changed.mean()
+    return (changed * scale if scale.isfinite() else changed).to(sequence.dtype)
 
 
 class StableDiffusionService(DiffusionService):
@@ -63,16 +77,40 @@ class StableDiffusionService(DiffusionService):
         self._zero_when_empty = zero_when_empty
 
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
-        two = len(encoders) > 1
-        written = [
-            encoder(self.token_ids(tokenizer, prompt, tokenizer.model_max_length), output_hidden_states=two)
+        read = [
+            self._read(prompt, tokenizer, encoder, len(encoders) > 1)
             for tokenizer, encoder in zip(self._tokenizers, encoders, strict=True)
         ]
-        if not two:
-            return PromptEmbeddings(written[0].last_hidden_state.to(self.dtype), None)
-        # SDXL was trained on the layer before the last of both, and on the whole as the second one projects it
-        sequence = torch.cat([output.hidden_states[-2] for output in written], dim=-1)
-        return PromptEmbeddings(sequence.to(self.dtype), written[-1].text_embeds.to(self.dtype))
+        sequence = torch.cat([sequence for sequence, _ in read], dim=-1)
+        return PromptEmbeddings(sequence.to(self.dtype), read[-1][1])
+
+    def _read(
+        self, prompt: str, tokenizer: PreTrainedTokenizerBase, encoder: Any, two: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What one encoder makes of a prompt: a vector for every token of all its chunks, and one for the first chunk
+        as a whole."""
+        chunks = divided(tokenizer, prompt)
+        sequences, pooled = [], None
+        for ids, weights in zip(chunks.ids(tokenizer), chunks.weights(tokenizer.model_max_length), strict=True):
+            output = encoder(ids.to(self.models.device), output_hidden_states=two)
+            # SDXL was trained on the layer before the last of both, and on the whole as the second one projects it
+            sequences.append(weighted(output.hidden_states[-2] if two else output.last_hidden_state, weights))
+            if pooled is None and two and "text_embeds" in output:
+                pooled = output.text_embeds.to(self.dtype)
+        return torch.cat(sequences, dim=1), pooled
+
+    def chunk_count(self, prompt: str) -> int:
+        return len(divided(self._tokenizers[0], prompt).chunks)
+
+    def prompt_notes(self, name: str, prompt: str) -> list[str]:
+        tokenizer = self._tokenizers[0]
+        tokens = MAX_CHUNKS * (tokenizer.model_max_length - MARKS)
+        notes = network_notes(name, prompt) + length_notes(name, divided(tokenizer, prompt).unread, tokens)
+        if found := edits(prompt):
+            notes.append(
+                f"{name}: '{shortened(found[0])}' does not change during the steps, it is read as weaker words"
+            )
+        return notes
 
     def null_embedding(self, embeddings: PromptEmbeddings) -> PromptEmbeddings | None:
         if not self._zero_when_empty:
