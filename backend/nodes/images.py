@@ -19,7 +19,7 @@ from backend.nodes.table import Row
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]
+Report = Callable[[str, Any], None]
 MakePictures = Callable[[Mapping[str, Any], Report], Sequence[Path]]
 """Makes the pictures of some inputs and returns their files, which the next call may delete; reports metrics by
 name."""
@@ -69,7 +69,7 @@ class ImageGenerateNode:
         """Makes the pictures of one row. A row that fails raises nothing: that is an outcome too."""
         if row.problem:
             return Outcome(row, error=row.problem)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         begin = time.perf_counter()
         try:
             files = self._make(row.inputs, metrics.__setitem__)

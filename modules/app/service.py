@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]
+Report = Callable[[str, Any], None]
 
 
 @dataclass
@@ -96,6 +96,8 @@ class Service:
                 if self.upsampler:
                     request = upsampled(request, self.upsampler, timeline)
                 batch = self.pipeline.run(request, progress or bars, timeline, debug_sink)
+            if batch.notices:
+                report("notices", list(batch.notices))
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
         except BaseException:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class ModelInfo:
     version: str
 
 
-def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -> str:
+def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo, notices: Sequence[str] = ()) -> str:
     """The generation parameters in WebUI's format: the prompt, the negative prompt if any, and one line of fields.
 
     Entries of ``picture.parameters`` under a WebUI key follow our own fields. An entry with the key of one of ours
@@ -75,6 +75,7 @@ def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo) -
         "Model": model.name,
         "Denoising strength": request.prompt_strength if request.image is not None else None,
         **extras,
+        "Notes": "; ".join(notices) or None,
         "Version": model.version,
     }
     # Readers cut the text at "Negative prompt:", some of them anywhere in a line, and sd-parsers fails when it finds
@@ -105,8 +106,8 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
             picture.image,
             part,
             request,
-            parameters_text(request, picture, model),
-            _record(request, picture, model, seconds),
+            parameters_text(request, picture, model, batch.notices),
+            _record(replace(request, notices=batch.notices), picture, model, seconds),
         )
 
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from modules.pipeline.base import ImageBatch, Services, Stage
-from modules.request.adetailer_unit import AdetailerUnit
+from modules.request.adetailer_unit import AdetailerUnit, region_prompts
 from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:
@@ -45,6 +45,19 @@ class AdetailerStage(Stage):
 
     def wanted(self, request: ImageRequest) -> bool:
         return bool(request.adetailer)
+
+    def notices(self, request: ImageRequest) -> list[str]:
+        """For every unit that of its first prompt which has one; the request's own prompts are told elsewhere."""
+        notes: list[str] = []
+        for unit in request.adetailer:
+            for name, own, main in (
+                ("ad_prompt", unit.prompt, request.prompt),
+                ("ad_negative_prompt", unit.negative_prompt, request.negative_prompt),
+            ):
+                prompts = region_prompts(own, main) if own else ()
+                of_unit = (self.detail_pass.service.prompt_notes(name, prompt) for prompt in prompts if prompt != main)
+                notes += next(filter(None, of_unit), [])
+        return notes
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         for number, unit in enumerate(request.adetailer):

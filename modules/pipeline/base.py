@@ -52,12 +52,13 @@ class Picture:
 @dataclass(frozen=True)
 class ImageBatch:
     """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
-    images."""
+    images; ``notices`` is what of the request could not be honoured, a line each."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
     progress: Progress
     debug_sink: DebugSink | None = None
+    notices: tuple[str, ...] = ()
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         """The batch with other pictures."""
@@ -131,6 +132,10 @@ class Stage(Feature, ABC):
         """Whether the request asks for this stage."""
         return bool(request.stage_options.get(self.name))
 
+    def notices(self, request: ImageRequest) -> list[str]:
+        """What of the request this stage does not honour, a line each; such as words that the model does not read."""
+        return []
+
     @abstractmethod
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         """The batch after this stage. Called only when the stage is wanted."""
@@ -154,9 +159,13 @@ class ImagePipeline:
         debug_sink: DebugSink | None = None,
     ) -> ImageBatch:
         """The finished pictures. Errors and cancellations of a stage are passed on unchanged."""
-        batch = ImageBatch((), timeline or Timeline(), progress or no_progress, debug_sink)
-        for stage in self.stages:
-            if stage.wanted(request):
-                with batch.timeline.span(stage.name):
-                    batch = stage.run(batch, request)
+        wanted = [stage for stage in self.stages if stage.wanted(request)]
+        notices = [*request.notices, *(notice for stage in wanted for notice in stage.notices(request))]
+        notices = list(dict.fromkeys(notices))
+        for notice in notices:
+            logger.warning("%s", notice)
+        batch = ImageBatch((), timeline or Timeline(), progress or no_progress, debug_sink, tuple(notices))
+        for stage in wanted:
+            with batch.timeline.span(stage.name):
+                batch = stage.run(batch, request)
         return batch

@@ -47,6 +47,12 @@ class GenerateStage(Stage):
     def wanted(self, request: ImageRequest) -> bool:
         return True
 
+    def notices(self, request: ImageRequest) -> list[str]:
+        notes = self.service.prompt_notes("prompt", request.prompt)
+        if request.negative_prompt:
+            notes += self.service.prompt_notes("negative_prompt", request.negative_prompt)
+        return notes
+
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         size = (request.width, request.height)
         image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -179,6 +179,17 @@ def region_prompt(unit_prompt: str, main_prompt: str, index: int) -> str | None:
     if skipping_mark(unit_prompt, index):
         return None
     return _parts(unit_prompt, index)[-1].replace(MAIN_PROMPT, main_prompt) or main_prompt
+
+
+def region_prompts(unit_prompt: str, main_prompt: str) -> Iterator[str]:
+    """The prompts of the regions as far as they differ, in their order, without those that are skipped."""
+    seen: set[str] = set()
+    for part in _parts(unit_prompt, unit_prompt.count(SEPARATOR)):
+        if part == STOP:
+            return
+        if part != SKIP and part not in seen:
+            seen.add(part)
+            yield part.replace(MAIN_PROMPT, main_prompt) or main_prompt
 
 
 def skipping_mark(unit_prompt: str, index: int) -> str:

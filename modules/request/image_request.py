@@ -70,6 +70,8 @@ class ImageRequest:
     original_prompt: str = ""
     """The user's prompt, if a language model rewrote it or failed to; ``prompt_note`` says which."""
     prompt_note: str = ""
+    notices: tuple[str, ...] = ()
+    """What of the inputs is not honoured, a line each."""
     stage_options: Mapping[str, object] = Field(default_factory=dict)
     """By the names of stages, what :meth:`modules.pipeline.base.Stage.options` made of their inputs."""
 
