@@ -18,9 +18,14 @@ help_or_version() {
     exit 0
 }
 
+# install_packages: brings .venv up to date. An older one that works will do: scripts/bootstrap has said what it lacks.
+install_packages() {
+    "$root/scripts/bootstrap" || (($? == 3)) || exit 1
+}
+
 # run_command NAME ARGUMENTS: modules/cli/NAME.py with the pinned packages.
 run_command() {
-    "$root/scripts/bootstrap"
+    install_packages
     # -P and PYTHONPATH: modules come from the project alone, whatever lies in the current folder.
     PYTHONPATH=$root exec "$root/.venv/bin/python" -P -m "modules.cli.$1" "${@:2}"
 }
