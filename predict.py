@@ -15,12 +15,13 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
         from backend.core.settings import load_settings
+        from modules.app.prediction_queue import PredictionQueue
         from modules.app.service import start_process
 
-        self.service = start_process(load_settings(), served=True)
-        self.service.uploads.receive_from_cog()
+        self.queue = PredictionQueue(lambda: start_process(load_settings(), served=True))
+        self.queue.service.uploads.receive_from_cog()
 
-    def predict(
+    async def predict(
         self,
         prompt: str = Input(description="What the picture shows, in words.", min_length=1, max_length=20000),
         negative_prompt: str = Input(
@@ -168,5 +169,4 @@ class Predictor(BasePredictor):
         """Generates the pictures and returns their files, in the order of their seeds."""
         inputs = dict(locals())  # first, while the arguments are the only local names
         del inputs["self"]
-        received = self.service.uploads.only_received(inputs)
-        return [Path(file) for file in self.service.predict(received, self.record_metric)]
+        return [Path(file) for file in await self.queue.predict(inputs, self.record_metric)]

@@ -88,11 +88,11 @@ def _property(name: str, order: int, annotation: ast.expr, call: ast.expr | None
     return prop, choices
 
 
-def _signature(source: str) -> ast.FunctionDef:
+def _signature(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name == "Predictor":
             for member in node.body:
-                if isinstance(member, ast.FunctionDef) and member.name == "predict":
+                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and member.name == "predict":
                     return member
     raise ValueError("there is no Predictor.predict()")
 

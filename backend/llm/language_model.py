@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from backend.checkpoints.loader import RESTORE, shard_files
+from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import SettingsError, UserError, WeightsError
 from backend.core.units import format_bytes
 from backend.devices.probe import host_memory
@@ -82,7 +83,8 @@ class TransformersModel:
         self._ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
     @torch.inference_mode()
-    def complete(self, prompt: str, max_new_tokens: int, seed: int) -> Completion:
+    def complete(self, prompt: str, max_new_tokens: int, seed: int, check: Check = never_canceled) -> Completion:
+        """:meth:`LanguageModel.complete`; ``check`` is called before every token."""
         begin = time.perf_counter()
         started = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
         given = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not started).input_ids[
@@ -93,6 +95,7 @@ class TransformersModel:
         generator = torch.Generator("cpu").manual_seed(seed)
         cache, written = None, list[int]()
         while len(written) < limit:
+            check()
             output = self.network(
                 input_ids=given.to(self.network.device), past_key_values=cache, use_cache=True, logits_to_keep=1
             )

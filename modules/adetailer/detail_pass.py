@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from backend.core.cancellation import Check, never_canceled
 from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.regions import ChosenRegions, choose_regions
@@ -65,15 +66,19 @@ class DetailPass:
         request: ImageRequest,
         timeline: Timeline,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        check: Check = never_canceled,
     ) -> list[Image.Image]:
-        """The images with their chosen regions inpainted. ``progress`` is told the regions done and the total."""
+        """The images with their chosen regions inpainted. ``progress`` is told the regions done and the total;
+        ``check`` is called after every step."""
         result = list(images)
         jobs = inpaint_jobs(chosen, seeds, unit, request, self.max_batch)
         total, done = sum(map(len, jobs)), 0
         for batch in jobs:
             progress(done, total)
             done += len(batch)
-            for job, crop in zip(batch, self._inpaint_batch(result, batch, unit, request, timeline), strict=True):
+            for job, crop in zip(
+                batch, self._inpaint_batch(result, batch, unit, request, timeline, check), strict=True
+            ):
                 result[job.picture] = composite(result[job.picture], crop, job.region.box, job.region.mask)
         progress(total, total)
         return result
@@ -85,6 +90,7 @@ class DetailPass:
         unit: AdetailerUnit,
         request: ImageRequest,
         timeline: Timeline,
+        check: Check,
     ) -> list[Image.Image]:
         """The new content of the regions' boxes, at the size at which it was inpainted."""
         first = batch[0].region
@@ -106,11 +112,13 @@ class DetailPass:
             go_fast=request.go_fast,
             negative=batch[0].negative,
         )
-        inpainted = self.service.generate(denoise_request, timeline)
+        inpainted = self.service.generate(denoise_request, timeline, check=check)
         if unit.restore_face:
             assert self.restoration is not None  # the parser refuses ad_restore_face without a face restorer
             with timeline.span("restore"):
-                inpainted = [image for image, _ in self.restoration.restore(inpainted, LOWER)]
+                inpainted = [
+                    image for image, _ in self.restoration.restore(inpainted, LOWER, lambda done, total: check())
+                ]
         if unit.color_correction:
             return [correct_colors(new, crop, mask) for new, crop, mask in zip(inpainted, crops, masks, strict=True)]
         return inpainted

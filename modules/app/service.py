@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
+from backend.core.cancellation import Check, never_canceled
 from backend.core.files import write_atomic
 from backend.core.scratch import scratch_for_process
 from backend.core.settings import Settings
@@ -77,16 +78,30 @@ class Service:
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
     ) -> list[Path]:
-        """Generates the pictures that the inputs ask for and returns their files.
-
-        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it;
-        ``debug_sink`` gets intermediate images of the stages. The files of the previous prediction are deleted first.
-        Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
-        """
+        """:meth:`predict_into` a new folder. The files of the previous prediction are deleted first."""
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
-        self.uploads.delete_others(inputs)
         directory = Path(tempfile.mkdtemp(dir=self.outputs))
+        return self.predict_into(directory, inputs, report, progress, timeline, debug_sink)
+
+    def predict_into(
+        self,
+        directory: Path,
+        inputs: Mapping[str, Any],
+        report: Report,
+        progress: Progress | None = None,
+        timeline: Timeline | None = None,
+        debug_sink: DebugSink | None = None,
+        check: Check = never_canceled,
+    ) -> list[Path]:
+        """Generates the pictures that the inputs ask for and returns their files, in ``directory``, which is deleted
+        when that fails.
+
+        ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it;
+        ``debug_sink`` gets intermediate images of the stages; ``check`` can end the prediction after every step, tile
+        and picture. Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model
+        runs.
+        """
         timeline = timeline or self.new_timeline()
         moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
         try:
@@ -94,10 +109,11 @@ class Service:
                 request = self.checks.request(inputs)
             with ProgressBars() as bars, self.runtime.activate():
                 if self.upsampler:
-                    request = upsampled(request, self.upsampler, timeline)
-                batch = self.pipeline.run(request, progress or bars, timeline, debug_sink)
+                    request = upsampled(request, self.upsampler, timeline, check)
+                batch = self.pipeline.run(request, progress or bars, timeline, debug_sink, check)
             if batch.notices:
                 report("notices", list(batch.notices))
+            check()
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
         except BaseException:

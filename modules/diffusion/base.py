@@ -9,7 +9,8 @@ without the autoencoder on the device meanwhile.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
+from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
@@ -115,9 +117,14 @@ class DiffusionService(ABC):
 
     @torch.inference_mode()
     def generate(
-        self, request: DenoiseRequest, timeline: Timeline, report: StepReport | None = None
+        self,
+        request: DenoiseRequest,
+        timeline: Timeline,
+        report: StepReport | None = None,
+        check: Check = never_canceled,
     ) -> list[Image.Image]:
-        """Generates the batch. ``report`` is called after every step.
+        """Generates the batch. ``report`` is called after every step, ``check`` also before every prompt and before
+        every picture or tile that the autoencoder works on.
 
         Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
         tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
@@ -128,37 +135,48 @@ class DiffusionService(ABC):
             alone = [self.generate(request.only(index), timeline, report) for index in range(len(request.seeds))]
             return [image for images in alone for image in images]
         size = (request.width, request.height)
+
+        def after_step(done: int, total: int) -> None:
+            if report:
+                report(done, total)
+            check()
+
         with timeline.span("encode"):
-            embeddings = self._encode_with_retry(request)
+            embeddings = self._encode_with_retry(request, check)
         start: torch.Tensor | None = None
         if request.images:
             with timeline.span("encode_image"):
                 start = self._with_or_without_tiles(
-                    "encode_image", request.images[0].size, len(request.images), lambda: self._start_latents(request)
+                    "encode_image",
+                    request.images[0].size,
+                    len(request.images),
+                    lambda: self._start_latents(request, check),
                 )
         with timeline.span("denoise"):
-            whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, report))
+            whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, after_step))
             single = Strategy(
-                "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, report)
+                "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, after_step)
             )
             # which steps are skipped is decided for a whole batch, and no picture may depend on its neighbours
             strategies = [single] if request.go_fast else [whole, single]
             step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds)), SIZE_INPUTS)
             latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
-            return self._with_or_without_tiles("decode", size, len(request.seeds), lambda: self.decode(latents, *size))
+            return self._with_or_without_tiles(
+                "decode", size, len(request.seeds), lambda: self.decode(latents, *size, check)
+            )
 
-    def _encode_with_retry(self, request: DenoiseRequest) -> PromptEmbeddings:
+    def _encode_with_retry(self, request: DenoiseRequest, check: Check) -> PromptEmbeddings:
         negative = request.negative if self.profile.inputs.negative_prompt and request.guidance > 1 else None
         strategies = [
-            Strategy(way, lambda: self.encode(request.prompts, negative), exact=True)
+            Strategy(way, lambda: self.encode(request.prompts, negative, check), exact=True)
             for way in ("all encoders", "once more after clearing")
         ]
         return self.fallback.run(Step("encode", self.profile.encoders, (), "prompt"), strategies)
 
-    def _start_latents(self, request: DenoiseRequest) -> torch.Tensor:
+    def _start_latents(self, request: DenoiseRequest, check: Check) -> torch.Tensor:
         """The latents of the request's images, at the request's size."""
-        latents = self.encode_images(request.images)
+        latents = self.encode_images(request.images, check)
         if not request.latent_resize:
             return latents
         return functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
@@ -202,8 +220,11 @@ class DiffusionService(ABC):
             latents.append(self.denoise(request.only(index), embeddings.only(index), own_start, report_of_all))
         return torch.cat(latents)
 
-    def encode(self, prompts: Sequence[str], negative: str | None = None) -> PromptEmbeddings:
-        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given.
+    def encode(
+        self, prompts: Sequence[str], negative: str | None = None, check: Check = never_canceled
+    ) -> PromptEmbeddings:
+        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given. ``check`` is
+        called before each.
 
         The text encoders are borrowed only for prompts that are not in the cache.
         """
@@ -217,6 +238,7 @@ class DiffusionService(ABC):
             with self.models.on_device(*self.profile.encoders) as encoders:
                 self.models.prefetch(self.profile.denoiser)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
+                    check()
                     found[prompt] = self.embed(prompt, encoders)
                     self._prompt_cache.put(prompt, found[prompt])
         longest = max(counts.values())
@@ -240,22 +262,25 @@ class DiffusionService(ABC):
         ids = tokenizer(part, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
-    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def encode_images(self, images: Sequence[Image.Image], check: Check = never_canceled) -> torch.Tensor:
         """Pictures of one size to scaled latents, N x channels x rows x columns. One at a time, which needs the least
-        memory."""
-        with self.models.on_device("vae") as loan:
+        memory. ``check`` is called before every picture or tile."""
+        with self.models.on_device("vae") as loan, _checked(loan[0], check):
             vae: Any = loan[0]
             pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
             # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
             latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
             return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> list[Image.Image]:
-        """Packed latents to pictures. One at a time, which needs the least memory.
+    def decode(
+        self, latents: torch.Tensor, width: int, height: int, check: Check = never_canceled
+    ) -> list[Image.Image]:
+        """Packed latents to pictures. One at a time, which needs the least memory. ``check`` is called before every
+        picture or tile.
 
         Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
         """
-        with self.models.on_device("vae") as loan:
+        with self.models.on_device("vae") as loan, _checked(loan[0], check):
             vae: Any = loan[0]
             unpacked = self.unpack(latents, width, height).to(vae.dtype)
             scaled = unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)
@@ -340,3 +365,14 @@ class DiffusionService(ABC):
         plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
         channels = plane.expand(-1, self.profile.latent_channels, -1, -1).contiguous()
         return self.pack(channels).to(self.models.device, self.dtype)
+
+
+@contextmanager
+def _checked(vae: Any, check: Check) -> Iterator[None]:
+    """Inside, ``check`` is called before every picture or tile that the autoencoder encodes or decodes."""
+    hooks = [part.register_forward_pre_hook(lambda module, inputs: check()) for part in (vae.encoder, vae.decoder)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

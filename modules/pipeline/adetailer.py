@@ -71,12 +71,13 @@ class AdetailerStage(Stage):
         images = [picture.image for picture in batch.pictures]
         with batch.timeline.span("detect"):
             chosen = self.detail_pass.choose(images, unit, request.mask)
+            batch.check()
         if batch.debug_sink:
             for index, (image, of_picture) in enumerate(zip(images, chosen, strict=True)):
                 batch.debug_sink(f"found-{index}-unit-{number + 1}", draw_regions(image, of_picture))
         seeds = [picture.seed for picture in batch.pictures]
         progress = partial(batch.progress, self.name)
-        images = self.detail_pass.inpaint(images, seeds, chosen, unit, request, batch.timeline, progress)
+        images = self.detail_pass.inpaint(images, seeds, chosen, unit, request, batch.timeline, progress, batch.check)
         default = self.detail_pass.detectors.default
         return batch.with_pictures(
             picture.changed(image, **unit_parameters(unit, number, of_picture, request, default))

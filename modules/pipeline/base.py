@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from PIL import Image
 
+from backend.core.cancellation import Check, never_canceled
 from backend.core.timeline import Timeline
 from modules.request.image_request import ImageRequest
 
@@ -52,13 +53,15 @@ class Picture:
 @dataclass(frozen=True)
 class ImageBatch:
     """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
-    images; ``notices`` is what of the request could not be honoured, a line each."""
+    images; ``check`` is called between two pieces of work; ``notices`` is what of the request could not be honoured, a
+    line each."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
     progress: Progress
     debug_sink: DebugSink | None = None
     notices: tuple[str, ...] = ()
+    check: Check = never_canceled
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         """The batch with other pictures."""
@@ -157,15 +160,23 @@ class ImagePipeline:
         progress: Progress | None = None,
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
+        check: Check = never_canceled,
     ) -> ImageBatch:
         """The finished pictures. Errors and cancellations of a stage are passed on unchanged."""
+        show = progress or no_progress
+
+        def checked(stage: str, done: int, total: int) -> None:
+            show(stage, done, total)
+            check()
+
         wanted = [stage for stage in self.stages if stage.wanted(request)]
         notices = [*request.notices, *(notice for stage in wanted for notice in stage.notices(request))]
         notices = list(dict.fromkeys(notices))
         for notice in notices:
             logger.warning("%s", notice)
-        batch = ImageBatch((), timeline or Timeline(), progress or no_progress, debug_sink, tuple(notices))
+        batch = ImageBatch((), timeline or Timeline(), checked, debug_sink, tuple(notices), check)
         for stage in wanted:
+            check()
             with batch.timeline.span(stage.name):
                 batch = stage.run(batch, request)
         return batch

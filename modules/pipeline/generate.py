@@ -57,7 +57,7 @@ class GenerateStage(Stage):
         size = (request.width, request.height)
         image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None
         denoise_request = self.denoise_request(request, image)
-        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name))
+        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
         if image and request.mask:
             mask = inpaint_mask(request.mask, size)
             images = [Image.composite(new, image, mask) for new in images]

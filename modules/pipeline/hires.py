@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
+from backend.core.cancellation import Check, never_canceled
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.diffusion.sampler_names import MOST_STRENGTH
@@ -64,10 +65,12 @@ class HiresStage(Stage):
         assert hires is not None
         size = self.size(batch.pictures[0].image, hires)
         with batch.timeline.span("upscale"):
-            upscaled = [self.upscaled(picture.image, hires, request.upscaler) for picture in batch.pictures]
+            upscaled = [
+                self.upscaled(picture.image, hires, request.upscaler, batch.check) for picture in batch.pictures
+            ]
         seeds = [picture.seed for picture in batch.pictures]
         denoise_request = self.denoise_request(request, hires, upscaled, seeds, size)
-        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name))
+        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
         if request.mask:
             mask = inpaint_mask(request.mask, size)
             kept = [image.resize(size, Image.Resampling.LANCZOS) for image in upscaled]
@@ -112,13 +115,15 @@ class HiresStage(Stage):
         """Width and height of the second pass."""
         return self.service.profile.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
 
-    def upscaled(self, image: Image.Image, hires: Hires, upscaler: str = "") -> Image.Image:
+    def upscaled(
+        self, image: Image.Image, hires: Hires, upscaler: str = "", check: Check = never_canceled
+    ) -> Image.Image:
         """The picture at the size of the second pass, or unchanged where its latents are resized. ``upscaler`` is a
-        name, "" the default."""
+        name, "" the default; ``check`` is called after every tile."""
         size = self.size(image, hires)
         if hires.upscaler in LATENT_MODES and hires.strength > 0:  # at strength 0 nothing is encoded to latents
             return image
         if hires.upscaler == "ESRGAN" and size != image.size:
             scale = max(1.0, size[0] / image.width, size[1] / image.height)
-            image = self.upscale_service.upscale(image, scale, "hr_scale", lambda done, total: None, upscaler)
+            image = self.upscale_service.upscale(image, scale, "hr_scale", lambda done, total: check(), upscaler)
         return image.resize(size, Image.Resampling.LANCZOS)

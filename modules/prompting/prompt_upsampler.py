@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
@@ -104,14 +105,15 @@ class PromptUpsampler(Feature):
         self.limit = min(tokens, LONGEST)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
-    def rewrite(self, prompt: str, seed: int) -> str:
-        """The prompt as a full description. Raises ValueError when the model answers nothing."""
+    def rewrite(self, prompt: str, seed: int, check: Check = never_canceled) -> str:
+        """The prompt as a full description. ``check`` is called before every token. Raises ValueError when the model
+        answers nothing."""
         from backend.llm.language_model import TransformersModel
         from backend.offload.oom_fallback import Step, Strategy
 
         def write() -> Completion:
             with self.cache.on_device(MODEL) as (network,):
-                return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed)
+                return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed, check)
 
         answer = self.fallback.run(Step("prompt", (MODEL,), (), MODEL), [Strategy("the whole prompt", write)])
         text = cleaned(answer.text)
@@ -141,14 +143,16 @@ class PromptUpsampler(Feature):
             )
 
 
-def upsampled(request: ImageRequest, upsampler: PromptUpsampler, timeline: Timeline) -> ImageRequest:
+def upsampled(
+    request: ImageRequest, upsampler: PromptUpsampler, timeline: Timeline, check: Check = never_canceled
+) -> ImageRequest:
     """The request with its prompt rewritten, where it asks for that. When this fails, the prompt stays as it is and the
     request says why."""
     if not request.prompt_upsampling:
         return request
     with timeline.span("prompt_upsampling"):
         try:
-            prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed)
+            prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed, check)
         except Exception as error:  # the picture does not depend on it; the log has the cause
             logger.warning("the prompt stays as it is", exc_info=True)
             return replace(

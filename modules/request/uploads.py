@@ -14,14 +14,14 @@ from backend.core.errors import InputError
 
 @dataclass(frozen=True)
 class Uploads:
-    """A folder for the files of one request at a time."""
+    """A folder for the files of requests, each of which has its own."""
 
     folder: Path
 
     def receive_from_cog(self) -> None:
         """Makes this folder the temporary folder of the process.
 
-        Cog's server writes there what a client sends, can be told no other place, and after an error leaves the files.
+        Cog's server writes there what a client sends, can be told no other place, and leaves some of the files.
         """
         tempfile.tempdir = str(self.folder)
 
@@ -53,8 +53,8 @@ class Uploads:
             raise InputError(field, f"cannot read '{file}': {error.strerror}") from None
         return copy
 
-    def delete_others(self, inputs: Mapping[str, Any]) -> None:
-        """Deletes the files of earlier requests: all that are not among these inputs."""
-        for file in self.folder.iterdir():
-            if file not in inputs.values():
-                file.unlink()
+    def delete(self, inputs: Mapping[str, Any]) -> None:
+        """Deletes the files of this folder that are among these inputs."""
+        for value in inputs.values():
+            if isinstance(value, Path) and value.parent == self.folder:
+                value.unlink(missing_ok=True)

@@ -167,7 +167,7 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
     waiting = threading.Thread(target=lambda: result.update(server.predict(inputs, prediction).json()))
     waiting.start()
     deadline = time.monotonic() + 60
-    while server.health()["status"] != "BUSY":
+    while prediction not in server.log.read_text():
         time.sleep(0.02)
     while "/50 generate" not in requests.put(
         f"{server.url}/predictions/{prediction}", json={"input": inputs}, timeout=30

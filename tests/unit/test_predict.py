@@ -5,6 +5,7 @@ Whoever adds an input is told here what is still missing; CONTRIBUTING.md lists 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from PIL import Image
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SDXL
 
 from backend.api.input_schema import InputSchema
-from backend.core.errors import InputError
 from backend.core.settings import ROOT, Settings
 from backend.core.validation import bounds, choices, fields_of
 from modules.detection.classes import ClassSet
@@ -28,7 +28,6 @@ from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import CUSTOM, HIRES_INPUTS, build_request
-from modules.request.uploads import Uploads
 from predict import Predictor
 
 SCHEMA = InputSchema()
@@ -130,13 +129,13 @@ def test_every_field_of_the_request_is_read() -> None:
 
 def test_predict_hands_over_every_input_as_it_is(tmp_path: Path) -> None:
     handed_over: list[Mapping[str, Any]] = []
+
+    async def predict(inputs: Mapping[str, Any], report: object) -> list[Path]:
+        handed_over.append(inputs)
+        return [tmp_path / "out-0.webp"]
+
     predictor = Predictor()
-    predictor.service = SimpleNamespace(
-        uploads=Uploads(tmp_path),
-        predict=lambda inputs, report: handed_over.append(inputs) or [tmp_path / "out-0.webp"],
-    )
+    predictor.queue = SimpleNamespace(predict=predict)
     inputs = {name: object() for name in SCHEMA.properties}
-    assert predictor.predict(**inputs) == [cog.Path(tmp_path / "out-0.webp")]
+    assert asyncio.run(predictor.predict(**inputs)) == [cog.Path(tmp_path / "out-0.webp")]
     assert handed_over == [inputs]
-    with pytest.raises(InputError, match="^image: must be sent"):
-        predictor.predict(**{**inputs, "image": cog.Path("/etc/hostname")})

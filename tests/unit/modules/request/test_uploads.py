@@ -51,9 +51,9 @@ def test_a_file_that_the_user_names_is_copied(uploads: Uploads, tmp_path: Path) 
         uploads.copy_in({"image": tmp_path / "none.png"})
 
 
-def test_files_of_earlier_requests_are_deleted_and_those_of_this_one_stay(uploads: Uploads) -> None:
-    old, new = sent(uploads, "old.png"), sent(uploads, "new.png")
-    uploads.delete_others({"image": new, "mask": None})
-    assert not old.exists() and new.exists()
-    uploads.delete_others({})
-    assert list(uploads.folder.iterdir()) == []
+def test_the_files_of_a_request_are_deleted_and_no_others(uploads: Uploads, tmp_path: Path) -> None:
+    own, waiting, elsewhere = sent(uploads, "own.png"), sent(uploads, "waiting.png"), tmp_path / "elsewhere.png"
+    elsewhere.touch()
+    uploads.delete({"prompt": "x", "image": own, "mask": elsewhere})
+    assert list(uploads.folder.iterdir()) == [waiting] and elsewhere.exists()
+    uploads.delete({"image": own, "mask": None})
