@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from backend.core.errors import StorageError
+from backend.core.locks import NO_LOCKS, open_locked
 
 PREFIX = "flux-adetailer-scratch-"
 
@@ -58,30 +59,19 @@ def hold(folder: Path) -> int:
     while True:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)
-        with suppress(FileNotFoundError):  # swept before it was locked: make it again
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            with suppress(OSError):  # a file system without locks; nothing is swept there either
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            if _is_at(folder, lock):
-                return lock
-            os.close(lock)
-
-
-def _is_at(folder: Path, descriptor: int) -> bool:
-    """Whether the opened folder still is the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except FileNotFoundError:
-        return False
+        try:
+            return open_locked(folder, fcntl.LOCK_SH, os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # swept before it was locked
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return os.open(folder, os.O_DIRECTORY)  # nothing is swept there either
 
 
 def _sweep(directory: Path) -> None:
     for folder in directory.glob(f"{PREFIX}*"):
         with suppress(OSError):  # held by a living process, of another user, or gone
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(folder, lock):
-                    shutil.rmtree(folder)
-            finally:
-                os.close(lock)
+            lock = open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_DIRECTORY | os.O_NOFOLLOW)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.core.errors import UserError
+from backend.core.errors import StorageError, UserError
 from backend.memory_management import MemoryPlan, VRAMState
 from backend.nodes.table import Row
 
@@ -66,7 +66,8 @@ class ImageGenerateNode:
         return map(self.generate, rows)
 
     def generate(self, row: Row) -> Outcome:
-        """Makes the pictures of one row. A row that fails raises nothing: that is an outcome too."""
+        """Makes the pictures of one row. A row that fails raises nothing: that is an outcome too. A full disk is none,
+        because all other rows would fail too: it raises :class:`StorageError`."""
         if row.problem:
             return Outcome(row, error=row.problem)
         metrics: dict[str, Any] = {}
@@ -74,6 +75,8 @@ class ImageGenerateNode:
         try:
             files = self._make(row.inputs, metrics.__setitem__)
             pictures = tuple(file.read_bytes() for file in files)
+        except StorageError:
+            raise  # the next row would fail in the same way
         except UserError as error:
             return Outcome(row, error=str(error))
         except Exception as error:  # the other rows must go on whatever this was; the log has the stack trace

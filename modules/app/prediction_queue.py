@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.cancellation import Cancellation
+from backend.core.files import full_disk_in_one_line
 from modules.app.service import Report, Service
 
 READ_SECONDS = 60.0
@@ -56,7 +57,8 @@ class PredictionQueue:
 
         try:
             received = self.service.uploads.only_received(inputs)
-            directory = Path(tempfile.mkdtemp(dir=self.service.outputs))
+            with full_disk_in_one_line():
+                directory = Path(tempfile.mkdtemp(dir=self.service.outputs))
             job = self._thread.submit(copy_context().run, compute)
             try:
                 files = await asyncio.wrap_future(job)

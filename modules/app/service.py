@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.cancellation import Check, never_canceled
-from backend.core.files import write_atomic
+from backend.core.files import full_disk_in_one_line, write_atomic
 from backend.core.scratch import scratch_for_process
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
@@ -81,9 +81,11 @@ class Service:
         """:meth:`predict_into` a new folder. The files of the previous prediction are deleted first."""
         for old in self.outputs.iterdir():
             shutil.rmtree(old)
-        directory = Path(tempfile.mkdtemp(dir=self.outputs))
+        with full_disk_in_one_line():
+            directory = Path(tempfile.mkdtemp(dir=self.outputs))
         return self.predict_into(directory, inputs, report, progress, timeline, debug_sink)
 
+    @full_disk_in_one_line()
     def predict_into(
         self,
         directory: Path,
@@ -181,6 +183,7 @@ def start_process(settings: Settings, served: bool, schema: InputSchema | None =
     return service
 
 
+@full_disk_in_one_line()
 def start(
     settings: Settings,
     timeline: Timeline | None = None,

@@ -20,6 +20,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from backend.api.input_schema import InputSchema
+from backend.core.files import writing_to
 from backend.core.settings import Settings, load_settings
 from backend.nodes.images import ImageGenerateNode, Outcome, clearing_helps
 from backend.nodes.ray_data import LOCAL, generate_with_ray
@@ -134,15 +135,14 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
     settings = load_settings()
     check_folder("-o", options.output)
     manifest = Manifest(options.output)
-    missing = manifest.begin(rows, options.resume)
+    to_output = partial(writing_to, f"'{options.output}'", "make room, then continue with --resume")
+    with to_output():
+        missing = manifest.begin(rows, options.resume)
     failed = 0
     with RowsBar(len(rows), len(rows) - len(missing)) as bar:
         for outcome in _outcomes(missing, settings, options, scratch):
-            try:
+            with to_output():
                 manifest.deliver(outcome)
-            except OSError as error:  # the disk is full, say
-                reason = f"{error.strerror}; make room, then continue with --resume"
-                sys.exit(f"error: cannot write to '{options.output}': {reason}")
             failed += bool(outcome.error)
             bar.count(outcome)
     print(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backend.core.errors import InputError, UserError
+from backend.core.errors import InputError, StorageError, UserError
+from backend.core.files import full_disk_in_one_line
 from backend.core.scratch import scratch_folder
 from backend.core.version import name_and_version
 
@@ -48,12 +49,12 @@ def run_in_scratch(run: Callable[[Path], int], interrupted: str) -> int:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill cleans up as Ctrl-C does
     try:
-        with scratch_folder() as folder:
+        with full_disk_in_one_line(), scratch_folder() as folder:
             tempfile.tempdir = str(folder)  # temporary files of the service are deleted with it
             return run(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return FAILED if isinstance(error, StorageError) else BAD_INPUT
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.errors import InputError
+from backend.core.files import full_disk_in_one_line
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Uploads:
     def _copy(self, field: str, file: Path) -> Path:
         copy = self.folder / f"{field}{file.suffix}"
         try:
-            shutil.copyfile(file, copy)
+            with full_disk_in_one_line():
+                shutil.copyfile(file, copy)
         except OSError as error:
             raise InputError(field, f"cannot read '{file}': {error.strerror}") from None
         return copy

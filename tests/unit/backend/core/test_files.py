@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from backend.core.files import MAX_NAME_BYTES, PART_PATTERN, ROOT, atomic_files, is_safe_name, write_atomic
+from backend.core.errors import StorageError
+from backend.core.files import (
+    MAX_NAME_BYTES,
+    PART_PATTERN,
+    ROOT,
+    atomic_files,
+    full_disk_in_one_line,
+    is_safe_name,
+    write_atomic,
+)
 
 WRITE_AND_WAIT = """
 import sys, time
@@ -65,6 +76,70 @@ def test_after_a_kill_the_old_content_is_there_and_what_is_left_is_known_by_its_
     process.communicate()
     assert target.read_bytes() == b"old"
     assert [path.read_bytes() for path in tmp_path.glob(PART_PATTERN)] == [b"half"]
+
+
+def test_what_a_killed_process_left_goes_when_the_next_one_writes_into_the_folder(tmp_path: Path) -> None:
+    left, own = tmp_path / ".a.bin.01234567.flux.part", tmp_path / ".own.part"
+    for file in (left, own):
+        file.write_bytes(b"half")
+    write_atomic(tmp_path / "b.txt", "b")
+    assert names(tmp_path) == [".own.part", "b.txt"]
+
+
+def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+    with atomic_files([tmp_path / "a"]) as [first], atomic_files([tmp_path / "a"]) as [second]:
+        first.write_bytes(b"1")
+        second.write_bytes(b"2")
+        write_atomic(tmp_path / "b", b"3")
+        assert first.exists() and second.exists() and first != second
+    assert (tmp_path / "a").read_bytes() == b"1" and names(tmp_path) == ["a", "b"]
+
+
+def test_a_name_that_is_taken_is_refused_where_nothing_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"old")
+    with (
+        pytest.raises(FileExistsError),
+        atomic_files([tmp_path / "a", tmp_path / "b", tmp_path / "c"], replace=False) as parts,
+    ):
+        for part in parts:
+            part.write_bytes(b"new")
+    assert names(tmp_path) == ["b"] and (tmp_path / "b").read_bytes() == b"old"
+
+
+def test_of_many_that_want_one_name_one_gets_it(tmp_path: Path) -> None:
+    def write(number: int) -> bool:
+        try:
+            with atomic_files([tmp_path / "a"], replace=False) as [part]:
+                part.write_bytes(str(number).encode())
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(write, range(50)))
+    assert got.count(True) == 1 and (tmp_path / "a").read_bytes() == str(got.index(True)).encode()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_one_line_also_when_the_error_was_wrapped(wrapped: bool) -> None:
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+        except OSError as error:
+            if wrapped:
+                raise RuntimeError("it does not compile") from error
+            raise
+
+    with (
+        pytest.raises(StorageError, match=r"^the disk of the temporary files is full; make room"),
+        full_disk_in_one_line(),
+    ):
+        fail()
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(FileNotFoundError), full_disk_in_one_line():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
 
 def test_text_is_utf_8_and_others_may_read_the_file(tmp_path: Path) -> None:
