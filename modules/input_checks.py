@@ -18,6 +18,7 @@ from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
 from modules.pipeline.stages import STAGES
 from modules.request.image_request import ImageRequest
+from modules.request.infotext import Filled, Targets, filled_in, is_infotext
 from modules.request.parser import build_request
 
 INSTALLED_FILE = "installed.json"
@@ -75,7 +76,20 @@ class InputChecks:
         Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured.
         """
         # the server lets 2.0 through for a whole number; here it becomes one
-        wanted = self.extensions.turn_off(self.schema.validate(inputs), self.schema.defaults)
+        values = self.schema.validate(inputs)
+        notices: list[str] = []
+        if is_infotext(str(values["prompt"])):  # the server fills in defaults, so a default counts as left out
+            given = {name: value for name, value in values.items() if value != self.schema.defaults.get(name)}
+            filled = self.filled_in(str(given.pop("prompt")))
+            values, notices = self.schema.validate(filled.under(given)), filled.notices
+        wanted = self.extensions.turn_off(values, self.schema.defaults)
         has = self.installed
         request = build_request(wanted, has.profile, has.detectors, has.upscalers, has.restores_faces)
-        return replace(request, stage_options=self.extensions.stage_options(wanted))
+        return replace(
+            request, stage_options=self.extensions.stage_options(wanted), notices=(*notices, *request.notices)
+        )
+
+    def filled_in(self, infotext: str) -> Filled:
+        """The inputs that a WebUI's text of parameters names, as far as they can be honoured here."""
+        has = self.installed
+        return filled_in(infotext, Targets(has.profile, has.detectors, has.upscalers, self.schema.properties))

@@ -34,6 +34,21 @@ UNSUPPORTED: Mapping[str, tuple[Any, str]] = MappingProxyType(
 
 IGNORED = "is_api"
 """A key that ADetailer adds to every unit; it is ignored."""
+NOTHING = (None, "", "None")
+"""What a WebUI sends for an argument that is not set."""
+ONLY_WITH: Mapping[str, str] = MappingProxyType(
+    {
+        "inpaint_width": "use_inpaint_width_height",
+        "inpaint_height": "use_inpaint_width_height",
+        "steps": "use_steps",
+        "cfg_scale": "use_cfg_scale",
+        "sampler": "use_sampler",
+        "scheduler": "use_sampler",
+    }
+)
+"""Arguments that may be unset while their switch is off."""
+SCRIPTS, SCRIPT, ARGS = "alwayson_scripts", "adetailer", "args"
+"""The names in the JSON of a WebUI's API under which the units lie."""
 
 OptionalRatio = Annotated[float | None, Field(ge=0, le=1)]
 
@@ -55,8 +70,10 @@ class UnusedArguments:
 def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple[AdetailerUnit, ...]:
     """The enabled units of a JSON text: an object, or a list of up to four. What it leaves out is as in ``base``.
 
-    A WebUI's ``args`` list may be given as it is: its two leading switches (enable, skip img2img) are skipped, but if
-    the first is ``false`` there are no units. Raises :class:`InputError` that names the unit and the argument.
+    A WebUI's ``args`` list, or the ``alwayson_scripts`` of its API around it, may be given as it is: its two leading
+    switches (enable, skip img2img) are skipped, but if the first is ``false`` there are no units.
+
+    Raises :class:`InputError` that names the unit and the argument.
     """
     entries = _entries(text, field)
     if entries and entries[0] is False:
@@ -74,11 +91,39 @@ def units_from_json(text: str, field: str, base: AdetailerUnit = FACES) -> tuple
 
 
 def _entries(text: str, field: str) -> list[Any]:
+    if text.strip() in NOTHING:
+        text = "{}"
     try:
         given = json_from(bounded(text))
     except ValueError as problem:
         raise InputError(field, str(problem)) from None
+    given = _args_of_scripts(given, field)
     return given if isinstance(given, list) else [given]
+
+
+def _args_of_scripts(given: Any, field: str) -> Any:
+    """The ``args`` of ADetailer in the JSON of a WebUI's API, or what is given where it is no such JSON."""
+    if not isinstance(given, dict) or not given:
+        return given
+    scripts = given.get(SCRIPTS, given)
+    if isinstance(scripts, dict) and (own := [name for name in scripts if name.lower() == SCRIPT]):
+        others = [shortened(name) for name in scripts if name != own[0] and _asks(scripts[name])]
+        if others:
+            raise InputError(
+                field, f"has the script '{others[0]}' beside ADetailer, which is not supported; leave it out"
+            )
+        given = scripts[own[0]]
+    elif SCRIPTS in given:
+        raise InputError(field, f"has {SCRIPTS} without ADetailer; give its units")
+    return given[ARGS] if isinstance(given, dict) and isinstance(given.get(ARGS), list) else given
+
+
+def _asks(script: Any) -> bool:
+    """Whether a script of a WebUI's API is on: it has arguments, and none that switches it off."""
+    arguments = script.get(ARGS) if isinstance(script, dict) else script
+    if not isinstance(arguments, list) or not arguments:
+        return False
+    return any(not isinstance(one, dict) or one.get("enabled", True) for one in arguments) and arguments[0] is not False
 
 
 def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit) -> AdetailerUnit:
@@ -96,9 +141,11 @@ def _unit(given: Mapping[str, Any], where: str, field: str, base: AdetailerUnit)
             continue
         if key not in known:
             raise InputError(field, f"{where}unknown argument '{shortened(key)}'{nearest(key, known)}")
+        if name in ONLY_WITH and value in NOTHING and given.get(PREFIX + ONLY_WITH[name]) is not True:
+            continue
         if name not in UNSUPPORTED:
-            values[name] = value
-        elif value not in (UNSUPPORTED[name][0], None):
+            values[name] = None if name in unused and value in NOTHING else value
+        elif value not in (UNSUPPORTED[name][0], *NOTHING):
             raise refused(name, f"cannot be honoured: {UNSUPPORTED[name][1]}; leave it out")
     validated(UnusedArguments, {name: value for name, value in values.items() if name in unused}, refused)
     changes = {name: value for name, value in values.items() if name in own}

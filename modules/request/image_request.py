@@ -17,6 +17,8 @@ MAX_SEED = 2**32 - 1
 
 HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
 HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
+AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"]
+Megapixels = Literal["1", "0.25"]
 OutputFormat = Literal["webp", "jpg", "png"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
@@ -38,7 +40,7 @@ class Hires:
 @dataclass(frozen=True, config=STRICT)
 class ImageRequest:
     """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in
-    pixels.
+    pixels; ``aspect_ratio`` and ``megapixels`` are what the user asked for.
 
     An input of ``predict.py`` with the name of a field becomes that field; :func:`modules.request.parser.build_request`
     makes fields of the other inputs.
@@ -49,6 +51,8 @@ class ImageRequest:
     height: WholeNumber
     seed: Seed
     negative_prompt: Text = ""
+    aspect_ratio: AspectRatio = "1:1"
+    megapixels: Megapixels = "1"
     num_outputs: Annotated[WholeNumber, Field(ge=1, le=4)] = 1
     num_inference_steps: Annotated[WholeNumber, Field(ge=1, le=50)] = 28
     guidance_scale: Annotated[float, Field(ge=0, le=10)] = 3.5

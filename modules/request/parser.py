@@ -96,10 +96,6 @@ def _check_units(
     for unit in units:
         if unit.restore_face and not restores_faces:
             raise InputError(field, f"ad_restore_face cannot be honoured: {NO_FACE_RESTORER}")
-        if unit.negative_prompt and not honoured.negative_prompt:
-            raise InputError(
-                field, f"ad_negative_prompt cannot be honoured: {honoured.label} has no negative prompt; leave it out"
-            )
         if unit.use_cfg_scale and honoured.guidance is None:
             raise InputError(
                 field, f"ad_use_cfg_scale cannot be honoured: {profile.name} takes no guidance; leave it out"
@@ -143,7 +139,11 @@ def build_request(
     }
     fields |= {name: value for name, value in left_out.items() if inputs[name] is None}
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
-    fields["adetailer"] = adetailer_units(inputs, profile, detectors, restores_faces)
+    units = adetailer_units(inputs, profile, detectors, restores_faces)
+    if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
+        units = tuple(replace(unit, negative_prompt="") for unit in units)
+        fields["notices"] = (f"ad_negative_prompt: is left out, {profile.inputs.label} has no negative prompt",)
+    fields["adetailer"] = units
     return validated(ImageRequest, fields, InputError)
 
 

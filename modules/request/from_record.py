@@ -1,0 +1,47 @@
+"""The record that this package writes into its pictures, as the inputs that give the same picture again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from modules.request.adetailer_args import PREFIX
+from modules.request.adetailer_unit import FACES
+from modules.request.infotext import Filled
+from modules.request.parser import CUSTOM, HIRES_INPUTS
+
+OWN = ("image", "mask", "width", "height", "seed", "num_outputs", "adetailer", "prompt_upsampling")
+"""Inputs that are not taken as they stand in the record."""
+
+
+def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Filled:
+    """The inputs of the one picture that the record lies in; ``names`` are those of all inputs.
+
+    A prompt that a language model has written is taken as it is. Pictures that the request began from are not in the
+    file, which the notices say. Raises ``ValueError`` for a record of another kind.
+    """
+    request = record.get("request")
+    if not isinstance(request, Mapping) or "prompt" not in request or "seed" not in record:
+        raise ValueError("the record in the file is not one of this version")
+    inputs = {name: value for name, value in request.items() if name in names and name not in OWN}
+    inputs["seed"] = record["seed"]
+    inputs.pop("prompt_upsampling_seed", None)
+    if request.get("aspect_ratio", CUSTOM) == CUSTOM and not request.get("image"):
+        inputs |= {"aspect_ratio": CUSTOM, "width": request.get("width"), "height": request.get("height")}
+    hires = request.get("hires")
+    inputs["enable_hr"] = hires is not None
+    inputs |= {HIRES_INPUTS[name]: value for name, value in (hires or {}).items() if name in HIRES_INPUTS}
+    units = [_changed(unit) for unit in request.get("adetailer") or ()]
+    inputs |= {"adetailer": bool(units)} | ({"adetailer_args": json.dumps(units)} if units else {})
+    notices = [
+        f"{name}: the picture was made from another one, which is not in the file; give it as {name}=@FILE"
+        for name in ("image", "mask")
+        if request.get(name)
+    ]
+    return Filled(inputs, notices)
+
+
+def _changed(unit: Mapping[str, Any]) -> dict[str, Any]:
+    """What a unit has that is not the default, by ADetailer's names."""
+    return {PREFIX + name: value for name, value in unit.items() if value != getattr(FACES, name, None)}
