@@ -46,7 +46,8 @@ def package(parts: Path, encoders: Path, out: Path) -> None:
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(building / "scheduler")
     (building / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
     (building / "family.json").write_text(
-        json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS}, indent=2) + "\n"
+        json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS, "knows": "portraits"}, indent=2)
+        + "\n"
     )
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)

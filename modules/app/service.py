@@ -153,7 +153,7 @@ class Service:
         request."""
         side = self.profile.native
         with self.runtime.activate():
-            self.pipeline.run(ImageRequest(prompt="warm-up", width=side, height=side, seed=0, num_inference_steps=1))
+            self.pipeline.run(ImageRequest(prompt="a", width=side, height=side, seed=0, num_inference_steps=1))
 
 
 def since_launch(served: bool) -> Timeline:

@@ -1,4 +1,4 @@
-"""``scripts/predict``: ``name=value`` texts in, picture files out, through the same service as Cog's server.
+"""``scripts/predict``: a prompt or ``name=value`` texts in, picture files out, through the same service as Cog's server.
 
 Nothing heavy is imported before the inputs are checked, so that a mistake is reported at once.
 """
@@ -12,12 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.files import atomic_files
 from backend.core.timeline_export import write_timeline
 from modules.cli.command import CommandParser, check_folder, run_in_scratch
+from modules.cli.given_inputs import PictureSource, with_files_read, with_prompt_named
+from modules.output.summary import summary
 from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -33,12 +35,25 @@ def _parser(schema: InputSchema) -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="PROMPT",
+        help="what the picture shows, and inputs as NAME=VALUE",
+    )
+    parser.add_argument(
         "-i",
         "--input",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an input; a file is given as NAME=@FILE; repeat for more",
+        help="an input; a file is given as NAME=@FILE, also for a long prompt; repeat for more",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FILE",
+        help="make this picture again: what it says of itself, or a text of parameters, fills the inputs that are left out",
     )
     parser.add_argument(
         "-o",
@@ -72,6 +87,9 @@ def _parser(schema: InputSchema) -> CommandParser:
         help="use the memory plan of a card of this size, with host memory in its place",
     )
     parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="also print the memory plan, the optimizations and where time went"
+    )
     return parser
 
 
@@ -84,6 +102,16 @@ def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
+def _record(file: Path) -> dict[str, Any]:
+    """Our record in a picture; empty where it cannot be read, which only costs lines of text."""
+    from modules.output.image_writer import read_parameters
+
+    try:
+        return read_parameters(file)[1]
+    except (OSError, ValueError):
+        return {}
+
+
 def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
     files = [folder / f"{name}.png" for name in images]
     for file, image in zip(files, images.values(), strict=True):
@@ -92,7 +120,13 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
 
 
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
-    inputs = Uploads(temporary).copy_in(schema.validate(schema.parse(options.input)))
+    texts = [*with_prompt_named(options.inputs), *options.input]
+    given = schema.parse(with_files_read(texts, schema))
+    source = PictureSource(options.source, schema) if options.source else None
+    if source:
+        source.checked(given)
+    inputs: Mapping[str, object] = given if source else schema.validate(given)
+    inputs = Uploads(temporary).copy_in(inputs)
     check_folder("-o", options.output)
     if options.debug_images:
         check_folder("--debug-images", options.debug_images)
@@ -105,17 +139,24 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     from modules.app.service import start_process
 
     settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
+    if settings.log_level == "INFO" and not options.verbose:
+        settings = replace(settings, log_level="WARNING")
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
     service = start_process(settings, served=False, schema=schema)
-    metrics: dict[str, float] = {}
+    if source:
+        inputs, notices = source.inputs(inputs, service)
+        for notice in notices:
+            print(f"note: {notice}", file=sys.stderr)
+    metrics: dict[str, Any] = {}
     timeline = service.new_timeline()
     shown: dict[str, Image.Image] = {}
     files = service.predict(
         inputs, metrics.__setitem__, timeline=timeline, debug_sink=shown.__setitem__ if options.debug_images else None
     )
     try:
+        print(*summary(map(_record, files)), sep="\n", file=sys.stderr)
         written = _deliver(files, options.output)
         if options.debug_images:
             _deliver(_saved(shown, temporary), options.debug_images)

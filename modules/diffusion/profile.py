@@ -48,6 +48,8 @@ class ModelProfile:
         inputs: What it honours: the family's, or less.
         encoders: The components that read the prompt together, in the order in which they are lent.
         denoiser: The component that runs in every step.
+        knows: What a demo model draws, where its tokenizer has all words that it knows as one token each; "" for
+            models that take any words.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelProfile:
     inputs: FamilyInputs
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
+    knows: str = ""
 
     @property
     def canvas(self) -> Canvas:

@@ -16,6 +16,7 @@ LISTED = 300
 """Characters of unread words that a message lists at most."""
 
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _MARKUP = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\bBREAK\b")
 
 
@@ -42,6 +43,22 @@ def length_notes(name: str, unread: str, tokens: int) -> list[str]:
     if not unread:
         return []
     return [f"{name}: the model reads {tokens} tokens; {words} words are beyond: {shortened(unread, LISTED)}"]
+
+
+def unknown_words_notes(name: str, prompt: str, tokenizer: PreTrainedTokenizerBase, knows: str) -> list[str]:
+    """A line for the words of a prompt that are no single token; ``knows`` is what the model draws, "" for a model that
+    takes any words."""
+    if not knows:
+        return []
+    words = dict.fromkeys(_WORD.findall(prompt))
+    unknown = [word for word in words if not (_is_token(tokenizer, word) or _is_token(tokenizer, word.lower()))]
+    listed = shortened(", ".join(unknown), LISTED)
+    return [f"{name}: the demo model knows {knows}; it does not know: {listed}"] if unknown else []
+
+
+def _is_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
 def split_at_limit(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> tuple[str, str]:

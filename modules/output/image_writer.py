@@ -37,6 +37,7 @@ _NOT_FOR_TEXT = frozenset({"Hashes", "Resources"})  # WebUI and Civitai expect t
 
 _USER_COMMENT = int(ExifTags.Base.UserComment)
 _UNICODE = b"UNICODE\0"
+_ASCII = b"ASCII\0\0\0"
 # The record goes into MakerNote, the one EXIF tag whose content is up to the maker. Viewers do not show it, and readers
 # of generation parameters ignore it; ImageDescription would be shown as the title, and ComfyUI takes any text tag of
 # the first directory for a workflow. As with cameras, the maker's name and a zero byte come first.
@@ -131,9 +132,25 @@ def read_parameters(path: Path) -> tuple[str, dict[str, Any]]:
         else:
             tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
             comment, note = tags.get(_USER_COMMENT, b""), tags.get(_MAKER_NOTE, b"")
-            text = comment.removeprefix(_UNICODE).decode("utf-16-be", "replace") if comment.startswith(_UNICODE) else ""
+            text = _comment_text(comment) if isinstance(comment, bytes) else ""
             record = note.removeprefix(_MAKER) if note.startswith(_MAKER) else ""
     return text, json.loads(record) if record else {}
+
+
+def _comment_text(comment: bytes) -> str:
+    """The text of an EXIF comment. Some programs write it in the byte order of their machine."""
+    if comment.startswith(_ASCII):
+        return comment.removeprefix(_ASCII).decode("utf-8", "replace")
+    if not comment.startswith(_UNICODE):
+        return ""
+    content = comment.removeprefix(_UNICODE)
+    text = content.decode("utf-16-be", "replace")
+    return text if "Steps:" in text else min(text, content.decode("utf-16-le", "replace"), key=_far_characters)
+
+
+def _far_characters(text: str) -> int:
+    """How many characters of a text lie beyond the alphabets; most, where the byte order is wrong."""
+    return sum(one > "\u2fff" for one in text)
 
 
 def _is_text_field(key: str, value: object) -> bool:

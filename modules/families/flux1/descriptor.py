@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from modules.diffusion.base import DiffusionService
 
 OWN_FILE = "family.json"
-"""Where a folder says what its configurations cannot: its name, native size and length of prompts."""
+"""Where a folder says what its configurations cannot: its name, native size, length of prompts, and what it draws where
+it knows few words."""
 PREFIXES = ("", "model.diffusion_model.")
 TRANSFORMER_CLASSES = {
     "Flux2Transformer2DModel": "FLUX.2",
@@ -70,6 +71,7 @@ class Flux1(FamilyDescriptor):
             steps=28 if guided else 4,
             guidance=3.5,
             inputs=self.inputs if guided else replace(self.inputs, guidance=None),
+            knows="" if source.file else str(own.get("knows", "")),
         )
 
     def spec(self, source: Source, dtype: str) -> ModelSpec:

@@ -21,6 +21,7 @@ from modules.diffusion.prompt_text import (
     network_notes,
     plain_words_notes,
     split_at_limit,
+    unknown_words_notes,
     without_networks,
 )
 from modules.diffusion.sampler_names import EULER, SIMPLE
@@ -74,6 +75,7 @@ class FluxService(DiffusionService):
             *network_notes(name, prompt),
             *plain_words_notes(name, words, label),
             *length_notes(name, unread, self.profile.tokens),
+            *unknown_words_notes(name, words.removesuffix(unread), self._tokenizers[1], self.profile.knows),
         ]
 
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""What a user writes after ``scripts/predict``: a prompt, inputs, texts in files, and a picture to make again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError
+from backend.core.texts import MAX_TEXT
+
+if TYPE_CHECKING:
+    from modules.app.service import Service
+    from modules.request.infotext import Filled
+
+FROM = "--from"
+_NAME = re.compile(r"[a-zA-Z_]\w*=")
+_UTF8_BYTES = 4
+"""Of one character at most."""
+
+
+def with_prompt_named(words: Sequence[str]) -> list[str]:
+    """The words as ``name=value`` texts; one that has no name is the prompt."""
+    return [word if _NAME.match(word) else f"prompt={word}" for word in words]
+
+
+def with_files_read(texts: Sequence[str], schema: InputSchema) -> list[str]:
+    """The texts with ``name=@FILE`` of a text input replaced by what the file says; ``@@`` stands for an ``@`` at the
+    beginning of a text. Raises :class:`InputError` for a file that cannot be read."""
+    return [_with_file_read(text, schema) for text in texts]
+
+
+def _with_file_read(text: str, schema: InputSchema) -> str:
+    name, _, value = text.partition("=")
+    prop = schema.properties.get(name, {})
+    if not value.startswith("@") or prop.get("type") != "string" or "enum" in prop or prop.get("format") == "uri":
+        return text
+    return f"{name}={value[1:] if value.startswith('@@') else read_text(name, Path(value[1:])).strip()}"
+
+
+def read_text(name: str, file: Path) -> str:
+    """A text file of at most 20,000 characters."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_UTF8_BYTES * MAX_TEXT + 1)
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        hint = f"; write {name}=@@... for a text that begins with @" if name != FROM else ""
+        raise InputError(name, f"cannot read '{file}': {error.strerror}{hint}") from None
+    except UnicodeDecodeError:
+        raise InputError(name, f"'{file}' is not UTF-8 text") from None
+
+
+class PictureSource:
+    """The picture, or the text file, that a user wants to make again.
+
+    Raises :class:`InputError` where it does not say how it was made.
+    """
+
+    def __init__(self, file: Path, schema: InputSchema) -> None:
+        from modules.output.image_writer import read_parameters
+        from modules.request.from_record import inputs_of_record
+        from modules.request.infotext import parse
+
+        self.schema = schema
+        self.model, self.recorded = "", None
+        record: dict[str, Any] = {}
+        try:
+            self.text, record = read_parameters(file)
+        except ValueError as error:
+            raise InputError(FROM, f"'{file}' is damaged: {error}") from None
+        except OSError:  # no picture
+            self.text = read_text(FROM, file)
+        if record:
+            try:
+                self.recorded = inputs_of_record(record, schema.properties)
+                self.model = str(record.get("model", {}).get("name", ""))
+            except ValueError as error:
+                raise InputError(FROM, f"'{file}': {error}") from None
+        elif not parse(self.text)[2]:
+            raise InputError(FROM, f"'{file}' does not say how it was made; it has no generation parameters")
+
+    def checked(self, given: Mapping[str, object]) -> None:
+        """Raises :class:`InputError` for what is wrong whatever the models are."""
+        self.schema.validate(self.recorded.under(given) if self.recorded else {"prompt": "x", **given})
+
+    def inputs(self, given: Mapping[str, object], service: Service) -> tuple[dict[str, object], list[str]]:
+        """The inputs, of which those that are given win, and what could not be honoured."""
+        filled: Filled = self.recorded or service.checks.filled_in(self.text)
+        notices = [notice for notice in filled.notices if notice.partition(":")[0] not in given]
+        if self.model not in ("", service.model.name):
+            notices.append(f"the picture is by '{self.model}', here is {service.model.name}")
+        return self.schema.validate(filled.under(given)), notices
