@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
@@ -25,6 +26,58 @@ from modules.request.uploads import Uploads
 if TYPE_CHECKING:
     from PIL import Image
 
+    from modules.app.service import Service
+
+
+OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("inputs",): {"nargs": "*", "metavar": "PROMPT", "help": "what the picture shows, and inputs as NAME=VALUE"},
+        ("-i", "--input"): {
+            "action": "append",
+            "default": [],
+            "metavar": "NAME=VALUE",
+            "help": "an input; a file is given as NAME=@FILE, also for a long prompt; repeat for more",
+        },
+        ("--from",): {
+            "dest": "source",
+            "type": Path,
+            "metavar": "FILE",
+            "help": "make this picture again: what it says of itself, or a text of parameters, fills what is left out",
+        },
+        ("-o", "--output"): {
+            "type": Path,
+            "default": Path(),
+            "metavar": "DIR",
+            "help": "folder for out-0.webp, out-1.webp, ... (default: the current one)",
+        },
+        ("--timeline",): {
+            "type": Path,
+            "metavar": "FILE.png",
+            "help": "also write where the time went: a chart (.png), or a trace for Perfetto (.json)",
+        },
+        ("--startup",): {
+            "type": Path,
+            "metavar": "FILE.png",
+            "help": "the same for the time before the prediction, from process start",
+        },
+        ("--debug-images",): {
+            "type": Path,
+            "metavar": "DIR",
+            "help": "also write pictures that show what ADetailer found and repainted",
+        },
+        ("--emulate-vram",): {
+            "metavar": "48MB",
+            "help": "use the memory plan of a card of this size, with host memory in its place",
+        },
+        ("--json",): {"action": "store_true", "help": "print files and metrics as one JSON object"},
+        ("-v", "--verbose"): {
+            "action": "store_true",
+            "help": "also print the memory plan, the optimizations and where the time went",
+        },
+    }
+)
+"""The arguments of ``add_argument`` for every option."""
+
 
 def _parser(schema: InputSchema) -> CommandParser:
     lines = [f"  {name:<20} {prop['description']}" for name, prop in schema.properties.items()]
@@ -34,62 +87,8 @@ def _parser(schema: InputSchema) -> CommandParser:
         epilog="inputs:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "inputs",
-        nargs="*",
-        metavar="PROMPT",
-        help="what the picture shows, and inputs as NAME=VALUE",
-    )
-    parser.add_argument(
-        "-i",
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an input; a file is given as NAME=@FILE, also for a long prompt; repeat for more",
-    )
-    parser.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="FILE",
-        help="make this picture again: what it says of itself, or a text of parameters, fills the inputs that are left out",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="folder for out-0.webp, out-1.webp, ... (default: the current one)",
-    )
-    parser.add_argument(
-        "--timeline",
-        type=Path,
-        metavar="FILE.png",
-        help="also write where the time went: a chart (.png), or a trace for Perfetto (.json)",
-    )
-    parser.add_argument(
-        "--startup",
-        type=Path,
-        metavar="FILE.png",
-        help="the same for the time before the prediction, from process start",
-    )
-    parser.add_argument(
-        "--debug-images",
-        type=Path,
-        metavar="DIR",
-        help="also write pictures that show what ADetailer found and repainted",
-    )
-    parser.add_argument(
-        "--emulate-vram",
-        metavar="48MB",
-        help="use the memory plan of a card of this size, with host memory in its place",
-    )
-    parser.add_argument("--json", action="store_true", help="print files and metrics as one JSON object")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="also print the memory plan, the optimizations and where time went"
-    )
+    for names, arguments in OPTIONS.items():
+        parser.add_argument(*names, **arguments)
     return parser
 
 
@@ -119,6 +118,20 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
     return files
 
 
+def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
+    from backend.core.settings import load_settings
+    from backend.core.units import parse_bytes
+    from modules.app.service import start_process
+
+    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
+    if settings.log_level == "INFO" and not options.verbose:
+        settings = replace(settings, log_level="WARNING")
+    if options.emulate_vram:
+        parse_bytes(options.emulate_vram)
+        settings = replace(settings, emulate_vram=options.emulate_vram)
+    return start_process(settings, served=False, schema=schema)
+
+
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
     texts = [*with_prompt_named(options.inputs), *options.input]
     given = schema.parse(with_files_read(texts, schema))
@@ -134,17 +147,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         if file:
             check_folder(option, file.parent)
 
-    from backend.core.settings import load_settings
-    from backend.core.units import parse_bytes
-    from modules.app.service import start_process
-
-    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
-    if settings.log_level == "INFO" and not options.verbose:
-        settings = replace(settings, log_level="WARNING")
-    if options.emulate_vram:
-        parse_bytes(options.emulate_vram)
-        settings = replace(settings, emulate_vram=options.emulate_vram)
-    service = start_process(settings, served=False, schema=schema)
+    service = _started(options, schema)
     if source:
         inputs, notices = source.inputs(inputs, service)
         for notice in notices:
@@ -180,7 +183,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one prediction; returns the exit code. Progress and the table of times come from the service."""
     schema = InputSchema()
-    options = _parser(schema).parse_args(arguments)
+    options = _parser(schema).parse_intermixed_args(arguments)
     return run_in_scratch(lambda folder: _predict(options, schema, folder), "no file was written")
 
 

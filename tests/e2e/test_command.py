@@ -118,7 +118,7 @@ class FakeService:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeService]:
     fake = FakeService(None)
-    monkeypatch.setattr(startup, "start", lambda settings, timeline: fake)
+    monkeypatch.setattr(startup, "start", lambda settings, timeline, schema: fake)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
