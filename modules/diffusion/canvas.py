@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,6 +28,14 @@ MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
 """The area of a picture, as a share of the native area."""
 
 
+MAX_ASPECT_RATIO = 8
+"""Of the longer side to the shorter: of pictures that are read and of those that are generated."""
+MAX_SQUEEZE = 0.01
+"""How much the shape of a given picture may change, as a share of its aspect ratio."""
+MAX_AREA_CHANGE = 1.5
+"""The factor by which the area may change for that."""
+
+
 @dataclass(frozen=True)
 class Canvas:
     """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must
@@ -40,6 +49,33 @@ class Canvas:
         return max(1, round(width / self.multiple)) * self.multiple, max(
             1, round(height / self.multiple)
         ) * self.multiple
+
+    def in_shape(self, width: float, height: float) -> tuple[int, int]:
+        """A size on the grid of nearly this shape and area.
+
+        It is the nearest, unless that squeezes the picture by more than ``MAX_SQUEEZE``. Then it is the one of the most
+        similar area that does not; where the grid is too coarse to have any, the one that squeezes least.
+        """
+
+        def squeeze(size: tuple[int, int]) -> float:
+            return math.exp(abs(math.log(size[0] / size[1] * height / width))) - 1
+
+        def area_change(size: tuple[int, int]) -> float:
+            return math.exp(abs(math.log(size[0] * size[1] / (width * height))))
+
+        near = self.fitted(width, height)
+        if squeeze(near) <= MAX_SQUEEZE:
+            return near
+        columns = range(1, math.ceil(width * MAX_AREA_CHANGE / self.multiple) + 1)
+        sizes = [
+            (column * self.multiple, row * self.multiple)
+            for column in columns
+            for row in {math.floor(column * height / width), math.ceil(column * height / width)}
+            if row
+        ]
+        similar = [size for size in sizes if area_change(size) <= MAX_AREA_CHANGE]
+        kept = [size for size in similar if squeeze(size) <= MAX_SQUEEZE]
+        return min(kept, key=area_change) if kept else min(similar or [near], key=squeeze)
 
     def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
         """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""

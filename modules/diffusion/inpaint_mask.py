@@ -12,5 +12,5 @@ FEATHER = 4
 def inpaint_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """White is drawn, black stays, at the picture's size. It is grown first, so that the feather lies outside of
     what was asked for."""
-    whole = mask.convert("L").resize(size, Image.Resampling.BILINEAR)
+    whole = mask.resize(size, Image.Resampling.BILINEAR)
     return whole.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.GaussianBlur(FEATHER / 2))

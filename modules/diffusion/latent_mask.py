@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def latent_mask(masks: Sequence[Image.Image], rows: int, columns: int, differential: bool) -> torch.Tensor:
-    """N masks (white is repainted) to N x 1 x rows x columns, float32 in 0..1.
+    """N masks (L, white is repainted) to N x 1 x rows x columns, float32 in 0..1.
 
     A latent is repainted as far as any of its pixels is white, so that no edge of the old picture stays. With
     ``differential`` it has the brightness of its brightest pixel, else it is 0 or 1.
@@ -19,7 +19,7 @@ def latent_mask(masks: Sequence[Image.Image], rows: int, columns: int, different
     planes = []
     for mask in masks:
         step_x, step_y = math.ceil(mask.width / columns), math.ceil(mask.height / rows)
-        pixels = np.asarray(mask.convert("L").resize((columns * step_x, rows * step_y)), np.float32) / 255
+        pixels = np.asarray(mask.resize((columns * step_x, rows * step_y)), np.float32) / 255
         planes.append(pixels.reshape(rows, step_y, columns, step_x).max(axis=(1, 3)))
     plane = torch.from_numpy(np.stack(planes))[:, None]
     return plane if differential else plane.round()

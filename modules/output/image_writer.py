@@ -19,15 +19,11 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend.core.errors import InputError
 from backend.core.files import atomic_files
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.image_request import ImageRequest
 
 logger = logging.getLogger(__name__)
-
-WEBP_MAX_SIDE = 16383
-"""In pixels; a limit of the format."""
 
 _KIND: Mapping[str, str] = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _PRIVATE_KEY = "cog-flux-adetailer"
@@ -92,7 +88,7 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
     The quality is 0 to 100 for webp (lossy even at 100) and jpg; png is lossless and ignores it. Files get their names
     only when all are complete; after an error or a cancellation none is left.
 
-    Raises :class:`InputError` for a picture that webp cannot hold, and OSError when the directory cannot be written.
+    Raises OSError when the directory cannot be written.
     """
     # the span around this call is still open and has no seconds yet
     seconds = {
@@ -193,12 +189,6 @@ def _jsonable(value: object) -> object:
 
 def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, record: str) -> None:
     kind = _KIND[request.output_format]
-    if kind == "WEBP" and max(image.size) > WEBP_MAX_SIDE:
-        raise InputError(
-            "output_format",
-            f"webp holds at most {WEBP_MAX_SIDE} pixels a side, not {image.width}x{image.height}; use png, or a "
-            "smaller scale",
-        )
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text("parameters", text)

@@ -55,7 +55,7 @@ class GenerateStage(Stage):
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         size = (request.width, request.height)
-        image = request.image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if request.image else None
+        image = request.image.resize(size, Image.Resampling.LANCZOS) if request.image else None
         denoise_request = self.denoise_request(request, image)
         images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
         if image and request.mask:
@@ -69,7 +69,7 @@ class GenerateStage(Stage):
     def denoise_request(self, request: ImageRequest, image: Image.Image | None) -> DenoiseRequest:
         """What the diffusion service is asked for; ``image`` is the input image at the size of the pictures."""
         size, count = (request.width, request.height), request.num_outputs
-        mask = request.mask.convert("L").resize(size, Image.Resampling.BILINEAR) if request.mask else None
+        mask = request.mask.resize(size, Image.Resampling.BILINEAR) if request.mask else None
         return DenoiseRequest(
             prompts=(request.prompt,) * count,
             seeds=request.seeds,

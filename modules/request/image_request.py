@@ -10,10 +10,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from backend.core.validation import STRICT, Text, WholeNumber
+from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
 from modules.request.adetailer_unit import AdetailerUnit
 
 MAX_SEED = 2**32 - 1
+MAX_AREA = 1440 * 1440
+"""Of a picture of the first pass, in pixels."""
 
 HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
 HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
@@ -23,6 +26,7 @@ OutputFormat = Literal["webp", "jpg", "png"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
 Seed = Annotated[WholeNumber, Field(ge=0, le=MAX_SEED)]
+Side = Annotated[WholeNumber, Field(ge=8, le=4096)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -47,8 +51,8 @@ class ImageRequest:
     """
 
     prompt: Text
-    width: WholeNumber
-    height: WholeNumber
+    width: Side
+    height: Side
     seed: Seed
     negative_prompt: Text = ""
     aspect_ratio: AspectRatio = "1:1"
@@ -86,20 +90,35 @@ class ImageRequest:
             raise ValueError("is empty; say in words what the picture should show")
         return prompt
 
+    @field_validator("height")
+    @classmethod
+    def _has_a_usual_shape(cls, height: int, fields: ValidationInfo) -> int:
+        width = fields.data.get("width", height)
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise ValueError(f"is {height} beside a width of {width}; the ratio may be at most {MAX_ASPECT_RATIO}:1")
+        if width * height > MAX_AREA:
+            raise ValueError(f"is {height} beside a width of {width}; together at most {MAX_AREA} pixels are drawn")
+        return height
+
     @field_validator("mask")
     @classmethod
     def _fits_the_image(cls, mask: Image.Image | None, fields: ValidationInfo) -> Image.Image | None:
         image = fields.data.get("image")
         if mask is not None and image is None:
             raise ValueError("needs an image to paint into; give the input 'image' too")
-        if mask is not None and image is not None and mask.size != image.size:
-            raise ValueError(f"must have the size of the image ({_size(image)}), not {_size(mask)}")
+        if mask is not None and image is not None and not _same_shape(mask.size, image.size):
+            raise ValueError(f"must have the size of the image ({_size(image)}) or its shape, not {_size(mask)}")
         return mask
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture: the request's own, and the following numbers."""
         return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_outputs))
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes, width and height, have one aspect ratio, but for rounding."""
+    return max(one[0] * other[1], one[1] * other[0]) <= (1 + MAX_SQUEEZE) * min(one[0] * other[1], one[1] * other[0])
 
 
 def _size(image: Image.Image) -> str:

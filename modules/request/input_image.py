@@ -1,41 +1,152 @@
-"""Reads a picture that came with a request."""
+"""Reads a picture or a mask that came with a request: whatever its file is like, 8-bit sRGB or 8-bit grey, upright.
+
+The steps: check the file's size, keep what decides the pixels (``image_file.py``), check the shape from the header,
+decode, convert (``image_modes.py``), turn. Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from backend.core.errors import InputError
+from modules.diffusion.canvas import MAX_ASPECT_RATIO
+from modules.request.image_file import ImageFile, completed_png, is_heic, orientation, relevant_parts
+from modules.request.image_modes import to_mask, to_rgb
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+logger = logging.getLogger(__name__)
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+HEIC = "pillow_heif"
+"""The package that reads HEIC, where it is installed."""
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 128 * 2**20
+MAX_MISSING = 0.1
+"""The share of its rows that a file which ends early may lack."""
+
+_UNREADABLE = (
+    UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+    AssertionError, AttributeError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's and libheif's readers raise for damaged files, found by changing their bytes."""
+_JPEG_FILL = 128
+"""The grey that libjpeg puts in place of what is missing."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
 
 
 def read_image(path: Path, field: str) -> Image.Image:
-    """A picture given as an input, upright, RGB (or RGBA or L as it is).
+    """A picture given as an input: RGB, 8 bits, sRGB, upright, transparency on white, of an animation the first frame.
 
-    It must be in one of ``IMAGE_FORMATS``, whatever its name says. Its size is read from the header, before anything is
-    decoded. Raises :class:`InputError`, which names the field and never the file's path or content.
+    It must be in one of ``IMAGE_FORMATS`` (or HEIC, with pillow-heif), whatever its name says. Its size and shape are
+    read from the header, before anything is decoded. Raises :class:`InputError`, which names the field and never the
+    file's path or content.
     """
+    return _read(path, field, lambda image, profile: to_rgb(image, profile, field))
+
+
+def read_mask(path: Path, field: str) -> Image.Image:
+    """The same for a mask: L, white where the picture may change, transparency on black."""
+    return _read(path, field, lambda image, profile: to_mask(image))
+
+
+def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.Image]) -> Image.Image:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    field,
-                    f"is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, "
-                    "make it smaller",
-                )
-            image.load()
-            return ImageOps.exif_transpose(image)
+        content = path.read_bytes()
+        if is_heic(content):
+            return _read_heic(content, field, convert)
+        file = relevant_parts(content)
+        with _open(file.content, field) as image:
+            turn = orientation(file.exif or image.info.get("exif", b""))
+            profile = file.profile or image.info.get("icc_profile") or b""
+            return _turned(convert(_loaded(image, file, field), profile), turn)
     except Image.DecompressionBombError:
-        raise InputError(
-            field, f"is too large; at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller"
-        ) from None
+        raise _too_large(field) from None
     except FileNotFoundError:
         raise InputError(field, "there is no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except _UNREADABLE:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
+
+
+def _open(content: bytes, field: str) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    _check_shape(image.size, field)
+    return image
+
+
+def _check_shape(size: tuple[int, int], field: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise _too_large(field, f"{width}x{height}; ")
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise InputError(
+            field,
+            f"is {width}x{height}; its longer side may be at most {MAX_ASPECT_RATIO} times the shorter one, crop it",
+        )
+
+
+def _too_large(field: str, size: str = "too large; ") -> InputError:
+    return InputError(field, f"is {size}at most {MAX_PIXELS // 1_000_000} megapixels are accepted, make it smaller")
+
+
+def _loaded(image: Image.Image, file: ImageFile, field: str) -> Image.Image:
+    """The decoded picture. Where its file ends early, nearly all of its rows must be there."""
+    missing = 0.0
+    try:
+        image.load()
+    except OSError:
+        if image.format != "PNG":
+            raise
+        content, missing = completed_png(file.content)
+        image = Image.open(io.BytesIO(content), formats=("PNG",))
+        image.load()
+    if image.format == "JPEG" and file.cut:
+        missing = _grey_rows(image)
+    if missing > MAX_MISSING:
+        raise InputError(field, f"is cut off: {missing:.0%} of it is missing; save or send it again")
+    if missing:
+        logger.warning("%s: the file is cut off; %.2g%% of the picture is missing", field, 100 * missing)
+    return image
+
+
+def _grey_rows(image: Image.Image) -> float:
+    """The share of rows at the lower edge that end in the grey that stands for missing pixels."""
+    ends = np.asarray(image).reshape(image.height, image.width, -1)[:, -1]
+    there = np.flatnonzero((ends != _JPEG_FILL).any(axis=1))
+    return 1 - (int(there[-1]) + 1 if len(there) else 0) / image.height
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _read_heic(content: bytes, field: str, convert: Callable[[Image.Image, bytes], Image.Image]) -> Image.Image:
+    if find_spec(HEIC) is None:
+        raise InputError(
+            field,
+            "is a HEIC picture, which needs the package pillow-heif; install it (pip install pillow-heif), or save the "
+            "picture as JPEG or PNG",
+        )
+    import pillow_heif
+
+    opened = pillow_heif.open_heif(io.BytesIO(content))  # its pictures are upright
+    _check_shape(opened.size, field)
+    return convert(opened.to_pillow(), opened.info.get("icc_profile") or b"")

@@ -10,29 +10,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from PIL import Image
-
 from backend.core.errors import InputError, nearest
 from backend.core.texts import MAX_TEXT
 from backend.core.validation import fields_of, validated
 from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import unavailable_reason
-from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
-from modules.request.input_image import read_image
+from modules.request.input_image import read_image, read_mask
+from modules.request.sizes import check_finished_size, check_mask, choose_size
 
 HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
     {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
 )
 """The input of every field of :class:`Hires`."""
-CUSTOM = "custom"
-"""The aspect ratio with which width and height count."""
 
 
 def adetailer_units(
@@ -125,8 +121,8 @@ def build_request(
     _refuse_unsupported(inputs, profile)
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
-    for name in ("image", "mask"):
-        fields[name] = read_image(Path(str(inputs[name])), name) if inputs[name] else None
+    for name, read in (("image", read_image), ("mask", read_mask)):
+        fields[name] = read(Path(str(inputs[name])), name) if inputs[name] else None
     fields["width"], fields["height"] = choose_size(
         profile.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
     )
@@ -144,7 +140,11 @@ def build_request(
         units = tuple(replace(unit, negative_prompt="") for unit in units)
         fields["notices"] = (f"ad_negative_prompt: is left out, {profile.inputs.label} has no negative prompt",)
     fields["adetailer"] = units
-    return validated(ImageRequest, fields, InputError)
+    request = validated(ImageRequest, fields, InputError)
+    check_finished_size(request, profile.canvas)
+    if request.mask:
+        check_mask(request.mask, (request.width, request.height))
+    return request
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:
@@ -153,32 +153,6 @@ def _hires(inputs: Mapping[str, Any]) -> Hires:
         {field: inputs[name] for field, name in HIRES_INPUTS.items()},
         lambda field, problem: InputError(HIRES_INPUTS[field], problem),
     )
-
-
-def choose_size(
-    canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None
-) -> tuple[int, int]:
-    """The size of the first pass: the image's (fitted to the grid and the native area), the custom one, or the
-    ratio's. Raises :class:`InputError` for a custom size that is missing or not on the grid."""
-    if image is not None:
-        area = canvas.native**2 * MEGAPIXELS[megapixels]
-        scale = (area / (image.width * image.height)) ** 0.5
-        return canvas.fitted(image.width * scale, image.height * scale)
-    if aspect_ratio != CUSTOM:
-        if aspect_ratio not in ASPECT_RATIOS:
-            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
-        return canvas.size(aspect_ratio, megapixels)
-    return _on_the_grid("width", width, canvas), _on_the_grid("height", height, canvas)
-
-
-def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:
-    if side is None:
-        raise InputError(name, "is needed when aspect_ratio is 'custom'")
-    if side % canvas.multiple:
-        below = side - side % canvas.multiple
-        near = f"{below or canvas.multiple} or {below + canvas.multiple}"
-        raise InputError(name, f"must be a multiple of {canvas.multiple} for this model, not {side}; use {near}")
-    return side
 
 
 def _refuse_unknown_upscaler(name: str, upscalers: Collection[str]) -> None:

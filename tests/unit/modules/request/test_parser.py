@@ -14,16 +14,12 @@ from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SCHNELL, SDXL
 from backend.core.errors import InputError
 from modules.detection.classes import ClassSet
 from modules.request.adetailer_unit import HANDS, AdetailerUnit
-from modules.request.parser import build_request, choose_size
+from modules.request.parser import build_request
 
 
 def saved(folder: Path, name: str, size: tuple[int, int] = (64, 48)) -> Path:
     Image.new("RGB", size, "red").save(folder / name)
     return folder / name
-
-
-def test_an_image_gives_its_shape_and_the_native_area() -> None:
-    assert choose_size(EMBEDDED.canvas, "16:9", "1", None, None, Image.new("RGB", (2000, 1000))) == (352, 192)
 
 
 def test_seed_0_is_a_seed_and_no_seed_is_a_random_one() -> None:
@@ -74,12 +70,22 @@ def test_a_wrong_value_is_named(changes: dict[str, Any], field: str, message: st
     assert caught.value.field == field and message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_mask_needs_an_image_of_its_size(tmp_path: Path) -> None:
+def test_a_mask_needs_an_image_of_its_shape(tmp_path: Path) -> None:
     image, other = saved(tmp_path, "image.png"), saved(tmp_path, "mask.png", (64, 47))
     with pytest.raises(InputError, match="mask: needs an image"):
         build_request({**INPUTS, "mask": image}, EMBEDDED, DETECTORS)
-    with pytest.raises(InputError, match=r"mask: must have the size of the image \(64x48\), not 64x47"):
+    with pytest.raises(InputError, match=r"mask: must have the size of the image \(64x48\) or its shape, not 64x47"):
         build_request({**INPUTS, "image": image, "mask": other}, EMBEDDED, DETECTORS)
+    double = saved(tmp_path, "double.png", (128, 96))
+    assert build_request({**INPUTS, "image": image, "mask": double}, EMBEDDED, DETECTORS).mask
+
+
+def test_a_mask_without_white_says_so(tmp_path: Path) -> None:
+    image = saved(tmp_path, "image.png")
+    for name, colour in (("black.png", 0), ("dark.png", 100)):
+        Image.new("L", (64, 48), colour).save(tmp_path / name)
+        with pytest.raises(InputError, match="^mask: leaves nothing to repaint; paint white what is to change"):
+            build_request({**INPUTS, "image": image, "mask": tmp_path / name}, EMBEDDED, DETECTORS)
 
 
 def test_what_is_left_out_is_as_the_family_likes_it() -> None:

@@ -1,0 +1,79 @@
+"""The size of the pictures: of the first pass, and of the finished files, which must fit their format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from PIL import Image
+
+from backend.core.errors import InputError, nearest
+from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
+from modules.request.image_modes import HALF
+from modules.request.image_request import ImageRequest
+
+CUSTOM = "custom"
+"""The aspect ratio with which width and height count."""
+MAX_SIDES: Mapping[str, int] = MappingProxyType({"webp": 16383, "jpg": 65500})
+"""The longest side in pixels that a format holds."""
+MAX_FINISHED_PIXELS = 150_000_000
+"""Of one finished picture; 1440 x 1440 at scale 8 has 133 million."""
+
+
+def choose_size(
+    canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None
+) -> tuple[int, int]:
+    """The size of the first pass: the image's shape at the native area, the custom size, or the ratio's. Raises
+    :class:`InputError` for a custom size that is missing or not on the grid."""
+    if image is not None:
+        area = canvas.native**2 * MEGAPIXELS[megapixels]
+        scale = (area / (image.width * image.height)) ** 0.5
+        return canvas.in_shape(image.width * scale, image.height * scale)
+    if aspect_ratio != CUSTOM:
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
+        return canvas.size(aspect_ratio, megapixels)
+    return _on_the_grid("width", width, canvas), _on_the_grid("height", height, canvas)
+
+
+def finished_size(request: ImageRequest, canvas: Canvas) -> tuple[int, int]:
+    """Width and height of the files: after Hires fix and ``scale``."""
+    width, height = request.width, request.height
+    if request.hires:
+        width, height = canvas.in_shape(width * request.hires.scale, height * request.hires.scale)
+    return round(width * request.scale), round(height * request.scale)
+
+
+def check_finished_size(request: ImageRequest, canvas: Canvas) -> None:
+    """Raises :class:`InputError` for pictures that the format cannot hold, or that are larger than memory allows."""
+    width, height = finished_size(request, canvas)
+    factors = "a smaller scale" if request.hires is None else "a smaller scale or hr_scale"
+    if width * height > MAX_FINISHED_PIXELS:
+        raise InputError(
+            "scale" if request.scale > 1 else "hr_scale",
+            f"makes a picture of {width}x{height}; at most {MAX_FINISHED_PIXELS // 1_000_000} megapixels are made, use "
+            f"{factors}",
+        )
+    limit = MAX_SIDES.get(request.output_format)
+    if limit and max(width, height) > limit:
+        raise InputError(
+            "output_format",
+            f"{request.output_format} holds at most {limit} pixels a side, not {width}x{height}; use png, or {factors}",
+        )
+
+
+def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
+    """Raises :class:`InputError` for a mask (L) that repaints nothing of a picture of this size."""
+    _, brightest = mask.resize(size, Image.Resampling.BILINEAR).getextrema()
+    if isinstance(brightest, int) and brightest <= HALF:
+        raise InputError("mask", "leaves nothing to repaint; paint white what is to change, or leave the mask out")
+
+
+def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:
+    if side is None:
+        raise InputError(name, "is needed when aspect_ratio is 'custom'")
+    if side % canvas.multiple:
+        below = side - side % canvas.multiple
+        near = f"{below or canvas.multiple} or {below + canvas.multiple}"
+        raise InputError(name, f"must be a multiple of {canvas.multiple} for this model, not {side}; use {near}")
+    return side
