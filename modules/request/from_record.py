@@ -9,7 +9,8 @@ from typing import Any
 from modules.request.adetailer_args import PREFIX
 from modules.request.adetailer_unit import FACES
 from modules.request.infotext import Filled
-from modules.request.parser import CUSTOM, HIRES_INPUTS
+from modules.request.parser import HIRES_INPUTS
+from modules.request.sizes import CUSTOM
 
 OWN = ("image", "mask", "width", "height", "seed", "num_outputs", "adetailer", "prompt_upsampling")
 """Inputs that are not taken as they stand in the record."""
