@@ -7,7 +7,10 @@ imported when a function is called: they are heavy, and some must not be importe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextvars import copy_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -133,3 +136,14 @@ def outlines(
 
     masks: torch.Tensor = process_mask_native(prototypes, coefficients, boxes, size)
     return masks
+
+
+def server_folder() -> Path | None:
+    """The folder that Cog's server has made for the prediction of this context; None outside of a prediction, and for
+    an id that is not the plain name of a folder.
+
+    coglet 0.23.1, ``/tmp/coglet/predictions`` and the context variable ``_coglet_prediction_id``: the folder stays
+    when the prediction has ended, and nothing public names it.
+    """
+    ids = [value for variable, value in copy_context().items() if variable.name == "_coglet_prediction_id"]
+    return Path("/tmp/coglet/predictions", ids[0]) if ids and re.fullmatch(r"\w[\w-]*", ids[0]) else None

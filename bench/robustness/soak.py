@@ -1,41 +1,52 @@
 """Sends hundreds of mixed requests to one service and checks what it keeps: ``python -m bench.robustness.soak
-[--requests 500]``.
+[--requests 500] [--clients 3]``.
 
-Sizes, batches, stages and formats change; some requests are refused, canceled or fail. Afterwards: did weights move, is
-host memory level, are files left, and does every tenth picture equal that of a fresh process to the byte?
+They go through the queue of the server, by several clients at once. Sizes, batches, stages and formats change; some are
+refused, fail, or are canceled at a random moment. Afterwards: did weights move, are host memory, open files and threads
+level, are files left, and does every tenth picture equal that of a fresh process to the byte?
 ``--leak 1MB`` keeps that much of every request, to show that the check notices.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import mmap
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
+from backend.core.cancellation import Check
 from backend.core.errors import InputError
 from backend.core.settings import ROOT, load_settings
 from backend.core.units import parse_bytes
 from backend.devices.probe import process_memory
-from modules.app.service import Service, start
-from modules.pipeline.base import Progress, no_progress
+from modules.app.prediction_queue import PredictionQueue
+from modules.app.service import Report, Service, start
+from modules.pipeline.base import no_progress
+from modules.request.uploads import Uploads
 
 MEMORY_ALLOWED = 50_000_000
 """Bytes by which the fullest moment may be above the mean."""
+CANCEL_SECONDS = 1.0
+"""A canceled request is canceled after at most this: while it waits, while it runs, or in its last moments."""
+DELETION_SECONDS = 10.0
+"""In which the files of the last answers are deleted."""
 WARM_UP = 0.1
 """Share of the requests after which memory is looked at."""
 RATIOS = ("1:1", "3:2", "9:16", "21:9")
@@ -44,10 +55,6 @@ WORDS = (
     "a man with a hat, gray background",
     "two women, purple background",
 )
-
-
-class Canceled(BaseException):
-    """As the server's: no ``except Exception`` stops it."""
 
 
 class Broken(Exception):
@@ -69,6 +76,8 @@ class Soak:
     outcomes: Counter[str] = field(default_factory=Counter)
     bytes_moved: int = 0
     memory: list[int] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
     left_files: list[str] = field(default_factory=list)
     compared: int = 0
     different: list[int] = field(default_factory=list)
@@ -78,11 +87,26 @@ class Soak:
         level = self.memory[int(WARM_UP * len(self.memory)) :]
         return int(max(level) - statistics.mean(level))
 
+    @property
+    def memory_of_quarters(self) -> tuple[float, float]:
+        """Means in bytes of the third and of the last quarter of the requests."""
+        quarter = len(self.memory) // 4
+        return statistics.mean(self.memory[2 * quarter : 3 * quarter]), statistics.mean(self.memory[3 * quarter :])
+
+    @staticmethod
+    def grows(counts: Sequence[int]) -> bool:
+        """Whether the last quarter has more of them than any moment of the third: what comes and goes with a request
+        is in both."""
+        quarter = len(counts) // 4
+        return min(counts[3 * quarter :], default=0) > max(counts[quarter : 3 * quarter], default=0)
+
     def faults(self) -> list[str]:
         found = {
             f"{self.bytes_moved} bytes of weights moved": self.bytes_moved,
             f"host memory rose {self.memory_above_mean / 1e6:.0f} MB above its mean": self.memory_above_mean
             > MEMORY_ALLOWED,
+            f"open files or threads rose: {self.descriptors[-1:]}, {self.threads[-1:]}": self.grows(self.descriptors)
+            or self.grows(self.threads),
             f"files were left: {', '.join(self.left_files[:3])}": self.left_files,
             f"pictures differ from a fresh process's: {self.different}": self.different,
         }
@@ -110,7 +134,7 @@ def mixed_requests(count: int, folder: Path, seed: int = 0) -> list[SoakRequest]
         }
         if rng.random() < 0.2:
             inputs |= {"image": source, "prompt_strength": 0.9}
-        outcome = rng.choices(("done", "refused", "canceled", "failed"), (80, 8, 6, 6))[0]
+        outcome = rng.choices(("done", "refused", "canceled", "failed"), (72, 8, 14, 6))[0]
         if outcome == "refused":
             inputs.pop("image", None)  # its shape would go over a wrong one
             inputs |= rng.choice(
@@ -126,17 +150,10 @@ def mixed_requests(count: int, folder: Path, seed: int = 0) -> list[SoakRequest]
     return [one(index) for index in range(count)]
 
 
-def progress_of(outcome: str) -> Progress:
-    """Progress that nobody reads, or that breaks the prediction off after its first step."""
-    wanted: BaseException | None = {"canceled": Canceled(), "failed": Broken()}.get(outcome)
-    if wanted is None:
-        return no_progress
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if done == 1:
-            raise wanted
-
-    return progress
+def break_off(stage: str, done: int, total: int) -> None:
+    """Progress that breaks the prediction off after its first step."""
+    if done == 1:
+        raise Broken
 
 
 def pixels(file: Path) -> bytes:
@@ -181,49 +198,113 @@ def kept_pages(size: int) -> mmap.mmap:
     return pages
 
 
-def soak(service: Service, requests: list[SoakRequest], scratch: Path, leak: int = 0, every: int = 10) -> Soak:
-    """Runs the requests one after the other. ``scratch`` is the folder in which the service keeps its files."""
-    seen = Soak()
-    leaked: list[mmap.mmap] = []
-    at_rest = {path for path in scratch.rglob("*") if path.is_file()}
-    last: list[Path] = []
+@dataclass(frozen=True)
+class BreakingService:
+    """The service, in which the predictions of some seeds fail after a step."""
 
-    def metric(name: str, value: float) -> None:
-        if name == "model_bytes_moved":
-            seen.bytes_moved += int(value)
+    service: Service
+    broken: frozenset[int]
 
-    for index, request in enumerate(requests):
+    @property
+    def outputs(self) -> Path:
+        return self.service.outputs
+
+    @property
+    def uploads(self) -> Uploads:
+        return self.service.uploads
+
+    def predict_into(self, directory: Path, inputs: Mapping[str, Any], report: Report, check: Check) -> list[Path]:
+        progress = break_off if inputs["seed"] in self.broken else no_progress
+        return self.service.predict_into(directory, inputs, report, progress, check=check)
+
+
+@dataclass
+class Clients:
+    """Several clients that take the next request as soon as theirs is answered, so that there is always one waiting."""
+
+    service: Service
+    requests: Sequence[SoakRequest]
+    leak: int
+    every: int
+    seen: Soak = field(default_factory=Soak)
+    leaked: list[mmap.mmap] = field(default_factory=list)
+
+    async def run(self, count: int) -> None:
+        broken = frozenset(index for index, request in enumerate(self.requests) if request.outcome == "failed")
+        queue = PredictionQueue(lambda: cast(Service, BreakingService(self.service, broken)))
+        following = iter(range(len(self.requests)))
+        before = set(self.service.outputs.iterdir())
+        await asyncio.gather(*(self._client(queue, following) for _ in range(count)))
+        deadline = time.monotonic() + DELETION_SECONDS
+        while set(self.service.outputs.iterdir()) - before and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def _client(self, queue: PredictionQueue, following: Iterator[int]) -> None:
+        for index in following:
+            outcome, pictures = await self._answer(queue, index)
+            expected = self.requests[index].outcome
+            if outcome != expected and (outcome, expected) != ("done", "canceled"):  # the cancel came too late
+                raise AssertionError(f"request {index} was {outcome}, not {expected}: {self.requests[index].inputs}")
+            self._note(outcome)
+            if outcome == "done" and self.every and index % self.every == 0:
+                self._compare(index, pictures)
+
+    async def _answer(self, queue: PredictionQueue, index: int) -> tuple[str, list[bytes]]:
+        """The outcome of a request, and the pixels of its pictures."""
+        request = self.requests[index]
+        inputs = dict(request.inputs)
+        if "image" in inputs:  # Cog's server writes there what a client sends
+            inputs["image"] = shutil.copyfile(inputs["image"], self.service.uploads.folder / f"{index}.png")
+        prediction = asyncio.create_task(queue.predict(inputs, self._metric))
+        if request.outcome == "canceled":
+            await asyncio.wait([prediction], timeout=random.Random(index).uniform(0, CANCEL_SECONDS))
+            prediction.cancel()
         try:
-            last = service.predict(request.inputs, metric, progress_of(request.outcome))
-            outcome = "done"
-        except InputError as error:
-            if request.outcome != "refused":
-                raise AssertionError(f"request {index} was refused: {error}") from error
-            last, outcome = [], "refused"
-        except Canceled:
-            last, outcome = [], "canceled"
+            return "done", [pixels(file) for file in await prediction]
+        except InputError:
+            return "refused", []
+        except asyncio.CancelledError:
+            return "canceled", []
         except Broken:
-            last, outcome = [], "failed"
-        if outcome != request.outcome:
-            raise AssertionError(f"request {index} was {outcome}, not {request.outcome}: {request.inputs}")
-        seen.outcomes[outcome] += 1
-        if leak:
-            leaked.append(kept_pages(leak))
-        seen.memory.append(process_memory())
-        if outcome == "done" and every and index % every == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                seen.compared += 1
-                dtype = str(service.runtime.device.dtype).removeprefix("torch.")
-                if fresh_pictures(request, Path(folder), dtype) != [pixels(file) for file in last]:
-                    seen.different.append(index)
-    kept = {path for path in scratch.rglob("*") if path.is_file()} - at_rest - set(last)
-    seen.left_files = [str(path.relative_to(scratch)) for path in sorted(kept)]
-    return seen
+            return "failed", []
+
+    def _metric(self, name: str, value: float) -> None:
+        if name == "model_bytes_moved":
+            self.seen.bytes_moved += int(value)
+
+    def _note(self, outcome: str) -> None:
+        self.seen.outcomes[outcome] += 1
+        if self.leak:
+            self.leaked.append(kept_pages(self.leak))
+        self.seen.memory.append(process_memory())
+        self.seen.descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+        self.seen.threads.append(threading.active_count())
+
+    def _compare(self, index: int, pictures: list[bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.seen.compared += 1
+            dtype = str(self.service.runtime.device.dtype).removeprefix("torch.")
+            if fresh_pictures(self.requests[index], Path(folder), dtype) != pictures:
+                self.seen.different.append(index)
+
+
+def soak(
+    service: Service, requests: Sequence[SoakRequest], scratch: Path, leak: int = 0, every: int = 10, clients: int = 3
+) -> Soak:
+    """Sends the requests through a queue, by so many clients. ``scratch`` is the folder in which the service keeps its
+    files."""
+    at_rest = set(scratch.rglob("*"))
+    sent = Clients(service, requests, leak, every)
+    asyncio.run(sent.run(clients))
+    sent.seen.left_files = [str(path.relative_to(scratch)) for path in sorted(set(scratch.rglob("*")) - at_rest)]
+    return sent.seen
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--every", type=int, default=10, help="of so many pictures one is compared; 0: none")
     parser.add_argument("--leak", type=parse_bytes, default=0, help="bytes that are kept of every request, such as 1MB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -233,13 +314,19 @@ def main() -> int:
         tempfile.tempdir = str(scratch)  # whatever is written anywhere is seen
         service = start(replace(load_settings(), model="embedded", log_level="ERROR"))
         begin = time.monotonic()
-        seen = soak(service, mixed_requests(arguments.requests, sources), scratch, arguments.leak)
+        requests = mixed_requests(arguments.requests, sources)
+        seen = soak(service, requests, scratch, arguments.leak, arguments.every, arguments.clients)
     print(f"{arguments.requests} requests in {time.monotonic() - begin:.0f} s: {dict(seen.outcomes)}")
     print(
         f"weights moved: {seen.bytes_moved} bytes; host memory: mean {statistics.mean(seen.memory) / 1e6:.0f} MB, ",
         end="",
     )
-    print(f"at most {seen.memory_above_mean / 1e6:.1f} MB above it after warm-up")
+    print(f"at most {seen.memory_above_mean / 1e6:.1f} MB above it after warm-up; ", end="")
+    print("third and last quarter: {:.1f} and {:.1f} MB".format(*(mean / 1e6 for mean in seen.memory_of_quarters)))
+    print(
+        f"open files: {min(seen.descriptors)} to {max(seen.descriptors)}, at the end {seen.descriptors[-1]}; ", end=""
+    )
+    print(f"threads: {min(seen.threads)} to {max(seen.threads)}, at the end {seen.threads[-1]}")
     print(
         f"files left: {len(seen.left_files)}; compared with fresh processes: {seen.compared}, different: "
         f"{len(seen.different)}"

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from backend.core.cancellation import Cancellation
 from backend.core.files import full_disk_in_one_line
 from modules.app.service import Report, Service
+from modules.compat import server_folder
 
 READ_SECONDS = 60.0
 """How long a finished picture waits to be read by Cog's server, which does so at once, before it is deleted anyway."""
@@ -55,8 +57,8 @@ class PredictionQueue:
             report_if_wanted("queue_seconds", round(time.monotonic() - arrived, 4))
             return self.service.predict_into(directory, received, report_if_wanted, check=cancellation.check)
 
-        try:
-            received = self.service.uploads.only_received(inputs)
+        _delete_folders_of_server()
+        with self.service.uploads.owned(inputs) as received:
             with full_disk_in_one_line():
                 directory = Path(tempfile.mkdtemp(dir=self.service.outputs))
             job = self._thread.submit(copy_context().run, compute)
@@ -65,11 +67,9 @@ class PredictionQueue:
             except asyncio.CancelledError:
                 cancellation.cancel()
                 if not job.cancel():  # it has begun
-                    await asyncio.wait([asyncio.wrap_future(job)])
+                    await asyncio.gather(asyncio.wrap_future(job), return_exceptions=True)
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
-        finally:
-            self.service.uploads.delete(inputs)
         self._delete_when_read(directory, files)
         return files
 
@@ -79,6 +79,15 @@ class PredictionQueue:
         task = asyncio.create_task(_delete_read(directory, files))
         self._deletions.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._deletions.discard)
+
+
+def _delete_folders_of_server() -> None:
+    """Cog's server makes three folders for every prediction, and deletes none. They are empty by now, and nothing that
+    this package returns is written there."""
+    if folder := server_folder():
+        for empty in (folder / "inputs", folder / "outputs", folder):
+            with suppress(OSError):
+                empty.rmdir()
 
 
 async def _delete_read(directory: Path, files: list[Path]) -> None:

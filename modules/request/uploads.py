@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backend.core.errors import InputError
 from backend.core.files import full_disk_in_one_line
 
+SWEEP_SECONDS = 3.0
+"""A file that no request owns at two looks so far apart, and that nobody writes, is deleted."""
+STALLED_SECONDS = 10.0
+"""Without a byte, after which Cog's server gives a download up."""
+
 
 @dataclass(frozen=True)
 class Uploads:
-    """A folder for the files of requests, each of which has its own."""
+    """A folder for the files of requests, each of which owns its own."""
 
     folder: Path
+    _owned: set[Path] = field(default_factory=set)
 
     def receive_from_cog(self) -> None:
-        """Makes this folder the temporary folder of the process.
+        """Makes this folder the temporary folder of the process, and deletes what no request owns from now on.
 
-        Cog's server writes there what a client sends, can be told no other place, and leaves some of the files.
+        Cog's server writes there what a client sends, and can be told no other place. When a request is canceled while
+        an address is fetched, it leaves the file.
         """
         tempfile.tempdir = str(self.folder)
+        threading.Thread(target=self._sweep, name="uploads", daemon=True).start()
 
-    def only_received(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The inputs as they are, when every file among them lies in this folder.
+    @contextmanager
+    def owned(self, inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The inputs as they are, when every file among them lies in this folder; these are deleted in the end.
 
         Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the
         file.
         """
-        for field, value in inputs.items():
-            if isinstance(value, Path) and not (value.is_file() and value.resolve().parent == self.folder.resolve()):
-                raise InputError(field, "must be sent as a data: URL, or be the http(s) address of a picture")
-        return inputs
+        files = {field: value for field, value in inputs.items() if isinstance(value, Path)}
+        own = {file for file in files.values() if self._holds(file)}
+        self._owned.update(own)
+        try:
+            for name, file in files.items():
+                if file not in own:
+                    raise InputError(name, "must be sent as a data: URL, or be the http(s) address of a picture")
+            yield inputs
+        finally:
+            for file in own:
+                file.unlink(missing_ok=True)
+            self._owned.difference_update(own)
+
+    def _holds(self, file: Path) -> bool:
+        return file.is_file() and file.resolve().parent == self.folder.resolve()
 
     def copy_in(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with every file, which the caller may name anywhere, replaced by a copy in this folder.
@@ -55,8 +79,39 @@ class Uploads:
             raise InputError(field, f"cannot read '{file}': {error.strerror}") from None
         return copy
 
-    def delete(self, inputs: Mapping[str, Any]) -> None:
-        """Deletes the files of this folder that are among these inputs."""
-        for value in inputs.values():
-            if isinstance(value, Path) and value.parent == self.folder:
-                value.unlink(missing_ok=True)
+    def _sweep(self) -> None:
+        before: set[Path] = set()
+        with suppress(FileNotFoundError):  # the folder itself is deleted when the process ends
+            while True:
+                before = self.delete_abandoned(before)
+                time.sleep(SWEEP_SECONDS)
+
+    def delete_abandoned(self, before: set[Path]) -> set[Path]:
+        """Deletes the files that no request owns now, nor did at an earlier look, whose result is ``before``.
+
+        Returns those that no request owns; none while a file is being written, because a request owns its files only
+        when all of them have arrived.
+        """
+        files = set(self.folder.iterdir()) - self._owned
+        if any(_age(file) > STALLED_SECONDS for file in files):
+            gc.collect()  # a download that failed keeps its file open until its exception is collected
+        if not files or any(file in files for file in _open_files()):
+            return set()
+        for file in files & before:
+            file.unlink(missing_ok=True)
+        return files - before
+
+
+def _age(file: Path) -> float:
+    """Seconds since something was written to it; 0 for a file that is gone."""
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _open_files() -> Iterator[Path]:
+    """The files that this process has open (Linux)."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield descriptor.readlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.robustness.soak import mixed_requests, soak
+from bench.robustness.soak import Soak, mixed_requests, soak
 from modules.app.service import Service
 
 
@@ -21,6 +21,7 @@ def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tm
     assert set(seen.outcomes) == {"done", "refused", "canceled", "failed"} and seen.outcomes.total() == 24
     assert seen.bytes_moved == 0
     assert seen.left_files == []
+    assert seen.threads[-1] <= seen.threads[len(seen.threads) // 2]
 
 
 def test_a_picture_after_many_others_is_that_of_a_fresh_process(
@@ -37,3 +38,10 @@ def test_a_leak_is_noticed(service: Service, scratch: Path, tmp_path: Path) -> N
     assert any(
         "host memory rose" in fault for fault in soak(service, requests, scratch, leak=20_000_000, every=0).faults()
     )
+
+
+@pytest.mark.parametrize(("counts", "rises"), [([20, 21, 20, 22] * 10, False), ([*range(20, 60)], True)])
+def test_open_files_and_threads_that_grow_are_noticed(counts: list[int], rises: bool) -> None:
+    for seen in (Soak(memory=[0] * 40, descriptors=counts), Soak(memory=[0] * 40, threads=counts)):
+        assert Soak.grows(counts) is rises
+        assert any("open files or threads rose" in fault for fault in seen.faults()) is rises

@@ -41,10 +41,11 @@ def test_comfyui_cve_2026_56671_no_path_that_a_client_names_is_opened(tmp_path: 
     Image.new("RGB", (8, 8)).save(sent)
     outside = (secret, link, Path("/etc/hostname"), uploads.folder, uploads.folder / ".." / "secret.png")
     for path in outside:
-        problem = refusal(lambda path=path: uploads.only_received({"image": cog.Path(path)}))  # type: ignore[misc]
+        problem = refusal(lambda path=path: uploads.owned({"image": cog.Path(path)}).__enter__())  # type: ignore[misc]
         assert problem.startswith("image: must be sent")
     inputs = {"prompt": "x", "image": cog.Path(sent), "mask": None}
-    assert uploads.only_received(inputs) is inputs
+    with uploads.owned(inputs) as received:
+        assert received is inputs
 
 
 @pytest.mark.parametrize("kind", ["a pickle", "PostScript", "FITS", "a zip", "a page", "SVG"])

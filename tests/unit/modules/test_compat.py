@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,18 @@ def test_outlines_are_prototypes_by_coefficients_within_their_box() -> None:
 
 def test_a_detector_that_was_loaded_has_been_adapted() -> None:
     assert load_detector_network(FACE_DETECTOR).model[-1].dynamic  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "name"), [("p-1", "p-1"), ("", None), ("../../x", None), (".", None), ("a/b", None), ("a\n", None)]
+)
+def test_the_folder_of_a_prediction_is_named_by_its_id(prediction: str, name: str | None) -> None:
+    """That Cog's server makes it there is seen in ``tests/e2e/test_concurrency.py``."""
+    assert compat.server_folder() is None
+    variable: ContextVar[str] = ContextVar("_coglet_prediction_id")
+
+    def inside() -> Path | None:
+        variable.set(prediction)
+        return compat.server_folder()
+
+    assert copy_context().run(inside) == (Path("/tmp/coglet/predictions", name) if name else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,16 @@ def test_what_cog_writes_lies_in_the_folder(uploads: Uploads, monkeypatch: pytes
 
 def test_a_file_that_was_sent_is_taken_and_one_of_the_machine_is_not(uploads: Uploads, tmp_path: Path) -> None:
     inputs = {"prompt": "x", "image": sent(uploads, "a.png")}
-    assert uploads.only_received(inputs) is inputs
+    with uploads.owned(inputs) as received:
+        assert received is inputs
     (tmp_path / "secret.png").write_bytes(b"secret")
     for path in (tmp_path / "secret.png", uploads.folder, uploads.folder / "none.png"):
-        with pytest.raises(InputError) as error:
-            uploads.only_received({"prompt": "x", "mask": path})
+        image = sent(uploads, "image.png")
+        with pytest.raises(InputError) as error, uploads.owned({"prompt": "x", "image": image, "mask": path}):
+            pass
         assert str(error.value) == "mask: must be sent as a data: URL, or be the http(s) address of a picture"
+        assert not image.exists()
+    assert (tmp_path / "secret.png").exists() and uploads.folder.exists()
 
 
 def test_a_file_that_the_user_names_is_copied(uploads: Uploads, tmp_path: Path) -> None:
@@ -51,9 +56,49 @@ def test_a_file_that_the_user_names_is_copied(uploads: Uploads, tmp_path: Path) 
         uploads.copy_in({"image": tmp_path / "none.png"})
 
 
-def test_the_files_of_a_request_are_deleted_and_no_others(uploads: Uploads, tmp_path: Path) -> None:
-    own, waiting, elsewhere = sent(uploads, "own.png"), sent(uploads, "waiting.png"), tmp_path / "elsewhere.png"
-    elsewhere.touch()
-    uploads.delete({"prompt": "x", "image": own, "mask": elsewhere})
-    assert list(uploads.folder.iterdir()) == [waiting] and elsewhere.exists()
-    uploads.delete({"image": own, "mask": None})
+def test_the_files_of_a_request_are_deleted_when_it_ends_and_no_others(uploads: Uploads) -> None:
+    own, waiting = sent(uploads, "own.png"), sent(uploads, "waiting.png")
+    with uploads.owned({"prompt": "x", "image": own, "mask": None}):
+        assert own.exists()
+    assert list(uploads.folder.iterdir()) == [waiting]
+
+
+class TestAbandoned:
+    """When a request is canceled while an address is fetched, Cog's server leaves the file, and no request owns it."""
+
+    def test_a_file_that_no_request_owns_at_two_looks_is_deleted(self, uploads: Uploads) -> None:
+        abandoned = sent(uploads, "abandoned.png")
+        before = uploads.delete_abandoned(set())
+        assert abandoned.exists()
+        uploads.delete_abandoned(before)
+        assert not abandoned.exists()
+
+    def test_that_of_a_request_that_waits_stays(self, uploads: Uploads) -> None:
+        own = sent(uploads, "own.png")
+        with uploads.owned({"image": own}):
+            uploads.delete_abandoned(uploads.delete_abandoned(set()))
+            assert own.exists()
+
+    def test_one_that_has_just_arrived_stays(self, uploads: Uploads) -> None:
+        before = uploads.delete_abandoned(set())
+        new = sent(uploads, "new.png")
+        uploads.delete_abandoned(before)
+        assert new.exists()
+
+    def test_the_image_stays_while_the_mask_is_fetched(self, uploads: Uploads) -> None:
+        image = sent(uploads, "image.png")
+        with (uploads.folder / "mask.png").open("wb"):
+            uploads.delete_abandoned(uploads.delete_abandoned(set()))
+            assert image.exists()
+
+    def test_the_folder_is_looked_through_again_and_again(
+        self, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr("modules.request.uploads.SWEEP_SECONDS", 0.01)
+        uploads.receive_from_cog()
+        abandoned = sent(uploads, "abandoned.png")
+        deadline = time.monotonic() + 10
+        while abandoned.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
