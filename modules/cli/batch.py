@@ -108,11 +108,12 @@ class RowsBar:
 
 def build_node(settings: Settings) -> ImageGenerateNode:
     """The node on a service of its own. Loads the models, so it takes a while."""
-    from backend.offload.oom_fallback import clear_memory
     from modules.app.service import start_process
     from modules.pipeline.base import no_progress
 
     service = start_process(settings, served=False)
+    from backend.offload.oom_fallback import clear_memory  # imports torch, whose environment is set up only now
+
     logging.getLogger("modules.app.service").setLevel(logging.WARNING)  # the manifest has the seconds of every row
     return ImageGenerateNode(
         partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.runtime.plan) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = MappingProxyType(
             "type": Path,
             "default": Path(),
             "metavar": "DIR",
-            "help": "folder for out-0.webp, out-1.webp, ... (default: the current one)",
+            "help": "folder for out-0.webp, out-1.webp, ..., or the next free numbers (default: the current one)",
         },
         ("--timeline",): {
             "type": Path,
@@ -92,13 +93,27 @@ def _parser(schema: InputSchema) -> CommandParser:
     return parser
 
 
-def _deliver(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Puts all files into the folder under their own names, or none: they are moved when all are copied."""
-    targets = [folder / file.name for file in files]
-    with atomic_files(targets) as parts:
+def _deliver(files: Sequence[Path], targets: Sequence[Path], replace: bool = True) -> None:
+    """Copies all files to their targets, or none: they get their names when all are copied."""
+    with atomic_files(targets, replace) as parts:
         for file, part in zip(files, parts, strict=True):
             shutil.copyfile(file, part)
-    return targets
+
+
+def deliver_numbered(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Puts all files into the folder, or none, and replaces nothing: the numbers go on after the highest that is there,
+    also when another process takes some at the same time."""
+    first = 0
+    while True:
+        taken = (re.fullmatch(r"out-(\d{1,9})\..+", path.name) for path in folder.glob("out-*"))
+        first = max([first, *(int(match[1]) + 1 for match in taken if match)])
+        targets = [folder / f"out-{number}{file.suffix}" for number, file in enumerate(files, first)]
+        try:
+            _deliver(files, targets, replace=False)
+        except FileExistsError:
+            first += 1
+            continue
+        return targets
 
 
 def _record(file: Path) -> dict[str, Any]:
@@ -160,9 +175,10 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     )
     try:
         print(*summary(map(_record, files)), sep="\n", file=sys.stderr)
-        written = _deliver(files, options.output)
+        written = deliver_numbered(files, options.output)
         if options.debug_images:
-            _deliver(_saved(shown, temporary), options.debug_images)
+            saved = _saved(shown, temporary)
+            _deliver(saved, [options.debug_images / file.name for file in saved])
         if options.timeline:
             write_timeline(timeline, options.timeline)
         if options.startup:
