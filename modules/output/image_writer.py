@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -40,6 +41,12 @@ _ASCII = b"ASCII\0\0\0"
 _MAKER_NOTE = int(ExifTags.Base.MakerNote)
 _MAKER = _PRIVATE_KEY.encode() + b"\0"
 _JPEG_EXIF_BYTES = 65533
+_LONG, _UNDEFINED = 4, 7
+"""Types of EXIF entries."""
+_EXIF_DIRECTORY = 26
+"""Where the second directory begins, behind a header of 8 bytes and a first one of one entry."""
+FULL_COLOUR_QUALITY = 95
+"""From this quality on, a jpg keeps the colour of every pixel (4:4:4), not of every second one."""
 
 
 @dataclass(frozen=True)
@@ -204,11 +211,30 @@ def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, reco
             len(exif),
         )
         exif = next((short for short in (_exif(text, ""), _exif("", record)) if len(short) <= _JPEG_EXIF_BYTES), b"")
-    image.save(path, kind, quality=request.output_quality, exif=exif)
+    quality = request.output_quality
+    subsampling = {"subsampling": "4:4:4"} if kind == "JPEG" and quality >= FULL_COLOUR_QUALITY else {}
+    image.save(path, kind, quality=quality, exif=exif, **subsampling)
 
 
 def _exif(text: str, record: str) -> bytes:
-    exif = Image.Exif()  # big-endian, like the comment: some readers take the byte order of the comment from the header
-    tags = {_USER_COMMENT: _UNICODE + text.encode("utf-16-be"), _MAKER_NOTE: _MAKER + record.encode()}
-    exif[ExifTags.IFD.Exif] = tags
-    return exif.tobytes()
+    """An EXIF block with the text and our record. Empty ones are left out.
+
+    Both tags have the type UNDEFINED, as EXIF demands; Pillow would write bytes, which the WebUI's reader cannot read.
+    The block is big-endian, like the text: some readers take the byte order of the text from the header.
+    """
+    tags = [
+        (tag, content)
+        for tag, content in (
+            (_MAKER_NOTE, _MAKER + record.encode() if record else b""),
+            (_USER_COMMENT, _UNICODE + text.encode("utf-16-be") if text else b""),
+        )
+        if content
+    ]
+    main = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, _LONG, 1, _EXIF_DIRECTORY, 0)
+    entries, contents = b"", b""
+    begin = _EXIF_DIRECTORY + 2 + 12 * len(tags) + 4
+    for tag, content in tags:
+        entries += struct.pack(">HHII", tag, _UNDEFINED, len(content), begin + len(contents))
+        contents += content + bytes(len(content) % 2)
+    directory = struct.pack(">H", len(tags)) + entries + bytes(4)
+    return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + main + directory + contents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,10 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import piexif
+import piexif.helper
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
@@ -148,6 +151,25 @@ class TestReaders:
         with Image.open(path) as image:
             assert set(image.info) == {"parameters", "cog-flux-adetailer"}
 
+    @pytest.mark.parametrize("output_format", ["webp", "jpg"])
+    def test_webuis_own_reader_reads_the_text(self, tmp_path: Path, output_format: str) -> None:
+        """A1111 and Forge read the comment with these two calls of piexif."""
+        prompt = "hello, 世界 🦊\nsecond line"
+        (path,) = write(tmp_path, request(prompt, output_format=output_format))
+        with Image.open(path) as image:
+            tags = piexif.load(image.info["exif"])
+        text = piexif.helper.UserComment.load(tags["Exif"][piexif.ExifIFD.UserComment])
+        assert text == parameters_text(request(prompt), picture(), MODEL)
+        assert tags["Exif"][piexif.ExifIFD.MakerNote].startswith(b"cog-flux-adetailer\0{")
+
+    @pytest.mark.parametrize("output_format", ["webp", "jpg"])
+    def test_both_tags_are_of_the_type_that_exif_demands(self, tmp_path: Path, output_format: str) -> None:
+        (path,) = write(tmp_path, request(output_format=output_format))
+        with Image.open(path) as image:
+            exif = image.info["exif"].removeprefix(b"Exif\0\0")
+        for tag in (0x927C, 0x9286):
+            assert struct.pack(">HH", tag, 7) in exif
+
 
 class TestRoundTrip:
     @EVERY_FORMAT
@@ -244,6 +266,14 @@ class TestFiles:
             with Image.open(path) as image:
                 errors.append(np.abs(np.asarray(image, float) - np.asarray(noise(), float)).mean())
         assert sizes == sorted(set(sizes)) and errors == sorted(set(errors), reverse=True)
+
+    @pytest.mark.parametrize(("quality", "whole"), [(94, False), (95, True), (100, True)])
+    def test_a_jpg_of_high_quality_keeps_the_colour_of_every_pixel(
+        self, tmp_path: Path, quality: int, whole: bool
+    ) -> None:
+        (path,) = write(tmp_path, request(output_format="jpg", output_quality=quality))
+        with Image.open(path) as image:
+            assert (JpegImagePlugin.get_sampling(image) == 0) is whole  # 0 is 4:4:4
 
     @EVERY_FORMAT
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
