@@ -69,6 +69,17 @@ def hold(folder: Path) -> int:
             return os.open(folder, os.O_DIRECTORY)  # nothing is swept there either
 
 
+def held_folders(directory: Path) -> Iterator[Path]:
+    """The scratch folders in a directory whose processes live."""
+    for folder in directory.glob(f"{PREFIX}*"):
+        try:
+            os.close(open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_DIRECTORY | os.O_NOFOLLOW))
+        except BlockingIOError:
+            yield folder
+        except OSError:  # gone, of another user, or on a file system without locks
+            continue
+
+
 def _sweep(directory: Path) -> None:
     for folder in directory.glob(f"{PREFIX}*"):
         with suppress(OSError):  # held by a living process, of another user, or gone

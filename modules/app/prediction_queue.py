@@ -20,6 +20,7 @@ from typing import Any
 
 from backend.core.cancellation import Cancellation
 from backend.core.files import full_disk_in_one_line
+from backend.core.heartbeat import Heartbeat
 from modules.app.service import Report, Service
 from modules.compat import server_folder
 
@@ -38,6 +39,7 @@ class PredictionQueue:
     def __init__(self, start: Callable[[], Service]) -> None:
         self._thread = ThreadPoolExecutor(1, "predictions")
         self.service = self._thread.submit(start).result()
+        self._heartbeat = Heartbeat(self.service.outputs.parent)
         self._deletions: set[asyncio.Task[None]] = set()
 
     async def predict(self, inputs: Mapping[str, Any], report: Report) -> list[Path]:
@@ -53,9 +55,14 @@ class PredictionQueue:
             if not cancellation.canceled:  # Cog's server takes none of a canceled prediction
                 report(name, value)
 
+        def check() -> None:
+            self._heartbeat.beat()
+            cancellation.check()
+
         def compute() -> list[Path]:
             report_if_wanted("queue_seconds", round(time.monotonic() - arrived, 4))
-            return self.service.predict_into(directory, received, report_if_wanted, check=cancellation.check)
+            with self._heartbeat.working():
+                return self.service.predict_into(directory, received, report_if_wanted, check=check)
 
         _delete_folders_of_server()
         with self.service.uploads.owned(inputs) as received:

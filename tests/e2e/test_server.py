@@ -66,7 +66,7 @@ def test_it_shows_the_schema_of_predict_py(server: Server) -> None:
         ("num_outputs", {"num_outputs": 5}),
         ("num_outputs", {"num_outputs": 1.5}),
         ("num_inference_steps", {"num_inference_steps": "4"}),
-        ("guidance_scale", {"guidance_scale": None}),
+        ("guidance_scale", {"guidance_scale": "3.5"}),
         ("adetailer", {"adetailer": "yes"}),
         ("sampler", {"sampler": "Euler a"}),
         ("scheduler", {"scheduler": "KL Optimal"}),
@@ -85,7 +85,7 @@ def test_a_bad_input_is_refused_at_the_door(server: Server, field: str, inputs: 
     offered: tuple[str, ...] = {"sampler": SAMPLERS, "scheduler": SCHEDULES, "hr_upscaler": HIRES_UPSCALERS}.get(
         field, ()
     )
-    assert all(f'"{name}"' in problem["msg"] for name in offered)
+    assert all(name in problem["msg"] for name in offered)
 
 
 def test_a_prediction_gives_a_picture_and_the_metrics_of_every_stage(answer: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
     waiting = threading.Thread(target=lambda: result.update(server.predict(inputs, prediction).json()))
     waiting.start()
     deadline = time.monotonic() + 60
-    while prediction not in server.log.read_text():
+    while not server.health()["predictions"]["running"]:
         time.sleep(0.02)
     while "/50 generate" not in requests.put(
         f"{server.url}/predictions/{prediction}", json={"input": inputs}, timeout=30
@@ -175,10 +175,10 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         assert time.monotonic() < deadline, "no step was begun"
         time.sleep(0.05)
     assert requests.post(f"{server.url}/predictions/{prediction}/cancel", timeout=10).ok
-    seconds = server.wait_until_ready()
+    begin = time.monotonic()
     waiting.join(30)
     assert result["status"] == "canceled"
-    assert seconds < 10
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize(
@@ -206,34 +206,30 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("mask", {"image": png(Image.new("RGB", (64, 64))), "mask": png(Image.new("L", (64, 32)))}),
     ],
 )
-def test_what_only_the_package_can_judge_fails_with_one_clear_line(
+def test_what_only_the_package_can_judge_is_refused_with_one_clear_line(
     server: Server, field: str, inputs: dict[str, Any]
 ) -> None:
-    result = server.predict({"prompt": "a fox", **inputs}).json()
-    assert result["status"] == "failed"
-    assert f"{field}: " in result["error"]
-    assert "\n" not in result["error"]
-    assert "Traceback" not in result["error"]
-    assert not any(secret in result["error"] for secret in (str(ROOT), str(server.temporary), "/tmp", "root:x"))
+    response = server.predict({"prompt": "a fox", **inputs})
+    assert response.status_code == 422
+    (problem,) = response.json()["detail"]
+    assert problem["loc"] == ["body", "input", field]
+    assert "\n" not in problem["msg"]
+    assert not any(secret in response.text for secret in (str(ROOT), str(server.temporary), "/tmp", "root:x"))
 
 
 @pytest.mark.parametrize(("given", "words"), WRONG)
 def test_every_unit_that_is_refused_is_refused_over_http_in_the_same_words(
     server: Server, given: object, words: str
 ) -> None:
-    result = server.predict({"prompt": "a fox", "adetailer_args": json.dumps(given)}).json()
-    assert (
-        result["status"] == "failed"
-        and ": adetailer_args: " in result["error"]
-        and words in result["error"]
-        and "\n" not in result["error"]
-    )
+    response = server.predict({"prompt": "a fox", "adetailer_args": json.dumps(given)})
+    assert response.status_code == 422
+    (problem,) = response.json()["detail"]
+    assert problem["loc"] == ["body", "input", "adetailer_args"]
+    assert words in problem["msg"] and "\n" not in problem["msg"]
 
 
 def test_the_next_prediction_is_right_and_nothing_stays_behind(server: Server, answer: dict[str, Any]) -> None:
-    """After everything above: the same inputs give the same picture, and a last failure takes that picture's file
-    away."""
+    """After everything above: the same inputs give the same picture."""
     again = server.predict(PICTURE).json()
     assert [picture.tobytes() for picture in pictures(again)] == [picture.tobytes() for picture in pictures(answer)]
-    assert server.predict({"prompt": " "}).json()["status"] == "failed"
-    assert server.files() == server.at_rest
+    assert server.comes_to_rest()

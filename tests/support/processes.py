@@ -19,7 +19,7 @@ PREDICTION_SECONDS = 300.0
 
 @dataclass
 class Server:
-    """A running server. ``predict`` waits for its turn, as a client does that has no queue before it."""
+    """A running server."""
 
     url: str
     temporary: Path
@@ -46,6 +46,13 @@ class Server:
         TMPDIR is."""
         folders = [self.temporary, *(Path("/tmp/coglet/predictions") / name for name in self.ids)]
         return frozenset(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+    def comes_to_rest(self, seconds: float = 10.0) -> bool:
+        """Whether no temporary files are left soon after the last answer."""
+        deadline = time.monotonic() + seconds
+        while (files := self.files()) != self.at_rest and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return files == self.at_rest
 
     def new_id(self) -> str:
         self.ids.append(f"test-{uuid.uuid4().hex}")

@@ -1,0 +1,155 @@
+"""The predictions that Cog's server computes or that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from modules.gateway.envelope import Envelope
+from modules.gateway.folders import PredictionFolders
+from modules.gateway.refusal import NotNow
+from modules.gateway.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
+
+SLOT_SECONDS = 10.0
+"""Cog's server frees a slot a moment after its answer. For so long it is asked again."""
+MAX_ERROR_BYTES = 1_000_000
+_DEAD = ("Worker crashed", "Failed to send request")
+"""Begin of the errors with which Cog's server says that its worker has died."""
+ENDED = "The process that computes has ended and is started again; send the request again"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets."""
+
+    status: int
+    content: bytes
+    content_type: str = "application/json"
+
+
+@dataclass
+class Running:
+    """A prediction in Cog's server. ``task`` ends with its answer."""
+
+    id: str
+    began: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[Answer] = field(init=False)
+
+
+class Predictions:
+    """Passes predictions on to Cog's server, as many at a time as it has slots, and knows when each ends.
+
+    Cog's server is always asked to answer when the prediction has ended, also where the client does not wait for it.
+    """
+
+    def __init__(self, limit: int, webhooks: Webhooks, folders: PredictionFolders) -> None:
+        self.limit = limit
+        self.url = ""
+        """Of Cog's server."""
+        self.last_seconds = 1.0
+        """How long the last prediction took."""
+        self.running: dict[str, Running] = {}
+        self.worker_died = asyncio.Event()
+        """Set by an answer that says so; the supervisor need not wait for its next look."""
+        self._webhooks, self._folders = webhooks, folders
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(total=None)
+        )
+
+    async def stop(self) -> None:
+        await self._session.close()
+
+    def check_room(self) -> None:
+        """Raises :class:`NotNow` where as many predictions run and wait as may."""
+        if len(self.running) >= self.limit:
+            raise NotNow(409, f"At capacity: {self.limit} predictions run or wait already", self.last_seconds)
+
+    def begin(self, envelope: Envelope, inputs: Mapping[str, Any], headers: Mapping[str, str]) -> Running:
+        """Raises :class:`NotNow` where it cannot begin."""
+        self.check_room()
+        if envelope.id in self.running:
+            raise NotNow(409, "A prediction with this id is running", self.last_seconds)
+        self._folders.make(envelope.id)
+        prediction = self.running[envelope.id] = Running(envelope.id)
+        prediction.task = asyncio.create_task(self._run(envelope, inputs, headers))
+        return prediction
+
+    async def cancel(self, prediction: str) -> bool:
+        """Whether there is such a prediction; it ends within one step."""
+        while prediction in self.running:  # Cog's server may not have seen it yet
+            try:
+                async with self._session.post(f"{self.url}/predictions/{prediction}/cancel") as answer:
+                    if answer.status == 200:
+                        return True
+            except aiohttp.ClientError:
+                return True  # it ends with the server
+            await asyncio.sleep(0.02)
+        return False
+
+    async def state(self, prediction: Running) -> Answer:
+        """What Cog's server knows about a running prediction, or its answer."""
+        # without inputs: a prediction that has ended meanwhile is refused, and not begun anew
+        async with self._session.put(f"{self.url}/predictions/{prediction.id}", json={}) as answer:
+            if answer.status == 202:
+                return Answer(202, await answer.read())
+        return await prediction.task
+
+    async def _run(self, envelope: Envelope, inputs: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        body: dict[str, Any] = {"input": inputs}
+        address = ""
+        if envelope.webhook:
+            address = self._webhooks.open(envelope.webhook, envelope.events)
+            body |= {"webhook": address, "webhook_events_filter": envelope.events}
+        began, failure = time.monotonic(), None
+        try:
+            answer = await self._ask(envelope.id, json.dumps(body).encode(), headers)
+            self.last_seconds = time.monotonic() - began
+            if answer.status != 200:  # a prediction that never began has no webhook
+                failure = _failure(envelope.id, "Cog's server has refused the prediction")
+        except (aiohttp.ClientError, OSError) as error:
+            logger.warning("prediction %s: the connection to Cog's server broke (%s)", envelope.id, error)
+            failure = _failure(envelope.id, ENDED)
+            answer = Answer(503, json.dumps(failure).encode())
+        finally:
+            del self.running[envelope.id]
+            self._folders.delete(envelope.id)
+            if address:
+                self._webhooks.close(address, failure)
+        return answer
+
+    async def _ask(self, prediction: str, content: bytes, headers: Mapping[str, str]) -> Answer:
+        deadline = time.monotonic() + SLOT_SECONDS
+        given = {**headers, "Content-Type": "application/json"}
+        while True:
+            async with self._session.put(
+                f"{self.url}/predictions/{prediction}", data=content, headers=given
+            ) as response:
+                answer = Answer(response.status, await response.read(), response.content_type)
+            if _says_dead(answer):
+                self.worker_died.set()
+                raise aiohttp.ServerDisconnectedError("its worker has died")
+            if answer.status != 409 or time.monotonic() > deadline:
+                return answer
+            await asyncio.sleep(0.02)
+
+
+def _failure(prediction: str, error: str) -> dict[str, str]:
+    return {"id": prediction, "status": "failed", "error": error, "logs": ""}
+
+
+def _says_dead(answer: Answer) -> bool:
+    if len(answer.content) > MAX_ERROR_BYTES or b'"error"' not in answer.content:
+        return False
+    error = json.loads(answer.content).get("error")
+    return isinstance(error, str) and error.startswith(_DEAD)
