@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from backend.api.input_schema import InputSchema
 from backend.core.cancellation import Check, never_canceled
 from backend.core.files import full_disk_in_one_line, write_atomic
+from backend.core.parent import end_with_parent
 from backend.core.scratch import scratch_for_process
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
@@ -172,6 +173,8 @@ def start_process(settings: Settings, served: bool, schema: InputSchema | None =
     A set-up creates some 400,000 objects that live as long as the process. Searching them for cycles costs a sixth of
     the imports, a pause of a second now and then, and more than a second at the end of the process.
     """
+    if served:
+        end_with_parent()
     gc.disable()
     try:
         service = start(settings, since_launch(served), schema=schema)

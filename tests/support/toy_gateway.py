@@ -11,6 +11,8 @@ from pathlib import Path as File
 
 from cog import BasePredictor, Input, Path
 
+from backend.core.parent import end_with_parent
+
 
 class Predictor(BasePredictor):
     """Waits, as one prediction after the other."""
@@ -18,6 +20,7 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         if "TOY_SETUP_FAILS" in os.environ:
             raise RuntimeError("the toy has no battery")
+        end_with_parent()
         self.turn = asyncio.Lock()
 
     async def predict(
