@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets the environment and starts Cog's server as scripts/serve does: scripts/start-backend-optimized.sh [options]
 # Its name and options are those of the launch guides that docs/startup.md answers; scripts/serve alone starts a server too.
-#   --port 5000 --host 127.0.0.1
+#   --port 5000 --host 127.0.0.1, and the other options of scripts/serve
 #   --num_cpu_threads_per_process N   threads of the CPU; else those of ACCELERATE_CONFIG_FILE when ACCELERATE=True, else what there is
 #   --no-tcmalloc                     the C library's allocator, also where TCMalloc is installed (as NO_TCMALLOC=1 does)
 #   --show                            only print what would be set
@@ -15,9 +15,10 @@ serve=()
 
 while (($#)); do
     case $1 in
-        --port=* | --host=* | --num_cpu_threads_per_process=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-        --port | --host) serve+=("$1" "${2:?error: $1 needs a value}") && shift 2 ;;
+        --[a-z]*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        --port | --host | --slots | --grace | --stall | --upload-url) serve+=("$1" "${2:?error: $1 needs a value}") && shift 2 ;;
         --num_cpu_threads_per_process) threads=${2:?error: $1 needs a number} && shift 2 ;;
+        --private-addresses) serve+=("$1") && shift ;;
         --no-tcmalloc) NO_TCMALLOC=1 && shift ;;
         --show) show=1 && shift ;;
         *) fail 2 "unknown option $1; see scripts/start-backend-optimized.sh --help" ;;

@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +86,11 @@ class Gateway:
         finally:
             stop.cancel()
             supervisor.cancel()
-            with suppress(asyncio.CancelledError):
-                await supervisor
+            await asyncio.wait({supervisor})
             await runner.cleanup()
             await self._predictions.stop()
+        if not supervisor.cancelled():
+            supervisor.result()
 
     async def _finish(self) -> None:
         """Lets what runs come to its end within the grace period, cancels the rest, and sends the last webhooks."""

@@ -133,12 +133,13 @@ class Supervisor:
         """Why a server with this health has to be started again, "" where it has not."""
         status, error = health["status"], health.get("user_healthcheck_error", "")
         if status == SETUP_FAILED:
-            raise SetupFailedError(f"the set-up failed: {_last_line(health.get('setup', {}).get('logs', ''))}")
+            raise SetupFailedError(f"the set-up failed: {_reason(health.get('setup', {}).get('logs', ''))}")
         if status in ("DEFUNCT", UNHEALTHY) and _SLOW not in error:
             return DEAD
         return ""
 
 
-def _last_line(logs: str) -> str:
+def _reason(logs: str) -> str:
+    """The last line of the set-up's log, without what Cog's server writes before the exception."""
     lines = [line for line in logs.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it has written no reason"
+    return lines[-1].rpartition("etup failed: ")[2].strip() if lines else "it has written no reason"

@@ -35,6 +35,8 @@ class Toy:
     process: subprocess.Popen[str]
     url: str
     temporary: Path
+    said: list[str] = field(default_factory=list)
+    """The lines on standard error, complete when the process has ended."""
 
     def health(self) -> dict[str, Any]:
         answer: dict[str, Any] = requests.get(f"{self.url}/health-check", timeout=5).json()
@@ -90,10 +92,9 @@ def toy(folder: Path, stall: float = 60.0, grace: float = 8.0, **environment: st
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    drained: list[str] = []
-    reader = threading.Thread(target=lambda: drained.extend(process.stderr or []))
-    reader.start()
     running = Toy(process, f"http://127.0.0.1:{port}", folder)
+    reader = threading.Thread(target=lambda: running.said.extend(map(str.strip, process.stderr or [])))
+    reader.start()
     try:
         running.until(lambda: process.poll() is not None or answers(running.url))
         yield running
@@ -228,6 +229,7 @@ def test_a_set_up_that_fails_ends_everything_and_says_why(tmp_path: Path) -> Non
         assert running.process.wait(30) == 1
         running.until(lambda: not running.processes())
         assert list(tmp_path.iterdir()) == []
+    assert running.said[-1] == "error: the set-up failed: RuntimeError: the toy has no battery"
 
 
 def test_sigterm_lets_a_prediction_finish_and_sends_its_last_webhook(tmp_path: Path, receiver: Receiver) -> None:
