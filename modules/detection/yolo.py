@@ -83,7 +83,8 @@ def load_detector_network(path: Path) -> torch.nn.Module:
     """Reads a detector into a network on the CPU: float32, evaluation mode, batch norms fused, no gradients.
 
     ``NAME.safetensors`` is our own format: the weights, beside a ``NAME.yaml`` with ultralytics' description of the
-    architecture, ``task`` (detect or segment), ``names`` and ``imgsz``. ``NAME.onnx`` is ultralytics' export; it always
+    architecture, ``task`` (detect or segment), ``names``, ``imgsz`` and ``containment`` (1 if left out: see
+    :func:`without_contained`). ``NAME.onnx`` is ultralytics' export; it always
     computes on the CPU. Anything else is read as an ultralytics checkpoint by the restricted unpickler.
 
     Raises:
@@ -142,7 +143,8 @@ def _read_embedded(path: Path) -> Any:
     build = {"detect": DetectionModel, "segment": SegmentationModel}[description["task"]]
     network = build(description, nc=len(description["names"]), verbose=False)
     network.load_state_dict(load_file(path))
-    network.names, network.args = dict(enumerate(description["names"])), {"imgsz": int(description["imgsz"])}
+    network.names = dict(enumerate(description["names"]))
+    network.args = {"imgsz": int(description["imgsz"]), "containment": float(description.get("containment", 1))}
     return network
 
 
@@ -156,6 +158,23 @@ def read_checkpoint(path: Path) -> Any:
         plain = Path(folder, "detector.pt")
         plain.symlink_to(path.resolve())
         return load_checkpoint(plain)[0]
+
+
+def without_contained(boxes: torch.Tensor, most: float) -> list[int]:
+    """The indices of the boxes to keep: of two boxes, N x 4, of which one lies in the other by more than the share
+    ``most`` of its area, the first.
+
+    One object can be found as two boxes whose IoU is too small for non-maximum suppression, a face with and without its
+    hair for example. ADetailer keeps both, and so do its detectors here: with ``most`` 1 all boxes are kept.
+    """
+    kept: list[int] = []
+    for index, box in enumerate(boxes if most < 1 else ()):
+        others = boxes[kept]
+        shared = (torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])).clamp(min=0).prod(1)
+        smaller = torch.minimum((box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(1))
+        if not (shared > most * smaller).any():
+            kept.append(index)
+    return kept if most < 1 else list(range(len(boxes)))
 
 
 def round_up(length: int, stride: int) -> int:
@@ -262,4 +281,5 @@ class Detector:
             scores[:, 0] > confidence
         ]
         apart = rows[:, :4] + 7680 * rows[:, 5:6]  # boxes of two classes never overlap
-        return rows[torch.ops.torchvision.nms(apart, rows[:, 4], NMS_IOU)[:MAX_DETECTIONS]]
+        best = torch.ops.torchvision.nms(apart, rows[:, 4], NMS_IOU)[:MAX_DETECTIONS]
+        return rows[best[without_contained(apart[best], self._network.args.get("containment", 1.0))]]

@@ -30,6 +30,9 @@ from training.evaluation.detector_score import average_precision, mask_overlap, 
 logger = logging.getLogger(__name__)
 
 CONFIDENCE, ANY_CONFIDENCE = 0.3, 0.01
+CONTAINMENT = {"face": 0.8}
+"""By label: one box may lie in another by this share at most. A face does not lie in a face; a child may stand before
+its mother."""
 ARCHITECTURE = {
     "nc": 1,
     "depth_multiple": 0.33,
@@ -140,7 +143,8 @@ def export(
         },
         out,
     )
-    description = {"task": task, "names": list(names), "imgsz": imgsz, **architecture}
+    options = {"imgsz": imgsz, "containment": CONTAINMENT.get(names[0], 1.0)}
+    description = {"task": task, "names": list(names), **options, **architecture}
     out.with_suffix(".yaml").write_text(yaml.safe_dump(description, sort_keys=False, default_flow_style=None))
 
 

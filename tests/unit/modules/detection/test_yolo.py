@@ -4,6 +4,7 @@ test_detector_files.py."""
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ import torch
 from PIL import Image
 from support.detections import WEIGHTS, assert_equal, predicted
 
-from modules.detection.detections import bounding_box, rectangle_masks
-from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
+from modules.detection.detections import Detections, bounding_box, rectangle_masks
+from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics, without_contained
 from training.data.detector_samples import KINDS, draw_faces, soften
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
@@ -153,10 +154,50 @@ def test_a_picture_gives_the_same_alone_and_in_any_batch(detector: Detector, sam
 def test_boxes_are_those_of_ultralytics(
     detector: Detector, weights: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, image = load_detector_network(weights), draw_scene(sample_scene(Random(8), size))
+    network: Any = load_detector_network(weights)
+    image = draw_scene(sample_scene(Random(8), size))
     theirs = predicted(network, image, max(detector.size), 0.05, monkeypatch)
     assert len(theirs) > 0
-    assert_equal(detector.detect([image], 0.05)[0], theirs, tolerance=1e-3)
+    network.args["containment"] = 1.0  # as of any detector but our own of faces
+    assert_equal(Detector(network).detect([image], 0.05)[0], theirs, tolerance=1e-3)
+
+
+def contained(found: Detections) -> list[tuple[int, int]]:
+    """The pairs of boxes of which one lies in the other by more than 0.8 of its area."""
+    pairs = []
+    for one, other in combinations(range(len(found)), 2):
+        a, b = found.boxes[one], found.boxes[other]
+        shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+        if shared > 0.81 * min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()):
+            pairs.append((one, other))
+    return pairs
+
+
+def test_our_detector_finds_no_face_twice(weights: Path, samples: Samples) -> None:
+    network: Any = load_detector_network(weights)
+    once = Detector(network).detect(samples[0], 0.01)
+    network.args["containment"] = 1.0
+    twice = Detector(network).detect(samples[0], 0.01)
+    assert not any(map(contained, once)) and any(map(contained, twice))
+    for ours, all_boxes in zip(once, twice, strict=True):
+        assert (ours.boxes[:1] == all_boxes.boxes[:1]).all()  # the most confident one stays
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kept"),
+    [
+        ([(0, 0, 100, 100), (10, 10, 60, 60)], [0]),
+        ([(10, 10, 60, 60), (0, 0, 100, 100)], [0]),
+        ([(0, 0, 100, 100), (50, 0, 110, 100)], [0]),
+        ([(0, 0, 100, 100), (70, 0, 130, 100)], [0, 1]),
+        ([(0, 0, 10, 10), (20, 20, 30, 30), (0, 0, 40, 40)], [0, 1]),
+        ([], []),
+    ],
+)
+def test_of_two_boxes_one_in_the_other_the_first_stays(boxes: list[tuple[float, ...]], kept: list[int]) -> None:
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    assert without_contained(tensor, 0.8) == kept
+    assert without_contained(tensor, 1.0) == list(range(len(boxes)))
 
 
 @pytest.mark.parametrize("size", [(320, 200), (150, 290)])
