@@ -20,6 +20,8 @@ from backend.nodes.table import Row
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str, Any], None]
+FACTS = "facts"
+"""The name under which ``make`` reports what the manifest should say about its pictures."""
 MakePictures = Callable[[Mapping[str, Any], Report], Sequence[Path]]
 """Makes the pictures of some inputs and returns their files, which the next call may delete; reports metrics by
 name."""
@@ -29,7 +31,8 @@ name."""
 class Outcome:
     """The result of a row: the bytes of its picture files, or an ``error`` in one line.
 
-    ``stages`` holds seconds by stage, ``peak_bytes`` the highest peak memory of any stage.
+    ``stages`` holds seconds by stage, ``peak_bytes`` the highest peak memory of any stage, ``facts`` what else the
+    manifest says about the row.
     """
 
     row: Row
@@ -38,12 +41,13 @@ class Outcome:
     seconds: float = 0.0
     stages: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
     @property
     def files(self) -> dict[str, bytes]:
         """The pictures by file name, which is made of the row's id and the picture's number."""
-        return {f"{self.row.id}-{index}{self.suffix}": picture for index, picture in enumerate(self.pictures)}
+        return {f"{self.row.stem}-{index}{self.suffix}": picture for index, picture in enumerate(self.pictures)}
 
 
 def clearing_helps(plan: MemoryPlan) -> bool:
@@ -91,4 +95,5 @@ class ImageGenerateNode:
             if name.endswith(".seconds") and name.count(".") == 1
         }
         peak = max((value for name, value in metrics.items() if name.endswith(".peak_bytes")), default=0)
-        return Outcome(row, pictures, files[0].suffix, time.perf_counter() - begin, stages, int(peak))
+        seconds, facts = time.perf_counter() - begin, metrics.get(FACTS, {})
+        return Outcome(row, pictures, files[0].suffix, seconds, stages, int(peak), facts)

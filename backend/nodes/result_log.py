@@ -23,6 +23,7 @@ from PIL import Image
 from backend.core.errors import InputError
 from backend.core.files import is_safe_name, write_atomic
 from backend.core.locks import NO_LOCKS, open_locked
+from backend.nodes.contact_sheet import CONTACT_SHEET, contact_sheet
 from backend.nodes.images import Outcome
 from backend.nodes.table import Row
 
@@ -104,12 +105,20 @@ class Manifest:
             manifest.flush()
             os.fsync(manifest.fileno())
 
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Puts the lines in the order of the table, and writes the contact sheet. Raises OSError."""
+        last = {entry["id"]: entry for entry in self.entries()}
+        entries = [last[row.id] for row in rows if row.id in last]
+        write_atomic(self.path, "".join(map(_line, entries)))
+        self._hold()
+        write_atomic(self.folder / CONTACT_SHEET, contact_sheet(entries))
+
     def _is_complete(self, row: Row, entry: dict[str, Any]) -> bool:
         if entry["status"] != "done" or entry["inputs"] != row.digest:
             return False
         digests = entry.get("sha256", {})
         return all(
-            name.startswith(f"{row.id}-")
+            name.startswith(f"{row.stem}-")
             and is_safe_name(name)
             and _is_whole(self.folder / name, size, digests.get(name))
             for name, size in entry["files"].items()
@@ -175,6 +184,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         return {**entry, "error": outcome.error}
     return {
         **entry,
+        **outcome.facts,
         "files": {name: len(picture) for name, picture in outcome.files.items()},
         "sha256": {name: hashlib.sha256(picture).hexdigest() for name, picture in outcome.files.items()},
         "seconds": round(outcome.seconds, 3),

@@ -1,7 +1,8 @@
 """A table of prompts: CSV, JSONL or a list of dicts -> rows whose inputs are checked before any picture is made.
 
 Columns are named after the inputs; the column ``id`` names the row's files. An empty cell leaves the input out. A file
-(``image``, ``mask``) is given as a path relative to the table's folder.
+(``image``, ``mask``) is given as a path relative to the table's folder. Cells are separated by commas, semicolons or
+tabs, whichever the line of names has most of.
 """
 
 from __future__ import annotations
@@ -10,22 +11,29 @@ import csv
 import hashlib
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError, nearest
-from backend.core.files import MAX_NAME_BYTES, is_safe_name
+from backend.core.files import is_safe_name
+from backend.core.texts import bounded, json_from, shortened
 
 ID = "id"
+MAX_ID = 1000
+SEPARATORS = (",", ";", "\t")
+
+Check = Callable[[Mapping[str, Any]], object]
+"""Raises :class:`InputError` for inputs that cannot be honoured, whatever their types and ranges."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table. ``id`` is any text.
 
     ``inputs`` are checked, with defaults and a seed. A row that cannot be made says why in ``problem``; ``inputs`` is
     then what could be read of it.
@@ -36,27 +44,36 @@ class Row:
     problem: str = ""
 
     @property
+    def stem(self) -> str:
+        """What the names of its files begin with: the id, or what of it can name a file and a hash of it."""
+        if is_safe_name(self.id):
+            return self.id
+        words = re.sub(r"[^A-Za-z0-9._-]+", "-", self.id[:60]).strip("-.")
+        return f"{words or 'row'}-{hashlib.sha256(self.id.encode()).hexdigest()[:8]}"
+
+    @property
     def digest(self) -> str:
         """A hash of the inputs: rows with different inputs have different ones."""
         return hashlib.sha256(json.dumps(self.inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def read_table(path: Path, schema: InputSchema) -> list[Row]:
-    """The rows of a ``.csv`` or ``.jsonl`` file.
+def read_table(path: Path, schema: InputSchema, check: Check | None = None) -> list[Row]:
+    """The rows of a ``.csv``, ``.tsv`` or ``.jsonl`` file. ``check`` sees the inputs of every row that are of the right
+    types.
 
     Raises :class:`InputError` for a file that cannot be read, a column that is not an input, a repeated id, and a table
     without rows. Whatever is wrong with a single row is its ``problem``.
     """
-    readers = {".csv": _csv_records, ".jsonl": _jsonl_records}
+    readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records}
     if path.suffix.lower() not in readers:
-        raise InputError("table", f"must be a .csv or .jsonl file, not '{path.name}'")
+        raise InputError("table", f"must be a .csv, .tsv or .jsonl file, not '{path.name}'")
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except OSError as error:
         raise InputError("table", f"cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError("table", f"'{path.name}' is not UTF-8 text; save it as UTF-8") from None
-    return _rows(readers[path.suffix.lower()](text, schema), schema, path.parent)
+    return _rows(readers[path.suffix.lower()](text, schema), schema, path.parent, check)
 
 
 def rows_of(dicts: Iterable[Mapping[str, Any]], schema: InputSchema, folder: Path = Path()) -> list[Row]:
@@ -77,7 +94,9 @@ class _Record:
 
 
 def _csv_records(text: str, schema: InputSchema) -> list[_Record]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    names = text.lstrip().partition("\n")[0]
+    separator = max(SEPARATORS, key=names.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True, delimiter=separator)
     try:
         _check_columns(reader.fieldnames or (), schema)
         return [_csv_record(cells, schema) for cells in reader]
@@ -88,7 +107,7 @@ def _csv_records(text: str, schema: InputSchema) -> list[_Record]:
 def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:
     own = {ID: cells[ID]} if cells.get(ID) else {}
     if "" in cells:
-        return _Record(own, "has more cells than there are columns; put text with commas in quotes")
+        return _Record(own, "has more cells than there are columns; put text that has the separator in quotes")
     given = {name: text for name, text in cells.items() if text and name != ID}
     try:
         return _Record(
@@ -102,9 +121,9 @@ def _jsonl_records(text: str, schema: InputSchema) -> list[_Record]:
     records: list[_Record] = []
     for line in filter(str.strip, text.splitlines()):
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            records.append(_Record(problem=f"is not JSON: {error.msg} at character {error.colno}"))
+            values = json_from(line)
+        except ValueError as problem:
+            records.append(_Record(problem=str(problem)))
             continue
         if isinstance(values, dict):
             _check_columns(values, schema)
@@ -128,30 +147,27 @@ def _is_file(schema: InputSchema, name: str) -> bool:
     return schema.properties[name].get("format") == "uri"
 
 
-def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path) -> list[Row]:
-    rows = [_row(number, record, schema, folder) for number, record in enumerate(records, 1)]
+def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path, check: Check | None = None) -> list[Row]:
+    rows = [_row(number, record, schema, folder, check) for number, record in enumerate(records, 1)]
     if not rows:
         raise InputError("table", "has no rows")
     places: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
-        if row.id in places:
+        if row.stem in places:
             raise InputError(
                 ID,
-                f"'{row.id}' is the id of rows {places[row.id]} and {number}; ids name the files, so they must differ",
+                f"'{shortened(row.id)}' is the id of rows {places[row.stem]} and {number}; ids name the files, so they "
+                "must differ",
             )
-        places[row.id] = number
+        places[row.stem] = number
     return rows
 
 
-def _row(number: int, record: _Record, schema: InputSchema, folder: Path) -> Row:
+def _row(number: int, record: _Record, schema: InputSchema, folder: Path, check: Check | None) -> Row:
     values = {name: value for name, value in record.values.items() if value is not None}
-    name = str(values.pop(ID, f"{number:05}")).strip()
-    if not is_safe_name(name):
-        return Row(
-            name,
-            values,
-            f"{ID}: '{name}' cannot name a file; use letters, digits, '.', '-' and '_', at most {MAX_NAME_BYTES}",
-        )
+    name = bounded(str(values.pop(ID, ""))[: MAX_ID + 1]).strip() or f"{number:05}"
+    if len(name) > MAX_ID:
+        return Row(f"{number:05}", values, f"{ID}: has more than {MAX_ID} characters; shorten it")
     if record.problem:
         return Row(name, values, record.problem)
     for column, value in values.items():
@@ -160,6 +176,9 @@ def _row(number: int, record: _Record, schema: InputSchema, folder: Path) -> Row
     # without a seed a row takes one from its id, so that a table gives the same pictures every time
     values.setdefault("seed", zlib.crc32(name.encode()))
     try:
-        return Row(name, schema.validate(values))
+        inputs = schema.validate(values)
+        if check:
+            check(inputs)
+        return Row(name, inputs)
     except InputError as error:
         return Row(name, values, str(error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from backend.core.errors import InputError, nearest
 from backend.planning.costs import DeviceMemory
 
 REPORTED_SHARE = 0.98
@@ -61,6 +63,22 @@ CARDS = (
 def emulated_memory(total_bytes: int, host_bytes: int, bandwidth: float | None = None) -> DeviceMemory:
     """An emulated device: host memory with a budget, and about the speed that two CPU cores sustain."""
     return DeviceMemory("emulated", total_bytes, None, host_bytes, bandwidth or 25e9, 1e11)
+
+
+def card_named(name: str) -> Card:
+    """The usual card of this name, without regard to case, spaces and the maker. Raises :class:`InputError`."""
+    wanted = _plain(name)
+    for card in CARDS:
+        if wanted in (_plain(card.name), f"{_plain(card.name)}{card.gib}gb"):
+            return card
+    names = [card.name for card in CARDS]
+    raise InputError(
+        "--card", f"'{name[:40]}' is not known{nearest(name, names)}; use {', '.join(names)}, or give --vram 24GB"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"nvidia|geforce|[\s_-]", "", name.lower())
 
 
 def nearest_card(total_bytes: int) -> Card:

@@ -10,23 +10,25 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from backend.api.input_schema import InputSchema
 from backend.core.files import writing_to
 from backend.core.settings import Settings, load_settings
-from backend.nodes.images import ImageGenerateNode, Outcome, clearing_helps
+from backend.core.texts import one_line
+from backend.nodes.images import FACTS, ImageGenerateNode, MakePictures, Outcome, Report, clearing_helps
 from backend.nodes.ray_data import LOCAL, generate_with_ray
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table
 from modules.cli.command import FAILED, CommandParser, check_folder, run_in_scratch
+from modules.cli.given_inputs import check_inputs
 
 
 def _parser() -> CommandParser:
@@ -41,7 +43,7 @@ def _parser() -> CommandParser:
             "See docs/batch.md."
         ),
     )
-    parser.add_argument("table", type=Path, help="a .csv or .jsonl file")
+    parser.add_argument("table", type=Path, help="a .csv, .tsv or .jsonl file")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and the manifest"
     )
@@ -90,10 +92,13 @@ class RowsBar:
         self.bar.close()
 
     def count(self, outcome: Outcome) -> None:
-        """Counts a row as done; prints why a row failed."""
-        self.done += 1
+        """Counts a row as done; prints why a row failed. Rows that were never begun say nothing of the speed, and count
+        as done from the beginning."""
         if outcome.error:
-            tqdm.write(f"{outcome.row.id}: {outcome.error}", file=self.stream)
+            tqdm.write(one_line(f"{outcome.row.id}: {outcome.error}"), file=self.stream)
+        if outcome.row.problem:
+            return
+        self.done += 1
         self.bar.update()
         if self.bar.disable:
             seconds = time.monotonic() - self.begin
@@ -115,9 +120,18 @@ def build_node(settings: Settings) -> ImageGenerateNode:
     from backend.offload.oom_fallback import clear_memory  # imports torch, whose environment is set up only now
 
     logging.getLogger("modules.app.service").setLevel(logging.WARNING)  # the manifest has the seconds of every row
-    return ImageGenerateNode(
-        partial(service.predict, progress=no_progress), clear_memory if clearing_helps(service.runtime.plan) else None
-    )
+    make = partial(_make, partial(service.predict, progress=no_progress))
+    return ImageGenerateNode(make, clear_memory if clearing_helps(service.runtime.plan) else None)
+
+
+def _make(predict: MakePictures, inputs: Mapping[str, Any], report: Report) -> Sequence[Path]:
+    """The pictures of a row; reports what the manifest says about them."""
+    from modules.output.image_writer import read_parameters
+    from modules.output.summary import facts
+
+    files = predict(inputs, report)
+    report(FACTS, facts(read_parameters(file)[1] for file in files))
+    return files
 
 
 def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
@@ -132,7 +146,7 @@ def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespa
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> int:
-    rows = read_table(options.table, InputSchema())
+    rows = read_table(options.table, InputSchema(), check_inputs)
     settings = load_settings()
     check_folder("-o", options.output)
     manifest = Manifest(options.output)
@@ -140,12 +154,14 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
     with to_output():
         missing = manifest.begin(rows, options.resume)
     failed = 0
-    with RowsBar(len(rows), len(rows) - len(missing)) as bar:
+    with RowsBar(len(rows), len(rows) - sum(not row.problem for row in missing)) as bar:
         for outcome in _outcomes(missing, settings, options, scratch):
             with to_output():
                 manifest.deliver(outcome)
             failed += bool(outcome.error)
             bar.count(outcome)
+    with to_output():
+        manifest.finish(rows)
     print(
         f"{len(rows) - failed} of {len(rows)} rows are done"
         + (f", {failed} failed: see {manifest.path}" if failed else "")

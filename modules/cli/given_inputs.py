@@ -93,3 +93,19 @@ class PictureSource:
         if self.model not in ("", service.model.name):
             notices.append(f"the picture is by '{self.model}', here is {service.model.name}")
         return self.schema.validate(filled.under(given)), notices
+
+
+def check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` for what is wrong with the texts, ADetailer units and pictures of valid inputs,
+    whatever the models are."""
+    from modules.request.adetailer_args import units_from_json
+    from modules.request.input_image import read_image
+
+    if not str(inputs["prompt"]).strip():
+        raise InputError("prompt", "is empty; say in words what the picture should show")
+    for name in ("adetailer_args", "adetailer_args_hands"):
+        if str(inputs[name]).strip():
+            units_from_json(str(inputs[name]), name)
+    for name in ("image", "mask"):
+        if inputs[name]:
+            read_image(Path(str(inputs[name])), name)

@@ -11,15 +11,16 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from backend.core.errors import SettingsError, UserError
+from backend.core.errors import InputError, SettingsError, UserError
 from backend.core.files import ROOT
-from backend.core.units import parse_bytes
+from backend.core.units import format_bytes, parse_bytes
 from backend.memory_management import WEIGHT_PRECISIONS, DeviceMemory, MemoryRules, Workload, plan_memory
 from backend.planning.card_tables import card_table, cards_document
 from backend.planning.companions import with_embedded_companions
-from backend.planning.gpu_specs import emulated_memory, nearest_card
+from backend.planning.gpu_specs import card_named, emulated_memory, nearest_card
 from backend.planning.model_specs import ModelSpec
 from backend.planning.report import plan_as_data, plan_as_text
 from modules.cli.command import BAD_INPUT, CommandParser
@@ -27,6 +28,8 @@ from modules.families.registry import identify, known_models
 from modules.families.source import Source
 
 EMBEDDED = "embedded"
+USUAL_DESKTOP = 10**9
+"""What a desktop with a browser holds of a card's memory, in bytes."""
 
 
 def amount(text: str) -> int:
@@ -34,6 +37,10 @@ def amount(text: str) -> int:
         return parse_bytes(text)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def amount_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else amount(text)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -58,6 +65,13 @@ def _parser() -> CommandParser:
     )
     add = parser.add_argument
     add("--vram", type=amount, metavar="24GB", help="memory of the card")
+    add("--card", metavar="NAME", help="a usual card in place of its memory, such as 'RTX 4090'")
+    add(
+        "--desktop",
+        type=amount_or_none,
+        metavar="1GB",
+        help="what the desktop and other programs hold of the card's memory (1GB with --card, else 0)",
+    )
     add("--ram", type=amount, default=64 * 10**9, metavar="64GB", help="host memory that may be used (64GB)")
     add(
         "--model",
@@ -95,11 +109,17 @@ def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
     if options.model == EMBEDDED:
         device = emulated_memory(options.vram, options.ram, options.bandwidth)
         return device, "Emulated device: host memory with a budget."
-    card = nearest_card(options.vram)
+    card = card_named(options.card) if options.card else nearest_card(options.vram)
     device = card.device(options.vram, options.ram, options.bandwidth)
+    held = (USUAL_DESKTOP if options.card else 0) if options.desktop is None else options.desktop
+    if held >= device.total_bytes:
+        raise InputError("--desktop", f"{format_bytes(held)} is all of the card; give less")
+    device = replace(device, free_bytes=device.total_bytes - held) if held else device
+    desktop = f" A desktop holds {format_bytes(held)} of it (--desktop)." if held else ""
     return device, (
         f"Speed of an {card.name}: {device.flops / 1e12:.0f} TFLOP/s, {device.copy_bandwidth / 1e9:.0f} GB/s from the "
         f"host. It is sold with {card.gib} GB and reports about {card.reported_bytes / 1e9:.1f} GB of 10^9 bytes."
+        f"{desktop}"
     )
 
 
@@ -124,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = known_models()
         print(card_table(known["flux-dev"]) if options.table else cards_document(known.values()))
         return 0
-    if options.vram is None:
-        parser.error("--vram is needed, for instance --vram 24GB")
+    if options.vram is None and (not options.card or options.model == EMBEDDED):
+        parser.error("--vram is needed, for instance --vram 24GB, or --card 'RTX 4090'")
     try:
         models = known_models().get(options.model) or _embedded_spec(ROOT / "weights" / EMBEDDED)
         device, assumed = _device(options)

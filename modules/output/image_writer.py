@@ -180,7 +180,14 @@ def _record(request: ImageRequest, picture: Picture, model: ModelInfo, seconds: 
     """Our record as ASCII JSON: the request (of images only their size), the model, the seconds of the stages, and what
     the text leaves out."""
     remembered = {key: value for key, value in picture.parameters.items() if not _is_text_field(key, value)}
-    record = {"request": request, "model": model, "seed": picture.seed, "seconds": seconds, "parameters": remembered}
+    record = {
+        "request": request,
+        "model": model,
+        "seed": picture.seed,
+        "size": picture.image,
+        "seconds": seconds,
+        "parameters": remembered,
+    }
     return json.dumps(record, default=_jsonable)
 
 

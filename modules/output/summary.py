@@ -24,6 +24,24 @@ def summary(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return [*lines, f"adetailer: {'; '.join(parts)}"] if parts else lines
 
 
+def facts(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a log says of the pictures of one request: the size, the model, how many regions were repainted, and what
+    could not be honoured. Empty without a record."""
+    given = [record for record in records if "seed" in record]
+    if not given:
+        return {}
+    parameters = [record.get("parameters", {}) for record in given]
+    regions = sum(len(one.get(f"_adetailer_regions{suffix}", ())) for one in parameters for suffix in SUFFIXES)
+    request = given[0]["request"]
+    notices = request.get("notices")
+    return {
+        "model": given[0]["model"]["name"],
+        "size": given[0].get("size"),
+        "regions": regions if request.get("adetailer") else None,
+        **({"notices": notices} if notices else {}),
+    }
+
+
 def _of_unit(records: Iterable[Mapping[str, Any]], number: int) -> str:
     repainted, skipped = 0, list[str]()
     for record in records:
