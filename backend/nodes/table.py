@@ -66,7 +66,7 @@ def read_table(path: Path, schema: InputSchema, check: Check | None = None) -> l
     """
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records}
     if path.suffix.lower() not in readers:
-        raise InputError("table", f"must be a .csv, .tsv or .jsonl file, not '{path.name}'")
+        raise InputError("table", f"must be a .csv or .jsonl file, not '{path.name}'")
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except OSError as error:
@@ -123,7 +123,9 @@ def _jsonl_records(text: str, schema: InputSchema) -> list[_Record]:
         try:
             values = json_from(line)
         except ValueError as problem:
-            records.append(_Record(problem=str(problem)))
+            records.append(
+                _Record(problem=str(problem).replace("is not valid JSON", "is not JSON:").replace("::", ":"))
+            )
             continue
         if isinstance(values, dict):
             _check_columns(values, schema)
