@@ -66,6 +66,10 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = MappingProxyType(
             "metavar": "DIR",
             "help": "also write pictures that show what ADetailer found and repainted",
         },
+        ("--save-before",): {
+            "action": "store_true",
+            "help": "also write every picture as it was before ADetailer: out-0-before.png, out-1-before.png, ...",
+        },
         ("--emulate-vram",): {
             "metavar": "48MB",
             "help": "use the memory plan of a card of this size, with host memory in its place",
@@ -100,16 +104,17 @@ def _deliver(files: Sequence[Path], targets: Sequence[Path], replace: bool = Tru
             shutil.copyfile(file, part)
 
 
-def deliver_numbered(files: Sequence[Path], folder: Path) -> list[Path]:
+def deliver_numbered(files: Sequence[Path], folder: Path, before: Sequence[Path] = ()) -> list[Path]:
     """Puts all files into the folder, or none, and replaces nothing: the numbers go on after the highest that is there,
-    also when another process takes some at the same time."""
+    also when another process takes some at the same time. ``before`` are the pictures before ADetailer."""
     first = 0
     while True:
-        taken = (re.fullmatch(r"out-(\d{1,9})\..+", path.name) for path in folder.glob("out-*"))
+        taken = (re.fullmatch(r"out-(\d{1,9})(-before)?\..+", path.name) for path in folder.glob("out-*"))
         first = max([first, *(int(match[1]) + 1 for match in taken if match)])
         targets = [folder / f"out-{number}{file.suffix}" for number, file in enumerate(files, first)]
+        beside = [folder / f"out-{number}-before{file.suffix}" for number, file in enumerate(before, first)]
         try:
-            _deliver(files, targets, replace=False)
+            _deliver([*files, *before], [*targets, *beside], replace=False)
         except FileExistsError:
             first += 1
             continue
@@ -133,6 +138,12 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
     return files
 
 
+def _before_adetailer(saved: Sequence[Path]) -> list[Path]:
+    from modules.pipeline.adetailer import BEFORE
+
+    return [file for file in saved if file.name.startswith(BEFORE)]
+
+
 def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
     from backend.core.settings import load_settings
     from backend.core.units import parse_bytes
@@ -147,6 +158,15 @@ def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
     return start_process(settings, served=False, schema=schema)
 
 
+def _check_folders(options: argparse.Namespace) -> None:
+    check_folder("-o", options.output)
+    if options.debug_images:
+        check_folder("--debug-images", options.debug_images)
+    for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
+        if file:
+            check_folder(option, file.parent)
+
+
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:
     texts = [*with_prompt_named(options.inputs), *options.input]
     given = schema.parse(with_files_read(texts, schema))
@@ -155,12 +175,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         source.checked(given)
     inputs: Mapping[str, object] = given if source else schema.validate(given)
     inputs = Uploads(temporary).copy_in(inputs)
-    check_folder("-o", options.output)
-    if options.debug_images:
-        check_folder("--debug-images", options.debug_images)
-    for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
-        if file:
-            check_folder(option, file.parent)
+    _check_folders(options)
 
     service = _started(options, schema)
     if source:
@@ -171,13 +186,17 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     timeline = service.new_timeline()
     shown: dict[str, Image.Image] = {}
     files = service.predict(
-        inputs, metrics.__setitem__, timeline=timeline, debug_sink=shown.__setitem__ if options.debug_images else None
+        inputs,
+        metrics.__setitem__,
+        timeline=timeline,
+        debug_sink=shown.__setitem__ if options.debug_images or options.save_before else None,
     )
     try:
         print(*summary(map(_record, files)), sep="\n", file=sys.stderr)
-        written = deliver_numbered(files, options.output)
+        saved = _saved(shown, temporary)
+        before = _before_adetailer(saved) if options.save_before else []
+        written = deliver_numbered(files, options.output, before)
         if options.debug_images:
-            saved = _saved(shown, temporary)
             _deliver(saved, [options.debug_images / file.name for file in saved])
         if options.timeline:
             write_timeline(timeline, options.timeline)

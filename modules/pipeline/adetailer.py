@@ -13,6 +13,9 @@ from modules.request.image_request import ImageRequest
 if TYPE_CHECKING:
     from modules.adetailer.detail_pass import DetailPass
 
+BEFORE = "before-"
+"""The name of the intermediate image of a picture before the first unit, without the picture's index."""
+
 
 class AdetailerStage(Stage):
     """Runs the detail pass of every unit, each on the result of the one before."""
@@ -60,6 +63,9 @@ class AdetailerStage(Stage):
         return notes
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
+        if batch.debug_sink:
+            for index, picture in enumerate(batch.pictures):
+                batch.debug_sink(f"{BEFORE}{index}", picture.image)
         for number, unit in enumerate(request.adetailer):
             batch = self._run_unit(batch, number, unit, request)
         return batch

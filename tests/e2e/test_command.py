@@ -30,6 +30,7 @@ def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
     assert drawn.process.returncode == 0, drawn.process.stderr
     assert sorted(str(path.relative_to(drawn.folder)) for path in drawn.folder.rglob("*")) == [
         "found",
+        "found/before-0.png",
         "found/found-0-unit-1.png",
         "pictures",
         "pictures/out-0.png",

@@ -37,3 +37,15 @@ def test_commands_that_write_at_once_take_different_numbers(tmp_path: Path) -> N
     for index, (first, second) in enumerate(written):
         assert (first.read_text(), second.read_text()) == (f"{index}a", f"{index}b")
         assert int(second.stem.removeprefix("out-")) == int(first.stem.removeprefix("out-")) + 1
+
+
+def test_the_pictures_before_adetailer_have_the_numbers_of_theirs(tmp_path: Path) -> None:
+    output, files = tmp_path / "output", made(tmp_path / "made", "a", "b")
+    output.mkdir()
+    before = [tmp_path / f"before-{index}.png" for index in range(2)]
+    for file in before:
+        file.write_text(file.name)
+    (output / "out-4-before.png").write_text("kept")
+    assert [path.name for path in deliver_numbered(files, output, before)] == ["out-5.webp", "out-6.webp"]
+    assert (output / "out-6-before.png").read_text() == "before-1.png"
+    assert (output / "out-4-before.png").read_text() == "kept"

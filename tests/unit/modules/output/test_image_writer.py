@@ -272,11 +272,11 @@ class TestFiles:
                 errors.append(np.abs(np.asarray(image, float) - np.asarray(noise(), float)).mean())
         assert sizes == sorted(set(sizes)) and errors == sorted(set(errors), reverse=True)
 
-    @pytest.mark.parametrize(("quality", "whole"), [(94, False), (95, True), (100, True)])
+    @pytest.mark.parametrize(("asked", "whole"), [(94, False), (95, True), (100, True)])
     def test_a_jpg_of_high_quality_keeps_the_colour_of_every_pixel(
-        self, tmp_path: Path, quality: int, whole: bool
+        self, tmp_path: Path, asked: int, whole: bool
     ) -> None:
-        (path,) = write(tmp_path, request(output_format="jpg", output_quality=quality))
+        (path,) = write(tmp_path, request(output_format="jpg", output_quality=asked))
         with Image.open(path) as image:
             assert (JpegImagePlugin.get_sampling(image) == 0) is whole  # 0 is 4:4:4
 

@@ -112,12 +112,15 @@ def test_units_run_one_after_the_other_each_on_the_result_before(stage: Adetaile
 
 
 def test_what_is_skipped_is_neither_recorded_as_repainted_nor_drawn_so(stage: AdetailerStage) -> None:
-    shown: list[Image.Image] = []
+    shown: list[tuple[str, Image.Image]] = []
     for prompt in ("", "[SKIP] [SEP] [PROMPT]"):
         unit = AdetailerUnit(prompt=prompt)
-        batch = replace(batch_of(couple()), debug_sink=lambda name, image: shown.append(image))
+        batch = replace(batch_of(couple()), debug_sink=lambda name, image: shown.append((name, image)))
         parameters = stage.run(batch, replace(REQUEST, adetailer=(unit,))).pictures[0].parameters
         regions, skipped = parameters["_adetailer_regions"], parameters["_adetailer_skipped"]
         assert isinstance(regions, list) and isinstance(skipped, list) and len(regions) + len(skipped) == 2
     assert skipped == ["detection 1: [SKIP] in ad_prompt, it is number 1"]
-    assert not np.array_equal(pixels(shown[0]), pixels(shown[1]))
+    assert [name for name, _ in shown] == ["before-0", "found-0-unit-1"] * 2
+    (_, before), (_, first), (_, again), (_, second) = shown
+    assert np.array_equal(pixels(before), pixels(couple())) and np.array_equal(pixels(again), pixels(couple()))
+    assert not np.array_equal(pixels(first), pixels(second))
