@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -185,6 +186,70 @@ class TestCutFiles:
         image = drawing().copy()
         image.paste("white", (0, 30, 96, 64))
         assert read(tmp_path, file_of(image, "JPEG", quality=95)[:-2]).shape == (64, 96, 3)
+
+
+class TestRandomFiles:
+    MODES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "1": ("PNG", "TIFF", "BMP"),
+        "L": ("PNG", "TIFF", "JPEG", "BMP", "AVIF"),
+        "LA": ("PNG", "TIFF"),
+        "P": ("PNG", "TIFF", "GIF", "BMP"),
+        "PA": ("TIFF",),
+        "RGB": ("PNG", "TIFF", "JPEG", "WEBP", "BMP", "AVIF"),
+        "RGBA": ("PNG", "TIFF", "WEBP", "AVIF"),
+        "RGBX": ("TIFF", "JPEG"),
+        "CMYK": ("TIFF", "JPEG"),
+        "YCbCr": ("TIFF", "JPEG"),
+        "LAB": ("TIFF",),
+        "I;16": ("PNG", "TIFF"),
+        "I": ("TIFF",),
+        "F": ("TIFF",),
+    }
+    LOSSY = ("JPEG", "WEBP", "AVIF")
+    COLOURLESS = ("1", "L", "LA", "I;16", "I", "F")
+
+    @classmethod
+    def made(cls, rng: random.Random) -> tuple[str, str, Image.Image, bytes]:
+        """A mode and a format, a random picture of that mode in RGB, and its file."""
+        mode = rng.choice(list(cls.MODES))
+        size = rng.randrange(12, 90), rng.randrange(12, 90)
+        small = Image.frombytes("RGB", (4, 4), rng.randbytes(48))
+        image = small.resize(size, Image.Resampling.BICUBIC)
+        if mode in cls.COLOURLESS:
+            image = image.convert("L")
+        wide = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        written = wide if mode == "I;16" else image.convert(mode)
+        kind = rng.choice(cls.MODES[mode])
+        options = {"quality": 95} if kind in cls.LOSSY else {}
+        shown = written if mode in ("1", "P", "PA") else image
+        return mode, kind, shown.convert("RGB"), file_of(written, kind, **options)
+
+    def test_200_pictures_of_all_modes_are_right(self, tmp_path: Path) -> None:
+        rng, modes = random.Random(1), set()
+        for _ in range(200):
+            mode, kind, wanted, content = self.made(rng)
+            modes.add(mode)
+            difference = np.abs(read(tmp_path, content) - np.asarray(wanted).astype(int))
+            assert difference.mean() < (9 if kind in self.LOSSY else 2), (mode, kind)
+        assert modes == set(self.MODES)
+
+    def test_400_damaged_files_give_a_picture_or_one_line(self, tmp_path: Path) -> None:
+        rng = random.Random(2)
+        read_ones = 0
+        for _ in range(400):
+            content = bytearray(self.made(rng)[3])
+            for _ in range(rng.choice((1, 2, 5, 20))):
+                at = rng.randrange(min(len(content), rng.choice((64, 400, 100_000))))
+                if rng.random() < 0.7:
+                    content[at] = rng.randrange(256)
+                else:
+                    content[at : at + rng.randrange(20)] = rng.randbytes(rng.randrange(20))
+            try:
+                read(tmp_path, bytes(content), mask=rng.random() < 0.5)
+                read_ones += 1
+            except InputError as error:
+                assert str(error).startswith(("image: ", "mask: ")) and "\n" not in str(error)  # noqa: PT017
+        assert 20 < read_ones < 380
 
 
 class TestRefusals:
