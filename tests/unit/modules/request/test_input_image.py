@@ -220,9 +220,9 @@ class TestRandomFiles:
         wide = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         written = wide if mode == "I;16" else image.convert(mode)
         kind = rng.choice(cls.MODES[mode])
-        options = {"quality": 95} if kind in cls.LOSSY else {}
         shown = written if mode in ("1", "P", "PA") else image
-        return mode, kind, shown.convert("RGB"), file_of(written, kind, **options)
+        content = file_of(written, kind, quality=95) if kind in cls.LOSSY else file_of(written, kind)
+        return mode, kind, shown.convert("RGB"), content
 
     def test_200_pictures_of_all_modes_are_right(self, tmp_path: Path) -> None:
         rng, modes = random.Random(1), set()
