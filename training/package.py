@@ -34,12 +34,18 @@ def package(parts: Path, encoders: Path, out: Path) -> None:
     building.mkdir(parents=True)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(encoders / name, building / name)
-    CLIPTextModel.from_pretrained(encoders / "text_encoder").half().save_pretrained(building / "text_encoder")
-    T5EncoderModel.from_pretrained(encoders / "text_encoder_2").half().save_pretrained(building / "text_encoder_2")
-    FluxTransformer2DModel.from_pretrained(parts / "transformer", torch_dtype=torch.float16).save_pretrained(
-        building / "transformer"
+    CLIPTextModel.from_pretrained(encoders / "text_encoder", trust_remote_code=False).half().save_pretrained(
+        building / "text_encoder"
     )
-    AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16).save_pretrained(building / "vae")
+    T5EncoderModel.from_pretrained(encoders / "text_encoder_2", trust_remote_code=False).half().save_pretrained(
+        building / "text_encoder_2"
+    )
+    FluxTransformer2DModel.from_pretrained(
+        parts / "transformer", torch_dtype=torch.float16, trust_remote_code=False
+    ).save_pretrained(building / "transformer")
+    AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16, trust_remote_code=False).save_pretrained(
+        building / "vae"
+    )
     for config in building.glob("*/config.json"):  # where the parts lay says nothing about the model
         kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n")

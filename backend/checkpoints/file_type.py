@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from backend.checkpoints.config import MAX_TABLE
+from backend.core.data_files import DataError, read_json, require_regular
 from backend.core.errors import WeightsError
 
 MAX_HEADER = 100_000_000
@@ -40,6 +41,10 @@ def check_content(path: Path, name: str) -> None:
 
     Raises :class:`WeightsError`, which names the file.
     """
+    try:
+        require_regular(path)
+    except DataError as problem:
+        raise WeightsError(f"{name}: {problem}; {AGAIN}") from None
     suffix = Path(name).suffix.lower()
     if suffix == ".safetensors":
         if is_pickle(path):
@@ -49,9 +54,9 @@ def check_content(path: Path, name: str) -> None:
         raise WeightsError(f"{name}: is damaged or not what torch saves; {AGAIN}")
     elif suffix == ".json":
         try:
-            json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            raise WeightsError(f"{name}: is not JSON; {AGAIN}") from None
+            read_json(path, MAX_TABLE)
+        except DataError as problem:
+            raise WeightsError(f"{name}: {problem}; {AGAIN}") from None
 
 
 def check_safetensors(path: Path, name: str) -> None:

@@ -5,16 +5,18 @@ Pure, without torch.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backend.core.data_files import DataError, parse_json, require_regular
 from backend.core.errors import WeightsError
 
 MAX_HEADER = 100_000_000
 """Bytes of the longest header that the format allows."""
+MAX_TENSORS, MAX_SIDE = 100_000, 2**40
+"""Of one file, and of one tensor."""
 PRECISIONS = {
     "F32": "fp32",
     "BF16": "bf16",
@@ -55,20 +57,45 @@ def parameters(shape: Shape) -> int:
 
 def read_header(file: Path) -> Header:
     """Raises :class:`WeightsError` for a damaged file."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > MAX_HEADER:
-            raise WeightsError(f"{file.name} is damaged (its header claims {length} bytes); restore the model folder")
-        entries = parsed(opened.read(length), file.name)
-    metadata = entries.pop("__metadata__", {})
     try:
-        return Header(
-            {name: tuple(entry["shape"]) for name, entry in entries.items()},
-            {name: entry["dtype"] for name, entry in entries.items()},
-            metadata,
-        )
+        require_regular(file)
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > MAX_HEADER:
+                raise DataError(f"is damaged (its header claims {length} bytes)")
+            entries = parse_json(opened.read(length))
+        return _header(entries)
+    except (DataError, OSError) as problem:
+        told = problem if isinstance(problem, DataError) else f"cannot be read ({problem.strerror})"
+        raise WeightsError(f"{file.parent.name}/{file.name} {told}; restore the model folder") from None
+
+
+def _header(entries: Mapping[str, Any]) -> Header:
+    """What the header says. Raises :class:`DataError` for what no file can hold."""
+    metadata = entries.get("__metadata__", {})
+    tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+    if len(tensors) > MAX_TENSORS:
+        raise DataError(f"is damaged (its header names {len(tensors)} tensors)")
+    try:
+        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+        formats = {name: str(entry["dtype"]) for name, entry in tensors.items()}
     except (TypeError, KeyError):
-        raise WeightsError(f"{file.name} is damaged (its header is incomplete); restore the model folder") from None
+        raise DataError("is damaged (its header is incomplete)") from None
+    if not isinstance(metadata, dict) or not all(
+        type(side) is int and 0 <= side <= MAX_SIDE for shape in shapes.values() for side in shape
+    ):
+        raise DataError("is damaged (its header holds a shape that no tensor has)")
+    check_numbering(shapes)
+    return Header(shapes, formats, metadata)
+
+
+def check_numbering(names: Collection[str]) -> None:
+    """Raises :class:`DataError` for a block with a number that so few tensors cannot reach: ``body.100000000.weight``.
+    Libraries build as many blocks as the highest number says."""
+    most = 1000 + 10 * len(names)
+    for name in names:
+        if any(part.isdecimal() and (len(part) > 9 or int(part) > most) for part in name.split(".")):
+            raise DataError(f"is damaged (it holds {len(names)} tensors, and one is called '{name[:60]}')")
 
 
 def read_headers(files: Iterable[Path]) -> Header:
@@ -82,26 +109,3 @@ def read_headers(files: Iterable[Path]) -> Header:
         formats |= header.formats
         metadata |= header.metadata
     return Header(shapes, formats, metadata)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder. Raises :class:`WeightsError` that names the file when it is missing or
-    damaged."""
-    try:
-        return parsed(path.read_bytes(), f"{path.parent.name}/{path.name}")
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path.parent.name}/{path.name} is missing; restore the model folder, or choose another 'model' in "
-            "config_optimized.json"
-        ) from None
-
-
-def parsed(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object. Raises :class:`WeightsError` that names the file."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise WeightsError(f"{name} is damaged (not JSON); restore the model folder") from None
-    if not isinstance(data, dict):
-        raise WeightsError(f"{name} is damaged (no JSON object); restore the model folder")
-    return data

@@ -8,7 +8,6 @@ other loaders there are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from backend.checkpoints.build_budget import building
+from backend.checkpoints.config import MAX_TABLE, check_model_folder, read_config
+from backend.checkpoints.header import read_headers
 from backend.checkpoints.page_cache import read_ahead
+from backend.checkpoints.untrusted import untrusted
+from backend.core.data_files import DataError, read_json
 from backend.core.errors import WeightsError
 
 RESTORE = "restore the file, or choose another 'model' in config_optimized.json"
@@ -26,17 +30,30 @@ RESTORE = "restore the file, or choose another 'model' in config_optimized.json"
 def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a component's folder: those that its index names, or the one there is."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))[:1]
+    files = _indexed(indexes[0]) if indexes else sorted(folder.glob("*.safetensors"))[:1]
     for file in files:
         if not file.is_file():
             raise WeightsError(f"{folder.name}/{file.name} is missing; {RESTORE}")
     if not files:
         raise WeightsError(f"{folder.name} holds no .safetensors file; {RESTORE}")
     return files
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index of weights names, which lie beside it."""
+    name = f"{index.parent.name}/{index.name}"
+    try:
+        entries = read_json(index, MAX_TABLE).get("weight_map")
+    except FileNotFoundError:  # a link that leads nowhere
+        raise WeightsError(f"{name} is missing; {RESTORE}") from None
+    except DataError as problem:
+        raise WeightsError(f"{name} {problem}; {RESTORE}") from None
+    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+        raise WeightsError(f"{name} is damaged (no files in its weight_map); {RESTORE}")
+    files = sorted(set(entries.values()))
+    if outside := [file for file in files if file != Path(file).name or file in ("", "..")]:
+        raise WeightsError(f"{name} names a file outside of its folder, '{outside[0][:60]}'; {RESTORE}")
+    return [index.parent / file for file in files]
 
 
 def read_tensors(
@@ -71,32 +88,70 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], label
 
 def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One component of a diffusers folder: ``kind`` is its class, for example ``FluxTransformer2DModel``."""
-    with torch.device("meta"):
-        module: nn.Module = kind.from_config(kind.load_config(folder, local_files_only=True))
-    assign_tensors(module, read_tensors(shard_files(folder), dtype), folder.name)
+    files = shard_files(folder)
+    tensors = read_tensors(files, dtype)
+    module = empty_diffusers_module(kind, folder, files, len(tensors))
+    assign_tensors(module, tensors, folder.name)
+    return module
+
+
+def empty_diffusers_module(kind: Any, folder: Path, files: Iterable[Path], tensors: int) -> nn.Module:
+    """A module on the meta device as ``config.json`` in ``folder`` describes it, for ``files`` with so many
+    ``tensors``."""
+    config = read_config(folder / "config.json")
+    with building(config.name, files, tensors), torch.device("meta"):
+        module: nn.Module = kind.from_config(dict(config))
     return module
 
 
 def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One text encoder of a diffusers folder, by transformers' own loader, which knows every naming of its weights."""
     files = shard_files(folder)
-    read_ahead(files)
     half = ".fp16." in files[0].name  # the half-precision variant of a repository that has several
-    try:
-        module, info = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            variant="fp16" if half else None,
-        )
-    except SafetensorError:
-        raise WeightsError(f"{folder.name} holds a damaged or cut off file; {RESTORE}") from None
+    module: nn.Module
+    module, info = load_pretrained(kind, folder, files, dtype, variant="fp16" if half else None)
     # transformers would start what the file lacks with random numbers
     wrong = sorted(str(name) for kind_of_fault in ("missing_keys", "mismatched_keys") for name in info[kind_of_fault])
     if wrong:
         raise WeightsError(
             f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
-    return module  # type: ignore[no-any-return]
+    return module
+
+
+def load_pretrained(
+    kind: Any, folder: Path, files: Iterable[Path], dtype: torch.dtype, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model that transformers reads from a folder whose weights are ``files``, and what it says about the loading.
+
+    No code of the folder is run. Raises :class:`WeightsError` for files that are damaged or do not fit each other.
+    """
+    check_model_folder(folder)
+    files = list(files)
+    tensors = len(read_headers(files).shapes)
+    read_ahead(files)
+    with building(f"{folder.name}/config.json", files, tensors, RESTORE):
+        model, info = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    return model, info
+
+
+def load_tokenizer(kind: Any, folder: Path) -> Any:
+    """The tokenizer in a folder: ``kind`` is its class, for example ``CLIPTokenizer``. No code of the folder is run.
+
+    Raises :class:`WeightsError` for files that are damaged or do not fit each other.
+    """
+    if not folder.is_dir():
+        raise WeightsError(f"{folder.name} is missing; {RESTORE}")
+    check_model_folder(folder)
+    with untrusted(f"{folder.name}/tokenizer.json", RESTORE):
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")
+    return tokenizer

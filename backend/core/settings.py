@@ -6,7 +6,6 @@ names in a list are separated by commas. ``docs/configuration.md`` explains each
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from backend.core.data_files import DataError, read_json
 from backend.core.errors import SettingsError
 from backend.core.files import ROOT as ROOT  # where most modules look for it
 from backend.core.validation import STRICT, WholeNumber, from_text, validated
@@ -93,14 +93,12 @@ def load_settings(path: Path = CONFIG_FILE, environment: Mapping[str, str] = os.
 
 
 def _from_file(path: Path) -> dict[str, _Given]:
-    if not path.exists():
-        return {}
     try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{path.name}: not valid JSON in line {error.lineno}: {error.msg}") from None
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path.name}: must hold one JSON object")
+        data = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DataError as problem:
+        raise SettingsError(f"{path.name} {problem}") from None
     names = _current_names(data, path.name)
     return {name: _Given(data[key], f"{path.name}: {key}") for name, key in names.items()}
 

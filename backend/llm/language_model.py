@@ -6,7 +6,6 @@ CUDA only and manage their own weights; they are here because the set-up that th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from backend.checkpoints.loader import RESTORE, shard_files
+from backend.checkpoints.config import check_model_folder, read_config
+from backend.checkpoints.loader import RESTORE, load_pretrained, load_tokenizer, shard_files
 from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import SettingsError, UserError, WeightsError
 from backend.core.units import format_bytes
@@ -138,22 +138,10 @@ class ExLlamaModel:
 def load_causal_network(folder: Path, dtype: torch.dtype, device_map: Mapping[str, Any] | None = None) -> nn.Module:
     """A causal language model from a folder in transformers' layout, on the CPU unless ``device_map`` says
     otherwise. Raises :class:`WeightsError` when the files do not fit each other."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    try:
-        network, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **(device_map or {}),
-        )
-    except (SafetensorError, ValueError) as error:
-        raise WeightsError(
-            f"{folder.name} cannot be opened as a language model: {str(error).partition(chr(10))[0]}; {RESTORE}"
-        ) from None
+    files = shard_files(folder)
+    network, info = load_pretrained(AutoModelForCausalLM, folder, files, dtype, **(device_map or {}))
     if info["missing_keys"] or info["mismatched_keys"]:
         raise WeightsError(
             f"{folder.name} does not fit its config.json ({len(info['missing_keys'])} tensors are missing); {RESTORE}"
@@ -167,7 +155,7 @@ def open_with_transformers(folder: Path, budget: Budget) -> LanguageModel:
 
     check_folder(folder)
     files = sum(file.stat().st_size for file in shard_files(folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(AutoTokenizer, folder)
     if not torch.cuda.is_available():
         free = host_memory()[1]
         if files > budget.utilization * free:
@@ -232,14 +220,14 @@ ENGINES: Mapping[str, Callable[[Path, Budget], LanguageModel]] = MappingProxyTyp
 
 def check_folder(folder: Path) -> None:
     """Raises :class:`WeightsError` for a folder that is not a language model."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    if not (folder / "config.json").is_file():
         raise WeightsError(
-            f"'{folder}' is not a model: it has no readable config.json; give a folder with config.json, "
-            "tokenizer and weights"
-        ) from None
-    if "vocab_size" not in config.get("text_config", config):
+            f"'{folder}' is not a model: it has no config.json; give a folder with config.json, tokenizer and weights"
+        )
+    check_model_folder(folder)
+    config = read_config(folder / "config.json")
+    text = config.get("text_config")
+    if "vocab_size" not in (text if isinstance(text, dict) else config):
         raise WeightsError(f"'{folder}' is not a language model: its config.json has no vocab_size")
     shard_files(folder)
 

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from backend.api.input_schema import InputSchema
+from backend.core.data_files import DataError, read_limited
 from backend.core.errors import InputError, nearest
 from backend.core.files import is_safe_name
 from backend.core.texts import bounded, json_from, shortened
 
 ID = "id"
 MAX_ID = 1000
+MAX_TABLE = 2**26
+"""Bytes of a table."""
 SEPARATORS = (",", ";", "\t")
 
 Check = Callable[[Mapping[str, Any]], object]
@@ -68,9 +71,11 @@ def read_table(path: Path, schema: InputSchema, check: Check | None = None) -> l
     if path.suffix.lower() not in readers:
         raise InputError("table", f"must be a .csv or .jsonl file, not '{path.name}'")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except OSError as error:
+        text = read_limited(path, MAX_TABLE).decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except FileNotFoundError as error:
         raise InputError("table", f"cannot read '{path}': {error.strerror}") from None
+    except DataError as problem:
+        raise InputError("table", f"'{path}' {problem}") from None
     except UnicodeDecodeError:
         raise InputError("table", f"'{path.name}' is not UTF-8 text; save it as UTF-8") from None
     return _rows(readers[path.suffix.lower()](text, schema), schema, path.parent, check)

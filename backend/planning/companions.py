@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from backend.checkpoints.header import read_headers, read_json
+from backend.checkpoints.config import Config, read_config
+from backend.checkpoints.header import read_headers
 from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
@@ -70,8 +71,9 @@ def with_prompt_upsampler(spec: ModelSpec, folder: Path, dtype: str) -> ModelSpe
     whole and exact: it may be loaded for its step alone, but is neither rounded nor streamed. Raises
     :class:`WeightsError` that names what is missing or damaged.
     """
-    config = read_json(folder / "config.json")
-    config = config.get("text_config", config)
+    config = read_config(folder / "config.json")
+    if isinstance(config.get("text_config"), dict):
+        config = Config(config.name, config["text_config"])
     header = read_headers(sorted(folder.glob("*.safetensors")))
     if not header.shapes:
         raise WeightsError(

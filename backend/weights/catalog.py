@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from backend.core.data_files import DataError, read_json
 from backend.core.errors import WeightsError, nearest
 from backend.core.settings import ROOT
 
@@ -92,8 +92,12 @@ def _model(name: str, entry: Mapping[str, Any], layouts: Mapping[str, Mapping[st
 @cache
 def read_manifest(path: Path = MANIFEST_FILE) -> Mapping[str, Model]:
     """The models by name, in the file's order."""
-    data = json.loads(path.read_text())
-    return {name: _model(name, entry, data["layouts"]) for name, entry in data["models"].items()}
+    try:
+        data: Any = read_json(path)
+        return {name: _model(name, entry, data["layouts"]) for name, entry in data["models"].items()}
+    except (FileNotFoundError, DataError, TypeError, LookupError, AttributeError) as error:
+        told = error if isinstance(error, DataError) else "is missing or damaged"
+        raise WeightsError(f"weights/{path.name} {told}; restore it from the repository") from error
 
 
 def find_model(name: str) -> Model | None:

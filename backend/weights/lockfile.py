@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from backend.core.data_files import DataError, read_json
 from backend.core.errors import WeightsError
 from backend.core.files import write_atomic
 
@@ -40,14 +42,23 @@ def read_lock(folder: Path) -> dict[str, LockedFile]:
     Raises :class:`WeightsError` when it is damaged.
     """
     path = folder / LOCK_NAME
-    if not path.is_file():
-        return {}
     try:
-        return {str(name): LockedFile(**entry) for name, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError):
+        return {name: _locked(entry) for name, entry in read_json(path).items()}
+    except FileNotFoundError:
+        return {}
+    except (DataError, TypeError):
         raise WeightsError(
             f"{path.name} of the weights is damaged; restore it, or delete it and run scripts/fetch-weights again"
         ) from None
+
+
+def _locked(entry: Any) -> LockedFile:
+    """Raises TypeError for what is no entry of a lock."""
+    locked = LockedFile(**entry)
+    texts = (locked.sha256, locked.repository, locked.revision, locked.made_from)
+    if type(locked.bytes) is not int or not all(isinstance(text, str) for text in texts):
+        raise TypeError("no entry of a lock")
+    return locked
 
 
 def write_lock(folder: Path, lock: Mapping[str, LockedFile]) -> None:

@@ -160,7 +160,9 @@ def loading(ground: Ground) -> list[Row]:
 
     def stock() -> str:
         dtype = torch.bfloat16 if ground.on_gpu else torch.float32
-        FluxPipeline.from_pretrained(ground.folder, torch_dtype=dtype, local_files_only=True).to(ground.device)
+        FluxPipeline.from_pretrained(
+            ground.folder, torch_dtype=dtype, local_files_only=True, trust_remote_code=False
+        ).to(ground.device)
         return ""
 
     for state in ("disk", "page cache"):
@@ -205,7 +207,13 @@ def stock_steps(ground: Ground) -> list[Row]:
     """The same by diffusers' pipeline, as users write it."""
     dtype = torch.bfloat16 if ground.on_gpu else torch.float32
     pipeline: Any = FluxPipeline.from_pretrained(
-        ground.folder, torch_dtype=dtype, text_encoder=None, text_encoder_2=None, vae=None, local_files_only=True
+        ground.folder,
+        torch_dtype=dtype,
+        text_encoder=None,
+        text_encoder_2=None,
+        vae=None,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     pipeline.to(ground.device)
     pipeline.set_progress_bar_config(disable=True)

@@ -58,7 +58,9 @@ def plain_script(steps: int) -> Job:
     from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
 
     torch.set_num_threads(usable_threads())
-    drawing = FluxPipeline.from_pretrained(EMBEDDED / "flux", torch_dtype=torch.float32, local_files_only=True)
+    drawing = FluxPipeline.from_pretrained(
+        EMBEDDED / "flux", torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     inpainting = FluxInpaintPipeline.from_pipe(drawing)
     for pipeline in (drawing, inpainting):
         pipeline.set_progress_bar_config(disable=True)

@@ -66,7 +66,10 @@ def write_checkpoint(folder: Path, size: float) -> int:
 
 def from_pretrained(folder: Path) -> nn.Module:
     module: nn.Module = FluxTransformer2DModel.from_pretrained(
-        folder, torch_dtype=torch.bfloat16, local_files_only=True
+        folder,
+        torch_dtype=torch.bfloat16,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     return module
 

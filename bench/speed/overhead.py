@@ -38,7 +38,9 @@ def bare_diffusers(steps: int, tokens: int, side: int) -> Callable[[], Image.Ima
     ensure_torchvision_operators()
     from diffusers import FluxPipeline
 
-    pipeline = FluxPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(
+        FOLDER, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     pipeline.set_progress_bar_config(disable=True)
 
     def draw() -> Image.Image:

@@ -144,7 +144,9 @@ def write(folder: Path, family: str, seed: int = 0) -> None:
 
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(
-        ROOT / "weights" / "embedded" / "flux" / "tokenizer", local_files_only=True
+        ROOT / "weights" / "embedded" / "flux" / "tokenizer",
+        local_files_only=True,
+        trust_remote_code=False,
     )
     library = {
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -32,7 +32,8 @@ import sys, torch
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 ensure_torchvision_operators()
 from diffusers import FluxPipeline
-pipeline = FluxPipeline.from_pretrained("weights/embedded/flux", torch_dtype=torch.float32, local_files_only=True)
+pipeline = FluxPipeline.from_pretrained("weights/embedded/flux", torch_dtype=torch.float32, local_files_only=True,
+                                       trust_remote_code=False)
 pipeline.set_progress_bar_config(disable=True)
 image = pipeline(sys.argv[1], width=256, height=256, num_inference_steps=int(sys.argv[2]), guidance_scale=3.5,
                  max_sequence_length=40,

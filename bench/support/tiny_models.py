@@ -35,7 +35,7 @@ CLIP = {"hidden_size": 32, "projection_dim": 32, "intermediate_size": 64, "num_h
 def write_tiny_model(folder: Path, family: str) -> None:
     """An "sdxl" or "sd15" in diffusers' layout; its native size is 256."""
     torch.manual_seed(0)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(WORDS, model_max_length=77)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(WORDS, model_max_length=77, trust_remote_code=False)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     clip = transformers.CLIPTextConfig(**CLIP, **ends, vocab_size=len(tokenizer), num_attention_heads=2)
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4

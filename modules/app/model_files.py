@@ -79,7 +79,7 @@ class Files:
     def spec(self, dtype: torch.dtype = torch.float32, upscaler_dtype: torch.dtype = torch.float32) -> ModelSpec:
         """What the memory plan counts with: the model and all that works beside it, without what no stage uses."""
         computing, upscaling = DTYPES[dtype], DTYPES[upscaler_dtype]
-        spec = self.model.family.spec(self.model.source, computing)
+        spec = self.model.spec(computing)
         if self.detectors:
             small = all(path.parent.name == EMBEDDED for path in self.detectors.values())
             spec = with_detectors(spec, sum(map(detector_parameters, self.detectors.values())), small)

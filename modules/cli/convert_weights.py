@@ -89,6 +89,13 @@ def convert_upscaler(path: Path) -> Files:
     return {".safetensors": save(halved_where_exact(load_upscaler_network(path).network.state_dict()))}
 
 
+class _WithoutReferences(yaml.SafeDumper):  # type: ignore[misc]  # yaml is untyped
+    """Writes out what stands in two places: no reference is read back."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def convert_detector(path: Path) -> Files:
     load_detector_network(path)  # raises for anything but a detector
     network = read_checkpoint(path)
@@ -101,8 +108,9 @@ def convert_detector(path: Path) -> Files:
         )
     task = "segment" if type(network).__name__ == "SegmentationModel" else "detect"
     description = {**network.yaml, "task": task, "names": [str(names[index]) for index in sorted(names)], "imgsz": size}
-    text = yaml.safe_dump(
+    text = yaml.dump(
         {key: value for key, value in description.items() if key != "yaml_file"},
+        Dumper=_WithoutReferences,
         sort_keys=False,
         default_flow_style=None,
         width=160,

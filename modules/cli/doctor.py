@@ -99,7 +99,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
     def weights() -> str:
         files = found_files()
-        profile, components = files.profile, files.model.family.spec(files.model.source, "bf16").components
+        profile, components = files.profile, files.model.spec("bf16").components
         on_disk = components[profile.denoiser].on_disk
         parts = sum(file.stat().st_size for file in files.model.source.folder.rglob("*.safetensors"))
         name = "embedded" if files.is_embedded else profile.name

@@ -101,7 +101,7 @@ def _parser() -> CommandParser:
 def _embedded_spec(folder: Path) -> ModelSpec:
     """The embedded models, computing in float32. Raises :class:`backend.core.errors.WeightsError`."""
     model = identify(Source(folder / "flux"))
-    return with_embedded_companions(model.family.spec(model.source, "fp32"), folder, "fp32")
+    return with_embedded_companions(model.spec("fp32"), folder, "fp32")
 
 
 def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from backend.checkpoints.loader import load_tokenizer, load_transformers_module
 
 
 class ClassNameEncoder:
@@ -23,10 +24,8 @@ class ClassNameEncoder:
     def _encode(self, classes: tuple[str, ...]) -> torch.Tensor:
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
-        encoder: Any = CLIPTextModelWithProjection.from_pretrained(
-            self.folder, local_files_only=True, use_safetensors=True
-        ).eval()
+        tokenizer = load_tokenizer(CLIPTokenizer, self.folder)
+        encoder = load_transformers_module(CLIPTextModelWithProjection, self.folder, torch.float32).eval()
         with torch.inference_mode():
             tokens = tokenizer(list(classes), padding=True, truncation=True, return_tensors="pt")
             features: torch.Tensor = encoder(**tokens).text_embeds

@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from backend.checkpoints.build_budget import building
 from backend.checkpoints.file_type import is_safetensors
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
@@ -38,6 +39,7 @@ from modules.compat import (
     ultralytics_loads_safely,
     unletterbox_boxes,
 )
+from modules.detection.description import check_sizes, read_description
 from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.onnx import read_onnx
 
@@ -121,6 +123,7 @@ def _require_detector(network: Any, name: str) -> None:
         raise WeightsError(
             f"{name}: is a {type(network).__name__}; choose a YOLO that was trained to detect or to segment"
         )
+    check_sizes(network.args["imgsz"], len(network.names), name)
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         raise WeightsError(f"{name}: holds weights that are not numbers; get the file again")
 
@@ -139,10 +142,12 @@ def _require_safe_loading() -> None:
 def _read_embedded(path: Path) -> Any:
     from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
-    description = yaml.safe_load(path.with_suffix(".yaml").read_text())
+    description = read_description(path.with_suffix(".yaml"))
     build = {"detect": DetectionModel, "segment": SegmentationModel}[description["task"]]
-    network = build(description, nc=len(description["names"]), verbose=False)
-    network.load_state_dict(load_file(path))
+    tensors = load_file(path)
+    with building(path.with_suffix(".yaml").name, [path], len(tensors), "get the file again"):
+        network = build(description, nc=len(description["names"]), verbose=False)
+    network.load_state_dict(tensors)
     network.names = dict(enumerate(description["names"]))
     network.args = {"imgsz": int(description["imgsz"]), "containment": float(description.get("containment", 1))}
     return network

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 from backend.planning.companions import with_detectors, with_upscaler
 from backend.planning.model_specs import ModelSpec
@@ -20,6 +21,9 @@ from modules.families.unsupported import described
 
 Families = Sequence[FamilyDescriptor]
 
+MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a family raises for configurations and shapes that contradict each other."""
+
 FAMILIES: Families = (FLUX1, SDXL, SD15)
 
 
@@ -31,16 +35,23 @@ class FoundModel:
     source: Source
     profile: ModelProfile
 
+    def spec(self, dtype: str) -> ModelSpec:
+        """Sizes and costs for components that compute in ``dtype``. Raises :class:`WeightsError` for what is missing,
+        damaged or contradicts itself."""
+        with untrusted(self.source.label, kinds=MISREAD):
+            return self.family.spec(self.source, dtype)
+
 
 def identify(source: Source, families: Families = FAMILIES) -> FoundModel:
     """The model that the source is. Raises :class:`WeightsError`, which says what the source is instead, or that a
     single file and the folder beside it are of two families."""
-    reasons = []
+    reasons, _ = [], source.index  # read first: a damaged index is no model of any family
     for family in families:
-        found = family.detect(source)
-        if isinstance(found, Match):
-            _check_base(source, family, families)
-            return FoundModel(family, source, family.profile(source))
+        with untrusted(source.label, kinds=MISREAD):
+            found = family.detect(source)
+            if isinstance(found, Match):
+                _check_base(source, family, families)
+                return FoundModel(family, source, family.profile(source))
         reasons.append(found.what)
     what = next(filter(None, reasons), "") or described(source)
     names = ", ".join(family.name for family in families)

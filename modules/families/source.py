@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from backend.checkpoints.header import Header, Shape, read_header, read_json
+from backend.checkpoints.config import Config, read_config, read_optional_config
+from backend.checkpoints.header import Header, Shape, read_header
 from backend.planning.checkpoint_sizes import folder_header
 
 INDEX = "model_index.json"
@@ -64,8 +65,7 @@ class Source:
     @cached_property
     def index(self) -> Mapping[str, Any]:
         """``model_index.json`` of the folder; empty where there is none."""
-        file = self.path / INDEX
-        return read_json(file) if not self.file and file.is_file() else {}
+        return {} if self.file else read_optional_config(self.path / INDEX)
 
     @property
     def pipeline_class(self) -> str:
@@ -76,10 +76,10 @@ class Source:
         """Whether the folder holds this component."""
         return not self.file and (self.path / component / "config.json").is_file()
 
-    def config(self, component: str) -> dict[str, Any]:
+    def config(self, component: str) -> Config:
         """The configuration of a component. Raises :class:`backend.core.errors.WeightsError` that names what is
         missing or damaged."""
-        return read_json(self.folder / component / "config.json")
+        return read_config(self.folder / component / "config.json")
 
     def folder_header(self, component: str) -> Header:
         """Tensors of a component that lies in the folder. Raises WeightsError when its weights are missing."""

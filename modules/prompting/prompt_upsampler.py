@@ -101,9 +101,11 @@ class PromptUpsampler(Feature):
     def __init__(self, models: ModelCache, folder: Path, tokens: int, fallback: OomFallback) -> None:
         from transformers import AutoTokenizer
 
+        from backend.checkpoints.loader import load_tokenizer
+
         self.cache, self.label, self.fallback = models, folder.name, fallback
         self.limit = min(tokens, LONGEST)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer: Any = load_tokenizer(AutoTokenizer, folder)
 
     def rewrite(self, prompt: str, seed: int, check: Check = never_canceled) -> str:
         """The prompt as a full description. ``check`` is called before every token. Raises ValueError when the model
@@ -124,23 +126,14 @@ class PromptUpsampler(Feature):
 
     def asked(self, prompt: str) -> str:
         """The question in the words that the model was trained on: its own template, where it has one."""
-        from jinja2 import TemplateError  # the declaration of this feature stays light
+        from backend.llm.chat_template import render_chat  # the declaration of this feature stays light
 
         instruction = INSTRUCTION.format(words=self.limit // 2)
         if not self.tokenizer.chat_template:
             return f"{instruction}\n\nWords: {prompt}\nDescription:"
-        template = self.tokenizer.apply_chat_template
-        try:
-            turns = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
-            return str(template(turns, tokenize=False, add_generation_prompt=True))
-        except TemplateError:  # some models know no system
-            return str(
-                template(
-                    [{"role": "user", "content": f"{instruction}\n\n{prompt}"}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
+        turns = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
+        without_system = [{"role": "user", "content": f"{instruction}\n\n{prompt}"}]  # some models know no system
+        return render_chat(self.tokenizer, (turns, without_system), self.label)
 
 
 def upsampled(
@@ -153,6 +146,9 @@ def upsampled(
     with timeline.span("prompt_upsampling"):
         try:
             prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed, check)
+        except WeightsError as error:  # a line of ours says it all
+            logger.warning("the prompt stays as it is: %s", error)
+            return replace(request, original_prompt=request.prompt, prompt_note=f"not rewritten: {error}")
         except Exception as error:  # the picture does not depend on it; the log has the cause
             logger.warning("the prompt stays as it is", exc_info=True)
             return replace(

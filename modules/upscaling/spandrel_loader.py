@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from backend.checkpoints.build_budget import BuildBudget
 from backend.checkpoints.file_type import check_content, is_safetensors
+from backend.checkpoints.header import check_numbering
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 
@@ -40,7 +42,10 @@ def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[tor
     try:
         check_content(path, path.name)
         tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
-        model = ModelLoader("cpu").load_from_state_dict(canonicalize_state_dict(tensors))
+        tensors = canonicalize_state_dict(tensors)
+        check_numbering(tensors)
+        with BuildBudget(path.name, path.stat().st_size, len(tensors)):
+            model = ModelLoader("cpu").load_from_state_dict(tensors)
     except FileNotFoundError:
         raise WeightsError(
             f"{path.name}: is missing; put it into the weights folder or choose another {role}"

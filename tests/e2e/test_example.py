@@ -76,8 +76,7 @@ def test_it_writes_as_many_tokens_as_asked_for(random_llama: Path) -> None:
         (["-t", "0"], "argument -t/--tokens: must be a whole number from 1, not 0"),
         (
             ["-m", "docs"],
-            "'docs' is not a model: it has no readable config.json; give a folder with config.json, tokenizer "
-            "and weights",
+            "'docs' is not a model: it has no config.json; give a folder with config.json, tokenizer and weights",
         ),
         (
             ["-m", "weights/embedded/flux/vae"],

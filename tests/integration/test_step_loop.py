@@ -58,7 +58,7 @@ def without_data(prepare: Callable[[str, nn.Module], nn.Module]) -> FluxService:
 
     models = ModelCache(META, prepare=prepare)
     models.register("transformer", transformer)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(FOLDER / "scheduler")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(FOLDER / "scheduler", trust_remote_code=False)
     return FluxService(models, FLUX1.profile(Source(FOLDER)), scheduler, None, None, torch.float32, OomFallback())  # type: ignore[arg-type]
 
 

@@ -32,7 +32,9 @@ def flux(service: Service) -> FluxService:
 
 @pytest.fixture(scope="module")
 def bare() -> FluxPipeline:
-    pipeline = FluxPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(
+        FOLDER, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.to(memory_format=torch.channels_last)  # as ours, so that convolutions add in the same order
     return pipeline

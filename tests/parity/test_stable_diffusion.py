@@ -78,7 +78,9 @@ def ours(service: Service) -> StableDiffusionService:
 
 @pytest.fixture(scope="module")
 def bare(family: str, folder: Path) -> Any:
-    pipeline = PEERS[family][0].from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipeline = PEERS[family][0].from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.vae, pipeline.unet):
         module.to(memory_format=torch.channels_last)  # as ours, so that convolutions add in the same order

@@ -17,4 +17,4 @@ FLUX_DEV, FLUX_SCHNELL = KNOWN["flux-dev"], KNOWN["flux-schnell"]
 def embedded_spec(folder: Path = ROOT / "weights" / "embedded") -> ModelSpec:
     """The model in ``folder/flux``, computing in float32, with the folder's detectors and upscaler."""
     model = identify(Source(folder / "flux"))
-    return with_embedded_companions(model.family.spec(model.source, "fp32"), folder, "fp32")
+    return with_embedded_companions(model.spec("fp32"), folder, "fp32")

@@ -40,7 +40,9 @@ def test_the_shapes_are_those_of_flux_dev() -> None:
 def test_random_weights_are_a_folder_that_diffusers_draws_from(tmp_path: Path) -> None:
     size = write_checkpoint(tmp_path, TINY, CPU)
     assert size == sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
-    pipeline = FluxPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(
+        tmp_path, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a fox", width=64, height=64, num_inference_steps=1).images[0].size == (64, 64)
 

@@ -112,7 +112,10 @@ def widen_tokenizers(models_folder: Path, out: Path, seed: int) -> list[str]:
     ]
     file.write_text(json.dumps(state, ensure_ascii=False))
 
-    file, tokenizer = out / "tokenizer" / "tokenizer.json", CLIPTokenizer.from_pretrained(models_folder / "tokenizer")
+    file, tokenizer = (
+        out / "tokenizer" / "tokenizer.json",
+        CLIPTokenizer.from_pretrained(models_folder / "tokenizer", trust_remote_code=False),
+    )
     state = json.loads(file.read_text())
     vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
     following = 1 + max([*vocabulary.values(), *(token["id"] for token in state["added_tokens"])])

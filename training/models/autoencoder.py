@@ -130,7 +130,11 @@ def train(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     pool, held_out = draw_pool(seed, pool_size), {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
-    model = AutoencoderKL.from_pretrained(out) if (out / "config.json").exists() else build(channels)
+    model = (
+        AutoencoderKL.from_pretrained(out, trust_remote_code=False)
+        if (out / "config.json").exists()
+        else build(channels)
+    )
     optimizer = make_optimizer(model, decoder_only, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     begin, step, spent = time.monotonic(), 0, 0.0

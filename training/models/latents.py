@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
-    model = AutoencoderKL.from_pretrained(arguments.autoencoder).float()
+    model = AutoencoderKL.from_pretrained(arguments.autoencoder, trust_remote_code=False).float()
     rng = random.Random(arguments.seed)
     begin, buckets = time.monotonic(), []
     sample, sizes = SUBJECTS[arguments.subject]

@@ -138,8 +138,8 @@ class Pupils:
     """Both encoders as they were, and the copies that learn."""
 
     def __init__(self, models: Path, tokenizers: Path) -> None:
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers / "tokenizer")
-        self.t5_tokenizer = T5TokenizerFast.from_pretrained(tokenizers / "tokenizer_2")
+        self.clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers / "tokenizer", trust_remote_code=False)
+        self.t5_tokenizer = T5TokenizerFast.from_pretrained(tokenizers / "tokenizer_2", trust_remote_code=False)
         self.held = open_encoders(models)
         first = self.held[1].get_input_embeddings().num_embeddings
         self.clip, self.t5 = widened(self.held, len(self.clip_tokenizer), len(self.t5_tokenizer))
@@ -187,7 +187,7 @@ def resume(pupils: Pupils, out: Path, optimizer: Muon) -> int:
     """Goes on where an interrupted run was; returns its step."""
     if not (out / "rewording.pt").exists():
         return 0
-    state = torch.load(out / "rewording.pt")
+    state = torch.load(out / "rewording.pt", weights_only=True)
     for pupil, learnt in zip((pupils.clip, pupils.t5), open_encoders(out)):
         pupil.load_state_dict(learnt.state_dict())
     optimizer.load_state_dict(state["optimizer"])

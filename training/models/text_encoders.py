@@ -224,8 +224,8 @@ def drift(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 def open_encoders(folder: Path) -> tuple[CLIPTextModel, T5EncoderModel]:
     return (
-        CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
-        T5EncoderModel.from_pretrained(folder / "text_encoder_2", torch_dtype=torch.float32),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32, trust_remote_code=False),
+        T5EncoderModel.from_pretrained(folder / "text_encoder_2", torch_dtype=torch.float32, trust_remote_code=False),
     )
 
 
@@ -308,15 +308,15 @@ def train(out: Path, start: Path | None, steps: int, seed: int) -> None:
         t5_tokenizer.save_pretrained(out / "tokenizer_2")
     else:
         logger.info("new words: %s", ", ".join(widen_tokenizers(start, out, seed)))
-    clip_tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    t5_tokenizer = T5TokenizerFast.from_pretrained(out / "tokenizer_2")
+    clip_tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", trust_remote_code=False)
+    t5_tokenizer = T5TokenizerFast.from_pretrained(out / "tokenizer_2", trust_remote_code=False)
     captions = Captions(clip_tokenizer, t5_tokenizer, seed + 1)
     if start is None:
         clip, t5 = build_encoders(clip_tokenizer, t5_tokenizer)
     else:
         texts = [sample_caption(random.Random(number), "portraits")[0] for number in range(500)]
         for tokenizer, name in ((clip_tokenizer, "tokenizer"), (t5_tokenizer, "tokenizer_2")):
-            assert same_ids(type(tokenizer).from_pretrained(start / name), tokenizer, texts), (
+            assert same_ids(type(tokenizer).from_pretrained(start / name, trust_remote_code=False), tokenizer, texts), (
                 "a new word changed the tokens of old ones"
             )
         held = open_encoders(start)

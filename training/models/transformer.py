@@ -61,10 +61,10 @@ class TextEncoders:
     """Both frozen encoders: captions to T5 embeddings N x 40 x 192 and CLIP's pooled N x 128."""
 
     def __init__(self, folder: Path) -> None:
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.t5_tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
-        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().float()
-        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval().float()
+        self.clip_tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+        self.t5_tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer_2", trust_remote_code=False)
+        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder", trust_remote_code=False).eval().float()
+        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", trust_remote_code=False).eval().float()
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,10 +170,14 @@ def learning_rate(step: int, spent: float) -> float:
 
 def begin_or_resume(out: Path, rate: float) -> tuple[FluxTransformer2DModel, Muon]:
     """The model and the optimizer that ``save`` left in ``out``, or new ones."""
-    model = FluxTransformer2DModel.from_pretrained(out).float() if (out / "config.json").exists() else build()
+    model = (
+        FluxTransformer2DModel.from_pretrained(out, trust_remote_code=False).float()
+        if (out / "config.json").exists()
+        else build()
+    )
     optimizer = make_optimizer(model, rate)
     if (out / "optimizer.pt").exists():
-        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))
+        optimizer.load_state_dict(torch.load(out / "optimizer.pt", weights_only=True))
     return model, optimizer
 
 
@@ -210,7 +214,7 @@ def train(
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
     teacher: torch.nn.Module | None = None
     if undistilled:
-        teacher = FluxTransformer2DModel.from_pretrained(undistilled).float().eval()
+        teacher = FluxTransformer2DModel.from_pretrained(undistilled, trust_remote_code=False).float().eval()
     distill_share = 1.0 if undistilled else distill_share
     begin, step, spent, shown, saved = time.monotonic(), 0, 0.0, 0.0, 0.0
     while spent < 1:

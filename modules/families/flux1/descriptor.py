@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backend.checkpoints.header import read_json
+from backend.checkpoints.config import Config, read_optional_config
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
@@ -57,9 +57,10 @@ class Flux1(FamilyDescriptor):
                 "scheduler in 'base_model'"
             )
         channels, latents = _autoencoder(source)
-        own_file = source.folder / OWN_FILE
-        own = read_json(own_file) if own_file.exists() else {}
-        guided = base_guided = bool(source.config("transformer").get("guidance_embeds"))
+        own = read_optional_config(source.folder / OWN_FILE)
+        transformer = source.config("transformer")
+        _check_positions(transformer)
+        guided = base_guided = bool(transformer.get("guidance_embeds"))
         if source.file:
             guided = any("guidance" in name for name in source.tensors)
         return ModelProfile(
@@ -110,6 +111,13 @@ def _autoencoder(source: Source) -> tuple[int, int]:
     if not isinstance(channels, list) or not channels:
         raise WeightsError("vae/config.json names no block_out_channels; this is no autoencoder that can be used")
     return len(channels), int(config.get("latent_channels", 16))
+
+
+def _check_positions(config: Config) -> None:
+    """Raises :class:`WeightsError` for a transformer whose parts of a position do not fill a head of its attention."""
+    axes, head = config.get("axes_dims_rope"), config.get("attention_head_dim")
+    if axes is not None and head is not None and (not isinstance(axes, list) or sum(axes) != head):
+        raise WeightsError(f"{config.name}: axes_dims_rope must be numbers whose sum is attention_head_dim, {head}")
 
 
 def _detect_folder(source: Source) -> Match | NoMatch:

@@ -9,9 +9,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+from backend.checkpoints.build_budget import building
+from backend.checkpoints.config import read_config
 from backend.checkpoints.loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors
+from backend.checkpoints.untrusted import untrusted
 from modules.families.autoencoder import autoencoder_precision
 from modules.families.flux1.single_file import in_diffusers_layout, transformer_config
+from modules.families.prompt_tokenizer import load_prompt_tokenizer
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Mod
     """Raises :class:`backend.core.errors.WeightsError` that names a missing or damaged file."""
     if component == "transformer" and source.file:
         tensors = in_diffusers_layout(read_tensors([source.file], dtype))
-        with torch.device("meta"):
+        with building(source.label, [source.file], len(tensors)), torch.device("meta"):
             transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
         assign_tensors(transformer, tensors, source.label)
         return transformer
@@ -42,10 +46,12 @@ def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Mod
 def load_tokenizers(source: Source) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """CLIP's and T5's."""
     return (
-        CLIPTokenizer.from_pretrained(source.folder / "tokenizer", local_files_only=True),
-        T5TokenizerFast.from_pretrained(source.folder / "tokenizer_2", local_files_only=True),
+        load_prompt_tokenizer(CLIPTokenizer, source.folder / "tokenizer", source.config("text_encoder")),
+        load_prompt_tokenizer(T5TokenizerFast, source.folder / "tokenizer_2", source.config("text_encoder_2")),
     )
 
 
 def load_scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(source.folder / "scheduler", local_files_only=True)
+    config = read_config(source.folder / "scheduler" / "scheduler_config.json")
+    with untrusted(config.name):
+        return FlowMatchEulerDiscreteScheduler.from_config(dict(config))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backend.checkpoints.header import read_json
+from backend.checkpoints.config import read_config
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
@@ -87,11 +87,11 @@ class StableDiffusion(FamilyDescriptor):
         from modules.families.stable_diffusion.loading import load_tokenizers
         from modules.families.stable_diffusion.service import StableDiffusionService
 
-        index = read_json(source.folder / INDEX)
+        index = read_config(source.folder / INDEX)
         return StableDiffusionService(
             models,
             self.profile(source),
-            read_json(source.folder / "scheduler" / "scheduler_config.json"),
+            read_config(source.folder / "scheduler" / "scheduler_config.json"),
             load_tokenizers(source, len(self.encoders)),
             dtype,
             fallback,

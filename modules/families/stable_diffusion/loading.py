@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from backend.checkpoints.loader import load_diffusers_module, load_transformers_module
 from modules.families.autoencoder import autoencoder_precision
+from modules.families.prompt_tokenizer import load_prompt_tokenizer
 from modules.families.source import Source
 from modules.families.stable_diffusion.single_file import load_part
 
@@ -37,7 +38,7 @@ def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Mod
 
 
 def load_tokenizers(source: Source, count: int) -> tuple[PreTrainedTokenizerBase, ...]:
+    names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))[:count]
     return tuple(
-        CLIPTokenizer.from_pretrained(source.folder / name, local_files_only=True)
-        for name in ("tokenizer", "tokenizer_2")[:count]
+        load_prompt_tokenizer(CLIPTokenizer, source.folder / name, source.config(encoder)) for name, encoder in names
     )

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.checkpoints.loader import RESTORE, assign_tensors, read_tensors
+from backend.checkpoints.build_budget import building
+from backend.checkpoints.config import check_model_folder, read_config
+from backend.checkpoints.loader import RESTORE, assign_tensors, empty_diffusers_module, read_tensors
+from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 
 PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -36,7 +39,8 @@ def diffusers_shapes(
     if component.startswith("text_encoder") or not own:
         return own
     without_data = {name: torch.empty(shape, device="meta") for name, shape in own.items()}
-    return {name: tuple(tensor.shape) for name, tensor in _converted(component, without_data, config).items()}
+    with untrusted(f"{component} of the checkpoint"):
+        return {name: tuple(tensor.shape) for name, tensor in _converted(component, without_data, config).items()}
 
 
 def load_part(file: Path, component: str, module_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -46,11 +50,12 @@ def load_part(file: Path, component: str, module_class: Any, folder: Path, dtype
     """
     tensors = read_tensors([file], dtype, PREFIXES[component])
     if component.startswith("text_encoder"):
-        return _text_encoder(tensors, component, module_class, folder, dtype, file.name)
-    config = module_class.load_config(folder, local_files_only=True)
-    with torch.device("meta"):
-        module: nn.Module = module_class.from_config(config)
-    assign_tensors(module, _converted(component, tensors, config), f"{component} of {file.name}")
+        with building(file.name, [file], len(tensors)):
+            return _text_encoder(tensors, component, module_class, folder, dtype, file.name)
+    module = empty_diffusers_module(module_class, folder, [file], len(tensors))
+    with untrusted(file.name):
+        converted = _converted(component, tensors, read_config(folder / "config.json"))
+    assign_tensors(module, converted, f"{component} of {file.name}")
     return module
 
 
@@ -70,7 +75,8 @@ def _text_encoder(
 ) -> nn.Module:
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
-    config = module_class.config_class.from_pretrained(folder, local_files_only=True)
+    check_model_folder(folder)
+    config = module_class.config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if component == "text_encoder":
         converted = convert_ldm_clip_checkpoint(tensors)
     else:
@@ -78,7 +84,7 @@ def _text_encoder(
             shape = module_class(config)
         converted = convert_open_clip_checkpoint(shape, tensors, PREFIXES[component][0])
     module, info = module_class.from_pretrained(
-        None, config=config, state_dict=converted, dtype=dtype, output_loading_info=True
+        None, config=config, state_dict=converted, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
     wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in info[kind])
     if wrong:

@@ -75,7 +75,9 @@ def transformer_tensors() -> dict[str, torch.Tensor]:
 
 def test_a_component_is_the_one_that_diffusers_loads() -> None:
     ours = load_diffusers_module(AutoencoderKL, FOLDER / "vae", torch.float32).state_dict()
-    theirs = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32).state_dict()
+    theirs = AutoencoderKL.from_pretrained(
+        FOLDER / "vae", torch_dtype=torch.float32, trust_remote_code=False
+    ).state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -89,8 +89,8 @@ def test_settings_cannot_be_changed_and_a_changed_copy_is_checked() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON in line 1"),
-        ("[]", "must hold one JSON object"),
+        ("{", "not JSON in line 1"),
+        ("[]", "does not hold a JSON object"),
         ('{"modell": "auto"}', "config.json: modell is not known (did you mean 'model'?)"),
         ('{"upscale_tile_size": "big"}', "config.json: upscale_tile_size must be a whole number, not 'big'"),
         ('{"upscale_tile_size": true}', "upscale_tile_size must be a whole number, not true"),

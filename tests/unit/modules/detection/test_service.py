@@ -215,7 +215,9 @@ def with_text_model(weights: Path) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(
-        ROOT / "weights" / "embedded" / "flux" / "tokenizer", local_files_only=True
+        ROOT / "weights" / "embedded" / "flux" / "tokenizer",
+        local_files_only=True,
+        trust_remote_code=False,
     )
     torch.manual_seed(1)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
