@@ -28,11 +28,12 @@ WITHOUT: Mapping[str, str] = {
 FORBIDDEN = ("get_kernel", "load_kernel", "get_class_from_dynamic_module", "torch.hub.load", "hub.load", "joblib.load")
 """Calls that exist to run code of a repository."""
 UNPICKLING = ("pickle.load", "pickle.loads", "torch.load", "np.load", "numpy.load", "dill.load")
-UNPICKLED: Mapping[str, str] = {
+EXEMPT: Mapping[str, str] = {
+    "tests/security/test_planted_code.py: AutoTokenizer.from_pretrained": "the control: with trust the code runs",
     "backend/nodes/ray_data.py: pickle.loads": "rows that this process has pickled itself, on their way through Ray",
     "training/models/transformer.py: torch.load": "latents that the training has written itself",
 }
-"""Calls that run what they read, and who wrote it."""
+"""Calls that run what they read, and why they may."""
 
 
 def python_files() -> list[Path]:
@@ -60,10 +61,12 @@ def problems(source: str, file: str) -> Iterator[str]:
 
 def may_run_code(called: str, given: Mapping[str | None, str], file: str) -> bool:
     method = called.rpartition(".")[2]
+    if f"{file}: {called}" in EXEMPT:
+        return False
     if given.get("trust_remote_code") == "True" or called.endswith(FORBIDDEN):
         return True
     if called in UNPICKLING:
-        return given.get("weights_only") != "True" and f"{file}: {called}" not in UNPICKLED
+        return given.get("weights_only") != "True"
     return method in LOADERS and "." in called and called not in WITHOUT and given.get("trust_remote_code") != "False"
 
 
@@ -125,4 +128,4 @@ def test_every_exception_is_still_needed() -> None:
         if isinstance(node, ast.Call)
     }
     assert WITHOUT.keys() <= {called for _, called in calls}
-    assert UNPICKLED.keys() <= {f"{path}: {called}" for path, called in calls}
+    assert EXEMPT.keys() <= {f"{path}: {called}" for path, called in calls}

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from support.detector_files import Payload
 
 Plant = Callable[[Path, Path], object]
 """Changes a copy of the embedded models (the first path); the code makes a file (the second path)."""
@@ -21,6 +20,16 @@ class Place(NamedTuple):
 
     part: str
     plant: Plant
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
 
 
 def code(marker: Path) -> str:
@@ -187,7 +196,8 @@ PLACES: Mapping[str, Place] = MappingProxyType(
             "detector",
             in_text(
                 "face_detector.yaml",
-                "task: detect\nnames: [face]\nimgsz: 256\nbackbone: [[-1, 1, torch_safe_load, [MARKER, false]]]\nhead: []\n",
+                "task: detect\nnames: [face]\nimgsz: 256\nhead: []\n"
+                "backbone: [[-1, 1, torch_safe_load, [MARKER, false]]]\n",
             ),
         ),
         "argument of a layer": Place(
