@@ -125,7 +125,9 @@ def full_disk_in_one_line() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if not cause:
             raise
-        raise StorageError("the disk of the temporary files is full; make room, or set TMPDIR to another") from error
+        raise StorageError(
+            "the disk of the temporary files, or of compile_cache, is full; make room, or set TMPDIR to another"
+        ) from error
 
 
 def is_safe_name(name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from backend.core.data_files import DataError, read_json
 from backend.core.errors import WeightsError
-from backend.core.files import write_atomic
+from backend.core.files import write_atomic, writing_to
 
 LOCK_NAME = "lock.json"
 PARTIAL = ".partial"
@@ -69,8 +69,13 @@ def write_lock(folder: Path, lock: Mapping[str, LockedFile]) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Lets one process at a time write into a folder of weights; a second one waits. A killed one holds nothing."""
-    (folder / PARTIAL).mkdir(exist_ok=True)
-    with (folder / PARTIAL / "running").open("w") as file:
+    """Lets one process at a time write into a folder of weights; a second one waits. A killed one holds nothing.
+
+    Raises :class:`backend.core.errors.StorageError` when the folder cannot be written.
+    """
+    with writing_to("the folder of the weights", "make it writable, or set another in weights_dir"):
+        (folder / PARTIAL).mkdir(exist_ok=True)
+        file = (folder / PARTIAL / "running").open("w")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
