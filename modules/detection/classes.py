@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.core.errors import nearest
+from backend.core.texts import shortened
 
 TEXT_MODEL = "clip-vit-base-patch32"
 """Folder under ``weights/`` of the text model that encodes class names for a YOLO-World:
 openai/clip-vit-base-patch32, in transformers' form."""
+MAX_CLASSES = 200
+"""How many names may be asked for; a usual detector has 80."""
 MAX_LISTED = 8
 """How many classes an error names at most."""
 
@@ -31,6 +34,8 @@ class ClassSet:
 
     def problem(self, text: str) -> str:
         """Why these classes cannot be looked for, "" when they can."""
+        if len(self.parse(text)) > MAX_CLASSES:
+            return f"{len(self.parse(text))} names are too many; at most {MAX_CLASSES} are looked for"
         unknown = [name for name in self.parse(text) if name not in self.classes]
         if not unknown or self.open_vocabulary:
             return ""
@@ -38,4 +43,4 @@ class ClassSet:
             f" and {len(self.classes) - MAX_LISTED} more" if len(self.classes) > MAX_LISTED else ""
         )
         advice = f"; for other words put openai/{TEXT_MODEL} under weights/{TEXT_MODEL}" if self.world else ""
-        return f"'{unknown[0]}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{advice}"
+        return f"'{shortened(unknown[0])}' is none of its classes{nearest(unknown[0], self.classes)}: {listed}{advice}"

@@ -57,7 +57,7 @@ def unknown_words_notes(name: str, prompt: str, tokenizer: PreTrainedTokenizerBa
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
-    ids = tokenizer(word, add_special_tokens=False).input_ids
+    ids = tokenizer(word, add_special_tokens=False, verbose=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 

@@ -82,6 +82,10 @@ def whole_phrases(text: str) -> str:
     return text[: end + 1] if end > 0 else text[: text.rfind(",")] if "," in text else text
 
 
+class PromptTooLong(ValueError):
+    """A prompt that leaves the language model no room for an answer."""
+
+
 class PromptUpsampler(Feature):
     """Rewrites prompts with the language model of the cache. ``tokens`` is the length that the text encoder takes.
 
@@ -109,13 +113,17 @@ class PromptUpsampler(Feature):
 
     def rewrite(self, prompt: str, seed: int, check: Check = never_canceled) -> str:
         """The prompt as a full description. ``check`` is called before every token. Raises ValueError when the model
-        answers nothing."""
+        answers nothing, :class:`PromptTooLong` when it cannot read the whole prompt."""
         from backend.llm.language_model import TransformersModel
         from backend.offload.oom_fallback import Step, Strategy
 
         def write() -> Completion:
+            question = self.asked(prompt)
             with self.cache.on_device(MODEL) as (network,):
-                return TransformersModel(network, self.tokenizer).complete(self.asked(prompt), self.limit, seed, check)
+                model = TransformersModel(network, self.tokenizer)
+                if len(self.tokenizer(question, verbose=False).input_ids) + self.limit > model.max_seq_len:
+                    raise PromptTooLong
+                return model.complete(question, self.limit, seed, check)
 
         answer = self.fallback.run(Step("prompt", (MODEL,), (), MODEL), [Strategy("the whole prompt", write)])
         text = cleaned(answer.text)
@@ -146,15 +154,25 @@ def upsampled(
     with timeline.span("prompt_upsampling"):
         try:
             prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed, check)
+        except PromptTooLong:
+            return _not_rewritten(request, f"the prompt is longer than {upsampler.label} reads")
         except WeightsError as error:  # a line of ours says it all
             logger.warning("the prompt stays as it is: %s", error)
-            return replace(request, original_prompt=request.prompt, prompt_note=f"not rewritten: {error}")
+            return _not_rewritten(request, str(error))
         except Exception as error:  # the picture does not depend on it; the log has the cause
             logger.warning("the prompt stays as it is", exc_info=True)
-            return replace(
-                request, original_prompt=request.prompt, prompt_note=f"not rewritten: {type(error).__name__}"
-            )
+            return _not_rewritten(request, type(error).__name__)
     logger.info("prompt rewritten by %s: %s", upsampler.label, prompt)
     return replace(
         request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.label}"
+    )
+
+
+def _not_rewritten(request: ImageRequest, reason: str) -> ImageRequest:
+    """The request with its prompt as it is, and the reason."""
+    return replace(
+        request,
+        original_prompt=request.prompt,
+        prompt_note=f"not rewritten: {reason}",
+        notices=(*request.notices, f"prompt_upsampling: not rewritten, {reason}"),
     )

@@ -192,7 +192,7 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("mask", {"mask": png(Image.new("L", (64, 64)))}),
         ("scheduler", {"sampler": "UniPC", "scheduler": "Karras"}),
         ("negative_prompt", {"negative_prompt": "a hat"}),
-        ("adetailer_args", {"adetailer_args": '{"ad_negative_prompt": "a hat"}'}),
+        ("adetailer_args", {"adetailer_args": '{"ad_use_vae": true}'}),
         ("adetailer_args", {"adetailer_args": "{"}),
         ("adetailer_args", {"adetailer_args": '{"ad_mask_select": "left"}'}),
         ("adetailer_args", {"adetailer_args": '{"ad_model": "eyes_yolov8n.pt"}'}),

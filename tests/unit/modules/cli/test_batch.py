@@ -151,7 +151,7 @@ def test_what_is_wrong_with_one_row_is_its_own_problem(schema: InputSchema, tmp_
     assert problems[1].startswith("is not JSON: ")
     assert problems[2] == "is not a JSON object"
     assert problems[3] == "seed: must be a whole number, not 'x'"
-    assert problems[4].startswith("id: '../up' cannot name a file")
+    assert problems[4] == ""  # its files have another name
 
 
 def test_csv_jsonl_and_dicts_mean_the_same(schema: InputSchema, tmp_path: Path) -> None:

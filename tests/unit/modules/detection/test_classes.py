@@ -54,3 +54,9 @@ def test_classes_of_the_detector_can_be_chosen() -> None:
     assert [ClassSet(("face",)).problem(text) for text in ("", " , ", "face")] == ["", "", ""]
     assert WORLD.parse("hat, face ,hat") == ("hat", "face") and WORLD.problem("hat, face") == ""
     assert ClassSet(("face",), world=True, open_vocabulary=True).problem("a red bicycle") == ""
+
+
+def test_the_number_of_names_has_a_limit() -> None:
+    many = ", ".join(f"thing {number}" for number in range(201))
+    assert ClassSet(("face",), world=True, open_vocabulary=True).problem(many).startswith("201 names are too many")
+    assert ClassSet(("face",), world=True, open_vocabulary=True).problem("a, b") == ""

@@ -121,6 +121,17 @@ def test_a_failure_leaves_the_users_words_and_a_note(tmp_path: Path, caplog: pyt
     assert "the prompt stays as it is" in caplog.text and "damaged" in caplog.text
 
 
+def test_a_prompt_that_is_longer_than_the_model_reads_stays_and_is_told() -> None:
+    models = ModelCache(torch.device("cpu"))
+    models.register(MODEL, partial(load_causal_network, EMBEDDED, torch.float32))
+    prompt = "red hair woman " * 1_000
+    request = upsampled(
+        replace(WANTED, prompt=prompt), PromptUpsampler(models, EMBEDDED, 40, OomFallback()), Timeline()
+    )
+    assert (request.prompt, request.original_prompt) == (prompt, prompt)
+    assert request.notices == ("prompt_upsampling: not rewritten, the prompt is longer than prompt_upsampler reads",)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

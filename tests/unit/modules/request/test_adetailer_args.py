@@ -154,3 +154,67 @@ def test_strict_may_be_called_as_in_adetailers_settings() -> None:
 def test_text_that_is_no_json_or_too_much_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^adetailer_args: is (not valid JSON|30017 characters long; at most 20000)"):
         units_from_json(text, "adetailer_args")
+
+
+SCRIPTS = {
+    "Comments": {"args": []},
+    "Refiner": {"args": [False, "", 0.8]},
+    "ControlNet": {"args": [{"enabled": False}]},
+}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda args: {"alwayson_scripts": {**SCRIPTS, "ADetailer": {"args": args}}},
+        lambda args: {"alwayson_scripts": {"adetailer": {"args": args}}},
+        lambda args: {"ADetailer": {"args": args}},
+        lambda args: {"args": args},
+        lambda args: args,
+    ],
+)
+def test_the_json_of_a_webuis_api_is_taken_as_it_is(wrapped: Any) -> None:
+    unit = {"ad_confidence": 0.5}
+    assert units(wrapped([True, False, unit])) == units(unit)
+    assert units(wrapped([False, unit])) == ()
+
+
+def test_another_script_that_is_on_is_refused_by_name() -> None:
+    controlnet = {"args": [{"model": "canny"}]}
+    assert "the script 'ControlNet' beside ADetailer" in refused(
+        {"alwayson_scripts": {"ADetailer": {"args": [{}]}, "ControlNet": controlnet}}
+    )
+    assert "has alwayson_scripts without ADetailer" in refused({"alwayson_scripts": {"ControlNet": controlnet}})
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None"])
+def test_what_is_off_may_be_unset(nothing: object) -> None:
+    off = {
+        **{f"ad_{name}": nothing for name in fields_of_unused()},
+        **dict.fromkeys(("ad_steps", "ad_cfg_scale", "ad_sampler", "ad_scheduler", "ad_inpaint_width"), nothing),
+        **dict.fromkeys(("ad_controlnet_model", "ad_use_vae"), nothing),
+    }
+    assert units(off) == units({})
+    if nothing != "None":
+        assert "ad_steps must be" in refused({"ad_use_steps": True, "ad_steps": nothing})
+
+
+def fields_of_unused() -> list[str]:
+    return [field.name for field in fields(UnusedArguments)]
+
+
+def test_none_in_place_of_json_is_nothing_special() -> None:
+    assert units_from_json(" None ", "adetailer_args") == units({})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"ad_prompt": "a", "ad_prompt": "b"}', "has 'ad_prompt' twice in one object"),
+        ('{"ad_prompt": ' + "[" * 17 + "]" * 17 + "}", "more than 16 levels deep"),
+        ('{"ad_mask_k": ' + "9" * 5_000 + "}", "a number has too many digits"),
+    ],
+)
+def test_json_that_other_readers_take_silently_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        units_from_json(text, "adetailer_args")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,14 @@ import pytest
 from pydantic import ValidationError
 from support.adetailer_units import ADETAILERS, CHOICES, RANGES
 
-from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, region_prompt
+from modules.request.adetailer_unit import (
+    SORT_ORDERS,
+    AdetailerUnit,
+    longest_prompt,
+    region_prompt,
+    region_prompts,
+    skipping_mark,
+)
 
 
 def test_the_defaults_are_adetailers() -> None:
@@ -114,3 +122,24 @@ class TestPrompts:
             "a",
             "no [SKIP]",
         ]
+
+
+def test_stop_skips_its_region_and_all_that_follow() -> None:
+    prompt = "[ASC] a [SEP] [STOP] [SEP] c"
+    assert [region_prompt(prompt, "main", index) for index in range(4)] == ["a", None, None, None]
+    assert [skipping_mark(prompt, index) for index in range(3)] == ["", "[STOP]", "[STOP]"]
+    assert list(region_prompts(prompt, "main")) == ["a"]
+    assert list(region_prompts("[PROMPT], a [SEP] [SKIP] [SEP] b [SEP] b [SEP]", "main")) == ["main, a", "b", "main"]
+
+
+@pytest.mark.parametrize("mark", ["[LAB]", "[CONCAT]", "[RND]", "[ALL]"])
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_marks_that_are_not_supported_are_refused_by_name(mark: str, name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"ad_{name} has {mark}, a mark of Impact-Pack")):
+        AdetailerUnit(**{name: f"{mark} a face"})  # type: ignore[arg-type]
+
+
+def test_the_length_of_a_prompt_is_known_without_making_it() -> None:
+    for prompt in ("", "a", "[PROMPT] and [PROMPT]", "a [SEP] [PROMPT][PROMPT]"):
+        longest = max(len(part.replace("[PROMPT]", "m" * 30)) for part in prompt.split("[SEP]"))
+        assert longest_prompt(prompt, "m" * 30) == longest

@@ -204,3 +204,20 @@ class TestAdetailerInputs:
         assert build_request(asked, EMBEDDED, world).adetailer[1].model == "world.pt"
         with pytest.raises(InputError, match="^adetailer_args_hands: no detector for hands is installed"):
             build_request({**INPUTS, "adetailer_args_hands": "{}"}, EMBEDDED, world)
+
+
+def test_a_negative_prompt_of_a_unit_is_a_notice_where_the_model_has_none() -> None:
+    given = {**INPUTS, "adetailer": True, "adetailer_args": '[{"ad_negative_prompt": "a hat"}, {"ad_confidence": 0.5}]'}
+    request = build_request(given, EMBEDDED, DETECTORS)
+    assert request.notices == ("ad_negative_prompt: is left out, Flux has no negative prompt",)
+    assert [unit.negative_prompt for unit in request.adetailer] == ["", ""]
+    request = build_request(given, SDXL, DETECTORS)
+    assert request.notices == () and request.adetailer[0].negative_prompt == "a hat"
+
+
+def test_a_unit_whose_prompt_becomes_too_long_is_refused() -> None:
+    given = {**INPUTS, "prompt": "x" * 2_000, "adetailer": True, "ad_prompt": "[PROMPT]" * 11}
+    with pytest.raises(
+        InputError, match=r"ad_prompt: is 22000 characters long with \[PROMPT\] filled in; at most 20000"
+    ):
+        build_request(given, EMBEDDED, DETECTORS)
