@@ -33,6 +33,7 @@ from modules.families.registry import FAMILIES, Families
 from modules.input_checks import INSTALLED_FILE, InputChecks, Installed
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
+from modules.output.summary import unit_results
 from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
 from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
@@ -114,6 +115,10 @@ class Service:
                 if self.upsampler:
                     request = upsampled(request, self.upsampler, timeline, check)
                 batch = self.pipeline.run(request, progress or bars, timeline, debug_sink, check)
+            report("seed", request.seed)
+            if request.adetailer:
+                parameters = [picture.parameters for picture in batch.pictures]
+                report("adetailer.units", unit_results(parameters, len(request.adetailer)))
             if batch.notices:
                 report("notices", list(batch.notices))
             check()
