@@ -2,7 +2,7 @@
 [--url URL]``.
 
 Inputs are made from the server's OpenAPI document: valid ones (small, so that a picture takes a fraction of a second),
-invalid ones of every kind, bodies that are no request, odd paths and methods. A fault is a 5xx, no answer in time, or
+invalid ones of every kind, bodies that are hostile or no request, odd paths and methods. A fault is a 5xx, no answer in time, or
 an answer that contains a path, a secret or a stack trace. Either side may close a kept-alive connection at any time
 (RFC 9112, 9.5), so a request that hits a closed one is sent once more and counted. Afterwards the server must be ready
 and generate the same picture as before. Without ``--url`` a server is started. Exit code 1 if there was a fault.
@@ -18,10 +18,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -31,6 +34,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend.core.settings import ROOT
+from bench.robustness.hostile_bodies import heavy_bodies, light_bodies
 
 SECRET = "hf_notToBeSeen0123456789"
 """In the environment of the server, as a token would be."""
@@ -135,6 +139,9 @@ RAW_BODIES = (
     b'{"input": {"prompt": "x", "seed": 99999999999999999999999999}}', b'{"input": {"prompt": "", "prompt": 1}}', b"\xff\xfe\x00",
     b'{"input": {"prompt": "\xff"}}',
 )  # fmt: skip
+LIGHT, HEAVY = light_bodies(), heavy_bodies()
+HEAVY_SHARE = 50
+"""Of so many hostile bodies one has megabytes."""
 PATHS = (
     "/", "/predictions", "/predictions/", "/predictions/x", "/predictions/..%2f..%2fetc%2fpasswd", "/predictions/%00", "/predictions/x/cancel", "/trainings",
     "/health-check", "/openapi.json", "/etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/predictions/" + "a" * 3000, "/predictions/%ff/cancel",
@@ -209,6 +216,15 @@ def others() -> st.SearchStrategy[Request]:
     )
 
 
+@st.composite
+def hostile(draw: st.DrawFn) -> Request:
+    """What somebody sends to break a server."""
+    bodies = HEAVY if draw(st.integers(1, HEAVY_SHARE)) == 1 else LIGHT
+    name = draw(st.sampled_from(sorted(bodies)))
+    put = draw(st.booleans())
+    return Request("PUT" if put else "POST", "/predictions/hostile" if put else "/predictions", bodies[name])
+
+
 def properties_of(document: Mapping[str, Any]) -> Properties:
     """The inputs in a server's OpenAPI document, each with its choices."""
     schemas = document["components"]["schemas"]
@@ -225,8 +241,8 @@ class Fuzzer:
     def run(self, count: int, seed: int = 0) -> Report:
         """``count`` requests, the same ones for the same seed and schema."""
         properties = properties_of(self.session.get(f"{self.url}/openapi.json", timeout=SECONDS).json())
-        before = self._plain_picture()
-        every = st.one_of(predictions(properties), predictions(properties), others())
+        before = self.plain_picture()
+        every = st.one_of(predictions(properties), predictions(properties), hostile(), others())
 
         @seeded(seed)
         @settings(
@@ -243,7 +259,7 @@ class Fuzzer:
         begin = time.monotonic()
         throw()
         self.report.seconds = time.monotonic() - begin
-        if self._plain_picture() != before:
+        if self.plain_picture() != before:
             self.report.faults.append("the picture after all requests is not the one before them")
         return self.report
 
@@ -273,14 +289,8 @@ class Fuzzer:
             self.report.reconnected += 1
             return requests.request(request.method, self.url + request.path, **given)
 
-    def _plain_picture(self) -> bytes:
+    def plain_picture(self) -> bytes:
         """The pixels of a plain prediction. Raises RuntimeError when there is none."""
-        deadline = time.monotonic() + SECONDS  # a prediction's slot is free a moment after its answer
-        while (
-            self.session.get(f"{self.url}/health-check", timeout=SECONDS).json()["status"] == "BUSY"
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
         answer = self.session.post(f"{self.url}/predictions", json={"input": dict(PLAIN)}, timeout=SECONDS).json()
         if answer["status"] != "succeeded":
             raise RuntimeError(f"a plain prediction {answer['status']}: {answer['error']}")
@@ -305,26 +315,37 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     sys.exit("the server does not start")
 
 
-def fuzz_own_server(count: int, seed: int) -> Report:
+@contextmanager
+def own_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server on the embedded models that is ready, with a secret in its environment and a temporary folder of its
+    own, in which it must leave nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url, environment = f"http://127.0.0.1:{port}", {**os.environ, "HF_TOKEN": SECRET, "FLUX_MODEL": "embedded"}
-    server = subprocess.Popen(
-        [ROOT / "scripts" / "serve", "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until_ready(url, server)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "HF_TOKEN": SECRET, "FLUX_MODEL": "embedded", "TMPDIR": folder}
+        server = subprocess.Popen(
+            [ROOT / "scripts" / "serve", "--port", str(port)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", server)
+            yield f"http://127.0.0.1:{port}", server
+        finally:
+            server.terminate()
+            server.wait(60)
+        if left := sorted(path.name for path in Path(folder).iterdir()):
+            sys.exit(f"the server leaves temporary files: {left}")
+
+
+def fuzz_own_server(count: int, seed: int) -> Report:
+    with own_server() as (url, server):
         report = Fuzzer(url).run(count, seed)
         if server.poll() is not None:
             report.faults.append("the server has ended")
         return report
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

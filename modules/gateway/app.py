@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from backend.api.input_schema import InputSchema
 from backend.api.openapi import openapi
@@ -72,6 +73,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         supervisor = asyncio.create_task(self._supervisor.run())
+        logging.getLogger("aiohttp.server").addFilter(_is_ours)
         runner = web.AppRunner(
             self._app(), access_log=None, handler_cancellation=True, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=1
         )
@@ -149,20 +151,26 @@ class Gateway:
             raise Refusal(
                 406, "there are no streamed answers; leave out Accept: text/event-stream", ("header", "Accept")
             )
+        begun = await self._begin(request, path_id)
+        if isinstance(begun, Answer):
+            return _response(begun)
+        if _responds_async(request):
+            return web.json_response({"id": begun.id, "status": "starting"}, status=202)
+        return _response(await self._awaited(begun))
+
+    async def _begin(self, request: web.Request, path_id: str) -> Running | Answer:
+        """The prediction that the request asks for, or the state of one that runs already."""
         async with self._bodies.json(request) as body:
             envelope = envelope_of(body, path_id)
             known = self._predictions.running.get(path_id)
             if known is not None:  # a PUT that is sent again
-                return _response(await self._predictions.state(known))
+                return await self._predictions.state(known)
             self._check_ready()
             self._predictions.check_room()
             inputs = await self._door.passed(envelope.inputs)
             self._check_ready()
             headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-            prediction = self._predictions.begin(envelope, inputs, headers)
-        if _responds_async(request):
-            return web.json_response({"id": prediction.id, "status": "starting"}, status=202)
-        return _response(await self._awaited(prediction))
+            return self._predictions.begin(envelope, inputs, headers)
 
     def _check_ready(self) -> None:
         if self._closing:
@@ -197,6 +205,11 @@ async def _answers_problems(request: web.Request, handler: Handler) -> web.Strea
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp is not about a request that is no HTTP, which it answers with 400."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _responds_async(request: web.Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ MAX_HELD_BYTES = 8 * MAX_BYTES
 PATIENCE = 8.0
 """Seconds that any body may take; a large one has a second more for every ``SLOWEST`` bytes."""
 SLOWEST = 100_000
+LARGE = 2**20
+"""After a body of more bytes the memory that it took is given back to the system."""
 _RETRY_SECONDS = 5
 
 
@@ -42,11 +45,13 @@ class Bodies:
             yield await asyncio.to_thread(_parsed, content) if content else {}
         finally:
             self._held -= len(content)
+            if len(content) > LARGE:
+                content.clear()
+                _give_memory_back()
 
     async def _read(self, request: web.Request, content: bytearray) -> None:
-        too_large = Refusal(413, f"is larger than {MAX_BYTES // 2**20} MiB; send smaller pictures", close=True)
         if (request.content_length or 0) > MAX_BYTES:
-            raise too_large
+            raise _too_large()
         if request.body_exists and (
             request.content_type != "application/json" or "Content-Encoding" in request.headers
         ):
@@ -64,11 +69,15 @@ class Bodies:
             if not chunk:
                 return
             if len(content) + len(chunk) > MAX_BYTES:
-                raise too_large
+                raise _too_large()
             if self._held + len(chunk) > MAX_HELD_BYTES:
                 raise NotNow(503, "Too many large requests arrive at once; send the request again", _RETRY_SECONDS)
             content += chunk
             self._held += len(chunk)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, f"is larger than {MAX_BYTES // 2**20} MiB; send smaller pictures", close=True)
 
 
 def _parsed(content: bytearray) -> Any:
@@ -96,3 +105,10 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise Refusal(400, f"is not valid JSON: {name} is no number there")
+
+
+def _give_memory_back() -> None:
+    """The C library would keep what lies between smaller pieces that are still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # only glibc has it
+        trim(0)

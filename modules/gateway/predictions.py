@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +82,13 @@ class Predictions:
         if envelope.id in self.running:
             raise NotNow(409, "A prediction with this id is running", self.last_seconds)
         self._folders.make(envelope.id)
+        body: dict[str, Any] = {"input": inputs}
+        address = ""
+        if envelope.webhook:
+            address = self._webhooks.open(envelope.webhook, envelope.events)
+            body |= {"webhook": address, "webhook_events_filter": envelope.events}
         prediction = self.running[envelope.id] = Running(envelope.id)
-        prediction.task = asyncio.create_task(self._run(envelope, inputs, headers))
+        prediction.task = asyncio.create_task(self._run(envelope.id, json.dumps(body).encode(), headers, address))
         return prediction
 
     async def cancel(self, prediction: str) -> bool:
@@ -99,31 +105,30 @@ class Predictions:
 
     async def state(self, prediction: Running) -> Answer:
         """What Cog's server knows about a running prediction, or its answer."""
-        # without inputs: a prediction that has ended meanwhile is refused, and not begun anew
-        async with self._session.put(f"{self.url}/predictions/{prediction.id}", json={}) as answer:
-            if answer.status == 202:
-                return Answer(202, await answer.read())
-        return await prediction.task
+        with suppress(aiohttp.ClientError):  # the prediction's own answer says so
+            while prediction.id in self.running:
+                # without inputs: a prediction that has ended meanwhile is refused, and not begun anew
+                async with self._session.put(f"{self.url}/predictions/{prediction.id}", json={}) as answer:
+                    if answer.status == 202:
+                        return Answer(202, await answer.read())
+                await asyncio.sleep(0.02)
+        return await asyncio.shield(prediction.task)
 
-    async def _run(self, envelope: Envelope, inputs: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
-        body: dict[str, Any] = {"input": inputs}
-        address = ""
-        if envelope.webhook:
-            address = self._webhooks.open(envelope.webhook, envelope.events)
-            body |= {"webhook": address, "webhook_events_filter": envelope.events}
+    async def _run(self, prediction: str, content: bytes, headers: Mapping[str, str], address: str) -> Answer:
+        """The answer to the body ``content``; ``address`` is that of its webhook, "" where there is none."""
         began, failure = time.monotonic(), None
         try:
-            answer = await self._ask(envelope.id, json.dumps(body).encode(), headers)
+            answer = await self._ask(prediction, content, headers)
             self.last_seconds = time.monotonic() - began
             if answer.status != 200:  # a prediction that never began has no webhook
-                failure = _failure(envelope.id, "Cog's server has refused the prediction")
+                failure = _failure(prediction, "Cog's server has refused the prediction")
         except (aiohttp.ClientError, OSError) as error:
-            logger.warning("prediction %s: the connection to Cog's server broke (%s)", envelope.id, error)
-            failure = _failure(envelope.id, ENDED)
+            logger.warning("prediction %s: the connection to Cog's server broke (%s)", prediction, error)
+            failure = _failure(prediction, ENDED)
             answer = Answer(503, json.dumps(failure).encode())
         finally:
-            del self.running[envelope.id]
-            self._folders.delete(envelope.id)
+            del self.running[prediction]
+            self._folders.delete(prediction)
             if address:
                 self._webhooks.close(address, failure)
         return answer

@@ -18,11 +18,9 @@ def test_no_crash_no_hang_no_leak_and_the_same_picture_afterwards(server: Server
     report = Fuzzer(server.url).run(REQUESTS)
     assert report.faults == []
     assert sum(report.answers.values()) == REQUESTS
-    assert (
-        report.answers[422] > REQUESTS / 5
-        and report.states["succeeded"] > REQUESTS / 50
-        and report.states["failed"] > 0
-    ), "the requests are too much alike"
+    assert report.answers[422] > REQUESTS / 5 and report.answers[400] > 0, "the requests are too much alike"
+    assert report.states["succeeded"] > REQUESTS / 50, "too few requests are right"
+    assert report.states["failed"] == 0, "the gateway lets a request through that the worker refuses"
     assert server.wait_until_ready() < 10
 
 
