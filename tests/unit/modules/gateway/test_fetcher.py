@@ -1,0 +1,101 @@
+"""Pictures from addresses that clients name."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from backend.core.errors import InputError
+from modules.gateway import fetcher
+from modules.gateway.fetcher import Fetcher, is_public
+
+
+@contextmanager
+def site(status: int = 200, body: bytes = b"picture", **headers: str) -> Iterator[str]:
+    """A server on loopback that always answers the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/x.png"
+        server.shutdown()
+        thread.join()
+
+
+def refusal(url: str, private: bool = False) -> str:
+    with pytest.raises(InputError) as refused:
+        asyncio.run(Fetcher(private).fetch("image", url))
+    assert refused.value.field == "image"
+    return refused.value.problem
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_of_the_internet_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1"),
+        *("::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "ff02::1"),
+        *("::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+    ],
+)  # fmt: skip
+def test_other_addresses_are_not_also_where_they_are_wrapped(address: str) -> None:
+    assert not is_public(address)
+
+
+def test_nothing_is_fetched_from_this_machine_under_whatever_name() -> None:
+    with site() as url:
+        port = url.split(":")[2]
+        for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "0.0.0.0"):
+            assert refusal(f"http://{host}:{port}").startswith(("its address is in a private", "cannot be fetched"))
+
+
+def test_it_is_where_that_is_allowed() -> None:
+    with site() as url:
+        assert asyncio.run(Fetcher(private=True).fetch("image", url)) == b"picture"
+
+
+def test_redirects_are_followed_a_few_times_and_checked_each_time() -> None:
+    with site() as target, site(302, Location=target) as url:
+        assert asyncio.run(Fetcher(private=True).fetch("image", url)) == b"picture"
+    with site(302, Location="file:///etc/passwd") as url:
+        assert "http(s)" in refusal(url, private=True)
+    with site(302, Location="/again") as url:
+        assert "redirects more than" in refusal(url, private=True)
+
+
+def test_what_is_too_large_too_slow_or_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with site(404) as url:
+        assert "answers 404" in refusal(url, private=True)
+    monkeypatch.setattr(fetcher, "MAX_BYTES", 100)
+    with site(body=b"x" * 101) as url:
+        assert "is larger than" in refusal(url, private=True)
+    monkeypatch.setattr(fetcher, "SECONDS", 0.2)
+    with site(body=b"x", **{"Content-Length": "50"}) as url:
+        assert refusal(url, private=True)
+    assert "cannot be fetched" in refusal("http://127.0.0.1:9/x", private=True)
+
+
+@pytest.mark.parametrize("url", ["http://", "http:///x", "https://:80/", "http://a b/", "http://[x]/"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    assert refusal(url)
