@@ -22,6 +22,16 @@ SMALL: Mapping[str, Any] = {
 """A right request that takes a fraction of a second."""
 
 
+IDS = ("i" * 300, "../../x", "/tmp/x", "..", "", "a/b", "a\0b", "\n", "é", " ", 7, [], {}, True)
+NAMES = ("promt", "Prompt", "prompt ", "__class__", "self", "", "x" * 5000, "width\0", "../x")
+KEYS = ("inputs", "output_file_prefix", "context", "created_at", "webhok", "version", "x" * 5000)
+HOOKS = ("ftp://x", "file:///etc/passwd", "javascript:1", "http://", "http://[::1", "x", 5, "http://" + "x" * 5000)
+URLS = (
+    *("file:///etc/passwd", "/etc/passwd", "gopher://x", "data:", "data:,", "http://", "http://127.0.0.1:9/"),
+    *("http://[::ffff:127.0.0.1]/", "http://2130706433/", "http://localhost:22/", "http://169.254.169.254/latest/"),
+)
+
+
 def picture(size: tuple[int, int], mode: str = "1", kind: str = "PNG") -> str:
     file = io.BytesIO()
     Image.new(mode, size).save(file, kind)
@@ -48,15 +58,11 @@ def _inputs(**changes: Any) -> dict[str, Any]:
 
 def light_bodies() -> dict[str, bytes]:
     """Of at most a few kilobytes, by what is wrong with them. None of them is a right request."""
-    ids = ["i" * 300, "../../x", "/tmp/x", "..", "", "a/b", "a\0b", "\n", "é", " ", 7, [], {}, True]
-    bodies: dict[str, Any] = {f"id {value!r:.20}": {"id": value, **_inputs()} for value in ids}
-    names = ["promt", "Prompt", "prompt ", "__class__", "self", "", "x" * 5000, "width\0", "../x"]
-    bodies |= {f"name {name!r:.20}": _inputs(**{name: 1}) for name in names}
-    bodies |= {f"name {name!r:.20} null": _inputs(**{name: None}) for name in names}
-    keys = ["inputs", "output_file_prefix", "context", "created_at", "webhok", "version", "x" * 5000]
-    bodies |= {f"key {key:.20}": {**_inputs(), key: {"a": 1}} for key in keys}
-    hooks = ["ftp://x", "file:///etc/passwd", "javascript:1", "http://", "http://[::1", "x", 5, "http://" + "x" * 5000]
-    bodies |= {f"webhook {hook!r:.20}": {**_inputs(), "webhook": hook} for hook in hooks}
+    bodies: dict[str, Any] = {f"id {value!r:.20}": {"id": value, **_inputs()} for value in IDS}
+    bodies |= {f"name {name!r:.20}": _inputs(**{name: 1}) for name in NAMES}
+    bodies |= {f"name {name!r:.20} null": _inputs(**{name: None}) for name in NAMES}
+    bodies |= {f"key {key:.20}": {**_inputs(), key: {"a": 1}} for key in KEYS}
+    bodies |= {f"webhook {hook!r:.20}": {**_inputs(), "webhook": hook} for hook in HOOKS}
     bodies |= {"events": {**_inputs(), "webhook": "http://127.0.0.1:9/", "webhook_events_filter": ["all"]}}
     nulls = [{"input": None}, {"input": {"prompt": None}}, {"id": None}, None]
     bodies |= {f"null {number}": body for number, body in enumerate(nulls)}
