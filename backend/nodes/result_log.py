@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from backend.core.errors import InputError
-from backend.core.files import is_safe_name, write_atomic
+from backend.core.files import write_atomic
 from backend.core.locks import NO_LOCKS, open_locked
 from backend.nodes.contact_sheet import CONTACT_SHEET, contact_sheet
 from backend.nodes.images import Outcome
@@ -116,11 +117,9 @@ class Manifest:
     def _is_complete(self, row: Row, entry: dict[str, Any]) -> bool:
         if entry["status"] != "done" or entry["inputs"] != row.digest:
             return False
-        digests = entry.get("sha256", {})
+        digests, own = entry.get("sha256", {}), re.compile(re.escape(row.stem) + r"-\d+\.\w+")
         return all(
-            name.startswith(f"{row.stem}-")
-            and is_safe_name(name)
-            and _is_whole(self.folder / name, size, digests.get(name))
+            own.fullmatch(name) and _is_whole(self.folder / name, size, digests.get(name))
             for name, size in entry["files"].items()
         )
 

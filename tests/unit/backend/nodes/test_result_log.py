@@ -100,6 +100,15 @@ def test_a_line_that_a_kill_cut_off_is_no_cause_for_a_warning(
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("name", ["x" * 100, "../up", "a b"])
+def test_a_row_of_any_id_is_recognized(tmp_path: Path, name: str) -> None:
+    rows = rows_of([{"id": name, "prompt": "x"}], InputSchema())
+    manifest = Manifest(tmp_path)
+    manifest.begin(rows, resume=False)
+    manifest.deliver(Outcome(rows[0], (picture("red"),), ".png"))
+    assert manifest.begin(rows, resume=True) == []
+
+
 def test_the_last_line_of_a_row_counts(rows: list[Row], lines: list[bytes], tmp_path: Path) -> None:
     failed = b'{"id": "b", "status": "failed", "error": "no"}\n'
     assert resumed(tmp_path, rows, *lines, lines[1], lines[1]) == ""
