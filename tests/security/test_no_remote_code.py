@@ -16,7 +16,6 @@ LOADERS = ("from_pretrained", "from_single_file", "from_config", "for_model", "l
 """Methods that must be called with ``trust_remote_code=False``; ``pipeline`` of transformers is not used at all."""
 WITHOUT: Mapping[str, str] = {
     "EulerDiscreteScheduler.from_config": "diffusers calls the class itself with the entries that it knows",
-    "FlowMatchEulerDiscreteScheduler.from_config": "as above",
     "SOLVERS[sampler].from_config": "as above",
     "DPMSolverMultistepScheduler.from_config": "as above",
     "FluxTransformer2DModel.from_config": "as above",

@@ -10,12 +10,11 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from backend.checkpoints.build_budget import building
-from backend.checkpoints.config import read_config
 from backend.checkpoints.loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors
-from backend.checkpoints.untrusted import untrusted
 from modules.families.autoencoder import autoencoder_precision
 from modules.families.flux1.single_file import in_diffusers_layout, transformer_config
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
+from modules.families.scheduler import load_scheduler as read_scheduler
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def load_tokenizers(source: Source) -> tuple[PreTrainedTokenizerBase, PreTrained
 
 
 def load_scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
-    config = read_config(source.folder / "scheduler" / "scheduler_config.json")
-    with untrusted(config.name):
-        return FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+    scheduler: FlowMatchEulerDiscreteScheduler = read_scheduler(
+        FlowMatchEulerDiscreteScheduler, source.folder / "scheduler", sigmas=[1.0, 0.5], mu=0.5
+    )
+    return scheduler

@@ -84,14 +84,14 @@ class StableDiffusion(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.stable_diffusion.loading import load_tokenizers
+        from modules.families.stable_diffusion.loading import checked_scheduler, load_tokenizers
         from modules.families.stable_diffusion.service import StableDiffusionService
 
         index = read_config(source.folder / INDEX)
         return StableDiffusionService(
             models,
             self.profile(source),
-            read_config(source.folder / "scheduler" / "scheduler_config.json"),
+            checked_scheduler(source),
             load_tokenizers(source, len(self.encoders)),
             dtype,
             fallback,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from backend.checkpoints.config import Config
 from backend.checkpoints.loader import load_diffusers_module, load_transformers_module
 from modules.families.autoencoder import autoencoder_precision
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
+from modules.families.scheduler import load_scheduler, scheduler_config
 from modules.families.source import Source
 from modules.families.stable_diffusion.single_file import load_part
 
@@ -42,3 +44,10 @@ def load_tokenizers(source: Source, count: int) -> tuple[PreTrainedTokenizerBase
     return tuple(
         load_prompt_tokenizer(CLIPTokenizer, source.folder / name, source.config(encoder)) for name, encoder in names
     )
+
+
+def checked_scheduler(source: Source) -> Config:
+    """The configuration of the model's scheduler, after Euler's has placed steps with it."""
+    folder = source.folder / "scheduler"
+    load_scheduler(EulerDiscreteScheduler, folder, num_inference_steps=2)
+    return scheduler_config(folder)
