@@ -101,4 +101,4 @@ async def _delete_read(directory: Path, files: list[Path]) -> None:
     deadline = time.monotonic() + READ_SECONDS
     while time.monotonic() < deadline and any(file.stat().st_atime == 0 for file in files):
         await asyncio.sleep(LOOK_SECONDS)
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)

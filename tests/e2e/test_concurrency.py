@@ -153,17 +153,6 @@ def test_an_image_of_a_waiting_request_stays_until_it_is_read(server: Server, in
     assert [answer.result(60)["status"] for answer in answers] == ["succeeded"] * 2
 
 
-def test_one_place_lost_is_not_the_end(server: Server) -> None:
-    """Cog's server cannot make a folder of that name, and never gives that place free again."""
-    for _ in range(2):
-        body = {"id": "i" * 300, "input": dict(SMALL)}
-        assert requests.post(f"{server.url}/predictions", json=body, timeout=60).json()["status"] == "failed"
-    assert [send(server, SMALL).json()["status"] for _ in range(5)] == ["succeeded"] * 5
-
-
 def test_nothing_stays_behind(server: Server) -> None:
-    deadline = time.monotonic() + 30
-    while server.files() != server.at_rest and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.files() == server.at_rest
+    assert server.comes_to_rest()
     assert not [name for name in server.ids if (Path("/tmp/coglet/predictions") / name).exists()]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import PROMPT
+from support.services import flux_of
 
-from backend.core.cancellation import Canceled
+from backend.core.cancellation import Canceled, Cancellation
 from backend.core.timeline import Timeline
 from modules.app.service import Service
 
@@ -38,7 +39,7 @@ PIECES = {
         "adetailer.decode",
     ),
     "passes": (
-        *("prompt_upsampling", "generate.encode", "generate.denoise", "generate.decode"),
+        *("prompt_upsampling", "generate.denoise", "generate.decode"),
         *("hires.upscale", "hires.encode_image", "hires.denoise", "hires.decode", "upscale"),
     ),
 }
@@ -90,11 +91,18 @@ def test_every_piece_of_the_work_can_be_canceled(whole: Whole) -> None:
         assert whole.spans.count("prompt_upsampling") > 5, "between two tokens"
 
 
+def test_before_a_prompt_is_encoded(service: Service) -> None:
+    canceled = Cancellation()
+    canceled.cancel()
+    with pytest.raises(Canceled):
+        flux_of(service).encode(["a prompt that is in no cache"], check=canceled.check)
+
+
 def test_the_next_prediction_is_the_same_whenever_others_were_canceled(
     service: Service, whole: Whole, tmp_path: Path
 ) -> None:
     """At the first moment, at some between, and at the last."""
-    last = len(whole.spans)
+    last = len([span for span in whole.spans if not span.endswith(".encode")])  # prompts are encoded once
     for moment in (1, *random.Random(4).sample(range(2, last), 3), last):
         folder = tmp_path / str(moment)
         with pytest.raises(Canceled):

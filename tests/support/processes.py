@@ -75,7 +75,7 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     try:
         return requests.get(f"{url}/health-check", timeout=10).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
