@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -200,10 +200,12 @@ def kept_pages(size: int) -> mmap.mmap:
 
 @dataclass(frozen=True)
 class BreakingService:
-    """The service, in which the predictions of some seeds fail after a step."""
+    """The service, in which the predictions of some seeds fail after a step. ``note`` is called after each, before the
+    next one begins."""
 
     service: Service
     broken: frozenset[int]
+    note: Callable[[], None]
 
     @property
     def outputs(self) -> Path:
@@ -215,7 +217,10 @@ class BreakingService:
 
     def predict_into(self, directory: Path, inputs: Mapping[str, Any], report: Report, check: Check) -> list[Path]:
         progress = break_off if inputs["seed"] in self.broken else no_progress
-        return self.service.predict_into(directory, inputs, report, progress, check=check)
+        try:
+            return self.service.predict_into(directory, inputs, report, progress, check=check)
+        finally:
+            self.note()
 
 
 @dataclass
@@ -231,7 +236,7 @@ class Clients:
 
     async def run(self, count: int) -> None:
         broken = frozenset(index for index, request in enumerate(self.requests) if request.outcome == "failed")
-        queue = PredictionQueue(lambda: cast(Service, BreakingService(self.service, broken)))
+        queue = PredictionQueue(lambda: cast(Service, BreakingService(self.service, broken, self._note)))
         following = iter(range(len(self.requests)))
         before = set(self.service.outputs.iterdir())
         await asyncio.gather(*(self._client(queue, following) for _ in range(count)))
@@ -245,7 +250,7 @@ class Clients:
             expected = self.requests[index].outcome
             if outcome != expected and (outcome, expected) != ("done", "canceled"):  # the cancel came too late
                 raise AssertionError(f"request {index} was {outcome}, not {expected}: {self.requests[index].inputs}")
-            self._note(outcome)
+            self.seen.outcomes[outcome] += 1
             if outcome == "done" and self.every and index % self.every == 0:
                 self._compare(index, pictures)
 
@@ -272,8 +277,7 @@ class Clients:
         if name == "model_bytes_moved":
             self.seen.bytes_moved += int(value)
 
-    def _note(self, outcome: str) -> None:
-        self.seen.outcomes[outcome] += 1
+    def _note(self) -> None:
         if self.leak:
             self.leaked.append(kept_pages(self.leak))
         self.seen.memory.append(process_memory())
