@@ -63,10 +63,19 @@ def validated(kind: type[T], values: Mapping[str, Any], to_error: Callable[[str,
     try:
         return kind(**values)
     except ValidationError as error:
-        fields = fields_of(kind)
-        first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
-        field = str(first["loc"][0]) if first["loc"] else ""
-        raise to_error(field, _problem(first, fields, values.get(field))) from None
+        field, problem = _first_problem(error, fields_of(kind), values)
+    # Behind the handler, and without the details in a variable: else error and stack frame hold each other, and with
+    # them the values, which may be large, until Python looks for cycles.
+    raise to_error(field, problem)
+
+
+def _first_problem(
+    error: ValidationError, fields: Mapping[str, FieldInfo], values: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The field, and what is wrong with it."""
+    first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
+    field = str(first["loc"][0]) if first["loc"] else ""
+    return field, _problem(first, fields, values.get(field))
 
 
 def from_text(kind: type[T], text: str) -> T:
