@@ -22,7 +22,7 @@ SMALL: Mapping[str, Any] = {
 """A right request that takes a fraction of a second."""
 
 
-IDS = ("i" * 300, "../../x", "/tmp/x", "..", "", "a/b", "a\0b", "\n", "é", " ", 7, [], {}, True)
+IDS: tuple[object, ...] = ("i" * 300, "../../x", "/tmp/x", "..", "", "a/b", "a\0b", "\n", "é", " ", 7, [], {}, True)
 NAMES = ("promt", "Prompt", "prompt ", "__class__", "self", "", "x" * 5000, "width\0", "../x")
 KEYS = ("inputs", "output_file_prefix", "context", "created_at", "webhok", "version", "x" * 5000)
 HOOKS = ("ftp://x", "file:///etc/passwd", "javascript:1", "http://", "http://[::1", "x", 5, "http://" + "x" * 5000)

@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from backend.api.openapi import openapi
 from backend.core.files import ROOT, write_atomic
 from backend.core.heartbeat import silent_seconds
-from modules.input_checks import INSTALLED_FILE, Installed
+
+if TYPE_CHECKING:
+    from modules.input_checks import Installed
 
 HEALTH_SECONDS = 12.0
 """Cog's server gives its worker 10 seconds for an answer."""
@@ -79,6 +81,8 @@ class CogServer:
 
     def installed(self) -> Installed | None:
         """What the worker has written about itself; None for a predictor that writes nothing."""
+        from modules.input_checks import INSTALLED_FILE, Installed
+
         for file in self.folder.glob(f"*/{INSTALLED_FILE}"):
             return Installed.from_json(file.read_bytes())
         return None

@@ -6,13 +6,15 @@ import asyncio
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
 from modules.gateway.fetcher import Fetcher
 from modules.gateway.pictures import PREFIX, decode, encode
-from modules.input_checks import InputChecks
+
+if TYPE_CHECKING:
+    from modules.input_checks import InputChecks
 
 
 class InputDoor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import shutil
 import time
@@ -15,7 +16,6 @@ from backend.core.errors import UserError
 from modules.gateway.cog_server import CogOptions, CogServer
 from modules.gateway.inputs import InputDoor
 from modules.gateway.predictions import Predictions
-from modules.input_checks import InputChecks
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Supervisor:
                 self._predictions.url = self._server.url
                 self._predictions.worker_died.clear()
                 try:
+                    # what takes long to import, while the worker sets up
+                    await asyncio.to_thread(importlib.import_module, "modules.input_checks")
                     reason = await self._watch(self._server, session)
                 except asyncio.CancelledError:
                     await self._server.stop()
@@ -125,6 +127,8 @@ class Supervisor:
             died.cancel()
 
     def _is_ready(self, server: CogServer) -> None:
+        from modules.input_checks import InputChecks
+
         installed = server.installed()
         self._door.checks = InputChecks.of(installed) if installed else None
         self._ready_at = time.monotonic()
