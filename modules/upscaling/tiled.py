@@ -1,13 +1,14 @@
 """Upscales a picture with an ESRGAN-type network, tile by tile, so that memory does not grow with the picture.
 
-A tile is given to the network with ``context`` more pixels on every side, as far as its receptive field reaches; the
-result of that border is thrown away. Neighbouring tiles then agree to rounding. They are blended over a few shared
-pixels all the same, for networks with a larger receptive field than ``CONTEXT_LIMIT``.
+A tile is given to the network with ``context`` more pixels of the picture on every side, as far as its receptive field
+reaches; the result of these is thrown away. Neighbouring tiles then agree to rounding. They are blended over a few
+shared pixels all the same, for networks with a larger receptive field than ``CONTEXT_LIMIT``. Nothing is added around
+the picture itself, so that its border is what the network makes of it in one pass.
 
 In a network that is not made of convolutions alone the result depends on a pixel's position: on windows of attention,
 or on strides. Its tiles begin at multiples of ``GRID``, so that they fall into the same windows as in the whole
 picture. Seams may show where ``GRID`` is no multiple of a window, and where a network attends to the whole picture at
-once (OmniSR, RGT, CRAFT, GRL, IPT).
+once (OmniSR, RGT, CRAFT, GRL, IPT). DCTLSA joins opposite borders, so those of its tiles differ.
 """
 
 from __future__ import annotations
@@ -173,27 +174,25 @@ class Upscaler:
 
     def _upscale_whole(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
         """One run of the network over an RGB picture. Only one row of tiles is held as float32 at a time."""
-        factor, edge = self.factor, self.context
+        factor = self.factor
         rows, columns = self._spans(image.height), self._spans(image.width)
         row_weights, column_weights = (
             blend_weights([(factor * a, factor * b) for a, b in spans], factor * self.overlap)
             for spans in (rows, columns)
         )
-        # numpy, because torch cannot reflect a picture that is smaller than the border
-        padded = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
+        source = np.asarray(image)
         pixels = np.empty((image.height * factor, image.width * factor, 3), np.uint8)
         shared = torch.zeros(3, 0, image.width * factor)  # the rows that the band above has begun
         next_tops = [top for top, _ in rows[1:]] + [image.height]
         for (top, bottom), next_top, row_weight in zip(rows, next_tops, row_weights):
             band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
             band[:, : shared.shape[1]] = shared
+            above, below = self._with_context((top, bottom), image.height)
             for (left, right), column_weight in zip(columns, column_weights):
-                # fewer pixels of context above and on the left, so that the tile begins at a multiple of GRID
-                above, before = -top % self.grid, -left % self.grid
-                tile = self.upscale_tile(padded[top + above : bottom + 2 * edge, left + before : right + 2 * edge])
-                tile = tile[:, (edge - above) * factor :, (edge - before) * factor :][
-                    :, : len(row_weight), : len(column_weight)
-                ]
+                before, after = self._with_context((left, right), image.width)
+                tile = self.upscale_tile(source[above:below, before:after])
+                tile = tile[:, (top - above) * factor :, (left - before) * factor :]
+                tile = tile[:, : len(row_weight), : len(column_weight)]
                 band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
                 tick()
             finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
@@ -201,6 +200,12 @@ class Upscaler:
                 finished.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
             )
         return Image.fromarray(pixels)
+
+    def _with_context(self, span: Span, size: int) -> Span:
+        """What the network is given for a span: with context, as far as the picture reaches. There are fewer pixels of
+        it above and on the left, so that the tile begins at a multiple of the grid."""
+        first = max(0, span[0] - self.context)
+        return first + -first % self.grid, min(size, span[1] + self.context)
 
     def upscale_tile(self, pixels: np.ndarray) -> torch.Tensor:
         """H x W x 3 bytes to 3 x H x W float32 on the CPU, upscaled, with the context still around it.

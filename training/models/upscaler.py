@@ -34,9 +34,9 @@ from training.models.precision import fast_products
 logger = logging.getLogger(__name__)
 
 FACTOR = 4
-CROP, EDGE = 40, 4
-"""Side of the training crops in pixels of the small picture, and the width of their border, which does not count: there
-the network sees the black beyond the crop, which it never sees in use."""
+CROP = 40
+"""Side of the training crops in pixels of the small picture. Their border counts: beyond it the network sees the black
+that it sees beyond the border of any picture."""
 PLACES = 4
 """Random places that are looked at for one crop; the most varied is taken."""
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
@@ -134,12 +134,6 @@ def examples(pool: list[Image.Image], amount: int, rng: random.Random) -> tuple[
     return small, sharp
 
 
-def inner(upscaled: torch.Tensor) -> torch.Tensor:
-    """Without the border that does not count."""
-    edge = EDGE * FACTOR
-    return upscaled[..., edge:-edge, edge:-edge]
-
-
 def psnr(image: Image.Image, reference: Image.Image) -> float:
     error = np.asarray(image, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     return 10 * math.log10(255**2 / float(np.square(error).mean()))
@@ -186,7 +180,7 @@ def train(out: Path, minutes: float, batch: int, rate: float, muon_rate: float, 
             detail = trunk.sub(features)
         # the picture's own channels stay float32: bfloat16 has no more than 8 bits of brightness
         output = nn.Sequential(*upscale)(features + detail.float())
-        loss = inner(output - sharp).abs().mean()
+        loss = (output - sharp).abs().mean()
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * spent)))
         step += 1
