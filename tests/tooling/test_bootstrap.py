@@ -292,7 +292,12 @@ def test_killed_between_the_two_steps_of_a_replacement_the_old_one_comes_back(pr
     assert (project.root / ".venv/bin/python").exists()
 
 
-def test_an_environment_whose_python_is_gone_is_built_anew(project: Project) -> None:
+def test_an_environment_whose_python_is_gone_is_built_anew_also_after_a_kill(project: Project) -> None:
     for name in ("python", "python3", f"python3.{sys.version_info.minor}"):
         (project.root / ".venv/bin" / name).unlink()
+    process = project.command("scripts/bootstrap")
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (project.root / ".venv/bin/python").exists() and project.leftovers == [".venv.new"]
     assert project.bootstrap()[0] == 0 and project.installed == "1.0" and project.leftovers == []
