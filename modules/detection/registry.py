@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from backend.core.settings import Settings
-from backend.weights.resolver import EMBEDDED, resolve_file, safe_form
+from backend.weights.resolver import EMBEDDED, checked_file, resolve_file, safe_form
 
 FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
 """What "auto" chooses from, best first."""
@@ -44,7 +44,7 @@ def find_detectors(settings: Settings) -> dict[str, Path]:
     present += [path for name in OWN if (path := weights / EMBEDDED / name).is_file()]
     present += sorted(path for path in (weights / FOLDER).glob("*") if path.suffix in (".pt", ".onnx", ".safetensors"))
     for path in present:
-        found.setdefault(detector_name(path), resolve_file("ad_model", str(path), (), settings))
+        found.setdefault(detector_name(path), checked_file(path, settings))
     return {name: safe_form(path, settings) for name, path in found.items()}
 
 

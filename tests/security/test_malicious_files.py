@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
+from support.damaged_files import DAMAGES
 from support.detections import WEIGHTS
 from support.detector_files import Payload, unfused
 from support.local_hub import sha256
@@ -312,3 +313,34 @@ def test_set_up_stops_at_a_bad_file_and_goes_when_it_is_right(settings: Settings
     assert path.name in refusal(lambda: start(replace(settings, model="embedded", warm_up=False)))
     path.write_bytes(content)
     assert start(replace(settings, model="embedded", warm_up=False)).models.names()
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "an endless device", "a link to itself"])
+def test_what_is_no_file_under_weights_stops_nothing_and_is_named(
+    settings: Settings, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Opening a named pipe would wait for ever."""
+    for folder, name in (("upscalers", "a.pth"), ("upscalers", "b.safetensors")):
+        path = settings.weights_path / folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        DAMAGES[kind](path)
+    assert find_files(settings).upscalers.keys() == {"upscaler"}
+    assert "upscalers/a.pth: " in caplog.text and "upscalers/b.safetensors: " in caplog.text
+    for name in ("a.pt", "b.onnx", "c.safetensors"):
+        path = settings.weights_path / "adetailer" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        DAMAGES[kind](path)
+        assert name in refusal(lambda: find_files(settings))
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "a link to nothing"])
+def test_a_damaged_lock_is_named(settings: Settings, damage: str) -> None:
+    write_lock(settings.weights_path, {"a": LockedFile(1, "0" * 64)})
+    DAMAGES[damage](settings.weights_path / "lock.json")
+    assert "lock.json of the weights is damaged" in refusal(lambda: find_files(settings))
