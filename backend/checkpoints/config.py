@@ -70,6 +70,10 @@ SPANS: Mapping[str, tuple[float, float]] = MappingProxyType(
     }
 )
 """Other numbers."""
+TABLES = ("tokenizer.json", "vocab.json", ".index.json", ".txt", ".model", ".jinja")
+CONFIGURATIONS = ("config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+"""How the names of files end that libraries look for in a model's folder. Others, such as a training's state, are not
+read."""
 NAME_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
 """Entries by which a configuration can ask transformers for a kernel of a repository."""
 
@@ -112,7 +116,7 @@ def check_model_folder(folder: Path) -> None:
     """Looks at every file in which a library will look for configurations, before it does. Raises
     :class:`WeightsError` for one that is no file, too large, damaged, or asks for code."""
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(("tokenizer.json", "vocab.json", ".index.json", ".txt", ".model", ".jinja")):
+        if path.name.endswith(TABLES):
             name = f"{folder.name}/{path.name}"
             try:
                 size = require_regular(path)
@@ -120,7 +124,7 @@ def check_model_folder(folder: Path) -> None:
                 raise WeightsError(f"{name} {_told(problem)}; {RESTORE}") from None
             if size > MAX_TABLE:
                 raise WeightsError(f"{name} is larger than {MAX_TABLE // 2**20} MiB; {RESTORE}")
-        elif path.suffix == ".json":
+        elif path.name.endswith(CONFIGURATIONS):
             config = read_config(path)
             for key, value in _entries(config):
                 if key in NAME_CODE and isinstance(value, str) and "/" in value:
@@ -154,7 +158,7 @@ def _problem(key: str, value: object) -> str:
         return "" if right else f"must be a number from {low:g} to {high:g}, not {str(value)[:40]}"
     if any(isinstance(one, float) and math.isnan(one) for one in numbers):
         return "is not a number"
-    free = "theta" in key or key in ("model_max_length", "total_parameters", "total_size")
+    free = "theta" in key or key in ("model_max_length", "seed", "total_size")
     too_large = [one for one in numbers if isinstance(one, int) and abs(one) > LARGEST]
     return f"is {str(too_large[0])[:40]}, more than any model has" if too_large and not free else ""
 

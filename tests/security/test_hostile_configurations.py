@@ -15,6 +15,7 @@ import torch
 from support.damaged_files import DAMAGES, linked_copy
 from support.refusals import refusal
 
+from backend.checkpoints.config import check_model_folder, read_config
 from backend.core.settings import ROOT
 from backend.llm.language_model import load_causal_network
 from backend.model_cache_optimizer import ModelCache
@@ -190,3 +191,35 @@ def test_what_no_language_model_has_is_refused(tmp_path: Path, key: str, value: 
             upsampler(folder)
         except Exception:
             assert "model/" in refusal(lambda: upsampler(folder))
+
+
+def test_files_that_no_library_reads_are_left_alone(tmp_path: Path) -> None:
+    folder = linked_copy(EMBEDDED / "prompt_upsampler", tmp_path / "model")
+    (folder / "trainer_state.json").write_text(json.dumps({"total_flos": 10**18, "log_history": [[1]] * 10**6}))
+    (folder / "notes.json").write_text("none")
+    assert upsampler(folder)
+
+
+def test_configurations_of_published_models_pass(tmp_path: Path) -> None:
+    """Values at the edge that large models have."""
+    folder = linked_copy(EMBEDDED / "prompt_upsampler", tmp_path / "model")
+    given = json.loads((folder / "config.json").read_text())
+    usual = {
+        "max_position_embeddings": 10_485_760,
+        "rope_theta": 500_000_000,
+        "num_labels": 2,
+        "head_dim": None,
+        "layer_types": ["full_attention"] * 4,
+        "intermediate_size": [384] * 35,
+        "attn_implementation": "sdpa",
+        "time_step_limit": [0.0, float("inf")],
+        "sliding_window": None,
+        "vision_config": {"image_size": {"height": 896, "width": 896}, "patch_size": [2, 14, 14], "num_layers": 27},
+        "quantization_config": {"bits": 4, "group_size": -1, "quant_method": "gptq"},
+    }
+    (folder / "config.json").write_text(json.dumps({**given, **usual}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**json.loads((folder / "tokenizer_config.json").read_text()), "model_max_length": 10**30})
+    )
+    assert read_config(folder / "config.json")["rope_theta"] == 500_000_000
+    check_model_folder(folder)
