@@ -23,6 +23,7 @@ from modules.gateway.envelope import check_id, envelope_of
 from modules.gateway.fetcher import Fetcher
 from modules.gateway.folders import PredictionFolders
 from modules.gateway.inputs import InputDoor
+from modules.gateway.memory import give_back
 from modules.gateway.predictions import Answer, Predictions, Running
 from modules.gateway.refusal import NotNow, Refusal
 from modules.gateway.supervisor import BUSY, Supervisor
@@ -152,6 +153,7 @@ class Gateway:
                 406, "there are no streamed answers; leave out Accept: text/event-stream", ("header", "Accept")
             )
         begun = await self._begin(request, path_id)
+        give_back()
         if isinstance(begun, Answer):
             return _response(begun)
         if _responds_async(request):
@@ -197,14 +199,15 @@ async def _answers_problems(request: web.Request, handler: Handler) -> web.Strea
     try:
         return await handler(request)
     except (Refusal, NotNow) as problem:
-        return problem.response()
+        response = problem.response()
     except InputError as error:
-        return Refusal.of_input(error).response()
+        response = Refusal.of_input(error).response()
     except web.HTTPException as error:
         response = Refusal(error.status, error.reason, ("path",)).response()
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-        return response
+    give_back()  # only now: an error keeps what it is about
+    return response
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

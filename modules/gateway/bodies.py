@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +20,6 @@ MAX_HELD_BYTES = 8 * MAX_BYTES
 PATIENCE = 8.0
 """Seconds that any body may take; a large one has a second more for every ``SLOWEST`` bytes."""
 SLOWEST = 100_000
-LARGE = 2**20
-"""After a body of more bytes the memory that it took is given back to the system."""
 _RETRY_SECONDS = 5
 
 
@@ -45,9 +42,7 @@ class Bodies:
             yield await asyncio.to_thread(_parsed, content) if content else {}
         finally:
             self._held -= len(content)
-            if len(content) > LARGE:
-                content.clear()
-                _give_memory_back()
+            content.clear()  # the error of a refused body still knows it
 
     async def _read(self, request: web.Request, content: bytearray) -> None:
         if (request.content_length or 0) > MAX_BYTES:
@@ -105,10 +100,3 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise Refusal(400, f"is not valid JSON: {name} is no number there")
-
-
-def _give_memory_back() -> None:
-    """The C library would keep what lies between smaller pieces that are still in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # only glibc has it
-        trim(0)

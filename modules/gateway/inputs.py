@@ -43,6 +43,9 @@ class InputDoor:
 
     def _check_values(self, inputs: Mapping[str, Any]) -> None:
         """Types, ranges and names, which cost nothing."""
+        unknown = next((name for name in inputs if name not in self._schema.properties), None)
+        if unknown is not None:  # alone, because there may be 100,000
+            self._schema.validate({unknown: None})
         for name, value in inputs.items():
             if isinstance(value, str) and not _is_unicode(value):
                 raise InputError(name, "has half of a surrogate pair, which is no text; leave it out")
