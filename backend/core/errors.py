@@ -24,8 +24,8 @@ class InputError(UserError):
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{shortened(field)}: {problem}")
-        self.field = field
-        self.problem = problem
+        self.field = one_line(shortened(field))
+        self.problem = one_line(problem)
 
 
 class SettingsError(UserError):

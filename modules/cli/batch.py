@@ -116,6 +116,8 @@ def build_node(settings: Settings) -> ImageGenerateNode:
     from modules.app.service import start_process
     from modules.pipeline.base import no_progress
 
+    if settings.log_level == "INFO":  # the plan and the times of the set-up are for scripts/predict -v
+        settings = replace(settings, log_level="WARNING")
     service = start_process(settings, served=False)
     from backend.offload.oom_fallback import clear_memory  # imports torch, whose environment is set up only now
 

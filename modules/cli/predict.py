@@ -155,6 +155,7 @@ def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
     if options.emulate_vram:
         parse_bytes(options.emulate_vram)
         settings = replace(settings, emulate_vram=options.emulate_vram)
+    print("loading the models", file=sys.stderr)
     return start_process(settings, served=False, schema=schema)
 
 
