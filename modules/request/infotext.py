@@ -63,7 +63,8 @@ class Filled:
         """The inputs with those that are given, which win."""
         inputs = dict(self.inputs)
         if "aspect_ratio" in given:
-            inputs.pop("width", None), inputs.pop("height", None)
+            for side in ("width", "height"):
+                inputs.pop(side, None)
         elif "width" in given or "height" in given:
             inputs["aspect_ratio"] = "custom"
         return {**inputs, **given}
