@@ -33,8 +33,8 @@ the second pass has to be strong."""
 
 
 class HiresStage(Stage):
-    """Upscales every picture by ``hires.scale``, to a size on the grid of nearly the same shape, and redraws it
-    with its own seed.
+    """Upscales every picture by ``hires.scale``, to the nearest size on the family's grid, and redraws it with its own
+    seed.
 
     What the input mask keeps is only upscaled. The upscaler is that of the request, as in the stage ``upscale``.
     """
@@ -113,7 +113,7 @@ class HiresStage(Stage):
 
     def size(self, image: Image.Image, hires: Hires) -> tuple[int, int]:
         """Width and height of the second pass."""
-        return self.service.profile.canvas.in_shape(image.width * hires.scale, image.height * hires.scale)
+        return self.service.profile.canvas.fitted(image.width * hires.scale, image.height * hires.scale)
 
     def upscaled(
         self, image: Image.Image, hires: Hires, upscaler: str = "", check: Check = never_canceled

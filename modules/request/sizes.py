@@ -40,7 +40,7 @@ def finished_size(request: ImageRequest, canvas: Canvas) -> tuple[int, int]:
     """Width and height of the files: after Hires fix and ``scale``."""
     width, height = request.width, request.height
     if request.hires:
-        width, height = canvas.in_shape(width * request.hires.scale, height * request.hires.scale)
+        width, height = canvas.fitted(width * request.hires.scale, height * request.hires.scale)
     return round(width * request.scale), round(height * request.scale)
 
 
