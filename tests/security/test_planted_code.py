@@ -13,7 +13,7 @@ import torch
 
 from backend.core.errors import UserError
 from backend.core.settings import ROOT
-from backend.llm.language_model import Budget, load_causal_network, open_with_transformers
+from backend.llm.language_model import Budget, open_with_transformers
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from bench.support.planted_code import PLACES
@@ -47,7 +47,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def read_language_model(folder: Path) -> Iterator[Callable[[], object]]:
     yield lambda: PromptUpsampler(ModelCache(torch.device("cpu")), folder, 40, OomFallback()).asked("a fox")
-    yield lambda: load_causal_network(folder, torch.float32)
     yield lambda: open_with_transformers(folder, Budget())
 
 
