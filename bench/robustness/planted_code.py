@@ -74,8 +74,9 @@ def planted_weights(place: Place, weights: Path, marker: Path) -> None:
     if place.part == "class names":
         shutil.copytree(EMBEDDED / "flux" / "tokenizer", weights / FOLDERS[place.part] / "tokenizer")
     place.plant(weights / FOLDERS[place.part], marker)
-    for path in (weights / "embedded").glob("*.p*t*"):
-        shutil.move(path, weights / "adetailer")
+    for path in (weights / "embedded").iterdir():
+        if path.suffix in (".pt", ".pth", ".onnx"):
+            shutil.move(path, weights / "adetailer")
 
 
 def run(name: str, command: str, scratch: Path) -> Run:
