@@ -27,7 +27,8 @@ from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
 from modules.request.image_request import Hires, ImageRequest
-from modules.request.parser import CUSTOM, HIRES_INPUTS, build_request
+from modules.request.parser import HIRES_INPUTS, build_request
+from modules.request.sizes import CUSTOM
 from predict import Predictor
 
 SCHEMA = InputSchema()
