@@ -200,8 +200,8 @@ def kept_pages(size: int) -> mmap.mmap:
 
 @dataclass(frozen=True)
 class BreakingService:
-    """The service, in which the predictions of some seeds fail after a step. ``note`` is called after each, before the
-    next one begins."""
+    """The service, in which the predictions of some seeds fail after a step. ``note`` is called before
+    each: whatever the one before held is then free, also what its error held."""
 
     service: Service
     broken: frozenset[int]
@@ -217,10 +217,8 @@ class BreakingService:
 
     def predict_into(self, directory: Path, inputs: Mapping[str, Any], report: Report, check: Check) -> list[Path]:
         progress = break_off if inputs["seed"] in self.broken else no_progress
-        try:
-            return self.service.predict_into(directory, inputs, report, progress, check=check)
-        finally:
-            self.note()
+        self.note()
+        return self.service.predict_into(directory, inputs, report, progress, check=check)
 
 
 @dataclass

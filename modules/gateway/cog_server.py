@@ -107,6 +107,7 @@ class CogServer:
 def _environment(options: CogOptions, folder: Path, port: int) -> Mapping[str, str]:
     inherited = os.environ
     return {
+        "MALLOC_ARENA_MAX": "1",  # else glibc keeps freed memory for the thread that computes (bench.robustness.soak)
         **inherited,
         "PORT": str(port),
         "TMPDIR": str(folder),
