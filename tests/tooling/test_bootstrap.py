@@ -266,7 +266,7 @@ def test_two_at_once_do_not_collide(project: Project) -> None:
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["with pip", "alone"])
-@pytest.mark.parametrize("moment", (0, 3))
+@pytest.mark.parametrize("moment", (0, 3, 6))
 def test_killed_at_any_moment_the_environment_works_and_the_next_one_finishes(
     project: Project, moment: int, whole_group: bool
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from support.pictures import PROMPT
-from support.processes import Drawn
+from support.processes import Server
 from support.services import flux_of
 from torch import nn
 from torch._dynamo.utils import counters
@@ -121,8 +121,9 @@ def load(name: str) -> nn.Module:
     return load_diffusers_module(kind, FOLDER / name, torch.float32)
 
 
-def test_the_set_up_log_shows_the_report(drawn: Drawn) -> None:
-    assert "+ channels last: vae" in drawn.process.stderr and "- TensorFloat-32" in drawn.process.stderr
+def test_the_set_up_log_shows_the_report(server: Server) -> None:
+    log = server.log.read_text()
+    assert "+ channels last: vae" in log and "- TensorFloat-32" in log
 
 
 def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
