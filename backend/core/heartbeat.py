@@ -39,3 +39,12 @@ def silent_seconds(folders: Iterable[Path]) -> float | None:
         with suppress(FileNotFoundError):
             found.append(max(0.0, time.time() - (folder / FILE).stat().st_mtime))
     return max(found, default=None)
+
+
+def idle_seconds(folders: Iterable[Path]) -> float | None:
+    """Seconds since work last began or ended in one of these folders; None where there is no folder."""
+    found = []
+    for folder in folders:
+        with suppress(FileNotFoundError):  # the folder's time is that of the last change of its entries
+            found.append(max(0.0, time.time() - folder.stat().st_mtime))
+    return min(found, default=None)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.core.heartbeat import silent_seconds
+from backend.core.heartbeat import idle_seconds, silent_seconds
 from backend.core.scratch import held_folders
 from modules.cli.command import FAILED, CommandParser
 
@@ -34,11 +34,18 @@ def health(url: str) -> Mapping[str, Any]:
 
 
 def without_progress(found: Mapping[str, Any]) -> float:
-    """Seconds. The gateway says so; for Cog's server alone the worker's own file does, where it is on this machine."""
+    """Seconds. The gateway says so; for Cog's server alone the worker's own file does, where it is on this machine.
+
+    Cog's server alone is busy only when every place is taken. If nothing is computed then, the places are lost.
+    """
     told = found.get("seconds_without_progress")
     if isinstance(told, int | float):
         return float(told)
-    return silent_seconds(held_folders(Path(tempfile.gettempdir()))) or 0.0
+    folders = list(held_folders(Path(tempfile.gettempdir())))
+    silent = silent_seconds(folders)
+    if silent is None and found["status"] == "BUSY":
+        silent = idle_seconds(folders)
+    return silent or 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -62,6 +62,23 @@ def test_cogs_server_alone_is_not_where_its_worker_makes_no_progress(
         assert healthcheck(url, tmp_path).returncode == 0
 
 
+def test_cogs_server_alone_is_not_where_every_place_is_taken_and_nothing_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        answering(b'{"status": "BUSY"}') as busy,
+        answering(b'{"status": "READY"}') as ready,
+        scratch_folder() as folder,
+    ):
+        assert healthcheck(busy, tmp_path).returncode == 0
+        os.utime(folder, (0, 0))
+        assert healthcheck(busy, tmp_path).returncode == 1
+        assert healthcheck(ready, tmp_path).returncode == 0
+        with Heartbeat(folder).working():
+            assert healthcheck(busy, tmp_path).returncode == 0
+
+
 def test_what_a_killed_worker_left_does_not_count(tmp_path: Path) -> None:
     left = tmp_path / f"{PREFIX}left"
     left.mkdir()

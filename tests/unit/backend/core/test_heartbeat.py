@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.heartbeat import FILE, Heartbeat, silent_seconds
+from backend.core.heartbeat import FILE, Heartbeat, idle_seconds, silent_seconds
 
 
 def test_there_is_no_silence_where_nothing_is_computed(tmp_path: Path) -> None:
@@ -24,6 +24,15 @@ def test_silence_lasts_until_the_next_progress(tmp_path: Path) -> None:
         assert (silent_seconds([tmp_path]) or 0) > 1000
         heartbeat.beat()
         assert (silent_seconds([tmp_path]) or 0) < 60
+
+
+def test_idleness_counts_from_the_last_begin_or_end_of_work(tmp_path: Path) -> None:
+    assert idle_seconds([tmp_path / "gone"]) is None
+    os.utime(tmp_path, (0, 0))
+    assert (idle_seconds([tmp_path]) or 0) > 1000
+    with Heartbeat(tmp_path).working():
+        pass
+    assert (idle_seconds([tmp_path]) or 0) < 60
 
 
 def test_work_that_fails_has_ended_too(tmp_path: Path) -> None:
