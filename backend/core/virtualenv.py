@@ -33,13 +33,13 @@ def relocate(environment: Path, name: str) -> None:
     An environment knows its own path only there. A file is replaced as a whole, because it may be a hard link to that
     of another environment.
     """
-    old = (str(environment.resolve()).encode(), environment.name.encode())
-    new = (str(environment.resolve().with_name(name)).encode(), name.encode())
+    old = str(environment.resolve()).encode()
+    new = str(environment.resolve().with_name(name)).encode()
     for file in (*environment.glob("bin/*"), environment / "pyvenv.cfg"):
         if file.is_symlink() or not file.is_file():
             continue
         content = file.read_bytes()
-        changed = content.replace(old[0], new[0]).replace(b"(" + old[1] + b")", b"(" + new[1] + b")")
+        changed = content.replace(old, new)
         if changed != content:
             part = file.with_name(f"{file.name}.part")
             part.write_bytes(changed)
