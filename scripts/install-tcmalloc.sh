@@ -4,7 +4,7 @@
 #   scripts/install-tcmalloc.sh --check           exit code 0 when a process that is started with the file runs on TCMalloc
 #   scripts/install-tcmalloc.sh --undo            remove the file, and the package if this script installed it
 #   scripts/install-tcmalloc.sh --package         only say which package this system has it in
-# NO_TCMALLOC=1 makes it do nothing. Whether it helps is measured in docs/startup.md.
+# NO_TCMALLOC=1 makes it do nothing. Whether it helps is measured in docs/performance.md.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_or_version "$@"
 PATH=$PATH:/usr/sbin:/sbin # ldconfig is there, which Debian hides from users

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Sets the environment and starts Cog's server as scripts/serve does: scripts/start-backend-optimized.sh [options]
-# Its name and options are those of the launch guides that docs/startup.md answers; scripts/serve alone starts a server too.
+# Its name and options are those of the launch guides that docs/performance.md answers; scripts/serve alone starts a server too.
 #   --port 5000 --host 127.0.0.1, and the other options of scripts/serve
 #   --num_cpu_threads_per_process N   threads of the CPU; else those of ACCELERATE_CONFIG_FILE when ACCELERATE=True, else what there is
 #   --no-tcmalloc                     the C library's allocator, also where TCMalloc is installed (as NO_TCMALLOC=1 does)
 #   --show                            only print what would be set
-# What is set in the environment already stays as it is. docs/startup.md explains every variable, and those that are not needed any more.
+# What is set in the environment already stays as it is. docs/performance.md explains every variable, and those that are not needed any more.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help_or_version "$@"
 
@@ -43,7 +43,7 @@ if [[ ${NO_TCMALLOC:-} != 1 && ${LD_PRELOAD:-} != *malloc* && -r $root/allocator
     else
         printf 'warning: allocator.env names a library that is gone; run scripts/install-tcmalloc.sh again\n' >&2
     fi
-fi # the C library's stays as it is: a MALLOC_TRIM_THRESHOLD_ of 128 KiB made predictions take 1.8 times as long (docs/startup.md)
+fi # the C library's stays as it is: a MALLOC_TRIM_THRESHOLD_ of 128 KiB made predictions take 1.8 times as long (docs/performance.md)
 
 # CUDA: kernels are queued, not waited for one by one. PYTORCH_ALLOC_CONF is set and checked by the package itself, before torch is imported.
 export CUDA_LAUNCH_BLOCKING=${CUDA_LAUNCH_BLOCKING:-0}

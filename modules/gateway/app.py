@@ -22,10 +22,10 @@ from modules.gateway.cog_server import CogOptions
 from modules.gateway.envelope import check_id, envelope_of
 from modules.gateway.fetcher import Fetcher
 from modules.gateway.folders import PredictionFolders
-from modules.gateway.inputs import InputDoor
+from modules.gateway.inputs import InputValidator
 from modules.gateway.memory import give_back
 from modules.gateway.predictions import Answer, Predictions, Running
-from modules.gateway.refusal import NotNow, Refusal
+from modules.gateway.refusal import Refusal, Unavailable
 from modules.gateway.supervisor import BUSY, Supervisor
 from modules.gateway.webhooks import Webhooks
 
@@ -62,8 +62,8 @@ class Gateway:
         self._bodies, self._webhooks = Bodies(), Webhooks()
         self._folders = PredictionFolders()
         self._predictions = Predictions(options.cog.slots, self._webhooks, self._folders)
-        self._door = InputDoor(InputSchema(source), Fetcher(options.private), scratch)
-        self._supervisor = Supervisor(options.cog, scratch, self._predictions, self._door, options.stall_seconds)
+        self._inputs = InputValidator(InputSchema(source), Fetcher(options.private), scratch)
+        self._supervisor = Supervisor(options.cog, scratch, self._predictions, self._inputs, options.stall_seconds)
         self._closing = False
 
     async def serve(self, listener: socket.socket) -> None:
@@ -169,16 +169,16 @@ class Gateway:
                 return await self._predictions.state(known)
             self._check_ready()
             self._predictions.check_room()
-            inputs = await self._door.passed(envelope.inputs)
+            inputs = await self._inputs.validated(envelope.inputs)
             self._check_ready()
             headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
             return self._predictions.begin(envelope, inputs, headers)
 
     def _check_ready(self) -> None:
         if self._closing:
-            raise NotNow(503, "The server is ending; send the request to another one, or later", RETRY_STARTING)
+            raise Unavailable(503, "The server is ending; send the request to another one, or later", RETRY_STARTING)
         if not self._supervisor.ready:
-            raise NotNow(503, "Setup has not finished yet", RETRY_STARTING)
+            raise Unavailable(503, "Setup has not finished yet", RETRY_STARTING)
 
     async def _awaited(self, prediction: Running) -> Answer:
         """The answer; a client that goes away cancels the prediction."""
@@ -198,7 +198,7 @@ async def _answers_problems(request: web.Request, handler: Handler) -> web.Strea
     """Refusals as JSON, and the same form for paths and methods that do not exist."""
     try:
         return await handler(request)
-    except (Refusal, NotNow) as problem:
+    except (Refusal, Unavailable) as problem:
         response = problem.response()
     except InputError as error:
         response = Refusal.of_input(error).response()

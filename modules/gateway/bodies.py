@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from modules.gateway.refusal import NotNow, Refusal
+from modules.gateway.refusal import Refusal, Unavailable
 
 MAX_BYTES = 48 * 2**20
 """Of one body: 36 MB of picture files as ``data:`` URLs."""
@@ -33,7 +33,7 @@ class Bodies:
     async def json(self, request: web.Request) -> AsyncIterator[Any]:
         """The parsed body; an empty one is ``{}``. Its bytes count until the block ends.
 
-        Raises :class:`Refusal` for a body that is too large, too slow or no JSON, and :class:`NotNow` where other
+        Raises :class:`Refusal` for a body that is too large, too slow or no JSON, and :class:`Unavailable` where other
         bodies hold too much.
         """
         content = bytearray()
@@ -66,7 +66,7 @@ class Bodies:
             if len(content) + len(chunk) > MAX_BYTES:
                 raise _too_large()
             if self._held + len(chunk) > MAX_HELD_BYTES:
-                raise NotNow(503, "Too many large requests arrive at once; send the request again", _RETRY_SECONDS)
+                raise Unavailable(503, "Too many large requests arrive at once; send the request again", _RETRY_SECONDS)
             content += chunk
             self._held += len(chunk)
 

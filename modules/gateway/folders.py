@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backend.core.errors import StorageError
 from backend.core.locks import open_locked
-from modules.gateway.refusal import NotNow
+from modules.gateway.refusal import Unavailable
 
 COG_FOLDER = Path("/tmp/coglet/predictions")
 """Where Cog's server makes them, wherever TMPDIR is."""
@@ -47,7 +47,7 @@ class PredictionFolders:
                 os.close(lock)
 
     def make(self, prediction: str) -> None:
-        """Raises :class:`NotNow` where the disk is full, or another server computes a prediction of this id."""
+        """Raises :class:`Unavailable` where the disk is full, or another server computes a prediction of this id."""
         folder = self._folder / prediction
         try:
             for name in ("inputs", "outputs"):
@@ -55,9 +55,11 @@ class PredictionFolders:
             self._locks[prediction] = _lock(folder)
             (folder / OURS).touch()
         except BlockingIOError:
-            raise NotNow(409, "Another server on this machine runs a prediction with this id", RETRY_SECONDS) from None
+            raise Unavailable(
+                409, "Another server on this machine runs a prediction with this id", RETRY_SECONDS
+            ) from None
         except OSError as error:
-            raise NotNow(503, f"No temporary files can be written ({error.strerror})", RETRY_SECONDS) from None
+            raise Unavailable(503, f"No temporary files can be written ({error.strerror})", RETRY_SECONDS) from None
 
     def delete(self, prediction: str) -> None:
         shutil.rmtree(self._folder / prediction, ignore_errors=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from modules.input_checks import InputChecks
 
 
-class InputDoor:
-    """Lets inputs through that the worker can honour. ``checks`` is None until a worker has said what it has; then only
+class InputValidator:
+    """Accepts inputs that the worker can honour. ``checks`` is None until a worker has said what it has; then only
     the schema counts. One request is checked at a time, so that a few large pictures do not fill the memory."""
 
     def __init__(self, schema: InputSchema, fetcher: Fetcher, scratch: Path) -> None:
@@ -27,7 +27,7 @@ class InputDoor:
         self._pictures = [name for name, prop in schema.properties.items() if prop.get("format") == "uri"]
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    async def passed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    async def validated(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs to pass on: without those that are null, and with every picture as a ``data:`` URL.
 
         Raises :class:`InputError`.

@@ -15,7 +15,7 @@ import aiohttp
 
 from modules.gateway.envelope import Envelope
 from modules.gateway.folders import PredictionFolders
-from modules.gateway.refusal import NotNow
+from modules.gateway.refusal import Unavailable
 from modules.gateway.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
@@ -72,15 +72,15 @@ class Predictions:
         await self._session.close()
 
     def check_room(self) -> None:
-        """Raises :class:`NotNow` where as many predictions run and wait as may."""
+        """Raises :class:`Unavailable` where as many predictions run and wait as may."""
         if len(self.running) >= self.limit:
-            raise NotNow(409, f"At capacity: {self.limit} predictions run or wait already", self.last_seconds)
+            raise Unavailable(409, f"At capacity: {self.limit} predictions run or wait already", self.last_seconds)
 
     def begin(self, envelope: Envelope, inputs: Mapping[str, Any], headers: Mapping[str, str]) -> Running:
-        """Raises :class:`NotNow` where it cannot begin."""
+        """Raises :class:`Unavailable` where it cannot begin."""
         self.check_room()
         if envelope.id in self.running:
-            raise NotNow(409, "A prediction with this id is running", self.last_seconds)
+            raise Unavailable(409, "A prediction with this id is running", self.last_seconds)
         self._folders.make(envelope.id)
         body: dict[str, Any] = {"input": inputs}
         address = ""

@@ -33,7 +33,7 @@ class Refusal(Exception):
         return response
 
 
-class NotNow(Exception):
+class Unavailable(Exception):
     """A request that may be sent again after ``seconds``: 409 where the queue is full, 503 where nothing is ready."""
 
     def __init__(self, status: int, problem: str, seconds: float) -> None:

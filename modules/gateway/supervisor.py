@@ -14,7 +14,7 @@ import aiohttp
 
 from backend.core.errors import UserError
 from modules.gateway.cog_server import CogOptions, CogServer
-from modules.gateway.inputs import InputDoor
+from modules.gateway.inputs import InputValidator
 from modules.gateway.predictions import Predictions
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ class Supervisor:
     """The server's state, for the health check and for those who want to send it something."""
 
     def __init__(
-        self, options: CogOptions, scratch: Path, predictions: Predictions, door: InputDoor, stall_seconds: float
+        self, options: CogOptions, scratch: Path, predictions: Predictions, inputs: InputValidator, stall_seconds: float
     ) -> None:
         self.health: dict[str, Any] = {"status": STARTING}
         """The last answer of the server's health check."""
         self.restarts = 0
-        self._options, self._scratch, self._predictions, self._door = options, scratch, predictions, door
+        self._options, self._scratch, self._predictions, self._inputs = options, scratch, predictions, inputs
         self._stall_seconds = stall_seconds
         self._ready_at = 0.0
         self._server: CogServer | None = None
@@ -130,7 +130,7 @@ class Supervisor:
         from modules.input_checks import InputChecks
 
         installed = server.installed()
-        self._door.checks = InputChecks.of(installed) if installed else None
+        self._inputs.checks = InputChecks.of(installed) if installed else None
         self._ready_at = time.monotonic()
 
     def _problem(self, health: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def test_it_shows_the_schema_of_predict_py(server: Server) -> None:
         ("mask", {"mask": "file:///etc/hostname"}),
     ],
 )
-def test_a_bad_input_is_refused_at_the_door(server: Server, field: str, inputs: dict[str, Any]) -> None:
+def test_a_bad_input_is_refused_before_a_model_works(server: Server, field: str, inputs: dict[str, Any]) -> None:
     response = server.predict(inputs if field == "prompt" else {"prompt": "a fox", **inputs})
     assert response.status_code == 422
     (problem,) = response.json()["detail"]

@@ -103,7 +103,7 @@ def test_a_server_refuses_harmful_inputs_and_answers_the_next_request(server: Se
     ]
     for inputs in harmful:
         answer = server.predict({**quick, **inputs})
-        if answer.status_code == 422:  # refused at the door
+        if answer.status_code == 422:  # refused by the gateway
             assert answer.json()["detail"][0]["loc"][-1] in inputs
         else:
             assert (answer.status_code, answer.json()["status"]) == (200, "failed")

@@ -8,7 +8,7 @@ import pytest
 
 from backend.core.errors import StorageError
 from modules.gateway.folders import OURS, PredictionFolders
-from modules.gateway.refusal import NotNow
+from modules.gateway.refusal import Unavailable
 
 
 def test_they_are_there_while_the_prediction_runs(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_they_are_there_while_the_prediction_runs(tmp_path: Path) -> None:
 def test_another_server_cannot_have_the_same_one(tmp_path: Path) -> None:
     first, second = PredictionFolders(tmp_path), PredictionFolders(tmp_path)
     first.make("a")
-    with pytest.raises(NotNow, match="with this id"):
+    with pytest.raises(Unavailable, match="with this id"):
         second.make("a")
     first.delete("a")
     second.make("a")
@@ -46,5 +46,5 @@ def test_a_place_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     for place in ("file", "link"):
         with pytest.raises(StorageError, match="belongs to another user"):
             PredictionFolders(tmp_path / place).prepare()
-    with pytest.raises(NotNow, match="temporary files"):
+    with pytest.raises(Unavailable, match="temporary files"):
         PredictionFolders(tmp_path / "file").make("a")
