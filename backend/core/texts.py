@@ -41,14 +41,14 @@ def one_line(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
-def json_from(text: str) -> Any:
-    """The value of a JSON text.
+def json_from(text: str, finite: bool = False) -> Any:
+    """The value of a JSON text. ``finite`` refuses NaN and Infinity, which Python reads and the standard does not have.
 
     Raises ValueError, in words that follow the name of an input, for what is no JSON, a name that stands twice in one
     object, and more than ``MAX_DEPTH`` levels.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refused if finite else float)
     except json.JSONDecodeError as error:
         where = f"in line {error.lineno}, column {error.colno}: {error.msg}"
         raise ValueError(f"is not valid JSON {where}") from None
@@ -74,6 +74,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Refused(f"has '{shortened(name)}' twice in one object; leave one out")
         values[name] = value
     return values
+
+
+def _refused(name: str) -> None:
+    raise _Refused(f"is not valid JSON: {name} is no number there")
 
 
 def _deeper(value: object, levels: int) -> bool:

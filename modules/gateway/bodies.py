@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from backend.core.texts import json_from
 from modules.gateway.refusal import Refusal, Unavailable
 
 MAX_BYTES = 48 * 2**20
@@ -77,26 +77,8 @@ def _too_large() -> Refusal:
 
 def _parsed(content: bytearray) -> Any:
     try:
-        return json.loads(content.decode(), object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise Refusal(400, "is nested too deeply") from None
+        return json_from(content.decode(), finite=True)
     except UnicodeDecodeError:
         raise Refusal(400, "is no text in UTF-8") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Refusal(400, f"is not valid JSON: {error.msg} in {where}") from None
-    except ValueError:  # a number of thousands of digits
-        raise Refusal(400, "is not valid JSON: a number is too long") from None
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refusal(400, f"has the key {ascii(twice[:40])} twice in one object")
-    return values
-
-
-def _refuse_constant(name: str) -> None:
-    raise Refusal(400, f"is not valid JSON: {name} is no number there")
+    except ValueError as problem:
+        raise Refusal(400, str(problem)) from None
