@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,12 @@ from pathlib import Path
 import torch
 
 from backend.core.errors import SettingsError
+from backend.devices.cuda_checks import driver_cuda_version, why_no_cuda
+
+logger = logging.getLogger(__name__)
+
+FAST_BFLOAT16 = (8, 0)
+"""CUDA compute capability (Ampere) from which on cards multiply bfloat16 as fast as float16."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +71,30 @@ def probe_device(kind: str, dtype: str) -> Device:
     """The device to use: ``kind`` "auto", "cpu" or "cuda".
 
     ``dtype`` "auto" is bfloat16 on CUDA and on a CPU with AMX, which multiplies it faster, and float32 on any other
-    CPU. On CUDA an upscaler then computes in float16: its numbers stay small, and float16 has three bits more of each.
+    CPU. A card before Ampere multiplies bfloat16 slowly, so there it is float16. On CUDA an upscaler then computes in
+    float16: its numbers stay small, and float16 has three bits more of each.
+
+    "auto" takes the CPU where no card can be used, with a warning if there is one. Raises SettingsError for "cuda".
     """
-    cuda = torch.cuda.is_available()
-    if kind == "cuda" and not cuda:
-        raise SettingsError(
-            "device is 'cuda' but torch finds no CUDA device; set it to 'auto' or 'cpu', or install the CUDA build of "
-            "torch"
-        )
-    use_cuda = cuda and kind != "cpu"
-    multiplies_bfloat16 = use_cuda or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    reason = "the setting 'device' is 'cpu'" if kind == "cpu" else why_no_cuda()
+    if reason and kind == "cuda":
+        raise SettingsError(f"device is 'cuda' but {reason}, or set 'device' to 'cpu'")
+    if not reason:
+        return _cuda_device(dtype)
+    if kind == "auto" and torch.version.cuda and driver_cuda_version():
+        logger.warning("device: computing on the CPU: %s", reason)
+    multiplies_bfloat16 = bool(torch.cpu.get_capabilities().get("amx_bf16"))
     chosen = getattr(torch, dtype) if dtype != "auto" else (torch.bfloat16 if multiplies_bfloat16 else torch.float32)
-    if use_cuda:
-        free, total = torch.cuda.mem_get_info()
-        upscaling = torch.float16 if dtype == "auto" else chosen
-        return Device(
-            "cuda", torch.cuda.get_device_name(), total, free, torch.cuda.get_device_capability(), chosen, upscaling
-        )
     total, free = host_memory()
     return Device("cpu", f"CPU, {usable_threads()} threads", total, free, None, chosen, chosen)
+
+
+def _cuda_device(dtype: str) -> Device:
+    free, total = torch.cuda.mem_get_info()
+    capability = torch.cuda.get_device_capability()
+    name = torch.cuda.get_device_name()
+    if dtype != "auto":
+        chosen = getattr(torch, dtype)
+        return Device("cuda", name, total, free, capability, chosen, chosen)
+    drawing = torch.bfloat16 if capability >= FAST_BFLOAT16 else torch.float16
+    return Device("cuda", name, total, free, capability, drawing, torch.float16)

@@ -78,6 +78,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     import torch
 
     from backend.core.units import format_bytes, parse_bytes
+    from backend.devices.cuda_checks import driver_cuda_version
     from backend.devices.probe import probe_device, usable_threads
     from backend.devices.runtime import plan_device
     from backend.devices.torchvision_ops import ensure_torchvision_operators
@@ -90,6 +91,8 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
         built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built for the CPU"
+        if driver := driver_cuda_version():
+            built += f", driver for CUDA {driver[0]}.{driver[1]}"
         memory = f"{format_bytes(found.free_bytes)} of {format_bytes(found.total_bytes)} free"
         return f"{found.name}, {found.dtype}, {memory}, {usable_threads()} threads, {built}"
 

@@ -55,6 +55,10 @@ def test_nothing_asks_a_hub_at_run_time() -> None:
     assert "HF_HUB_OFFLINE=1" in CONFIG["environment"]
 
 
+def test_the_image_does_not_draw_on_the_cpu() -> None:
+    assert "FLUX_DEVICE=cuda" in CONFIG["environment"]
+
+
 def test_the_source_does_not_bring_weights_of_its_own() -> None:
     """They would lie twice in the image, and anybody's weights/ would replace those that were checked."""
     rules = (ROOT / ".dockerignore").read_text().split()

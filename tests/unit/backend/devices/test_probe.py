@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support.pictures import PROMPT
 
+from backend.core.errors import SettingsError
 from backend.core.settings import Settings
-from backend.devices.probe import Device, probe_device
+from backend.devices import cuda_checks, probe
+from backend.devices.cuda_checks import why_no_cuda
+from backend.devices.probe import probe_device
 from modules.app.service import Service, start
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
@@ -30,13 +34,18 @@ def test_what_is_asked_for_is_taken(dtype: str) -> None:
     assert probe_device("cpu", dtype).dtype is getattr(torch, dtype)
 
 
-def cuda_device(monkeypatch: pytest.MonkeyPatch, dtype: str) -> Device:
-    """What would be chosen on a card, of which only the questions about it are answered here."""
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A card and its driver, of which only the questions about them are answered here."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda_checks, "driver_cuda_version", lambda: (13, 0))
+    monkeypatch.setattr(probe, "driver_cuda_version", lambda: (13, 0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20, 24))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    return probe_device("auto", dtype)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120", "compute_120"])
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
@@ -49,10 +58,78 @@ def cuda_device(monkeypatch: pytest.MonkeyPatch, dtype: str) -> Device:
     ],
 )
 def test_on_cuda_an_upscaler_computes_in_half_precision_too(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, drawing: torch.dtype, upscaling: torch.dtype
+    card: pytest.MonkeyPatch, dtype: str, drawing: torch.dtype, upscaling: torch.dtype
 ) -> None:
-    device = cuda_device(monkeypatch, dtype)
+    device = probe_device("auto", dtype)
     assert (device.dtype, device.upscaler_dtype) == (drawing, upscaling)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_a_card_that_multiplies_bfloat16_slowly_computes_in_float16(
+    card: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    card.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert probe_device("cuda", "auto").dtype is dtype
+
+
+OLD_DRIVER = {"driver": (12, 4), "available": False}
+FAULTS = [
+    (OLD_DRIVER, "supports CUDA 12.4 and this torch is built for 13.0; update the driver to 580 or newer"),
+    ({"driver": None, "available": False}, "there is no NVIDIA driver (libcuda.so.1); install it, or start"),
+    ({"available": False}, "the NVIDIA driver shows no card; look at nvidia-smi"),
+    ({"capability": (6, 1)}, "a card has compute capability 6.1 and this torch needs 7.5 or newer"),
+    ({"capability": (7, 5), "compiled": ["sm_80", "sm_90a"]}, "capability 7.5 and this torch needs 8.0 or newer"),
+    ({"built_for": None, "available": False}, "this torch is built for the CPU; install the CUDA build"),
+]
+
+
+def broken(card: pytest.MonkeyPatch, fault: dict[str, Any]) -> None:
+    for name, (owner, attribute) in {
+        "available": (torch.cuda, "is_available"),
+        "capability": (torch.cuda, "get_device_capability"),
+        "compiled": (torch.cuda, "get_arch_list"),
+        "driver": (cuda_checks, "driver_cuda_version"),
+    }.items():
+        if name in fault:
+            card.setattr(owner, attribute, lambda name=name: fault[name])
+    card.setattr(probe, "driver_cuda_version", cuda_checks.driver_cuda_version)
+    card.setattr(torch.version, "cuda", fault.get("built_for", "13.0"))
+
+
+@pytest.mark.parametrize(("fault", "line"), FAULTS)
+def test_a_card_that_cannot_be_used_stops_the_set_up_with_one_line(
+    card: pytest.MonkeyPatch, fault: dict[str, Any], line: str
+) -> None:
+    broken(card, fault)
+    with pytest.raises(SettingsError) as refusal:
+        probe_device("cuda", "auto")
+    assert line in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(refusal.value).startswith("device is 'cuda' but") and "set 'device' to 'cpu'" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("fault", "line"), FAULTS)
+def test_auto_goes_on_with_the_cpu_and_says_so_where_there_is_a_driver(
+    card: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: dict[str, Any], line: str
+) -> None:
+    broken(card, fault)
+    assert probe_device("auto", "auto").kind == "cpu"
+    told = [record.message for record in caplog.records]
+    has_driver = fault.get("driver", True) is not None and fault.get("built_for", True) is not None
+    assert len(told) == has_driver and all(line in one for one in told)
+
+
+def test_a_newer_driver_and_a_newer_card_are_taken(card: pytest.MonkeyPatch) -> None:
+    broken(card, {"driver": (14, 1), "capability": (12, 1)})
+    assert probe_device("cuda", "auto").kind == "cuda"
+
+
+def test_cpu_asks_no_driver(card: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    broken(card, OLD_DRIVER)
+    assert probe_device("cpu", "auto").kind == "cpu" and not caplog.records
+
+
+def test_this_machine_is_asked_without_a_card() -> None:
+    assert why_no_cuda() or torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
