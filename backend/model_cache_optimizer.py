@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from backend.devices.probe import host_memory
+from backend.offload.oom_fallback import OutOfMemory, clear_memory, is_out_of_memory
 from backend.offload.placements import PLACED_MODELS, PlacedModel, block_modules
 from backend.planning.costs import Kind
 from backend.stream import HostTransfers, Transfers
@@ -141,12 +142,28 @@ class ModelCache:
             return True
 
     def load(self, name: str) -> None:
-        """Reads a model, unless it has been read, and uploads it if it is resident."""
+        """Reads a model, unless it has been read, and uploads it if it is resident.
+
+        One that does not fit, because something else took memory after the plan was made, changes to model offload.
+        """
         with self._lock:
             placed = self._placed_model(name)
-            if placed.is_resident:
+            if not placed.is_resident:
+                return
+            try:
                 placed.load()
                 self._transfers.synchronize()
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # only here, outside of the handler, has the error let go of what was uploaded
+            clear_memory()
+            change = self._place({name: "model offload"})
+            if not change:
+                raise OutOfMemory(f"{name}: the memory is too small to load it: {reason}")
+            logger.warning("%s does not fit as planned, and other models follow when it is used: %s", change, reason)
 
     def release(self) -> None:
         """Drops from the device all models that may leave it and that nobody has borrowed."""
@@ -214,7 +231,8 @@ class ModelCache:
         changed: dict[Kind, list[str]] = {}
         for name, kind in kinds.items():
             placed = self._placed[name]
-            if placed.borrowers or (placed.is_resident and placed.bytes > host_memory()[1]):
+            # a resident model has no copy on the host, unless it was not loaded
+            if placed.borrowers or (placed.is_resident and placed.is_loaded and placed.bytes > host_memory()[1]):
                 continue
             self._placed[name] = PLACED_MODELS[kind](placed.detach(), self._transfers)
             self._placements[name] = kind

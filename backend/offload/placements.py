@@ -118,9 +118,16 @@ class ResidentModel(PlacedModel):
         return 0 if self._is_loaded else self.bytes
 
     def load(self) -> bool:
+        """As of every placement; after an error all of it is on the host again."""
         if self._is_loaded:
             return False
-        self._move(self.transfers.upload)
+        hosts = [(tensor, tensor.data) for tensor in all_tensors(self.module)]
+        try:
+            self._move(self.transfers.upload)
+        except BaseException:
+            for tensor, host in hosts:
+                tensor.data = host
+            raise
         self._is_loaded = True
         return True
 

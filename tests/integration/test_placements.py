@@ -10,6 +10,8 @@ import pytest
 from support.emulated_runs import DEVICE, REQUEST, STREAMED, Run, placed, run_emulated
 
 from backend.core.settings import Settings
+from backend.devices import runtime as runtime_module
+from backend.devices.emulated import EmulatedDevice
 from backend.devices.runtime import DeviceRuntime, plan_device
 from backend.memory_management import MemoryPlanError
 from backend.planning.costs import KINDS, Kind
@@ -83,6 +85,23 @@ def test_where_the_plan_was_wrong_models_leave_the_device(service: Service, tmp_
     assert tight.device.peak_bytes <= whole + 2_000_000
     assert tight.models.stats().evictions > 0
     assert np.abs(tight.picture.astype(int) - plain).max() <= 1
+
+
+class ShardOfACard(EmulatedDevice):
+    """A card of which another process took 75 MB after the plan was made."""
+
+    def __init__(self, total_bytes: int) -> None:
+        super().__init__(total_bytes - 75_000_000)
+
+
+def test_the_set_up_and_requests_go_on_where_memory_was_taken_after_the_plan(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
+    monkeypatch.setattr(runtime_module, "EmulatedDevice", ShardOfACard)
+    run = run_emulated(None, 130_000_000, tmp_path)
+    assert "does not fit as planned" in caplog.text
+    assert np.abs(run.picture.astype(int) - plain).max() <= 1
 
 
 def test_a_placement_that_keeps_less_on_the_device_has_a_lower_peak(runs: dict[Kind, Run]) -> None:

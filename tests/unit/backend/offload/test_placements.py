@@ -185,6 +185,38 @@ class TestCache:
         assert results == [True] * 4 and cache.stats().misses == 1
 
 
+class TestLoadingWhereMemoryWasTaken:
+    """By another process, after the plan was made."""
+
+    def test_a_resident_model_that_does_not_fit_is_offloaded_and_computes(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        device = EmulatedDevice(WHOLE + 3 * LAYER)
+        cache = cache_of("resident", device, "first", "second")
+        x = torch.ones(1, 128)
+        cache.load("first")
+        cache.load("second")
+        assert device.allocated_bytes == WHOLE  # nothing of the second one was left behind
+        told = [record.message.partition(" does not")[0] for record in caplog.records if record.levelno > 20]
+        assert told == ["model offload for second"]
+        with pytest.raises(torch.OutOfMemoryError), cache.on_device("second"):
+            pass
+        cache.offload_others(["second"])  # what the fallback of the request does
+        with cache.on_device("second") as (second,):
+            assert torch.equal(second(x), Blocks()(x))
+
+    def test_another_error_is_raised_and_nothing_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = EmulatedDevice(10 * WHOLE)
+        cache = cache_of("resident", device, "model")
+        monkeypatch.setattr(device, "upload", broken_upload)
+        with pytest.raises(RuntimeError, match="an illegal instruction"):
+            cache.load("model")
+
+
+def broken_upload(tensor: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("CUDA error: an illegal instruction was encountered")
+
+
 class TestDowngrade:
     def test_the_other_resident_models_become_model_offload(self) -> None:
         device = EmulatedDevice(3 * WHOLE)
