@@ -17,6 +17,13 @@ MAX_PROFILE_BYTES = 16 * 2**20
 """Of a colour profile; printers' profiles have up to some megabytes."""
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS")
+_PNG_GREY, _PNG_RGB = 0, 2
+_USUAL_GAMMA = range(40_000, 50_000)
+"""Of 100,000: what a PNG of sRGB says, 45,455, and its neighbours."""
+_HEIF_HEAD = 2**16
+"""Bytes in which a HEIF file describes its picture."""
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+"""By the numbers of ITU-T H.273."""
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _JPEG_IN_SCAN = frozenset(range(0xD0, 0xD8))  # restart markers
 _JPEG_START, _JPEG_END, _JPEG_SCAN, _JPEG_COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
@@ -34,12 +41,14 @@ class ImageFile:
         exif: The EXIF block, empty where there is none or it stays in the file.
         profile: The same for the colour profile.
         cut: Whether the end of the file is missing.
+        encoding: How the numbers stand for light, in words, where the file says that it is not sRGB's curve.
     """
 
     content: bytes
     exif: bytes = b""
     profile: bytes = b""
     cut: bool = False
+    encoding: str = ""
 
 
 def relevant_parts(content: bytes) -> ImageFile:
@@ -50,7 +59,7 @@ def relevant_parts(content: bytes) -> ImageFile:
         return _jpeg(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return _webp(content)
-    return ImageFile(content)
+    return ImageFile(content, encoding=encoding_of_heif(content))
 
 
 def is_heic(content: bytes) -> bool:
@@ -105,10 +114,13 @@ def completed_png(content: bytes) -> tuple[bytes, float]:
 
 
 def _png(content: bytes) -> ImageFile:
-    kept, pixels, exif, profile, complete = [], [], b"", b"", False
+    kept: list[tuple[bytes, bytes]] = []
+    pixels, exif, profile, encoding, complete = [], b"", b"", "", False
     for kind, body in _png_chunks(content):
         complete |= kind == b"IEND"
-        if kind in _PNG_PIXELS:
+        if kind == b"tRNS" and kept:
+            kept.append((kind, _in_8_bits(body, kept[0][1])))
+        elif kind in _PNG_PIXELS:
             kept.append((kind, body))
         elif kind == b"IDAT":
             pixels.append(body)
@@ -116,7 +128,37 @@ def _png(content: bytes) -> ImageFile:
             exif = body
         elif kind == b"iCCP":
             profile = _inflated(body.partition(b"\0")[2][1:])
-    return ImageFile(_png_of([*kept, (b"IDAT", b"".join(pixels))]), exif, profile, not complete)
+        elif kind == b"cICP" and body[1:2]:
+            encoding = _hdr(body[1]) or encoding
+        elif kind == b"gAMA" and len(body) == 4 and (gamma := int.from_bytes(body, "big")) not in _USUAL_GAMMA:
+            encoding = encoding or f"a gamma of {gamma / 100_000:g}"
+    return ImageFile(
+        _png_of([*kept, (b"IDAT", b"".join(pixels))]), exif, profile, not complete, "" if profile else encoding
+    )
+
+
+def _in_8_bits(transparent: bytes, header: bytes) -> bytes:
+    """The transparent grey or colour of a PNG, in the depth of the pixels that Pillow compares with it: it makes 8 bits
+    of grey of 2 or 4 and of colours of 16."""
+    depth, colour = header[8:10] if len(header) >= 10 else (0, 0)
+    values = struct.unpack(f">{len(transparent) // 2}H", transparent[: len(transparent) // 2 * 2])
+    if colour == _PNG_GREY and depth in (2, 4):
+        values = tuple(min(value * 255 // (2**depth - 1), 255) for value in values)
+    elif colour == _PNG_RGB and depth == 16:
+        values = tuple(value >> 8 for value in values)
+    else:
+        return transparent
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def _hdr(transfer: int) -> str:
+    return f"HDR ({_HDR_TRANSFERS[transfer]})" if transfer in _HDR_TRANSFERS else ""
+
+
+def encoding_of_heif(content: bytes) -> str:
+    """What an AVIF or HEIC file says of its colours, where that is HDR."""
+    at = content.find(b"colrnclx", 0, _HEIF_HEAD) if content[4:8] == b"ftyp" else -1
+    return _hdr(int.from_bytes(content[at + 10 : at + 12], "big")) if at >= 0 else ""
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:

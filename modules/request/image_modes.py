@@ -4,7 +4,7 @@ Grey of more than 8 bits is scaled and never clipped:
 
 | pixels | black | white |
 |---|---|---|
-| 16 bits | 0 | 65535; of a TIFF with fewer bits, the most that they hold |
+| 16 bits | 0 | 65535; of a TIFF with fewer or signed bits, the most that they hold |
 | 32 bits or floating point | 0 | 1, 255, 65535, or the most of 32 bits: the first that no value exceeds |
 | the same, where that leaves it nearly black | 0 | the greatest value |
 | the same, where a value is negative | the least value | the greatest value |
@@ -34,7 +34,7 @@ _NEARLY_BLACK = 1 / 16
 _COLOUR_GAIN = 4
 """How much the colour of a mask counts beside its brightness; a stroke of any clear colour becomes white."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
 """The colour space that a profile must have, by mode."""
 _SAME = 2
@@ -47,10 +47,14 @@ def to_rgb(image: Image.Image, profile: bytes, field: str) -> Image.Image:
     ``profile`` is the ICC profile of the pixels. One that is damaged, or of another colour space, is not applied, with
     a warning that names the ``field``.
     """
-    alpha = _alpha(image)
-    colours = _srgb(_eight_bits(image), profile, field)
+    alpha, colours = _alpha(image), _eight_bits(image)
+    if image.mode.startswith("I;16"):
+        _tell_nearly_black(colours, field)
+    colours = _srgb(colours, profile, field)
     if alpha is None:
         return colours
+    if alpha.getextrema() == (0, 0):
+        logger.warning("%s: is transparent everywhere, so nothing of it is seen", field)
     return Image.composite(colours, Image.new("RGB", image.size, BACKGROUND), alpha)
 
 
@@ -72,20 +76,25 @@ def to_mask(image: Image.Image) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """The opacity, L; None for an opaque picture."""
+    """The opacity, L; None for an opaque picture. A BMP without any opacity means that nobody has set it."""
     if not image.has_transparency_data:
         return None
     if image.mode.startswith("I"):  # a 16-bit PNG names one transparent value
-        return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
-    return image.convert("RGBA").getchannel("A")
+        alpha = Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    else:
+        alpha = image.convert("RGBA").getchannel("A")
+    least, most = alpha.getextrema()
+    return None if least == 255 or (most == 0 and image.format == "BMP") else alpha
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The colours as L, RGB, CMYK or LAB, without transparency."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I") or (image.mode == "L" and _sample_format(image) == _SIGNED):
         return _scaled(image)
     if image.mode in ("RGBa", "La"):  # premultiplied; the colours are divided by the opacity
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns of what a palette would lose otherwise
     if image.mode in _SPACES:
         return image
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
@@ -94,18 +103,32 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _scaled(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floating point as L, by the table of this module."""
     tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    bits, signed = tags.get(_BITS_PER_SAMPLE, (16,))[0], _sample_format(image) == _SIGNED
     values = np.asarray(image)
-    if image.mode == "I" and bits == 32 and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
+    if image.mode == "I" and bits == 32 and not signed:
         values = values.view(np.uint32)  # Pillow has signed ones only
+    elif image.mode == "L":
+        values = values.view(np.int8)  # and bytes without a sign
     values = values.astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=values.max(where=np.isfinite(values), initial=1.0), neginf=0.0)
-    if image.mode.startswith("I;16"):
-        black, white = 0.0, 2.0 ** min(bits, 16) - 1
+    least, greatest = float(values.min()), float(values.max())
+    if bits < 32 and image.mode != "F" and least >= 0:
+        black, white = 0.0, 2.0 ** (min(bits, 16) - signed) - 1
     else:
-        black, white = _range(image.mode, float(values.min()), float(values.max()))
+        black, white = _range(image.mode, least, greatest)
     grey = Image.fromarray(((values - black) * (255 / (white - black))).round().clip(0, 255).astype(np.uint8))
     return ImageOps.invert(grey) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+
+
+def _sample_format(image: Image.Image) -> int:
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0])
+
+
+def _tell_nearly_black(grey: Image.Image, field: str) -> None:
+    _, brightest = grey.getextrema()
+    if isinstance(brightest, int) and brightest < 255 * _NEARLY_BLACK:
+        logger.warning("%s: is nearly black; if its 16 bits hold fewer, save it with 8 bits", field)
 
 
 def _range(mode: str, least: float, greatest: float) -> tuple[float, float]:

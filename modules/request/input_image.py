@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,8 +20,16 @@ from PIL import Image, UnidentifiedImageError
 
 from backend.core.errors import InputError
 from modules.diffusion.canvas import MAX_ASPECT_RATIO
-from modules.request.image_file import ImageFile, completed_png, is_heic, orientation, relevant_parts
+from modules.request.image_file import (
+    ImageFile,
+    completed_png,
+    encoding_of_heif,
+    is_heic,
+    orientation,
+    relevant_parts,
+)
 from modules.request.image_modes import to_mask, to_rgb
+from modules.request.tiff_pages import is_misread, show_picture
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +83,8 @@ def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.
         if is_heic(content):
             return _read_heic(content, field, convert)
         file = relevant_parts(content)
-        with _open(file.content, field) as image:
+        _tell_encoding(file.encoding, field)
+        with warnings.catch_warnings(action="ignore"), _open(file.content, field) as image:  # those of Pillow
             turn = orientation(file.exif or image.info.get("exif", b""))
             profile = file.profile or image.info.get("icc_profile") or b""
             return _turned(convert(_loaded(image, file, field), profile), turn)
@@ -88,8 +98,19 @@ def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.
 
 def _open(content: bytes, field: str) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    if not show_picture(image):
+        raise InputError(field, "holds only a preview, as the raw files of cameras do; export it as JPEG or PNG")
     _check_shape(image.size, field)
+    if is_misread(image):
+        raise InputError(
+            field, "is a rare kind of TIFF that cannot be read; save it as PNG, or as TIFF with usual options"
+        )
     return image
+
+
+def _tell_encoding(encoding: str, field: str) -> None:
+    if encoding:
+        logger.warning("%s: has %s, which is not converted; its colours are taken as sRGB", field, encoding)
 
 
 def _check_shape(size: tuple[int, int], field: str) -> None:
@@ -149,4 +170,5 @@ def _read_heic(content: bytes, field: str, convert: Callable[[Image.Image, bytes
 
     opened = pillow_heif.open_heif(io.BytesIO(content))  # its pictures are upright
     _check_shape(opened.size, field)
+    _tell_encoding(encoding_of_heif(content), field)
     return convert(opened.to_pillow(), opened.info.get("icc_profile") or b"")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import struct
 import zlib
 from functools import cache
@@ -47,10 +46,13 @@ def heic(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def tiff_of(values: np.ndarray, kind: str, bits: int, sample_format: int, white_is_zero: bool = False) -> bytes:
+def tiff_of(
+    values: np.ndarray, kind: str, bits: int, sample_format: int, white_is_zero: bool = False, **more: int
+) -> bytes:
     """A TIFF of grey values, H x W. ``kind`` is their numpy type, little-endian, of ``bits`` bits; ``sample_format`` is
-    TIFF's: 1 unsigned, 2 signed, 3 floating point."""
+    TIFF's: 1 unsigned, 2 signed, 3 floating point. ``more`` are further tags, as ``tag_254=1``."""
     tags = {258: [bits], 262: [int(not white_is_zero)], 277: [1], 339: [sample_format]}
+    tags |= {int(name.removeprefix("tag_")): [value] for name, value in more.items()}
     return _tiff(values.astype(kind).tobytes(), values.shape[1], values.shape[0], tags)
 
 
@@ -97,29 +99,6 @@ def jpeg_with(marker: int, content: bytes, jpeg: bytes | None = None) -> bytes:
     """The JPEG with one more segment at its beginning."""
     jpeg = jpeg or file_of(drawing(), "JPEG", quality=95)
     return jpeg[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
-
-
-def random_exif(rng: random.Random) -> bytes:
-    """An EXIF block of random entries, types, counts and offsets, or of a sound one with bytes changed."""
-    if rng.random() < 0.5:
-        order = rng.choice("<>")
-        tags = [0x0112, 0x8769, 0x8825, 0x927C, 0x9286, 0x0132, 0x014A, *(rng.randrange(65536) for _ in range(3))]
-        entries = [
-            struct.pack(
-                f"{order}HHII",
-                rng.choice(tags),
-                rng.choice((0, 1, 2, 3, 4, 5, 7, 9, 10, 12, 13, 129, 65535)),
-                rng.choice((0, 1, 2, 4, 100, 2**31, 2**32 - 1)),
-                rng.choice((0, 1, 3, 6, 8, 26, 200, 2**31, 2**32 - 1)),
-            )
-            for _ in range(rng.randrange(12))
-        ]
-        head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", rng.choice((0, 8, 8, 8, 9, 2**31)))
-        return b"Exif\0\0" + head + struct.pack(f"{order}H", len(entries) + rng.randrange(3)) + b"".join(entries)
-    block = bytearray(exif_block(rng.randrange(10), rng.choice("<>"), rng.randbytes(60)))
-    for _ in range(rng.randrange(1, 8)):
-        block[rng.randrange(len(block))] = rng.randrange(256)
-    return bytes(block[: rng.choice((len(block), rng.randrange(len(block))))])
 
 
 def xyz_of(primaries: Primaries) -> np.ndarray:
