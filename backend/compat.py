@@ -7,6 +7,7 @@ imported when a function is called, so that downloading needs no torch and compu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -23,6 +24,39 @@ def tensors_in(tree: object) -> list[torch.Tensor]:
     from torch.utils._pytree import tree_leaves
 
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def map_tensors(change: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """The same nested tuples, lists and dicts with every tensor replaced by what ``change`` makes of it.
+
+    torch 2.13.0, ``utils._pytree.tree_map_only``: as :func:`tensors_in`.
+    """
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(torch.Tensor, change, tree)
+
+
+def wrapper_tensor(kind: type, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
+    """A tensor without data of the subclass ``kind``, whose operations go to ``kind.__torch_dispatch__``.
+
+    torch 2.13.0, ``Tensor._make_wrapper_subclass``: PyTorch's own documentation of subclasses knows no other way.
+    """
+    import torch
+
+    return torch.Tensor._make_wrapper_subclass(kind, shape, dtype=dtype, device=device)
+
+
+def call_torch(function: Callable[..., Any], args: Any, options: Any) -> Any:
+    """Calls a function of torch for a tensor subclass that leaves everything to ``__torch_dispatch__``.
+
+    torch 2.13.0, ``_C.DisableTorchFunctionSubclass``: what ``Tensor.__torch_function__`` does itself before it turns
+    every result into the subclass, which is not wanted.
+    """
+    import torch
+
+    with torch._C.DisableTorchFunctionSubclass():
+        return function(*args, **options)
 
 
 def storage_id(tensor: torch.Tensor) -> int:

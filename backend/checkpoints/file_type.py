@@ -8,11 +8,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from backend.checkpoints.config import MAX_TABLE
+from backend.checkpoints.entries import MAX_HEADER
+from backend.checkpoints.folder_files import SUFFIXES
+from backend.checkpoints.gguf_file import is_gguf, read_gguf_header
 from backend.core.data_files import DataError, read_json, require_regular
 from backend.core.errors import WeightsError
 
-MAX_HEADER = 100_000_000
-"""Bytes of the longest header that safetensors reads."""
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 AGAIN = "get the file again"
 
@@ -46,9 +47,14 @@ def check_content(path: Path, name: str) -> None:
     except DataError as problem:
         raise WeightsError(f"{name}: {problem}; {AGAIN}") from None
     suffix = Path(name).suffix.lower()
-    if suffix == ".safetensors":
+    if is_gguf(path):
+        try:
+            read_gguf_header(path)
+        except DataError as problem:
+            raise WeightsError(f"{name}: {problem}; {AGAIN}") from None
+    elif suffix in (*SUFFIXES, ".gguf"):
         if is_pickle(path):
-            raise WeightsError(f"{name}: is a pickle under the name of a safetensors file; {AGAIN}")
+            raise WeightsError(f"{name}: is a pickle under the name of a {suffix[1:]} file; {AGAIN}")
         check_safetensors(path, name)
     elif suffix in PICKLE_SUFFIXES and not is_pickle(path) and not is_safetensors(path):
         raise WeightsError(f"{name}: is damaged or not what torch saves; {AGAIN}")

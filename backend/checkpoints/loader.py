@@ -1,5 +1,5 @@
-"""safetensors -> module: built without memory, then given the file's tensors in the wanted precision. No second copy,
-no random start.
+"""Files of weights -> module: built without memory, then given the file's tensors in the wanted precision. No second
+copy, no random start.
 
 The tensors of a file are mapped, and several readers bring its pages in: as fast as the disk when they are not in
 memory, nothing to do when they are, and no byte of a second copy. ``bench/speed/loading.py`` holds this against the
@@ -13,65 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from backend.checkpoints.build_budget import building
-from backend.checkpoints.config import MAX_TABLE, check_model_folder, read_config
-from backend.checkpoints.header import read_headers
+from backend.checkpoints.config import Config, check_model_folder, read_config
+from backend.checkpoints.folder_files import RESTORE, shard_files
+from backend.checkpoints.header import OTHER_FORM, read_headers
+from backend.checkpoints.packed_weight import PackedWeight
 from backend.checkpoints.page_cache import read_ahead
+from backend.checkpoints.stored_weights import StoredWeights
 from backend.checkpoints.untrusted import untrusted
-from backend.core.data_files import DataError, read_json
 from backend.core.errors import WeightsError
 
-RESTORE = "restore the file, or choose another 'model' in config_optimized.json"
-
-
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component's folder: those that its index names, or the one there is."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    files = _indexed(indexes[0]) if indexes else sorted(folder.glob("*.safetensors"))[:1]
-    for file in files:
-        if not file.is_file():
-            raise WeightsError(f"{folder.name}/{file.name} is missing; {RESTORE}")
-    if not files:
-        raise WeightsError(f"{folder.name} holds no .safetensors file; {RESTORE}")
-    return files
-
-
-def _indexed(index: Path) -> list[Path]:
-    """The files that an index of weights names, which lie beside it."""
-    name = f"{index.parent.name}/{index.name}"
-    try:
-        entries = read_json(index, MAX_TABLE).get("weight_map")
-    except FileNotFoundError:  # a link that leads nowhere
-        raise WeightsError(f"{name} is missing; {RESTORE}") from None
-    except DataError as problem:
-        raise WeightsError(f"{name} {problem}; {RESTORE}") from None
-    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
-        raise WeightsError(f"{name} is damaged (no files in its weight_map); {RESTORE}")
-    files = sorted(set(entries.values()))
-    if outside := [file for file in files if file != Path(file).name or file in ("", "..")]:
-        raise WeightsError(f"{name} names a file outside of its folder, '{outside[0][:60]}'; {RESTORE}")
-    return [index.parent / file for file in files]
+QUANTIZED_BY = ("bitsandbytes", "gguf", "fp8", "compressed-tensors", "modelopt")
+"""Libraries whose weights are read, as far as the files' headers allow it."""
 
 
 def read_tensors(
-    files: Iterable[Path], dtype: torch.dtype | None, prefixes: tuple[str, ...] = ("",)
+    files: Iterable[Path], dtype: torch.dtype, prefixes: tuple[str, ...] = ("",)
 ) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, by name; floating point ones in ``dtype`` when it is given. A damaged file
-    is a :class:`WeightsError`."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            read_ahead([file])
-            with safe_open(file, framework="pt") as opened:
-                for name in filter(lambda name: name.startswith(prefixes), opened.keys()):
-                    tensor = opened.get_tensor(name)
-                    tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        except (SafetensorError, OSError):
-            raise WeightsError(f"{file.parent.name}/{file.name} is damaged or cut off; {RESTORE}") from None
-    return tensors
+    """The weights whose names begin so, by name; floating point ones in ``dtype``. Matrices that a file has quantized
+    are a :class:`PackedWeight` each, with values in ``dtype``. A damaged file is a :class:`WeightsError`."""
+    files = list(files)
+    header = read_headers(files)
+    read_ahead(files)
+    stored = StoredWeights(header)
+    return {name: stored.weight(name, dtype) for name in header.shapes if name.startswith(prefixes)}
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], label: str) -> None:
@@ -83,7 +50,12 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], label
         raise WeightsError(
             f"{label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
-    module.load_state_dict(dict(tensors), assign=True)
+    linear = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    assigned = {
+        name: tensor.values() if isinstance(tensor, PackedWeight) and name not in linear else tensor
+        for name, tensor in tensors.items()
+    }
+    module.load_state_dict(assigned, assign=True)
 
 
 def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -98,18 +70,39 @@ def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Mod
 def empty_diffusers_module(kind: Any, folder: Path, files: Iterable[Path], tensors: int) -> nn.Module:
     """A module on the meta device as ``config.json`` in ``folder`` describes it, for ``files`` with so many
     ``tensors``."""
-    config = read_config(folder / "config.json")
+    config = component_config(folder)
     with building(config.name, files, tensors), torch.device("meta"):
         module: nn.Module = kind.from_config(dict(config))
     return module
 
 
 def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """One text encoder of a diffusers folder, by transformers' own loader, which knows every naming of its weights."""
+    """One text encoder of a diffusers folder."""
     files = shard_files(folder)
-    half = ".fp16." in files[0].name  # the half-precision variant of a repository that has several
+    return transformers_module(kind, folder, read_tensors(files, dtype), files, dtype)
+
+
+def transformers_module(
+    kind: Any, folder: Path, tensors: Mapping[str, torch.Tensor], files: Iterable[Path], dtype: torch.dtype
+) -> nn.Module:
+    """A module of transformers with these tensors, which are from ``files``, by transformers' own loader, which knows
+    every naming of them; ``folder`` holds its ``config.json``.
+
+    Raises :class:`WeightsError` for tensors that do not fit the configuration.
+    """
+    check_model_folder(folder)
+    config = component_config(folder)
+    values = {name: tensor.values() if isinstance(tensor, PackedWeight) else tensor for name, tensor in tensors.items()}
     module: nn.Module
-    module, info = load_pretrained(kind, folder, files, dtype, variant="fp16" if half else None)
+    with building(config.name, files, len(values), RESTORE):
+        module, info = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_dict(dict(config)),
+            state_dict=values,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     # transformers would start what the file lacks with random numbers
     wrong = sorted(str(name) for kind_of_fault in ("missing_keys", "mismatched_keys") for name in info[kind_of_fault])
     if wrong:
@@ -117,6 +110,22 @@ def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.
             f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
     return module
+
+
+def component_config(folder: Path) -> Config:
+    """The ``config.json`` of a component, without what it says about quantization: the files themselves say that.
+
+    Raises :class:`WeightsError` for a form that is not read.
+    """
+    config = read_config(folder / "config.json")
+    quantization = config.pop("quantization_config", None)
+    if isinstance(quantization, Mapping):
+        method = str(quantization.get("quant_method", ""))[:40]
+        if not method.startswith(QUANTIZED_BY):
+            raise WeightsError(
+                f"{config.name}: weights that are quantized by {method or 'nobody'} are not read; {OTHER_FORM}"
+            )
+    return config
 
 
 def load_pretrained(

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from backend.checkpoints.config import check_model_folder, read_config
-from backend.checkpoints.loader import RESTORE, load_pretrained, load_tokenizer, shard_files
+from backend.checkpoints.folder_files import RESTORE, shard_files
+from backend.checkpoints.loader import load_pretrained, load_tokenizer
 from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import SettingsError, UserError, WeightsError
 from backend.core.units import format_bytes

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from backend.checkpoints.folder_files import shard_files
 from backend.checkpoints.header import Header, Shape, parameters, read_headers
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import Component
@@ -34,9 +35,7 @@ def component(shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds
 
 def folder_header(folder: Path) -> Header:
     """The tensors of a component's folder. Raises :class:`WeightsError` when there are none."""
-    header = read_headers(sorted(folder.glob("*.safetensors")))
+    header = read_headers(shard_files(folder))
     if not header.shapes:
-        raise WeightsError(
-            f"{folder.name}: no .safetensors file of it is in {folder.parent.name}; restore the model folder"
-        )
+        raise WeightsError(f"{folder.name}: the files in it hold no weights; restore the model folder")
     return header

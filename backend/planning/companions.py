@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.checkpoints.config import Config, read_config
+from backend.checkpoints.folder_files import shard_files
 from backend.checkpoints.header import read_headers
 from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import component
@@ -74,12 +75,8 @@ def with_prompt_upsampler(spec: ModelSpec, folder: Path, dtype: str) -> ModelSpe
     config = read_config(folder / "config.json")
     if isinstance(config.get("text_config"), dict):
         config = Config(config.name, config["text_config"])
-    header = read_headers(sorted(folder.glob("*.safetensors")))
-    if not header.shapes:
-        raise WeightsError(
-            f"{folder.name} holds no .safetensors file; restore it, or change 'prompt_upsampler' in "
-            "config_optimized.json"
-        )
+    advice = "restore it, or change 'prompt_upsampler' in config_optimized.json"
+    header = read_headers(shard_files(folder, advice), as_stored=True)  # libraries of their own read quantized ones
     count, item = component(header.shapes, dtype).parameters, BYTES_PER_PARAMETER[dtype]
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     kept = 2 * int(config["num_hidden_layers"]) * width * int(config.get("num_key_value_heads") or heads) / heads

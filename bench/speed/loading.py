@@ -26,7 +26,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from backend.checkpoints.loader import assign_tensors, load_diffusers_module, shard_files
+from backend.checkpoints.folder_files import shard_files
+from backend.checkpoints.loader import assign_tensors, load_diffusers_module
 from backend.checkpoints.page_cache import is_cached
 from backend.core.settings import ROOT
 from backend.devices.torchvision_ops import ensure_torchvision_operators

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.checkpoints.loader import shard_files
+from backend.checkpoints.folder_files import shard_files
 from backend.core.settings import Settings
 from backend.core.version import name_and_version
 from backend.memory_management import Workload

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from backend.checkpoints.packed_weight import unpack
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
 from backend.core.units import parse_bytes
@@ -139,9 +140,7 @@ def register_models(files: Files, device: Device, plan: MemoryPlan, models: Mode
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
-        models.register(
-            name, partial(load_quantized, loader, stored_as, device.dtype) if stored_as in FORMATS else loader
-        )
+        models.register(name, partial(load_as_planned, loader, stored_as, device.dtype))
 
 
 def build_services(
@@ -182,6 +181,8 @@ def register_detectors(
     return DetectionService(files.detectors, settings, models, fallback)
 
 
-def load_quantized(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
-    """The module that ``loader`` reads, with the weights of its blocks quantized."""
-    return quantize(loader(), stored_as, dtype)
+def load_as_planned(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
+    """The module that ``loader`` reads, with the weights of its blocks quantized where the plan says so. What a file
+    had quantized otherwise is dequantized."""
+    module = loader()
+    return unpack(quantize(module, stored_as, dtype) if stored_as in FORMATS else module)

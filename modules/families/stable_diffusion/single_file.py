@@ -15,7 +15,8 @@ from torch import nn
 
 from backend.checkpoints.build_budget import building
 from backend.checkpoints.config import check_model_folder, read_config
-from backend.checkpoints.loader import RESTORE, assign_tensors, empty_diffusers_module, read_tensors
+from backend.checkpoints.folder_files import RESTORE
+from backend.checkpoints.loader import assign_tensors, empty_diffusers_module, read_tensors
 from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 

@@ -23,6 +23,34 @@ def test_tensors_are_found_in_nested_trees() -> None:
     assert [id(tensor) for tensor in found] == [id(a), id(b), id(c)]
 
 
+def test_tensors_are_replaced_in_nested_trees() -> None:
+    a, b = torch.zeros(2, 2)
+    assert compat.map_tensors(torch.Tensor.tolist, ((a, 1), {"x": [b, None]})) == (([0, 0], 1), {"x": [[0, 0], None]})
+
+
+class Negative(torch.Tensor):
+    """Holds a tensor, and every operation works on its negative."""
+
+    inner: torch.Tensor
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return compat.call_torch(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*(-arg.inner if isinstance(arg, cls) else arg for arg in args), **(kwargs or {}))
+
+
+def test_a_wrapper_has_a_shape_and_its_class_answers_every_operation() -> None:
+    wrapper = compat.wrapper_tensor(Negative, (2, 3), torch.float16, torch.device("cpu"))
+    wrapper.inner = torch.ones(2, 3)
+    assert isinstance(wrapper, Negative) and wrapper.shape == (2, 3) and wrapper.dtype == torch.float16
+    result = wrapper + 3
+    assert type(result) is torch.Tensor and torch.equal(result, torch.full((2, 3), 2.0))
+    assert torch.equal(compat.call_torch(torch.add, (torch.ones(1), 1), {}), torch.tensor([2.0]))
+
+
 def test_views_share_the_id_of_their_storage_and_others_do_not() -> None:
     tensor = torch.zeros(4, 4)
     assert compat.storage_id(tensor[1:].T) == compat.storage_id(tensor) != compat.storage_id(tensor.clone())
