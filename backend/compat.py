@@ -89,3 +89,26 @@ def hub_download(url: str, file: BinaryIO, start: int, headers: dict[str, str], 
     from huggingface_hub.file_download import http_get
 
     http_get(url, file, resume_size=start, headers=headers, tqdm_class=progress_bar)
+
+
+def scaled_mm(
+    rows: torch.Tensor,
+    row_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """A linear layer's product in fp8: ``(rows * row_scale) @ (weight * weight_scale).T + bias`` in ``dtype``.
+
+    ``rows`` (tokens x inputs) and ``weight`` (outputs x inputs) are e4m3, their scales (tokens x 1 and outputs x 1)
+    float32.
+
+    torch 2.13.0, ``_scaled_mm``: the operations of the public ``nn.functional.scaled_mm`` are not counted by
+    ``FlopCounterMode``.
+    """
+    import torch
+
+    return torch._scaled_mm(
+        rows, weight.t(), scale_a=row_scale, scale_b=weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.local_hub import LocalHub
 from support.signatures import assert_takes
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from backend import compat
@@ -56,6 +57,18 @@ def test_views_share_the_id_of_their_storage_and_others_do_not() -> None:
     assert compat.storage_id(tensor[1:].T) == compat.storage_id(tensor) != compat.storage_id(tensor.clone())
     empty = torch.empty(0), torch.empty(0)
     assert compat.storage_id(empty[0]) != compat.storage_id(empty[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_in_fp8_is_that_of_the_scaled_matrices_and_its_operations_are_counted(dtype: torch.dtype) -> None:
+    rows, weight = (torch.randn(count, 48).to(torch.float8_e4m3fn) for count in (5, 32))
+    scales = [torch.rand(count, 1) for count in (5, 32)]
+    bias = torch.randn(32, dtype=dtype)
+    with FlopCounterMode(display=False) as counter:
+        product = compat.scaled_mm(rows, scales[0], weight, scales[1], bias, dtype)
+    exact = (rows.float() * scales[0]) @ (weight.float() * scales[1]).T + bias.float()
+    assert product.dtype == dtype and (product - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+    assert counter.get_total_flops() == 2 * 5 * 32 * 48
 
 
 def test_the_hub_is_told_who_asks_and_the_token_only_where_there_is_one() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.nn import functional
 from transformers import T5Config, T5EncoderModel
@@ -18,7 +19,7 @@ from backend.offload.placements import block_modules
 from backend.offload.quantized_linear import FORMATS, NF4_LEVELS, QuantizedLinear, quantize
 from backend.planning.costs import KINDS, Kind
 
-LARGEST_ERROR = {"fp8": 1 / 16, "nf4": 0.16}
+LARGEST_ERROR = {"fp8": 1 / 16, "fp8_compute": 1 / 16, "nf4": 0.16}
 """Of a weight itself (fp8: three bits of mantissa), of the largest of its block (nf4: half of the widest step)."""
 
 
@@ -71,8 +72,11 @@ def nf4_by_definition(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
     "fp8": fp8_by_definition,
+    "fp8_compute": fp8_by_definition,
     "nf4": nf4_by_definition,
 }
+DEQUANTIZED = ("fp8", "nf4")
+"""The formats whose products are those of the dequantized weight."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -87,12 +91,36 @@ class TestALayer:
         linear, x = nn.Linear(128, 32).to(dtype), torch.randn(3, 128, dtype=dtype)
         layer = FORMATS[name](linear, dtype)
         rounded = DEFINITIONS[name](linear.weight.detach().float(), dtype)
-        assert torch.equal(layer(x), functional.linear(x, rounded, linear.bias))
+        if name in DEQUANTIZED:
+            assert torch.equal(layer(x), functional.linear(x, rounded, linear.bias))
+        else:
+            exact = functional.linear(fp8_by_definition(x.float(), torch.float32), rounded.float(), linear.bias.float())
+            error = torch.finfo(dtype).eps * exact.abs().max()
+            assert layer(x).dtype == dtype and (layer(x).float() - exact).abs().max() <= 8 * error
+
+    def test_takes_inputs_of_any_shape_as_a_linear_layer_does(self, name: str, dtype: torch.dtype) -> None:
+        layer = FORMATS[name](nn.Linear(128, 32).to(dtype), dtype)
+        x = torch.randn(2, 3, 128, dtype=dtype)
+        with torch.inference_mode():
+            whole = layer(x)
+            assert whole.shape == (2, 3, 32)
+            torch.testing.assert_close(layer(x[1, 2]), whole[1, 2], atol=0.01, rtol=0)
+            torch.testing.assert_close(layer(x.transpose(0, 1)), whole.transpose(0, 1), atol=0.01, rtol=0)
+            assert not layer(torch.zeros(1, 128, dtype=dtype)).isnan().any()
 
     def test_says_the_type_it_computes_in_and_holds_no_weight_of_it(self, name: str, dtype: torch.dtype) -> None:
         layer = FORMATS[name](nn.Linear(128, 32, bias=False), dtype)
         assert layer.weight.dtype == dtype and layer.weight.shape == (32, 128)
-        assert layer.weight.is_meta and not list(layer.parameters())
+        assert layer.weight.device == layer.quantized.device and not list(layer.parameters())
+        assert layer.weight.isnan().all() and layer.weight.untyped_storage().nbytes() == dtype.itemsize
+
+    def test_made_from_stored_tensors_it_is_the_same(self, name: str, dtype: torch.dtype) -> None:
+        linear, x = nn.Linear(128, 32).to(dtype), torch.randn(3, 128, dtype=dtype)
+        layer = FORMATS[name](linear, dtype)
+        empty = nn.Linear(128, 32, device="meta", dtype=dtype)
+        empty.bias = linear.bias
+        stored = {key: tensor for key, tensor in layer.state_dict().items() if key != "bias"}
+        assert torch.equal(FORMATS[name](empty, dtype, stored)(x), layer(x))
 
     def test_leaves_the_layer_that_it_is_made_from_as_it_was(self, name: str, dtype: torch.dtype) -> None:
         linear = nn.Linear(128, 32)
@@ -150,16 +178,33 @@ def test_weights_of_every_size_keep_their_digits(name: str, size: float) -> None
     error = (FORMATS[name](linear, torch.float32).dequantize() - exact).abs()
     largest = exact.abs().amax(dim=1, keepdim=True)
     assert torch.equal(error[4], torch.zeros(64))
-    of = exact.abs() + largest / 2**13 if name == "fp8" else largest
+    of = largest if name == "nf4" else exact.abs() + largest / 2**13
     assert bool((error <= LARGEST_ERROR[name] * of).all())
 
 
-def test_rows_that_are_no_whole_number_of_blocks_stay_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"), [("nf4", 70, 8), ("fp8_compute", 70, 16), ("fp8_compute", 16, 8)]
+)
+def test_layers_of_a_size_that_the_format_does_not_take_stay_as_they_are(name: str, inputs: int, outputs: int) -> None:
     model = nn.Module()
-    model.transformer_blocks = nn.ModuleList([nn.Linear(70, 8)])
+    model.transformer_blocks = nn.ModuleList([nn.Linear(inputs, outputs)])
     layer = model.transformer_blocks[0]
-    quantize(model, "nf4", torch.float32)
+    quantize(model, name, torch.float32)
     assert model.transformer_blocks[0] is layer
+
+
+def test_products_in_fp8_leave_the_modulations_as_they_are() -> None:
+    config = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    axes = {"axes_dims_rope": (4, 6, 6), "in_channels": 16, "joint_attention_dim": 32, "pooled_projection_dim": 32}
+    transformer = FluxTransformer2DModel(**config, **axes)
+    quantize(transformer, "fp8_compute", torch.float32)
+    plain = {path for path, part in transformer.named_modules() if type(part) is nn.Linear and "blocks" in path}
+    modulations = {
+        "transformer_blocks.0.norm1",
+        "transformer_blocks.0.norm1_context",
+        "single_transformer_blocks.0.norm",
+    }
+    assert plain == {f"{path}.linear" for path in modulations}
 
 
 @pytest.mark.parametrize("name", FORMATS)
