@@ -12,7 +12,6 @@ like any other, and an adapter (LoRA) is added to its output.
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 from backend.compat import scaled_mm
 from backend.offload.placements import block_modules
+from backend.planning.checkpoint_sizes import MODULATION
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
@@ -41,11 +41,6 @@ NF4_LEVELS = (
 """Quantiles of a normal distribution between -1 and 1, zero among them (appendix E of the paper)."""
 
 
-MODULATION = re.compile(r"(^|\.)norm\w*\.|modulation|adaln", re.IGNORECASE)
-"""The layers of a block that compute scales and shifts from the timestep, by their names in diffusers. They run on one
-vector a picture, so a product in fp8 saves nothing, and every token gets their error."""
-
-
 class QuantizedLinear(nn.Linear, ABC):
     """A copy of ``linear`` with its weight quantized. It computes in ``dtype``; the bias stays as it is.
 
@@ -56,7 +51,7 @@ class QuantizedLinear(nn.Linear, ABC):
     multiple_of = (1, 1)
     """What rows (outputs) and columns (inputs) of the weight must be multiples of."""
     keeps_modulations = False
-    """Whether the layers of :data:`MODULATION` stay as they are."""
+    """Whether the layers of ``MODULATION`` stay as they are."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, stored: Mapping[str, torch.Tensor] | None = None) -> None:
         nn.Module.__init__(self)  # nn.Linear's would allocate and fill a whole weight
@@ -120,10 +115,11 @@ class Fp8ComputeLinear(Fp8Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         rows = input.unsqueeze(0).flatten(0, -2)
-        # the largest of a row; abs().amax() would take another input's memory
-        scale = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).float().clamp(min=SMALLEST) / FP8_MAX
-        quantized = (rows / scale).to(FP8).contiguous()
-        product = scaled_mm(quantized, scale, self.quantized, self.scale, self.bias, input.dtype)
+        # of its own type, and without abs(): each would take once or twice the memory of the input
+        largest = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True)
+        stretch = FP8_MAX / largest.clamp(min=2 * FP8_MAX / torch.finfo(rows.dtype).max)
+        quantized = (rows * stretch).to(FP8).contiguous()
+        product = scaled_mm(quantized, 1 / stretch.float(), self.quantized, self.scale, self.bias, rows.dtype)
         return product.unflatten(0, input.shape[:-1]) if input.dim() > 1 else product.squeeze(0)
 
 

@@ -18,6 +18,10 @@ REPEATED = re.compile(
 )
 """The blocks that ``backend/offload/placements.py`` streams, by the beginnings of their tensors' names."""
 
+MODULATION = re.compile(r"(^|\.)norm\w*\.|modulation|adaln", re.IGNORECASE)
+"""The layers of a block that compute scales and shifts from the timestep, by their names in diffusers. They run on one
+vector a picture, so a product in fp8 saves nothing, and every token gets their error."""
+
 
 def component(shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds: bool = True) -> Component:
     """The component with these tensors, named as diffusers and transformers name them, loaded in ``dtype``."""
@@ -30,7 +34,10 @@ def component(shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds
         if repeated := REPEATED.match(name):
             blocks[repeated[0]] = blocks.get(repeated[0], 0) + count
     largest = max(layers.values(), default=0)
-    return Component(sum(layers.values()), dtype, tuple(blocks.values()), len(layers), largest, rounds, on_disk)
+    modulations = sum(count for layer, count in layers.items() if REPEATED.match(layer) and MODULATION.search(layer))
+    return Component(
+        sum(layers.values()), dtype, tuple(blocks.values()), len(layers), largest, rounds, on_disk, modulations
+    )
 
 
 def folder_header(folder: Path) -> Header:

@@ -83,7 +83,7 @@ def passing_bytes(placement: Placement, component: Component) -> int:
     if placement.kind == "block offload":
         # the block that computes, the one that is being copied, and what is outside of blocks
         return (
-            component.bytes_of(sum(sorted(component.blocks)[-2:]), placement.dtype)
+            component.blocks_bytes(sum(sorted(component.blocks)[-2:]), placement.dtype)
             + component.bytes_of(component.outside_blocks)
             + dequantized
         )

@@ -33,7 +33,7 @@ class Component:
     ``dtype`` is the precision that it is loaded in, ``on_disk`` that of its file ("" = not known). ``blocks`` are the
     parts that run one after the other; what lies outside of them is never rounded, and stays whole while the component
     is streamed block by block. ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them
-    convolutions, are not.
+    convolutions, are not. ``modulations`` are those of the blocks that "fp8_compute" leaves as they are.
     """
 
     parameters: int
@@ -43,6 +43,7 @@ class Component:
     largest_layer: int = 0
     rounds: bool = True
     on_disk: str = ""
+    modulations: int = 0
 
     @property
     def outside_blocks(self) -> int:
@@ -50,7 +51,14 @@ class Component:
 
     def size(self, dtype: str | None = None) -> int:
         """Bytes of the whole component in ``dtype`` (or as its checkpoint has it)."""
-        return self.bytes_of(self.parameters - self.outside_blocks, dtype) + self.bytes_of(self.outside_blocks)
+        return self.blocks_bytes(self.parameters - self.outside_blocks, dtype) + self.bytes_of(self.outside_blocks)
+
+    def blocks_bytes(self, parameters: int, dtype: str | None = None) -> int:
+        """Bytes of so many parameters of the blocks."""
+        kept = 0
+        if dtype == "fp8_compute" and self.modulations:
+            kept = parameters * self.modulations // (self.parameters - self.outside_blocks)
+        return self.bytes_of(parameters - kept, dtype) + self.bytes_of(kept)
 
     def bytes_of(self, parameters: int, dtype: str | None = None) -> int:
         return int(parameters * BYTES_PER_PARAMETER[dtype or self.dtype])

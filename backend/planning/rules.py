@@ -15,9 +15,8 @@ WEIGHT_PRECISIONS = ("exact", "fp8", "nf4")
 """How far weights may be rounded; each allows those before it."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
 """How much a format rounds, to compare plans by; formats that are not listed round nothing."""
-LOADED_FORMATS = frozenset({"fp8", "nf4"})
-"""What ``backend/offload/quantized_linear.py`` can load. "fp8_compute" (matrix products in fp8) has a price already,
-for when it can be loaded too."""
+LOADED_FORMATS = frozenset({"fp8", "fp8_compute", "nf4"})
+"""What ``backend/offload/quantized_linear.py`` can load."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
 """CUDA compute capability from which on a card multiplies in fp8."""
 

@@ -95,9 +95,9 @@ class PlanSearch:
     def options(self, name: str, component: Component) -> list[Option]:
         """The placements that one model may have on this device, under these rules."""
         dtypes = self._dtypes(name, component)
-        # fp8_compute is moved as a whole only; layer by layer is for the checkpoint's own dtype
+        # layer by layer is for the checkpoint's own dtype
         streamed: dict[Kind, list[str]] = {
-            "block offload": [component.dtype, "fp8", "nf4"],
+            "block offload": [component.dtype, "fp8", "fp8_compute", "nf4"],
             "layer offload": [component.dtype],
         }
         kinds = KINDS[: 4 if component.blocks else 2] if has_own_memory(self.device) else KINDS[:1]

@@ -25,7 +25,7 @@ from backend.core.timeline import Timeline
 from backend.devices.probe import Device, probe_device
 from backend.memory_management import MemoryPlan, Placement
 from backend.offload.placements import PLACED_MODELS, block_modules
-from backend.offload.quantized_linear import quantize
+from backend.offload.quantized_linear import FORMATS, quantize
 from backend.stream import HostTransfers
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
@@ -274,7 +274,7 @@ def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, 
     assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
 
 
-@pytest.mark.parametrize("name", ["fp8", "nf4"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
     plan: MemoryPlan, compile_cache: Path, name: str
 ) -> None:
