@@ -1,0 +1,386 @@
+"""A CUDA card that is not there: tensors on it have shapes and no data, and everything that happens to it is counted.
+
+>>> with FakeCard(gib=24) as card:
+...     service = start(settings)
+...     service.predict(inputs, report)
+>>> card.peak_bytes, card.flops, card.bytes_uploaded, card.waits
+
+Inside of the context ``torch.cuda`` (``support/fake_cuda_driver.py``) finds this card, and the product runs as it
+would there, through its own pipelines, at real size, in seconds. Tensors on the CPU are real, but for weights that are
+read from a sparse checkpoint (``support/sparse_checkpoints.py``) and what is computed from them: these have no data
+either, and an error comes of asking for it. What is downloaded from the card is zeros, and any condition that is read
+there holds.
+
+Not simulated: time, the fragmentation of memory, and the workspace of kernels.
+"""
+
+from __future__ import annotations
+
+import mmap
+import traceback
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import MethodWrapperType, TracebackType
+from typing import Any, Self
+
+import torch
+from support.fake_cuda_blocks import alike_blocks_run_once
+from support.fake_cuda_driver import FakeDriver, installed_driver
+from support.sparse_checkpoints import hollow_files
+from torch._C import DispatchKey
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from backend.compat import storage_id, tensors_in
+
+aten = torch.ops.aten
+CARD, HOST, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
+COMPOSITE = DispatchKey.CompositeImplicitAutograd
+WRITTEN_FOR = "2.13."
+"""The version of torch whose inner parts this uses."""
+GRANULE = 512
+"""Bytes: what torch's allocator rounds up to."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class HollowTensorRead(AssertionError):
+    """The value of a weight was asked for that a sparse checkpoint does not have."""
+
+
+class FakeCard:
+    """A card of ``gib`` as it is sold.
+
+    ``held_bytes`` are in use by others from the start, and ``context_bytes`` are what the driver takes as soon as
+    anything runs. ``host_gib`` is the memory of the machine.
+
+    Attributes:
+        allocated_bytes, peak_bytes: Of tensors on the card.
+        flops: Floating point operations of matrix products, convolutions and attention on the card.
+        bytes_uploaded, pageable_bytes, bytes_downloaded: By copies to the card, those of them from memory that is not
+            pinned, and copies from the card.
+        waits: Where the host waited for the card: what for, and the line of the code outside of torch.
+    """
+
+    def __init__(
+        self,
+        gib: float = 24,
+        *,
+        capability: tuple[int, int] = (8, 9),
+        held_bytes: int = 0,
+        context_bytes: int = 500_000_000,
+        host_gib: float = 128,
+    ) -> None:
+        self.driver = FakeDriver(self, gib, capability, held_bytes, context_bytes, host_gib)
+        self.allocated_bytes = self.peak_bytes = self.flops = 0
+        self.bytes_uploaded = self.pageable_bytes = self.bytes_downloaded = 0
+        self.waits: list[tuple[str, str]] = []
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._weights: set[int] = set()
+        self._addresses: dict[int, int] = {}
+        self._next_address = 1 << 40
+        self._stack = ExitStack()
+        self.disguised = False
+        """Whether torch is told for the moment that the tensors of the card are on the meta device."""
+
+    def __enter__(self) -> Self:
+        torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+        self._stack.enter_context(installed_driver(self.driver))
+        self._stack.enter_context(hollow_files(self))
+        self._stack.enter_context(alike_blocks_run_once(self))
+        self._stack.enter_context(_Functions(self))
+        self._stack.enter_context(_Operators(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # tensors ---------------------------------------------------------------------------------------------------------
+
+    def empty(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None
+    ) -> FakeTensor:
+        """A tensor without data, on the card or on the host."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            made = (
+                torch.empty(shape, dtype=dtype, device="meta")
+                if strides is None
+                else torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+            )
+            return self.note(FakeTensor(self._fake, made, device))
+
+    def note(self, tensor: torch.Tensor) -> Any:
+        """Counts the memory of a tensor on the card, once, until it is freed. Raises ``torch.OutOfMemoryError``."""
+        if not isinstance(tensor, FakeTensor) or tensor.fake_device.type != "cuda":
+            return tensor
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return tensor
+        size = -(-storage.nbytes() // GRANULE) * GRANULE
+        self.driver.require(size)
+
+        def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
+            del self._live[key]
+            self._weights.discard(key)
+            self.allocated_bytes -= size
+
+        self._live[key] = weakref.ref(storage, forget)
+        self.allocated_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        return tensor
+
+    def empty_like(self, tensor: torch.Tensor) -> FakeTensor:
+        return self.empty(tensor.shape, tensor.dtype, CARD, tensor.stride())
+
+    def require_room(self, size: int) -> None:
+        """Something needs so many bytes for a moment."""
+        self.driver.require(size)
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes + size)
+
+    def place_in_file(self, tensor: FakeTensor, address: int) -> None:
+        """Says where a file's mapping has the data of a hollow tensor."""
+        self._addresses[storage_id(tensor)] = address
+
+    def reserve_addresses(self, size: int) -> int:
+        """A range of host addresses that begins at a page."""
+        address = self._next_address
+        self._next_address += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        return address
+
+    def address(self, tensor: torch.Tensor) -> int:
+        """Where a tensor of the host begins; a hollow one gets an address of its own when it is first asked."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor.data_ptr()
+        key = storage_id(tensor)
+        if key not in self._addresses:
+            self._addresses[key] = self.reserve_addresses(tensor.untyped_storage().nbytes())
+            weakref.finalize(tensor.untyped_storage(), self._addresses.pop, key, None)
+        return self._addresses[key] + tensor.storage_offset() * tensor.element_size()
+
+    def set_data(self, tensor: torch.Tensor, data: torch.Tensor) -> None:
+        """``tensor.data = data``, where one of the two has no data."""
+        if not isinstance(data, FakeTensor):
+            data = self.empty(data.shape, data.dtype, HOST, data.stride())
+        if isinstance(tensor, FakeTensor):
+            torch.Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
+            tensor.fake_device = data.fake_device
+            return
+        alias = FakeTensor(self._fake, data.to_meta() if hasattr(data, "to_meta") else _meta(data), data.fake_device)
+        alias._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]
+        torch.utils.swap_tensors(tensor, alias)
+
+    # what happens on the card ----------------------------------------------------------------------------------------
+
+    def wait(self, what: str) -> None:
+        """The host waits for the card."""
+        self.driver.settle()
+        lines = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+        ours = [frame for frame in lines if Path(frame.filename) not in (Path(__file__),)]
+        self.waits.append((what, f"{ours[-1].filename.removeprefix(f'{ROOT}/')}:{ours[-1].lineno}"))
+
+    def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operator on tensors of which at least one has no data."""
+        if special := SPECIAL.get(func):
+            result = special(self, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        with self._fake:
+            result = func(*args, **kwargs)
+        self._fake.fake_tensor_converter.meta_converter.tensor_memo.clear()  # torch swaps no tensor that is in it
+        packet = func.overloadpacket
+        outputs = tensors_in(result)
+        for tensor in outputs:
+            self.note(tensor)
+        if packet in flop_registry and outputs and outputs[0].device.type == "cuda":
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+        return result
+
+    def copy_to_host(self, tensor: FakeTensor, dtype: torch.dtype, blocking: bool) -> torch.Tensor:
+        size = tensor.numel() * tensor.element_size()
+        self.bytes_downloaded += size
+        if blocking:
+            self.wait("download")
+        if storage_id(tensor) in self._weights:
+            return self.empty(tensor.shape, dtype, HOST)
+        return torch.zeros(tensor.shape, dtype=dtype)
+
+    def copy_to_card(self, tensor: torch.Tensor, hollow: bool) -> None:
+        """Counts a copy from the host to the card."""
+        size = tensor.numel() * tensor.element_size()
+        self.bytes_uploaded += size
+        if not self.driver.is_registered(self.address(tensor), size):
+            self.pageable_bytes += size
+
+
+def _meta(tensor: FakeTensor) -> torch.Tensor:
+    """The tensor on the meta device that stands behind a fake one; it shares its storage."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
+            tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
+
+
+class _Operators(TorchDispatchMode):
+    """Sends every operator that touches the card, or a hollow tensor, to :meth:`FakeCard.run`."""
+
+    def __init__(self, card: FakeCard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.card = card
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return META if self.card.disguised else args[0].fake_device
+        disguised, self.card.disguised = self.card.disguised, False
+        try:
+            return self._dispatch(func, args, options)
+        finally:
+            self.card.disguised = disguised
+
+    def _dispatch(self, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        devices = [one for one in (*args, options.get("device")) if isinstance(one, torch.device)]
+        on_card = any(device.type == "cuda" for device in devices)
+        if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, options))):
+            if func in SPECIAL or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+                return self.card.run(func, args, options)
+            with self:  # in inference mode operators arrive that are made of others
+                return func._op_dk(COMPOSITE, *args, **options)
+        return func(*args, **options)
+
+
+class _Functions(TorchFunctionMode):
+    """What has to be known before an operator is reached: the kernel of attention, and which tensor gets new data."""
+
+    def __init__(self, card: FakeCard) -> None:
+        self.card = card
+        self.handlers: dict[Any, Callable[..., Any]] = {
+            torch.nn.functional.scaled_dot_product_attention: _attention,
+            torch.Tensor.to: _to,
+            torch.Tensor.data_ptr: lambda tensor: card.address(tensor),
+            torch.Tensor.is_pinned: lambda tensor, device=None: card.driver.is_registered(
+                card.address(tensor), tensor.numel() * tensor.element_size()
+            ),
+        }
+        self.set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func == self.set_data and any(isinstance(one, FakeTensor) for one in args):
+            return self.card.set_data(*args)
+        if handler := self.handlers.get(func):
+            return handler(*args, **(kwargs or {}))
+        if isinstance(func, MethodWrapperType):  # an attribute
+            return func(*args, **(kwargs or {}))
+        # many functions enter the device before they reach an operator, and a build without CUDA cannot
+        before, self.card.disguised = self.card.disguised, True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.card.disguised = before
+
+
+def _to(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """A build of torch without CUDA does not know which card "cuda" is."""
+    given = [CARD if isinstance(one, str | torch.device) and str(one) == "cuda" else one for one in args]
+    if str(options.get("device")) == "cuda":
+        options["device"] = CARD
+    return torch.Tensor.to(tensor, *given, **options)
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    """As CUDA chooses: a fused kernel, whose scores are never in memory."""
+    native = torch._C._nn.scaled_dot_product_attention
+    if not isinstance(query, FakeTensor):
+        return native(query, key, value, *rest, **options)
+    mask = rest[0] if rest else options.get("attn_mask")
+    causal, scale = options.get("is_causal", False), options.get("scale")
+    if mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)[0]
+    return aten._scaled_dot_product_efficient_attention(query, key, value, mask, False, 0.0, causal, scale=scale)[0]
+
+
+# operators that copy between host and card, or hand a value to the host ----------------------------------------------
+
+
+def _to_copy(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    tensor, dtype = args[0], kwargs.get("dtype") or args[0].dtype
+    target = torch.device(kwargs.get("device") or tensor.device).type
+    here = tensor.device.type
+    if here == "cuda" and target == "cpu":
+        return card.copy_to_host(tensor, dtype, not kwargs.get("non_blocking"))
+    if here == "cpu" and target == "cuda":
+        hollow = isinstance(tensor, FakeTensor)
+        card.copy_to_card(tensor, hollow)
+        strides = tensor.stride() if tensor.is_contiguous() or kwargs.get("memory_format") is None else None
+        made = card.empty(tensor.shape, dtype, CARD, _dense(tensor, strides))
+        if hollow:
+            card._weights.add(storage_id(made))
+        return made
+    return NotImplemented
+
+
+def _dense(tensor: torch.Tensor, strides: Sequence[int] | None) -> Sequence[int] | None:
+    """The strides of a copy, which keeps the order of the sides and leaves no gaps."""
+    if strides is None or tensor.numel() == 0 or 0 in strides:
+        return None
+    order = sorted(range(tensor.dim()), key=lambda side: (strides[side], tensor.shape[side]))
+    kept, step = [0] * tensor.dim(), 1
+    for side in order:
+        kept[side], step = step, step * tensor.shape[side]
+    return kept
+
+
+def _copy_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    target, source = args[:2]
+    blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+    if target.device.type == "cuda" and source.device.type == "cpu":
+        hollow = isinstance(source, FakeTensor)
+        card.copy_to_card(source, hollow)
+        if hollow:
+            card._weights.add(storage_id(target))
+    elif target.device.type == "cpu" and source.device.type == "cuda":
+        card.copy_to_host(source, source.dtype, blocking)
+    return target
+
+
+def _value(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    tensor = args[0]
+    if tensor.device.type == "cpu":
+        raise HollowTensorRead("a weight without data was read")
+    card.wait("value")
+    return True if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+
+
+def _nonzero(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    card.wait("nonzero")
+    return card.empty((1, args[0].dim()), torch.int64, args[0].fake_device)
+
+
+def _index(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """By a mask: one row."""
+    tensor, indices = args
+    masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
+    if not masks:
+        return NotImplemented
+    card.wait("mask")
+    sides = masks[0].dim()
+    return card.empty((1, *tensor.shape[sides:]), tensor.dtype, tensor.device)
+
+
+SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]], Any]] = {
+    aten._to_copy.default: _to_copy,
+    aten.copy_.default: _copy_,
+    aten._local_scalar_dense.default: _value,
+    aten.nonzero.default: _nonzero,
+    aten.index.Tensor: _index,
+}

@@ -1,0 +1,155 @@
+"""Model folders of the published sizes without their bytes: sparse safetensors files with the right headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import safetensors.torch
+import torch
+import transformers.modeling_utils
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+import backend.checkpoints.loader
+from backend.core.settings import ROOT
+from backend.devices.torchvision_ops import ensure_torchvision_operators
+from bench.gpu import checkpoint
+from bench.speed import stable_diffusion
+from training.package import MODEL_INDEX
+
+if TYPE_CHECKING:
+    from support.fake_cuda import FakeCard
+
+ensure_torchvision_operators()
+
+NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+FORMATS = {dtype: name for name, dtype in NAMES.items()}
+TOKENIZERS = ROOT / "weights" / "embedded" / "flux"
+
+
+def write_sparse(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.bfloat16) -> None:
+    """A safetensors file with these tensors that takes no room on the disk."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": FORMATS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+
+
+def write_sparse_component(folder: Path, module: Any) -> None:
+    """The folder of a component as large as ``module``, which may be on the meta device."""
+    transformers_made = hasattr(module, "get_input_embeddings")
+    name = "model.safetensors" if transformers_made else "diffusion_pytorch_model.safetensors"
+    write_sparse(folder / name, {name: tuple(tensor.shape) for name, tensor in module.named_parameters()})
+    (module.config if transformers_made else module).save_pretrained(folder) if transformers_made else (
+        module.save_config(folder)
+    )
+
+
+def write_flux(folder: Path) -> Path:
+    """FLUX.1-dev, 33.7 GB."""
+    for component, sizes in checkpoint.FLUX_DEV.items():
+        with torch.device("meta"):
+            module: nn.Module = checkpoint.build(component, sizes)
+        write_sparse_component(folder / component, module)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(TOKENIZERS / name, folder / name)
+    FlowMatchEulerDiscreteScheduler(**checkpoint.SCHEDULER).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+    return folder
+
+
+def write_stable_diffusion(folder: Path, family: str) -> Path:
+    """SDXL, 6.9 GB, or SD 1.5, 2.1 GB."""
+    stable_diffusion.write(folder, family)  # tokenizers, scheduler and model_index.json as they are
+    for component, sizes in stable_diffusion.FULL[family].items():
+        shutil.rmtree(folder / component)
+        with torch.device("meta"):
+            module = stable_diffusion.build(component, sizes)
+        write_sparse_component(folder / component, module)
+    return folder
+
+
+class _HollowFile:
+    """``safetensors.safe_open`` of a sparse file: the tensors have shapes, number formats and addresses, no data."""
+
+    def __init__(self, card: FakeCard, path: Path) -> None:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            self.entries = json.loads(file.read(length))
+        self.card, self.start = card, 8 + length
+        self.metadata_ = self.entries.pop("__metadata__", {"format": "pt"})
+        self.address = card.reserve_addresses(path.stat().st_size)
+
+    def __enter__(self) -> _HollowFile:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def keys(self) -> list[str]:
+        return list(self.entries)
+
+    def metadata(self) -> dict[str, str]:
+        return self.metadata_  # type: ignore[no-any-return]
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        entry = self.entries[name]
+        tensor = self.card.empty(entry["shape"], NAMES[entry["dtype"]], torch.device("cpu"))
+        self.card.place_in_file(tensor, self.address + self.start + entry["data_offsets"][0])
+        return tensor
+
+    def get_slice(self, name: str) -> _HollowSlice:
+        return _HollowSlice(self, name)
+
+
+class _HollowSlice:
+    def __init__(self, file: _HollowFile, name: str) -> None:
+        self.file, self.name = file, name
+
+    def get_shape(self) -> list[int]:
+        return list(self.file.entries[self.name]["shape"])
+
+    def get_dtype(self) -> str:
+        return str(self.file.entries[self.name]["dtype"])
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.file.get_tensor(self.name)[index]
+
+
+@contextmanager
+def hollow_files(card: FakeCard) -> Iterator[None]:
+    """Inside, sparse files are opened as what they are, and nobody reads their holes ahead."""
+    real_open, real_read = safetensors.safe_open, backend.checkpoints.loader.read_ahead
+
+    def opened(path: Any, *args: Any, **options: Any) -> Any:
+        return _HollowFile(card, Path(path)) if is_sparse(Path(path)) else real_open(path, *args, **options)
+
+    def read_ahead(files: Any) -> int:
+        return real_read([file for file in files if not is_sparse(file)])
+
+    with ExitStack() as stack:
+        for module in (backend.checkpoints.loader, transformers.modeling_utils, safetensors.torch, safetensors):
+            stack.enter_context(patch.object(module, "safe_open", opened))
+        stack.enter_context(patch.object(backend.checkpoints.loader, "read_ahead", read_ahead))
+        # the readers of transformers are threads of their own, which a mode of torch does not follow into
+        stack.enter_context(patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))
+        yield
+
+
+def is_sparse(path: Path) -> bool:
+    status = path.stat()
+    return status.st_blocks * 512 < status.st_size // 2
