@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -119,9 +120,6 @@ class FakeDriver:
             error, self.pending_error = self.pending_error, 0
             raise RuntimeError(f"CUDA error: error {error} of an earlier call was never looked at")
 
-    def settle(self) -> None:
-        """The host has waited for all work."""
-
     # pinned memory
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
@@ -159,25 +157,23 @@ class FakeDriver:
 @contextmanager
 def installed_driver(driver: FakeDriver) -> Iterator[None]:
     """``torch.cuda`` is this card inside, and what it was before afterwards."""
-    card = driver.card
+    with (
+        patch.multiple(torch.cuda, **_properties(driver), **_memory(driver), **_streams(driver)),
+        patch.object(torch.Tensor, "record_stream", driver.record_stream),
+        host_of(driver.host_bytes),
+    ):
+        yield
 
-    @contextmanager
-    def stream(stream: FakeStream | None) -> Iterator[None]:
-        before, driver.stream = driver.stream, stream or driver.stream
-        try:
-            yield
-        finally:
-            driver.stream = before
 
-    def reset_peak(device: Any = None) -> None:
-        card.peak_bytes = card.allocated_bytes
-
-    class Properties:
-        name, total_memory = driver.name, driver.total_bytes
-        major, minor = driver.capability
-        multi_processor_count = 128
-
-    stubs: dict[str, Any] = {
+def _properties(driver: FakeDriver) -> dict[str, Any]:
+    properties = SimpleNamespace(
+        name=driver.name,
+        total_memory=driver.total_bytes,
+        major=driver.capability[0],
+        minor=driver.capability[1],
+        multi_processor_count=128,
+    )
+    return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "_lazy_init": lambda: None,
@@ -187,8 +183,18 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: driver.name,
         "get_device_capability": lambda device=None: driver.capability,
-        "get_device_properties": lambda device=None: Properties,
+        "get_device_properties": lambda device=None: properties,
         "is_bf16_supported": lambda including_emulation=True: driver.capability >= (8, 0),
+    }
+
+
+def _memory(driver: FakeDriver) -> dict[str, Any]:
+    card = driver.card
+
+    def reset_peak(device: Any = None) -> None:
+        card.peak_bytes = card.allocated_bytes
+
+    return {
         "mem_get_info": lambda device=None: (driver.free_bytes(), driver.total_bytes),
         "memory_allocated": lambda device=None: card.allocated_bytes,
         "memory_reserved": lambda device=None: card.allocated_bytes,
@@ -196,22 +202,29 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
         "max_memory_reserved": lambda device=None: card.peak_bytes,
         "reset_peak_memory_stats": reset_peak,
         "empty_cache": lambda: None,
-        "synchronize": lambda device=None: card.wait("synchronize"),
         "set_per_process_memory_fraction": lambda share, device=None: setattr(driver, "fraction", share),
         "get_per_process_memory_fraction": lambda device=None: driver.fraction,
         "cudart": lambda: driver,
+    }
+
+
+def _streams(driver: FakeDriver) -> dict[str, Any]:
+    @contextmanager
+    def stream(stream: FakeStream | None) -> Iterator[None]:
+        before, driver.stream = driver.stream, stream or driver.stream
+        try:
+            yield
+        finally:
+            driver.stream = before
+
+    return {
         "Stream": FakeStream,
         "Event": FakeEvent,
         "stream": stream,
         "current_stream": lambda device=None: driver.stream,
         "default_stream": lambda device=None: driver.default_stream,
+        "synchronize": lambda device=None: driver.card.wait("synchronize"),
     }
-    with (
-        patch.multiple(torch.cuda, **stubs),
-        patch.object(torch.Tensor, "record_stream", driver.record_stream),
-        host_of(driver.host_bytes),
-    ):
-        yield
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -12,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import safetensors.torch
+import safetensors
 import torch
-import transformers.modeling_utils
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-import backend.checkpoints.loader
+import backend.checkpoints.page_cache
 from backend.core.settings import ROOT
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu import checkpoint
@@ -133,7 +134,8 @@ class _HollowSlice:
 @contextmanager
 def hollow_files(card: FakeCard) -> Iterator[None]:
     """Inside, sparse files are opened as what they are, and nobody reads their holes ahead."""
-    real_open, real_read = safetensors.safe_open, backend.checkpoints.loader.read_ahead
+    importlib.import_module("modules.app.wiring")  # all that reads models
+    real_open, real_read = safetensors.safe_open, backend.checkpoints.page_cache.read_ahead
 
     def opened(path: Any, *args: Any, **options: Any) -> Any:
         return _HollowFile(card, Path(path)) if is_sparse(Path(path)) else real_open(path, *args, **options)
@@ -142,9 +144,10 @@ def hollow_files(card: FakeCard) -> Iterator[None]:
         return real_read([file for file in files if not is_sparse(file)])
 
     with ExitStack() as stack:
-        for module in (backend.checkpoints.loader, transformers.modeling_utils, safetensors.torch, safetensors):
-            stack.enter_context(patch.object(module, "safe_open", opened))
-        stack.enter_context(patch.object(backend.checkpoints.loader, "read_ahead", read_ahead))
+        for name, real, stub in (("safe_open", real_open, opened), ("read_ahead", real_read, read_ahead)):
+            for module in list(sys.modules.values()):
+                if vars(module).get(name) is real:
+                    stack.enter_context(patch.object(module, name, stub))
         # the readers of transformers are threads of their own, which a mode of torch does not follow into
         stack.enter_context(patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))
         yield
