@@ -159,6 +159,10 @@ class Predictor(BasePredictor):
             le=4294967295,
             description="The same seed gives the same rewritten prompt. Left out: the picture's seed.",
         ),
+        disable_safety_checker: bool = Input(
+            default=False,
+            description="Give out every picture, without asking the safety checker that the model was set up with.",
+        ),
         output_format: str = Input(
             default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."
         ),

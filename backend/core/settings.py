@@ -55,6 +55,9 @@ class Settings:
     face_restorer: str = "auto"
     face_detector: str = "auto"
     prompt_upsampler: str = "auto"
+    safety_checker: str = "auto"
+    safety_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    safety_classes: Names = ()
     upscale_tile_size: Annotated[WholeNumber, Field(ge=32)] = 192
     prompt_cache_entries: Annotated[WholeNumber, Field(ge=0)] = 32
     warm_up: bool = True

@@ -141,4 +141,6 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
         steps.append(make.upscale("upscale", math.ceil(width * share), math.ceil(height * share)))
     if "face_restorer" in models.components:
         steps.append(make.step("face_enhance", "restore", ("face_restorer",), 1, 1, w.outputs, "face_enhance"))
+    if "safety_checker" in models.components:
+        steps.append(make.step("safety_check", "check", ("safety_checker",), w.outputs, 1, 1, "num_outputs"))
     return tuple(steps)

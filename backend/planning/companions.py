@@ -65,6 +65,17 @@ def with_face_restorer(spec: ModelSpec, count: int) -> ModelSpec:
     return _with(spec, "face_restorer", Component(count, "fp32", rounds=False), "restore", GFPGAN)
 
 
+def with_safety_checker(spec: ModelSpec, count: int) -> ModelSpec:
+    """A checker of finished pictures, in float32, at a YOLO's cost; ``count`` is 0 where it computes on the CPU."""
+    return _with(
+        spec,
+        "safety_checker",
+        Component(count, "fp32", rounds=False),
+        "check",
+        YOLO if count else Cost(Curve(), YOLO.work),
+    )
+
+
 def with_prompt_upsampler(spec: ModelSpec, folder: Path, dtype: str) -> ModelSpec:
     """A language model that works first, whose folder is in transformers' layout; it computes in ``dtype``.
 

@@ -17,7 +17,13 @@ from backend.checkpoints.folder_files import shard_files
 from backend.core.settings import Settings
 from backend.core.version import name_and_version
 from backend.memory_management import Workload
-from backend.planning.companions import with_detectors, with_face_restorer, with_prompt_upsampler, with_upscaler
+from backend.planning.companions import (
+    with_detectors,
+    with_face_restorer,
+    with_prompt_upsampler,
+    with_safety_checker,
+    with_upscaler,
+)
 from backend.planning.costs import Kind
 from backend.planning.model_specs import ModelSpec
 from backend.weights.resolver import EMBEDDED, resolve_model
@@ -29,6 +35,7 @@ from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
+from modules.safety.discovery import SAFETY_CHECKER, CheckerSource, find_safety_checker
 from modules.upscaling.discovery import (
     FIRST,
     cached_as,
@@ -51,6 +58,7 @@ class Files:
     detectors: Mapping[str, Path]
     face_restorer: Path | None = None
     prompt_upsampler: Path | None = None
+    safety_checker: CheckerSource | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -68,6 +76,7 @@ class Files:
             "detectors": self.detectors,
             FACE_RESTORER: self.face_restorer,
             MODEL: self.prompt_upsampler,
+            SAFETY_CHECKER: self.safety_checker,
         }
         return frozenset(model for model, file in files.items() if not file)
 
@@ -89,6 +98,8 @@ class Files:
             spec = with_upscaler(spec, sum(map(upscaler_parameters, files)), upscaling, small_one)
         if self.face_restorer:
             spec = with_face_restorer(spec, upscaler_parameters(self.face_restorer))
+        if self.safety_checker:
+            spec = with_safety_checker(spec, self.safety_checker.parameters)
         return with_prompt_upsampler(spec, self.prompt_upsampler, computing) if self.prompt_upsampler else spec
 
     def workload(self, settings: Settings) -> Workload:
@@ -168,7 +179,8 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
     detectors = {} if "detectors" in unused else find_detectors(settings)
     model = identify(find_source(settings), families)
     upsampler = None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source))
-    return Files(model, upscalers, detectors, restorer, upsampler)
+    checker = None if SAFETY_CHECKER in unused else find_safety_checker(settings, model.profile.safety_check)
+    return Files(model, upscalers, detectors, restorer, upsampler, checker)
 
 
 def find_source(settings: Settings) -> Source:

@@ -119,6 +119,8 @@ class Service:
             if request.adetailer:
                 parameters = [picture.parameters for picture in batch.pictures]
                 report("adetailer.units", unit_results(parameters, len(request.adetailer)))
+            for name, count in batch.metrics.items():
+                report(name, count)
             if batch.notices:
                 report("notices", list(batch.notices))
             check()

@@ -32,12 +32,14 @@ from modules.flux_memory_optimizer import FluxMemoryOptimizer
 from modules.output.image_writer import ModelInfo
 from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler
+from modules.safety.discovery import SAFETY_CHECKER, CheckerSource
 from modules.upscaling.discovery import FIRST
 
 if TYPE_CHECKING:
     import torch
 
     from modules.detection.service import DetectionService
+    from modules.safety.service import SafetyService
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def build_services(
     scratch: Path,
 ) -> Services:
     """What the stages are built from. A service is imported only where the files of its models were asked for."""
-    upscale = detectors = restoration = None
+    upscale = detectors = restoration = safety = None
     if files.upscalers:
         from modules.upscaling.service import UpscaleService
 
@@ -164,7 +166,23 @@ def build_services(
         from modules.face_restoration.service import FaceRestoration
 
         restoration = FaceRestoration(models, detectors, fallback, files.face_restorer.stem)
-    return Services(diffusion, plan, upscale, detectors, restoration)
+    if files.safety_checker:
+        safety = build_safety(files.safety_checker, settings, models, fallback, scratch)
+    return Services(diffusion, plan, upscale, detectors, restoration, safety)
+
+
+def build_safety(
+    source: CheckerSource, settings: Settings, models: ModelCache, fallback: OomFallback, scratch: Path
+) -> SafetyService:
+    """The safety checker, registered with the cache."""
+    from modules.detection.yolo import offline_ultralytics
+
+    offline_ultralytics(scratch / "ultralytics")  # as in register_detectors
+    from modules.safety.networks import load_safety_checker
+    from modules.safety.service import SafetyService
+
+    models.register(SAFETY_CHECKER, partial(load_safety_checker, source, settings.safety_classes))
+    return SafetyService(models, fallback, source.label, settings.safety_threshold)
 
 
 def register_detectors(

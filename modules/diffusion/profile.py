@@ -50,6 +50,7 @@ class ModelProfile:
         denoiser: The component that runs in every step.
         knows: What a demo model draws, where its tokenizer has all words that it knows as one token each; "" for
             models that take any words.
+        safety_check: Whether its licence asks for a check of the pictures that are given out.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelProfile:
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
     knows: str = ""
+    safety_check: bool = False
 
     @property
     def canvas(self) -> Canvas:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modules.detection.service import DetectionService
     from modules.diffusion.base import DiffusionService
     from modules.face_restoration.service import FaceRestoration
+    from modules.safety.service import SafetyService
     from modules.upscaling.service import UpscaleService
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Picture:
 class ImageBatch:
     """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
     images; ``check`` is called between two pieces of work; ``notices`` is what of the request could not be honoured, a
-    line each."""
+    line each; ``metrics`` is what stages count, by name."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
@@ -62,6 +63,7 @@ class ImageBatch:
     debug_sink: DebugSink | None = None
     notices: tuple[str, ...] = ()
     check: Check = never_canceled
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         """The batch with other pictures."""
@@ -78,6 +80,7 @@ class Services:
     upscale: UpscaleService | None = None
     detectors: DetectionService | None = None
     face_restoration: FaceRestoration | None = None
+    safety: SafetyService | None = None
 
 
 class Feature:

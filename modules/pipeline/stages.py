@@ -7,6 +7,14 @@ from modules.pipeline.base import Stage
 from modules.pipeline.face_restore import FaceRestoreStage
 from modules.pipeline.generate import GenerateStage
 from modules.pipeline.hires import HiresStage
+from modules.pipeline.safety_check import SafetyCheckStage
 from modules.pipeline.upscale import UpscaleStage
 
-STAGES: tuple[type[Stage], ...] = (GenerateStage, HiresStage, AdetailerStage, UpscaleStage, FaceRestoreStage)
+STAGES: tuple[type[Stage], ...] = (
+    GenerateStage,
+    HiresStage,
+    AdetailerStage,
+    UpscaleStage,
+    FaceRestoreStage,
+    SafetyCheckStage,
+)

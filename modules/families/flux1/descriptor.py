@@ -63,6 +63,7 @@ class Flux1(FamilyDescriptor):
         guided = base_guided = bool(transformer.get("guidance_embeds"))
         if source.file:
             guided = any("guidance" in name for name in source.tensors)
+        knows = "" if source.file else str(own.get("knows", ""))
         return ModelProfile(
             name=source.name if source.file else str(own.get("name", source.name)),
             native=int(own.get("native", 1024)),
@@ -72,7 +73,8 @@ class Flux1(FamilyDescriptor):
             steps=28 if guided else 4,
             guidance=3.5,
             inputs=self.inputs if guided else replace(self.inputs, guidance=None),
-            knows="" if source.file else str(own.get("knows", "")),
+            knows=knows,
+            safety_check=guided and not knows,  # the licence of FLUX.1-dev asks for it
         )
 
     def spec(self, source: Source, dtype: str) -> ModelSpec:

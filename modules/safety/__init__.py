@@ -1,0 +1,1 @@
+"""Finds pictures that are not to be given out."""

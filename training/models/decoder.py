@@ -1,0 +1,187 @@
+"""Trains a deeper decoder on frozen latents: ``python -m training.models.decoder --start weights/embedded/flux/vae
+--redrawn FILES --out DIR --minutes 90``.
+
+The encoder and so the latents stay what they are, and the transformer with them. The decoder gets one more layer in
+every block, which at first changes nothing. It learns from two kinds of latents: the encoder's, and those of drawings
+that the generator has redrawn (``training/models/redrawn_latents.py``). For the second kind no single answer is right,
+and the mean of all is soft; so a discriminator of patches looks at them beside drawings (PatchGAN: Isola et al. 2017,
+with the hinge loss), and the decoder must come close to the drawing in the discriminator's own features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from backend.devices.torchvision_ops import ensure_torchvision_operators
+
+ensure_torchvision_operators()  # before diffusers is imported
+
+from diffusers import AutoencoderKL  # noqa: E402
+
+from training.data.subjects import SUBJECTS  # noqa: E402
+from training.models.autoencoder import (  # noqa: E402
+    crops,
+    draw_pool,
+    make_optimizer,
+    reconstruction_loss,
+    reconstruction_psnr,
+    spread_noise,
+    to_tensor,
+)
+from training.models.precision import fast_products  # noqa: E402
+from training.models.redrawn_latents import Redrawn, load_redrawn  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+ADVERSARIAL, FEATURES = 0.02, 0.3
+"""Weights of the discriminator's verdict and of the distance in its features, beside the reconstruction."""
+REDRAWN = 0.5
+"""And of all that is said of redrawn latents."""
+ADVERSARIAL_FROM = 0.2
+"""The share of the time after which the discriminator joins: before that the new layers would only feed it noise."""
+CLEAN, PICTURES = 4, 2
+"""Crops of 128 x 128 with the encoder's latents, and whole redrawn pictures of 256 x 256, in a step."""
+
+
+def deepened(model: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder with one more layer in every block, which adds nothing yet.
+
+    diffusers has one number of layers for both sides, so the encoder gets such layers too; they are never trained.
+    """
+    settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    deeper = AutoencoderKL.from_config({**settings, "layers_per_block": settings["layers_per_block"] + 1})
+    missing = set(deeper.load_state_dict(model.state_dict(), strict=False).missing_keys)
+    with torch.no_grad():
+        for name, parameter in deeper.named_parameters():
+            if name in missing and ".conv2." in name:
+                parameter.zero_()
+    return deeper
+
+
+class Discriminator(nn.Module):
+    """Says of every patch of 22 pixels whether it is drawn; gives its verdicts and the features on the way."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        sizes = ((3, width, 2), (width, 2 * width, 2), (2 * width, 3 * width, 1))
+        self.layers = nn.ModuleList(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, stride, 1)) for a, b, stride in sizes
+        )
+        self.verdict = nn.utils.parametrizations.spectral_norm(nn.Conv2d(sizes[-1][1], 1, 3, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        features = []
+        for layer in self.layers:
+            pictures = functional.leaky_relu(layer(pictures), 0.2)
+            features.append(pictures)
+        return self.verdict(pictures), features
+
+
+def judge_step(judge: Discriminator, optimizer: torch.optim.Optimizer, drawn: torch.Tensor, made: torch.Tensor) -> None:
+    """One step of the discriminator, with the hinge loss."""
+    with fast_products():
+        real, fake = judge(drawn)[0].float(), judge(made.detach())[0].float()
+    loss = functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """The discriminator's verdict on the decoder's pictures, and how far its features are from the drawings'."""
+    with fast_products():
+        verdict, features = judge(made)
+        with torch.no_grad():
+            _, wanted = judge(drawn)
+    apart = [(a.float() - b.float()).abs().mean() / b.float().abs().mean() for a, b in zip(features, wanted)]
+    return -ADVERSARIAL * verdict.float().mean() + FEATURES * torch.stack(apart).mean()
+
+
+class Pictures:
+    """Endless batches of both kinds."""
+
+    def __init__(self, redrawn: Sequence[Redrawn], pool: Any, seed: int) -> None:
+        self.latents = torch.cat([part.latents for part in redrawn])
+        self.pictures = torch.cat([part.pictures for part in redrawn])
+        self.pool, self.rng = pool, random.Random(seed)
+
+    def clean(self) -> torch.Tensor:
+        return crops(self.pool, CLEAN, self.rng)
+
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and the drawings that they were made from."""
+        chosen = [self.rng.randrange(len(self.latents)) for _ in range(PICTURES)]
+        return self.latents[chosen].float(), to_tensor(self.pictures[chosen].numpy())
+
+
+def train(
+    start: Path, redrawn: Sequence[Path], out: Path, minutes: float, rate: float, seed: int, pool_size: int
+) -> None:
+    """Saves the mean of the weights into ``out`` all the time; where ``out`` has one it goes on from there."""
+    torch.manual_seed(seed)
+    found = (out / "config.json").exists()
+    model = AutoencoderKL.from_pretrained(out if found else start, trust_remote_code=False).float()
+    model = model if found else deepened(model)
+    optimizer, judge = make_optimizer(model, True, rate), Discriminator()
+    state = out / "discriminator.pt"
+    if state.exists():
+        judge.load_state_dict(torch.load(state, weights_only=True))
+    judging = torch.optim.Adam(judge.parameters(), 2e-4, betas=(0.5, 0.9))
+    batches = Pictures([load_redrawn(file) for file in redrawn], draw_pool(seed, pool_size), seed)
+    held_out = {name: draw_pool(10_001, 24, name) for name in SUBJECTS}
+    average = copy.deepcopy(model).requires_grad_(False)
+    begin, step, spent = time.monotonic(), 0, 0.0
+    while spent < 1:
+        spent = (time.monotonic() - begin) / (60 * minutes)
+        drawn = batches.clean()
+        latents, meant = batches.pairs()
+        with fast_products():
+            with torch.no_grad():
+                own = model.encoder(drawn)[:, :16].float()
+            decoded, restored = model.decoder(spread_noise(own)), model.decoder(latents)
+        restored = restored.float()
+        loss = reconstruction_loss(decoded.float() - drawn) + REDRAWN * reconstruction_loss(restored - meant)
+        if state.exists() or spent > ADVERSARIAL_FROM:
+            judge_step(judge, judging, meant, restored)
+            loss = loss + REDRAWN * judged_loss(judge, meant, restored)
+        loss.backward()
+        optimizer.step(min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - spent) / 0.5)))
+        step += 1
+        decay = min(0.995, step / (step + 20))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        if step % 150 == 0 or spent >= 1:
+            psnr = {name: round(reconstruction_psnr(average, pictures), 2) for name, pictures in held_out.items()}
+            logger.info("step %d, %.0f%%, loss %.4f, held-out PSNR in dB: %s", step, 100 * spent, loss.item(), psnr)
+            average.save_pretrained(out)
+            if spent > ADVERSARIAL_FROM:
+                torch.save(judge.state_dict(), state)
+    (out / "training.json").write_text(json.dumps({"steps": step, "psnr_db": psnr, "minutes": minutes}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--start", type=Path, required=True, help="the folder of the autoencoder to begin with")
+    parser.add_argument("--redrawn", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--rate", type=float, default=0.012)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pool", type=int, default=3000)
+    given = parser.parse_args()
+    train(given.start, given.redrawn, given.out, given.minutes, given.rate, given.seed, given.pool)
+
+
+if __name__ == "__main__":
+    main()
