@@ -62,7 +62,10 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=10,
-            description="How strictly the picture follows the prompt. Left out: 3.5 (FLUX.1-dev), 5 (SDXL), 7.5 (SD 1.5).",
+            description="How strictly the picture follows the prompt. Left out: 3.5 (FLUX.1-dev; 3 with the profile hosted), 5 (SDXL), 7.5 (SD 1.5).",
+        ),
+        guidance: Optional[float] = Input(
+            default=None, ge=0, le=10, description="Another name of guidance_scale, as hosted Flux models have it."
         ),
         sampler: str = Input(
             default="Euler",
@@ -74,8 +77,9 @@ class Predictor(BasePredictor):
             choices=["Simple", "Karras", "Exponential", "Beta", "Normal", "SGM Uniform"],
             description="Noise schedule. With Flux, all but Simple need the sampler Euler.",
         ),
-        go_fast: bool = Input(
-            default=False, description="Skip steps that change little: faster, and a slightly different picture."
+        go_fast: Optional[bool] = Input(
+            default=None,
+            description="Skip steps that change little: faster, and a slightly different picture. Left out: off; on with the profile hosted.",
         ),
         seed: Optional[int] = Input(
             default=None,
@@ -117,7 +121,10 @@ class Predictor(BasePredictor):
         denoising_strength: float = Input(
             default=0.3, ge=0, le=1, description="How much of the picture Hires fix repaints: 0 keeps it, 1 ignores it."
         ),
-        adetailer: bool = Input(default=True, description="Find the faces and repaint each at full resolution."),
+        adetailer: Optional[bool] = Input(
+            default=None,
+            description="Find the faces and repaint each at full resolution. Left out: on; off with the profile hosted.",
+        ),
         ad_prompt: str = Input(
             default="",
             max_length=20000,
@@ -138,8 +145,11 @@ class Predictor(BasePredictor):
             max_length=20000,
             description="The same for hands; {} repaints them with the main prompt. Empty: only with ad_hands_prompt.",
         ),
-        scale: float = Input(
-            default=2.0, ge=1, le=8, description="Upscale the finished picture by this factor with ESRGAN. 1 is off."
+        scale: Optional[float] = Input(
+            default=None,
+            ge=1,
+            le=8,
+            description="Upscale the finished picture by this factor with ESRGAN. 1 is off. Left out: 2; 1 with the profile hosted.",
         ),
         upscaler: str = Input(
             default="",

@@ -17,6 +17,7 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
 from modules.pipeline.stages import STAGES
+from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import ImageRequest
 from modules.request.infotext import Filled, Targets, filled_in, is_infotext
 from modules.request.parser import build_request
@@ -36,6 +37,7 @@ class Installed:
         restores_faces: Whether a network for faces is installed.
         disabled: The features that settings turn off, each with the setting that says so.
         missing: Models whose files are not installed.
+        defaults: What a request gets that leaves inputs out.
     """
 
     profile: ModelProfile
@@ -44,6 +46,7 @@ class Installed:
     restores_faces: bool
     disabled: Mapping[str, str]
     missing: frozenset[str]
+    defaults: Defaults = STUDIO
 
     def to_json(self) -> bytes:
         return _AS_JSON.dump_json(self)
@@ -84,7 +87,7 @@ class InputChecks:
             values, notices = self.schema.validate(filled.under(given)), filled.notices
         wanted = self.extensions.turn_off(values, self.schema.defaults)
         has = self.installed
-        request = build_request(wanted, has.profile, has.detectors, has.upscalers, has.restores_faces)
+        request = build_request(wanted, has.profile, has.detectors, has.upscalers, has.restores_faces, has.defaults)
         return replace(
             request, stage_options=self.extensions.stage_options(wanted), notices=(*notices, *request.notices)
         )

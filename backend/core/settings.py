@@ -40,6 +40,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, and n
 class Settings:
     """All settings of the package. Paths are relative to the project's root unless absolute."""
 
+    profile: Literal["studio", "hosted"] = "studio"
     model: str = "auto"
     base_model: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

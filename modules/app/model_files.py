@@ -179,7 +179,8 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
     detectors = {} if "detectors" in unused else find_detectors(settings)
     model = identify(find_source(settings), families)
     upsampler = None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source))
-    checker = None if SAFETY_CHECKER in unused else find_safety_checker(settings, model.profile.safety_check)
+    needs_check = model.profile.safety_check or settings.profile == "hosted"
+    checker = None if SAFETY_CHECKER in unused else find_safety_checker(settings, needs_check)
     return Files(model, upscalers, detectors, restorer, upsampler, checker)
 
 

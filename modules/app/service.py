@@ -37,6 +37,7 @@ from modules.output.summary import unit_results
 from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
 from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
+from modules.request.defaults import DEFAULTS, Defaults
 from modules.request.image_request import ImageRequest
 from modules.request.uploads import Uploads
 
@@ -62,6 +63,7 @@ class Service:
     detectors: Mapping[str, ClassSet]
     upscalers: tuple[str, ...]
     restores_faces: bool
+    defaults: Defaults
     extensions: Selection
     models: ModelCache
     fallback: OomFallback
@@ -149,6 +151,7 @@ class Service:
             self.restores_faces,
             selection.disabled,
             selection.missing,
+            self.defaults,
         )
         return InputChecks(self.schema, selection, installed)
 
@@ -227,7 +230,7 @@ def start(
         from modules.app.wiring import set_up
     scratch = scratch_for_process()  # all that is written while the service lives
     parts = set_up(settings, selection, families, device, scratch, timeline)
-    service = _service(schema or InputSchema(), parts, timeline, scratch)
+    service = _service(schema or InputSchema(), settings, parts, timeline, scratch)
     if settings.warm_up:
         with timeline.span("warm_up"):
             service.warm_up()
@@ -235,7 +238,7 @@ def start(
     return service
 
 
-def _service(schema: InputSchema, parts: SetUp, timeline: Timeline, scratch: Path) -> Service:
+def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Timeline, scratch: Path) -> Service:
     """The service made of these parts, with its folders in ``scratch``."""
     outputs, uploads = scratch / "outputs", Uploads(scratch / "uploads")
     for folder in (outputs, uploads.folder):
@@ -249,6 +252,7 @@ def _service(schema: InputSchema, parts: SetUp, timeline: Timeline, scratch: Pat
         detectors=assembled.detectors,
         upscalers=assembled.upscalers,
         restores_faces=assembled.restores_faces,
+        defaults=DEFAULTS[settings.profile],
         extensions=parts.selection,
         models=parts.models,
         fallback=parts.fallback,

@@ -50,6 +50,7 @@ class ModelProfile:
         denoiser: The component that runs in every step.
         knows: What a demo model draws, where its tokenizer has all words that it knows as one token each; "" for
             models that take any words.
+        guidance_of_host: The guidance scale that hosts of the model use by default; None = its own.
         safety_check: Whether its licence asks for a check of the pictures that are given out.
     """
 
@@ -64,6 +65,7 @@ class ModelProfile:
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
     knows: str = ""
+    guidance_of_host: float | None = None
     safety_check: bool = False
 
     @property

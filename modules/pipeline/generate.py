@@ -29,6 +29,7 @@ class GenerateStage(Stage):
         "megapixels",
         "num_inference_steps",
         "guidance_scale",
+        "guidance",
         "sampler",
         "scheduler",
         "go_fast",

@@ -21,6 +21,7 @@ from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
+from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.input_image import read_image, read_mask
 from modules.request.sizes import check_finished_size, check_mask, choose_size
@@ -112,12 +113,15 @@ def build_request(
     detectors: Mapping[str, ClassSet],
     upscalers: Collection[str] = (),
     restores_faces: bool = False,
+    defaults: Defaults = STUDIO,
 ) -> ImageRequest:
-    """The request for the inputs of ``predict.py``, all of them, with defaults filled in.
+    """The request for the inputs of ``predict.py``, all of them, with the schema's defaults filled in.
 
     ``profile`` says what the model family honours; ``detectors`` (the first is the default), ``upscalers`` and
-    ``restores_faces`` what is installed. Raises :class:`InputError` for what cannot be honoured.
+    ``restores_faces`` what is installed; ``defaults`` what is meant by None. Raises :class:`InputError` for what cannot
+    be honoured.
     """
+    inputs = defaults.filled(inputs, profile)
     _refuse_unsupported(inputs, profile)
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
@@ -127,12 +131,7 @@ def build_request(
         profile.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
     )
     seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
-    left_out = {
-        "seed": seed,
-        "prompt_upsampling_seed": seed,
-        "num_inference_steps": profile.steps,
-        "guidance_scale": profile.guidance,
-    }
+    left_out = {"seed": seed, "prompt_upsampling_seed": seed}
     fields |= {name: value for name, value in left_out.items() if inputs[name] is None}
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
     units = adetailer_units(inputs, profile, detectors, restores_faces)

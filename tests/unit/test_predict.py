@@ -26,6 +26,7 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
+from modules.request.defaults import STUDIO
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import HIRES_INPUTS, build_request
 from modules.request.sizes import CUSTOM
@@ -80,7 +81,8 @@ def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name == "mask" else {})}
-    changed = {**base, name: another(name, base[name], picture)}
+    meant = getattr(STUDIO, name, None) if base[name] is None else base[name]
+    changed = {**base, name: another(name, meant, picture)}
     profile = EMBEDDED if name == "go_fast" else SDXL  # which honours all others
     assert built(changed, profile) != built(base, profile), (
         f"{name} has no effect: give ImageRequest a field of that name, or its stage an option"

@@ -74,6 +74,7 @@ class Flux1(FamilyDescriptor):
             guidance=3.5,
             inputs=self.inputs if guided else replace(self.inputs, guidance=None),
             knows=knows,
+            guidance_of_host=3.0 if guided else None,
             safety_check=guided and not knows,  # the licence of FLUX.1-dev asks for it
         )
 

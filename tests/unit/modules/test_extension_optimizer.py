@@ -21,6 +21,7 @@ IMPORTS = {
     "adetailer": {"ultralytics", "cv2", "modules.detection.service", "modules.adetailer.detail_pass"},
     "upscale": {"spandrel", "modules.upscaling.service"},
     "face_enhance": {"spandrel", "ultralytics", "modules.detection.service", "modules.face_restoration.service"},
+    "safety_check": {"ultralytics", "modules.safety.networks", "modules.safety.service"},
 }
 """What is imported for a feature, and for no other reason."""
 
@@ -171,7 +172,7 @@ def test_what_is_disabled_is_neither_imported_nor_planned_nor_read(disabled: tup
     )
     assert process.returncode == 0, process.stderr
     seen = json.loads(process.stdout)
-    selection = selected(*disabled).without({"face_restorer"})
+    selection = selected(*disabled).without({"face_restorer", "safety_checker"})
     needed = set().union(*(IMPORTS.get(name, set()) for name in selection.enabled))
     assert set(seen["modules"]) & set().union(*IMPORTS.values()) == needed
     assert {*seen["models"], *seen["planned"]} & selection.unused_models == set()

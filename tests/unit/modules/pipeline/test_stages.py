@@ -30,7 +30,7 @@ from modules.request.image_request import ImageRequest
 REQUEST_INPUTS = ("prompt", "seed", "num_outputs", "output_format", "output_quality")
 """The inputs that belong to no stage."""
 FEATURES = {**optional_features(), **{stage.name: stage for stage in STAGES}}
-MODELS = {"detectors", "face_restorer", "upscaler", "prompt_upsampler"}
+MODELS = {"detectors", "face_restorer", "upscaler", "prompt_upsampler", "safety_checker"}
 """The models that features borrow, by their names in the memory plan."""
 
 
@@ -47,7 +47,7 @@ def test_every_input_belongs_to_one_stage_or_to_the_request() -> None:
 def test_what_an_optional_feature_declares_exists(feature: type[Feature]) -> None:
     schema = InputSchema()
     assert all(name in schema.defaults or schema.properties[name].get("nullable") for name in feature.inputs)
-    assert type(feature.off) is type(schema.validate({"prompt": "a fox"})[feature.inputs[0]])
+    assert schema.validate({"prompt": "a fox", feature.inputs[0]: feature.off})[feature.inputs[0]] is feature.off
     assert {*feature.models, *feature.optional_models} <= MODELS
     assert set(feature.settings) <= {field.name for field in fields(Settings)}
 

@@ -1,0 +1,58 @@
+"""What a request gets that leaves inputs out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SCHNELL, SDXL
+
+from backend.core.errors import InputError
+from modules.diffusion.profile import ModelProfile
+from modules.request.defaults import DEFAULTS
+from modules.request.image_request import ImageRequest
+from modules.request.parser import build_request
+
+DEV = replace(EMBEDDED, native=1024, guidance_of_host=3.0)
+
+
+def request(profile: ModelProfile, defaults: str, **inputs: Any) -> ImageRequest:
+    return build_request({**INPUTS, **inputs}, profile, DETECTORS, defaults=DEFAULTS[defaults])
+
+
+def finish(made: ImageRequest) -> tuple[int, float, bool, float]:
+    return len(made.adetailer), made.scale, made.go_fast, made.guidance_scale
+
+
+def test_studio_repaints_faces_and_upscales() -> None:
+    assert finish(request(DEV, "studio")) == (1, 2.0, False, 3.5)
+
+
+def test_hosted_does_what_hosted_flux_does() -> None:
+    assert finish(request(DEV, "hosted")) == (0, 1.0, True, 3.0)
+
+
+def test_what_is_given_counts_with_both() -> None:
+    given = {"adetailer": True, "scale": 3.0, "go_fast": False, "guidance_scale": 6.0}
+    for defaults in DEFAULTS:
+        assert finish(request(DEV, defaults, **given)) == (1, 3.0, False, 6.0)
+
+
+def test_other_families_keep_their_own_guidance_and_take_no_go_fast() -> None:
+    assert finish(request(SDXL, "hosted")) == (0, 1.0, False, SDXL.guidance)
+    assert finish(request(SCHNELL, "hosted"))[2] is True
+
+
+def test_go_fast_is_not_used_with_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (512, 512)).save(tmp_path / "image.png")
+    assert not request(DEV, "hosted", image=tmp_path / "image.png").go_fast
+
+
+def test_guidance_is_another_name_of_guidance_scale() -> None:
+    assert request(DEV, "studio", guidance=0.0).guidance_scale == 0.0
+    assert request(DEV, "studio", guidance=4.0, guidance_scale=4.0).guidance_scale == 4.0
+    with pytest.raises(InputError, match="^guidance: is 3, and guidance_scale is 3.5; give one$"):
+        request(DEV, "hosted", guidance=3.0, guidance_scale=3.5)
