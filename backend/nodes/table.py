@@ -29,6 +29,7 @@ MAX_ID = 1000
 MAX_TABLE = 2**26
 """Bytes of a table."""
 SEPARATORS = (",", ";", "\t")
+_DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d+),(\d+)\s*$")
 
 Check = Callable[[Mapping[str, Any]], object]
 """Raises :class:`InputError` for inputs that cannot be honoured, whatever their types and ranges."""
@@ -104,9 +105,17 @@ def _csv_records(text: str, schema: InputSchema) -> list[_Record]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True, delimiter=separator)
     try:
         _check_columns(reader.fieldnames or (), schema)
-        return [_csv_record(cells, schema) for cells in reader]
+        return [_csv_record(_with_points(cells, schema, separator), schema) for cells in reader]
     except csv.Error as error:
         raise InputError("table", f"is not valid CSV in line {reader.line_num}: {error}") from None
+
+
+def _with_points(cells: Mapping[str, Any], schema: InputSchema, separator: str) -> Mapping[str, Any]:
+    """The cells with a point in their numbers: spreadsheets that separate cells by semicolons write a decimal comma."""
+    if separator == ",":
+        return cells
+    numbers = (name for name in cells if schema.properties.get(name, {}).get("type") == "number")
+    return {**cells, **{name: _DECIMAL_COMMA.sub(r"\1.\2", cells[name] or "") for name in numbers}}
 
 
 def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:

@@ -1,7 +1,8 @@
 """``scripts/batch``: a table of prompts in, picture files and a manifest out, through the same service as
 ``scripts/predict``.
 
-The whole table is checked before anything heavy is imported.
+The whole table is checked before a model is loaded: names, types and ranges before anything heavy is imported, then
+what depends on the installed files.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError
 from backend.core.files import writing_to
 from backend.core.settings import Settings, load_settings
 from backend.core.texts import one_line
@@ -28,7 +30,10 @@ from backend.nodes.ray_data import LOCAL, generate_with_ray
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table
 from modules.cli.command import FAILED, CommandParser, check_folder, run_in_scratch
-from modules.cli.given_inputs import check_inputs
+from modules.cli.given_inputs import check_inputs, check_texts
+
+if TYPE_CHECKING:
+    from modules.input_checks import InputChecks
 
 
 def _parser() -> CommandParser:
@@ -136,6 +141,22 @@ def _make(predict: MakePictures, inputs: Mapping[str, Any], report: Report) -> S
     return files
 
 
+def _checked(rows: Sequence[Row], settings: Settings) -> list[Row]:
+    """The rows, each with what is wrong with it for the models that are installed here. Loads none."""
+    from modules.app.installed_files import checks_before_loading
+
+    checks = checks_before_loading(settings)
+    return [row if row.problem else replace(row, problem=_problem(row, checks)) for row in rows]
+
+
+def _problem(row: Row, checks: InputChecks) -> str:
+    try:
+        checks.request(row.inputs)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
     """First the rows that cannot be made, then the others as they are ready."""
     yield from (Outcome(row, error=row.problem) for row in rows if row.problem)
@@ -148,9 +169,11 @@ def _outcomes(rows: Sequence[Row], settings: Settings, options: argparse.Namespa
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> int:
-    rows = read_table(options.table, InputSchema(), check_inputs)
+    rows = read_table(options.table, InputSchema(), check_inputs if options.ray else check_texts)
     settings = load_settings()
     check_folder("-o", options.output)
+    if not options.ray:  # whose workers may have other files
+        rows = _checked(rows, settings)
     manifest = Manifest(options.output)
     to_output = partial(writing_to, f"'{options.output}'", "make room, then continue with --resume")
     with to_output():

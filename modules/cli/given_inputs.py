@@ -86,6 +86,11 @@ class PictureSource:
         """Raises :class:`InputError` for what is wrong whatever the models are."""
         self.schema.validate(self.recorded.under(given) if self.recorded else {"prompt": "x", **given})
 
+    def kept(self, given: Mapping[str, object]) -> slice:
+        """Which pictures of the inputs are the one that is wanted."""
+        picture = self.recorded.chosen(given) if self.recorded else None
+        return slice(None) if picture is None else slice(picture, picture + 1)
+
     def inputs(self, given: Mapping[str, object], service: Service) -> tuple[dict[str, object], list[str]]:
         """The inputs, of which those that are given win, and what could not be honoured."""
         filled: Filled = self.recorded or service.checks.filled_in(self.text)
@@ -95,17 +100,23 @@ class PictureSource:
         return self.schema.validate(filled.under(given)), notices
 
 
-def check_inputs(inputs: Mapping[str, Any]) -> None:
-    """Raises :class:`InputError` for what is wrong with the texts, ADetailer units and pictures of valid inputs,
-    whatever the models are."""
+def check_texts(inputs: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` for what is wrong with the texts and ADetailer units of valid inputs, whatever the
+    models are."""
     from modules.request.adetailer_args import units_from_json
-    from modules.request.input_image import read_image
 
     if not str(inputs["prompt"]).strip():
         raise InputError("prompt", "is empty; say in words what the picture should show")
     for name in ("adetailer_args", "adetailer_args_hands"):
         if str(inputs[name]).strip():
             units_from_json(str(inputs[name]), name)
+
+
+def check_inputs(inputs: Mapping[str, Any]) -> None:
+    """:func:`check_texts`, and the same for pictures."""
+    from modules.request.input_image import read_image
+
+    check_texts(inputs)
     for name in ("image", "mask"):
         if inputs[name]:
             read_image(Path(str(inputs[name])), name)

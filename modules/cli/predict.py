@@ -179,6 +179,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     _check_folders(options)
 
     service = _started(options, schema)
+    kept = source.kept(given) if source else slice(None)
     if source:
         inputs, notices = source.inputs(inputs, service)
         for notice in notices:
@@ -191,11 +192,11 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         metrics.__setitem__,
         timeline=timeline,
         debug_sink=shown.__setitem__ if options.debug_images or options.save_before else None,
-    )
+    )[kept]
     try:
         print(*summary(map(_record, files)), sep="\n", file=sys.stderr)
         saved = _saved(shown, temporary)
-        before = _before_adetailer(saved) if options.save_before else []
+        before = _before_adetailer(saved)[kept] if options.save_before else []
         written = deliver_numbered(files, options.output, before)
         if options.debug_images:
             _deliver(saved, [options.debug_images / file.name for file in saved])

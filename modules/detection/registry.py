@@ -8,7 +8,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from backend.core.settings import Settings
+from backend.weights.catalog import read_manifest
 from backend.weights.resolver import EMBEDDED, checked_file, resolve_file, safe_form
+from modules.detection.classes import ClassSet
+from modules.detection.description import read_description
 
 FACE_DETECTORS = ("face_yolov8n.pt", "face_detector.safetensors")
 """What "auto" chooses from, best first."""
@@ -46,6 +49,16 @@ def find_detectors(settings: Settings) -> dict[str, Path]:
     for path in present:
         found.setdefault(detector_name(path), checked_file(path, settings))
     return {name: safe_form(path, settings) for name, path in found.items()}
+
+
+def stated_classes(path: Path) -> ClassSet:
+    """The classes that the description beside a detector states, or that its name stands for. Where neither says any,
+    the set takes every word: only the weights know."""
+    if path.suffix == ".safetensors":
+        return ClassSet(tuple(read_description(path.with_suffix(".yaml"))["names"]))
+    known = next((one.detector for one in read_manifest().values() if one.detector and one.name == path.stem), None)
+    classes = tuple(known.classes) if known else ()
+    return ClassSet(classes, open_vocabulary=not classes)
 
 
 def detector_parameters(path: Path) -> int:

@@ -53,12 +53,22 @@ def unknown_words_notes(name: str, prompt: str, tokenizer: PreTrainedTokenizerBa
     words = dict.fromkeys(_WORD.findall(prompt))
     unknown = [word for word in words if not (_is_token(tokenizer, word) or _is_token(tokenizer, word.lower()))]
     listed = shortened(", ".join(unknown), LISTED)
-    return [f"{name}: the demo model knows {knows}; it does not know: {listed}"] if unknown else []
+    singular = {word: _singular(word.lower()) for word in unknown}
+    known = ", ".join(dict.fromkeys(one for one in singular.values() if one and _is_token(tokenizer, one)))
+    advice = f" (it knows: {known})" if known else ""
+    return [f"{name}: the demo model knows {knows}; it does not know: {listed}{advice}"] if unknown else []
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
     ids = tokenizer(word, add_special_tokens=False, verbose=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def _singular(word: str) -> str:
+    """One of several: woman of women, hat of hats. "" where the word does not look like several."""
+    if word.endswith("men"):
+        return f"{word[:-2]}an"
+    return word[:-1] if word.endswith("s") else ""
 
 
 def split_at_limit(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> tuple[str, str]:

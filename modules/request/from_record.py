@@ -8,25 +8,29 @@ from typing import Any
 
 from modules.request.adetailer_args import PREFIX
 from modules.request.adetailer_unit import FACES
+from modules.request.image_request import MAX_SEED
 from modules.request.infotext import Filled
 from modules.request.parser import HIRES_INPUTS
 from modules.request.sizes import CUSTOM
 
-OWN = ("image", "mask", "width", "height", "seed", "num_outputs", "adetailer", "prompt_upsampling")
+OWN = ("image", "mask", "width", "height", "adetailer", "prompt_upsampling")
 """Inputs that are not taken as they stand in the record."""
 
 
 def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Filled:
-    """The inputs of the one picture that the record lies in; ``names`` are those of all inputs.
+    """The inputs of the picture that the record lies in and of those that were made with it; ``names`` are those of all
+    inputs.
 
     A prompt that a language model has written is taken as it is. Pictures that the request began from are not in the
     file, which the notices say. Raises ``ValueError`` for a record of another kind.
     """
     request = record.get("request")
-    if not isinstance(request, Mapping) or "prompt" not in request or "seed" not in record:
+    if not isinstance(request, Mapping) or "prompt" not in request or not isinstance(record.get("seed"), int):
         raise ValueError("the record in the file is not one of this version")
     inputs = {name: value for name, value in request.items() if name in names and name not in OWN}
-    inputs["seed"] = record["seed"]
+    picture = _picture(record["seed"], request)
+    if picture is None:
+        inputs |= {"seed": record["seed"], "num_outputs": 1}
     inputs.pop("prompt_upsampling_seed", None)
     if request.get("aspect_ratio", CUSTOM) == CUSTOM and not request.get("image"):
         inputs |= {"aspect_ratio": CUSTOM, "width": request.get("width"), "height": request.get("height")}
@@ -40,7 +44,16 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
         for name in ("image", "mask")
         if request.get(name)
     ]
-    return Filled(inputs, notices)
+    return Filled(inputs, notices, picture)
+
+
+def _picture(seed: int, request: Mapping[str, Any]) -> int | None:
+    """Which picture of the request has this seed; None where the request made no other."""
+    first, number = request.get("seed"), request.get("num_outputs")
+    if not isinstance(first, int) or not isinstance(number, int) or number < 2:
+        return None
+    picture = (seed - first) % (MAX_SEED + 1)
+    return picture if picture < number else None
 
 
 def _changed(unit: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 from modules.request.adetailer_args import MAX_UNITS, PREFIX, units_from_json
 from modules.request.adetailer_unit import FACES, AdetailerUnit
-from modules.request.image_request import HIRES_UPSCALERS
+from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED
 
 NEGATIVE = "Negative prompt:"
 SUFFIXES = ("", " 2nd", " 3rd", " 4th")
@@ -54,14 +54,26 @@ class Targets:
 
 @dataclass
 class Filled:
-    """Inputs as far as a text names them, and what could not be honoured."""
+    """Inputs as far as a text names them, and what could not be honoured.
+
+    Attributes:
+        picture: Which picture of the inputs is meant, None for all. Those of one request are made together, because
+            pixels of a batch differ a little from those of single pictures.
+    """
 
     inputs: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    picture: int | None = None
+
+    def chosen(self, given: Mapping[str, Any]) -> int | None:
+        """Which picture is kept, None for all: of a number or a seed that are given, all are."""
+        return None if {"seed", "num_outputs"} & given.keys() else self.picture
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with those that are given, which win."""
         inputs = dict(self.inputs)
+        if self.picture is not None and self.chosen(given) is None:
+            inputs |= {"seed": (inputs["seed"] + self.picture) % (MAX_SEED + 1), "num_outputs": 1}
         if "aspect_ratio" in given:
             for side in ("width", "height"):
                 inputs.pop(side, None)

@@ -49,6 +49,25 @@ def test_a_file_gives_its_pixels_again(service: Service, tmp_path: Path, changes
     assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
 
 
+def test_a_picture_of_several_is_made_with_the_others_and_kept_alone(service: Service, tmp_path: Path) -> None:
+    several = {**SMALL, "num_outputs": 3, "adetailer": False}
+    pictures = service.predict(several, lambda name, value: None, no_progress)
+    second = Path(pictures[1].rename(tmp_path / pictures[1].name))
+    source = PictureSource(second, service.schema)
+    inputs, notices = source.inputs({}, service)
+    (again,) = service.predict(inputs, lambda name, value: None, no_progress)[source.kept({})]
+    assert notices == [] and np.array_equal(np.asarray(Image.open(second)), np.asarray(Image.open(again)))
+
+
+def test_with_a_seed_of_its_own_a_picture_of_several_is_one(service: Service, tmp_path: Path) -> None:
+    several = {**SMALL, "num_outputs": 2, "adetailer": False, "num_inference_steps": 1}
+    pictures = service.predict(several, lambda name, value: None, no_progress)
+    source = PictureSource(pictures[1], service.schema)
+    for given, seed, number in (({"seed": 7}, 7, 1), ({"num_outputs": 2}, SMALL["seed"] + 1, 2)):
+        inputs, _ = source.inputs(given, service)
+        assert (inputs["seed"], inputs["num_outputs"], source.kept(given)) == (seed, number, slice(None))
+
+
 def test_a_picture_that_began_from_another_one_says_so(service: Service, tmp_path: Path) -> None:
     Image.new("RGB", (128, 128), "teal").save(tmp_path / "start.png")
     first = predicted(service, {**SMALL, "image": tmp_path / "start.png", "adetailer": False}, tmp_path)

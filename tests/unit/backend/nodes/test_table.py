@@ -29,6 +29,25 @@ def test_the_separator_is_recognized(separator: str, line_end: str, tmp_path: Pa
     assert (row.id, row.inputs["prompt"], row.inputs["seed"]) == ("a", f"x{separator} y, z; w", 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "guidance"),
+    [
+        ("prompt;guidance_scale\na, b;3,5", 3.5),
+        ("prompt;guidance_scale\na, b; 3,50 ", 3.5),
+        ("prompt;guidance_scale\na, b;3.5", 3.5),
+        ("prompt\tguidance_scale\na, b\t2,25", 2.25),
+    ],
+)
+def test_numbers_of_spreadsheets_with_decimal_commas_are_read(text: str, guidance: float, tmp_path: Path) -> None:
+    (row,) = table(tmp_path, text)
+    assert (row.problem, row.inputs["prompt"], row.inputs["guidance_scale"]) == ("", "a, b", guidance)
+
+
+@pytest.mark.parametrize("cell", ["3,5,1", "1.000,5", ",5", "three"])
+def test_what_is_no_number_stays_a_problem(cell: str, tmp_path: Path) -> None:
+    assert table(tmp_path, f"prompt;guidance_scale\na;{cell}")[0].problem.startswith("guidance_scale: ")
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.CSV"])
 def test_tables_have_these_endings(name: str, tmp_path: Path) -> None:
     assert table(tmp_path, "id\tprompt\n1\tx\n", name)[0].inputs["prompt"] == "x"

@@ -237,3 +237,30 @@ def test_progress_in_a_log_is_a_line_a_row_with_the_time_that_is_left(schema: In
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("rows:  75%") and "3/4 [" in lines[0] and "<" in lines[0]
     assert lines[1] == "00002: prompt: is odd" and "4/4 [" in lines[2]
+
+
+def test_what_the_installed_models_cannot_do_is_told_before_any_is_loaded(tmp_path: Path) -> None:
+    table, out = tmp_path / "table.jsonl", tmp_path / "out"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    wrong = {
+        "upscaler": {"upscaler": "4x-Ultrasharp"},
+        "detector": {"adetailer_args": '{"ad_model": "face_yolov8n.pt"}'},
+        "classes": {"adetailer_args": '{"ad_model_classes": "cat"}'},
+        "size": {"aspect_ratio": "custom", "width": 272, "height": 256},
+        "negative": {"negative_prompt": "a hat"},
+        "image": {"image": "broken.png"},
+        "unit": {"adetailer_args": '{"ad_confidence": 7}'},
+    }
+    table.write_text("\n".join(json.dumps({"id": name, "prompt": "a woman", **row}) for name, row in wrong.items()))
+    process = run_command(table, "-o", out)
+    printed, told = process.communicate(timeout=300)
+    assert process.returncode == 1 and "0 of 7 rows are done, 7 failed" in printed
+    errors = {name: entry["error"] for name, entry in entries(out).items()}
+    assert errors["upscaler"].startswith("upscaler: '4x-Ultrasharp' is not installed")
+    assert errors["detector"].startswith("adetailer_args: ad_model 'face_yolov8n.pt' is not installed")
+    assert "'cat' is none of its classes" in errors["classes"]
+    assert errors["size"].startswith("width: must be a multiple of 32")
+    assert errors["negative"].startswith("negative_prompt: Flux has none")
+    assert errors["image"].startswith("image: is not an image")
+    assert "ad_confidence" in errors["unit"]
+    assert "set-up" not in told  # there was no row to load models for

@@ -13,6 +13,7 @@ from modules.diffusion.prompt_text import (
     network_notes,
     plain_words_notes,
     split_at_limit,
+    unknown_words_notes,
     without_networks,
 )
 
@@ -97,3 +98,18 @@ def test_the_message_names_the_words_and_is_short() -> None:
     assert length_notes("prompt", "", 75) == []
     assert length_notes("prompt", "red hat", 75) == ["prompt: the model reads 75 tokens; 2 words are beyond: red hat"]
     assert len(length_notes("prompt", "word " * 4_000, 75)[0]) < 400
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("A Woman with red hair, smiling.", ""),
+        ("two people waving: a man, a woman's hat", ""),
+        ("a cat and a glass", "it does not know: cat, glass"),
+        ("two women with hats, men", "it does not know: women, hats, men (it knows: woman, hat, man)"),
+        ("buses", "it does not know: buses"),
+    ],
+)
+def test_words_that_the_demo_model_does_not_know_are_named(prompt: str, told: str) -> None:
+    notes = unknown_words_notes("prompt", prompt, TOKENIZERS["clip"], "portraits")
+    assert notes == ([f"prompt: the demo model knows portraits; {told}"] if told else [])
