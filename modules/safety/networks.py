@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
+from backend.checkpoints.config import read_config
 from backend.checkpoints.loader import load_transformers_module
 from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 from modules.detection.yolo import Detector, load_detector_network
 from modules.safety.discovery import SAFETY_CHECKER, CheckerSource
 
+CLASSIFIES = "ForImageClassification"
+"""How transformers' classes of image classifiers end."""
 UNSAFE = ("nsfw", "unsafe", "porn", "hentai", "explicit", "nudity", "sexy")
 """Words by which classifiers call what they object to."""
 
@@ -121,9 +124,13 @@ def _opennsfw(source: CheckerSource) -> SafetyNetwork:
 
 
 def _classifier(source: CheckerSource) -> SafetyNetwork:
-    from transformers import AutoModelForImageClassification
+    import transformers
 
-    return ImageClassifier(*_with_processor(AutoModelForImageClassification, source))
+    names = read_config(source.path / "config.json").get("architectures") or [""]
+    kind = getattr(transformers, str(names[0]), None) if str(names[0]).endswith(CLASSIFIES) else None
+    if kind is None:
+        raise WeightsError(f"{SAFETY_CHECKER}: {source.label} holds no image classifier of transformers")
+    return ImageClassifier(*_with_processor(kind, source))
 
 
 def _compvis(source: CheckerSource) -> SafetyNetwork:

@@ -107,6 +107,12 @@ def test_a_classifier_of_transformers_objects_to_its_unsafe_label(tmp_path: Path
     assert objections(network, one_man(), threshold=shares["nsfw"] + 1e-6) == [{}]
 
 
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["T5EncoderModel"]}')
+    with pytest.raises(WeightsError, match="holds no image classifier of transformers"):
+        checker(str(tmp_path))
+
+
 def test_a_classifier_whose_labels_say_nothing_needs_safety_classes(tmp_path: Path) -> None:
     folder = str(image_classifier(tmp_path / "animals", ["cat", "dog"]))
     with pytest.raises(WeightsError, match="animals knows cat, dog; say in 'safety_classes'"):
