@@ -15,14 +15,22 @@ import torch
 from backend.checkpoints.entries import GGUF_BLOCKS
 
 Values = Callable[[torch.Tensor], torch.Tensor]
+LevelValues = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 NONLINEAR_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What the 4 bits of a weight stand for in the IQ4 formats."""
 
 
-def gguf_values(blocks: torch.Tensor, format: str) -> torch.Tensor:
-    """The values of whole rows: uint8, rows x bytes of a row, to float32, rows x weights."""
-    values: torch.Tensor = DECODERS[format](blocks.reshape(-1, GGUF_BLOCKS[format][1]))
+def gguf_values(blocks: torch.Tensor, format: str, levels: torch.Tensor | None = None) -> torch.Tensor:
+    """The values of whole rows: uint8, rows x bytes of a row, to float32, rows x weights. ``levels`` are those of the
+    format as a tensor on the same device; a format that has none needs none."""
+    of_blocks = blocks.reshape(-1, GGUF_BLOCKS[format][1])
+    if format in LEVEL_DECODERS:
+        if levels is None:
+            levels = torch.tensor(NONLINEAR_LEVELS, dtype=torch.float32, device=blocks.device)
+        values = LEVEL_DECODERS[format](of_blocks, levels)
+    else:
+        values = DECODERS[format](of_blocks)
     return values.reshape(blocks.shape[0], -1)
 
 
@@ -105,17 +113,13 @@ def _q6_k(block: torch.Tensor) -> torch.Tensor:
     return _scaled(values, block[:, 192:208].view(torch.int8) * _half(block[:, 208:]))
 
 
-def _levels(indexes: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(NONLINEAR_LEVELS, dtype=torch.float32, device=indexes.device)[indexes.int()]
+def _iq4_nl(block: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    return levels[_bits(block[:, 2:], 4, 16).int()] * _half(block[:, :2])
 
 
-def _iq4_nl(block: torch.Tensor) -> torch.Tensor:
-    return _levels(_bits(block[:, 2:], 4, 16)) * _half(block[:, :2])
-
-
-def _iq4_xs(block: torch.Tensor) -> torch.Tensor:
+def _iq4_xs(block: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     scales = (_bits(block[:, 4:8], 4, 1) | _bits(block[:, 2:4], 2, 1) << 4).float() - 32
-    return _scaled(_levels(_bits(block[:, 8:], 4, 16)), scales * _half(block[:, :2]))
+    return _scaled(levels[_bits(block[:, 8:], 4, 16).int()], scales * _half(block[:, :2]))
 
 
 DECODERS: Mapping[str, Values] = MappingProxyType(
@@ -130,7 +134,7 @@ DECODERS: Mapping[str, Values] = MappingProxyType(
         "Q4_K": _q4_k,
         "Q5_K": _q5_k,
         "Q6_K": _q6_k,
-        "IQ4_NL": _iq4_nl,
-        "IQ4_XS": _iq4_xs,
     }
 )
+LEVEL_DECODERS: Mapping[str, LevelValues] = MappingProxyType({"IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs})
+"""Of the formats whose bits are indexes into levels."""

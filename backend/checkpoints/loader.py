@@ -8,7 +8,7 @@ other loaders there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,20 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], label
         raise WeightsError(
             f"{label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
-    linear = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-    assigned = {
-        name: tensor.values() if isinstance(tensor, PackedWeight) and name not in linear else tensor
+    module.load_state_dict(_unpacked(tensors, _linear_weights(module)), assign=True)
+
+
+def _linear_weights(module: nn.Module) -> set[str]:
+    """The weights that may stay packed."""
+    return {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+
+
+def _unpacked(tensors: Mapping[str, torch.Tensor], but: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """The tensors with the values of packed ones, but of some."""
+    return {
+        name: tensor.values() if isinstance(tensor, PackedWeight) and name not in but else tensor
         for name, tensor in tensors.items()
     }
-    module.load_state_dict(assigned, assign=True)
 
 
 def load_diffusers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -92,13 +100,15 @@ def transformers_module(
     """
     check_model_folder(folder)
     config = component_config(folder)
-    values = {name: tensor.values() if isinstance(tensor, PackedWeight) else tensor for name, tensor in tensors.items()}
-    module: nn.Module
-    with building(config.name, files, len(values), RESTORE):
+    module: nn.Module | None
+    with building(config.name, files, len(tensors), RESTORE):
+        settings = kind.config_class.from_dict(dict(config))
+        if module := _packed_module(kind, settings, tensors, dtype):
+            return module
         module, info = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(dict(config)),
-            state_dict=values,
+            config=settings,
+            state_dict=_unpacked(tensors),
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
@@ -110,6 +120,22 @@ def transformers_module(
             f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
     return module
+
+
+def _packed_module(kind: Any, config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> nn.Module | None:
+    """A module of transformers whose matrices stay packed. None where there are none, or where its own loader has to
+    rename tensors, to fill buffers, or to keep layers in float32, as that of T5 does beside float16."""
+    if dtype == torch.float16 or not any(isinstance(tensor, PackedWeight) for tensor in tensors.values()):
+        return None
+    with torch.device("meta"):
+        module: nn.Module = kind(config)
+    own = module.state_dict()
+    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
+    if not fits or any(True for _ in module.buffers()):
+        return None
+    module.load_state_dict(_unpacked(tensors, _linear_weights(module)), assign=True, strict=False)
+    module.tie_weights()  # type: ignore[operator]
+    return None if any(parameter.is_meta for parameter in module.parameters()) else module
 
 
 def component_config(folder: Path) -> Config:

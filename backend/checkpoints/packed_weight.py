@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from backend.checkpoints.entries import GGUF_BLOCKS
-from backend.checkpoints.gguf_types import gguf_values
+from backend.checkpoints.gguf_types import LEVEL_DECODERS, NONLINEAR_LEVELS, gguf_values
 from backend.compat import call_torch, map_tensors, wrapper_tensor
 
-ROWS_AT_ONCE = 2**24
+WEIGHTS_AT_ONCE = 2**23
 """Weights that are dequantized at a time, so that their values in float32 take little room beside the result."""
 # fmt: off
 FOUR_BITS: Mapping[str, tuple[float, ...]] = MappingProxyType({
@@ -47,25 +47,33 @@ def scaled(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return values * scales
 
 
-def row_values(format: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def levels_of(format: str, device: torch.device) -> torch.Tensor:
+    """What the bits of a weight stand for, in float32; empty where they are numbers themselves."""
+    levels = NONLINEAR_LEVELS if format in LEVEL_DECODERS else FOUR_BITS.get(format, ())
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
+def row_values(format: str, parts: Sequence[torch.Tensor], levels: torch.Tensor) -> torch.Tensor:
     """The values of some rows in float32. ``parts`` have a row for each: the weights as stored, and their scales."""
     if format in GGUF_BLOCKS:
-        return gguf_values(parts[0], format)
+        return gguf_values(parts[0], format, levels)
     if format in FOUR_BITS:
-        levels = torch.tensor(FOUR_BITS[format], device=parts[0].device)
         return scaled(four_bit_values(parts[0], levels), parts[1])
     return scaled(parts[0].float(), parts[1])
 
 
-def dequantize(format: str, parts: Sequence[torch.Tensor], columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """The values of a whole matrix in ``dtype``, rows x columns."""
+def dequantize(
+    format: str, parts: Sequence[torch.Tensor], levels: torch.Tensor, columns: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The values of a whole matrix in ``dtype``, rows x columns. ``levels`` are :func:`levels_of` the format: who
+    calls this often keeps them on the device."""
     rows = parts[0].shape[0]
-    step = max(1, ROWS_AT_ONCE // max(1, columns))
+    step = max(1, WEIGHTS_AT_ONCE // max(1, columns))
     if rows <= step:
-        return row_values(format, parts).to(dtype)
+        return row_values(format, parts, levels).to(dtype)
     values = torch.empty(rows, columns, dtype=dtype, device=parts[0].device)
     for start in range(0, rows, step):
-        values[start : start + step] = row_values(format, [part[start : start + step] for part in parts])
+        values[start : start + step] = row_values(format, [part[start : start + step] for part in parts], levels)
     return values
 
 
@@ -92,7 +100,8 @@ class PackedWeight(torch.Tensor):
 
     def values(self) -> torch.Tensor:
         """The values as an ordinary tensor."""
-        return dequantize(self.format, self.parts, self.shape[1], self.dtype)
+        levels = levels_of(self.format, self.device)
+        return dequantize(self.format, self.parts, levels, self.shape[1], self.dtype)
 
     def rows(self, take: Callable[[torch.Tensor], torch.Tensor]) -> PackedWeight:
         """The rows that ``take`` takes of any part."""

@@ -9,7 +9,7 @@ import torch
 from support.gguf_files import random_blocks
 from torch import nn
 
-from backend.checkpoints.packed_weight import ROWS_AT_ONCE, PackedWeight, unpack
+from backend.checkpoints.packed_weight import WEIGHTS_AT_ONCE, PackedWeight, unpack
 
 
 def packed(seed: int = 0, rows: int = 12, format: str = "Q4_K") -> PackedWeight:
@@ -53,7 +53,7 @@ def test_anything_else_is_done_with_the_values(way: str) -> None:
 
 
 def test_many_rows_are_dequantized_in_parts() -> None:
-    rows = ROWS_AT_ONCE // 512 + 3
+    rows = WEIGHTS_AT_ONCE // 512 + 3
     few = packed(rows=5)
     many = PackedWeight("Q4_K", [few.parts[0].repeat(-(-rows // 5), 1)[:rows]], 512, torch.bfloat16)
     assert torch.equal(many.values()[5 * (rows // 5 - 1) :][:5], few.values().bfloat16())
