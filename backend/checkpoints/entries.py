@@ -34,6 +34,7 @@ GGUF_BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """The quantized formats of GGUF files that are read: weights of a block, and its bytes."""
+FP8_FORMATS = ("F8_E4M3", "F8_E5M2")
 ITEM_BYTES: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),

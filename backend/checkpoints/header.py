@@ -13,6 +13,8 @@ from typing import Any
 
 from backend.checkpoints.encodings import Encoding, find_encodings
 from backend.checkpoints.entries import (
+    FP8_FORMATS,
+    GGUF_BLOCKS,
     MAX_HEADER,
     Entry,
     Shape,
@@ -20,6 +22,7 @@ from backend.checkpoints.entries import (
     check_numbering,
     check_shapes,
     parameters,
+    stored_bytes,
 )
 from backend.checkpoints.gguf_file import is_gguf, read_gguf_header
 from backend.checkpoints.gguf_names import transformers_names
@@ -60,6 +63,17 @@ class Header:
     entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
     encodings: Mapping[str, Encoding] = field(default_factory=dict, repr=False)
 
+    def packed_bytes(self, item_bytes: float) -> float:
+        """Bytes that a parameter of the blocks takes where quantized matrices stay as the file has them, and the others
+        take ``item_bytes`` each; 0 for a file without quantized matrices."""
+        blocks = {name: shape for name, shape in self.shapes.items() if "block" in name}
+        packed = {name: shape for name, shape in blocks.items() if _is_packed(self.formats[name], shape)}
+        if not packed:
+            return 0
+        others = sum(parameters(shape) for name, shape in blocks.items() if name not in packed)
+        stored = sum(_packed_bytes(self.formats[name], shape) for name, shape in packed.items())
+        return (stored + item_bytes * others) / sum(map(parameters, blocks.values()))
+
     @property
     def precision(self) -> str:
         """The format that most weights are stored in: "fp16", or the file's own name for another; "" without any."""
@@ -68,6 +82,18 @@ class Header:
             counts[self.formats[name]] = counts.get(self.formats[name], 0) + parameters(shape)
         most = max(counts, key=lambda name: counts[name], default="")
         return PRECISIONS.get(most, most)
+
+
+def _is_packed(format: str, shape: Shape) -> bool:
+    """Whether ``backend/checkpoints/packed_weight.py`` keeps such a matrix."""
+    return len(shape) == 2 and (format in GGUF_BLOCKS or format in FP8_FORMATS or format in ("NF4", "FP4", "I8"))
+
+
+def _packed_bytes(format: str, shape: Shape) -> float:
+    """With the scales of its rows, or of blocks of 64 weights."""
+    if format in ("NF4", "FP4"):
+        return parameters(shape) * (0.5 + 4 / 64)
+    return stored_bytes(format, shape) + (0 if format in GGUF_BLOCKS else 4 * shape[0])
 
 
 def read_header(file: Path) -> Header:

@@ -54,12 +54,12 @@ def levels_of(format: str, device: torch.device) -> torch.Tensor:
 
 
 def row_values(format: str, parts: Sequence[torch.Tensor], levels: torch.Tensor) -> torch.Tensor:
-    """The values of some rows in float32. ``parts`` have a row for each: the weights as stored, and their scales."""
+    """The values of some rows in float32. ``parts`` have a row for each: the weights as stored, and any scales."""
     if format in GGUF_BLOCKS:
         return gguf_values(parts[0], format, levels)
     if format in FOUR_BITS:
         return scaled(four_bit_values(parts[0], levels), parts[1])
-    return scaled(parts[0].float(), parts[1])
+    return scaled(parts[0].float(), parts[1]) if len(parts) > 1 else parts[0].float()
 
 
 def dequantize(

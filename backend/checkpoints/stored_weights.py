@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backend.checkpoints.encodings import Encoding
-from backend.checkpoints.entries import GGUF_BLOCKS, Entry
+from backend.checkpoints.entries import FP8_FORMATS, GGUF_BLOCKS, Entry
 from backend.checkpoints.folder_files import RESTORE
 from backend.checkpoints.gguf_file import is_gguf
 from backend.checkpoints.gguf_types import gguf_values
@@ -50,6 +50,8 @@ class StoredWeights:
             tensor = self._tensor(name)
             if entry.format in GGUF_BLOCKS:
                 return _gguf_weight(tensor, entry, dtype)
+            if entry.format in FP8_FORMATS and tensor.dim() == 2:
+                return PackedWeight(entry.format, [tensor], tensor.shape[1], dtype)
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
         except (SafetensorError, OSError, RuntimeError) as problem:
             label = f"{entry.file.parent.name}/{entry.file.name}"

@@ -23,8 +23,11 @@ MODULATION = re.compile(r"(^|\.)norm\w*\.|modulation|adaln", re.IGNORECASE)
 vector a picture, so a product in fp8 saves nothing, and every token gets their error."""
 
 
-def component(shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds: bool = True) -> Component:
-    """The component with these tensors, named as diffusers and transformers name them, loaded in ``dtype``."""
+def component(
+    shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds: bool = True, packed: float = 0
+) -> Component:
+    """The component with these tensors, named as diffusers and transformers name them, loaded in ``dtype``. ``packed``
+    is :meth:`Header.packed_bytes` of its files."""
     layers: dict[str, int] = {}
     blocks: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -36,7 +39,7 @@ def component(shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds
     largest = max(layers.values(), default=0)
     modulations = sum(count for layer, count in layers.items() if REPEATED.match(layer) and MODULATION.search(layer))
     return Component(
-        sum(layers.values()), dtype, tuple(blocks.values()), len(layers), largest, rounds, on_disk, modulations
+        sum(layers.values()), dtype, tuple(blocks.values()), len(layers), largest, rounds, on_disk, modulations, packed
     )
 
 

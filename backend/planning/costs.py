@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backend.planning.activations import TILING_WORK, Step
-from backend.planning.model_specs import SLOWDOWN, Component
+from backend.planning.model_specs import PACKED, SLOWDOWN, Component
 
 Kind = Literal["resident", "model offload", "block offload", "layer offload"]
 KINDS: tuple[Kind, ...] = ("resident", "model offload", "block offload", "layer offload")
@@ -26,6 +26,9 @@ depends on it is in docs/memory.md; to be replaced by a measurement."""
 
 NF4_INDEX_BYTES = 2
 """While a layer is dequantized, bytes per weight of the indices into the table: an int32 for every two weights."""
+
+PACKED_SCRATCH = 140 * 10**6
+"""While packed weights are dequantized, bytes of the values on their way, in float32, of some million at a time."""
 
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights are copied layer by layer. Assumed."""
@@ -78,7 +81,8 @@ class DeviceMemory:
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
     # while a layer computes, its weights are also there in the dtype that it computes in
-    dequantized = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4") else 0
+    dequantized = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4", PACKED) else 0
+    dequantized += PACKED_SCRATCH if placement.dtype == PACKED else 0
     dequantized += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
     if placement.kind == "block offload":
         # the block that computes, the one that is being copied, and what is outside of blocks

@@ -20,10 +20,14 @@ fp8 and nf4 count on every matrix of the blocks being rounded. The list of layer
 ("norm") would leave Flux' modulations in bf16, 3.2 of 11.9 billion parameters: 15.1 GB in place of 12.0.
 """
 
-SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "fp8_compute": 0.65})
+PACKED = "packed"
+"""The precision of weights that stay in the few bits that their file has them in."""
+
+SLOWDOWN: Mapping[str, float] = MappingProxyType({"fp8": 13 / 12, "nf4": 1.1, "fp8_compute": 0.65, PACKED: 1.2})
 """Time of a forward against bf16. Layerwise fp8: FLUX.1-dev on an H100 took 13 s against 12 (the diffusers team's
 "Exploring Quantization Backends"). nf4: assumed, from 10 bytes of traffic a weight beside the matrix product
-(bitsandbytes' fused kernels took no longer than bf16). fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
+(bitsandbytes' fused kernels took no longer than bf16). packed: assumed, from 20 bytes of
+traffic. fp8 matmuls: 2.43 to 3.03 s against 4.4 (facts page)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Component:
     ``dtype`` is the precision that it is loaded in, ``on_disk`` that of its file ("" = not known). ``blocks`` are the
     parts that run one after the other; what lies outside of them is never rounded, and stays whole while the component
     is streamed block by block. ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them
-    convolutions, are not. ``modulations`` are those of the blocks that "fp8_compute" leaves as they are.
+    convolutions, are not. ``modulations`` are those of the blocks that "fp8_compute" leaves as they are. ``packed`` is
+    how many bytes a parameter of the blocks takes as the file has it, 0 where the file has quantized none.
     """
 
     parameters: int
@@ -44,6 +49,7 @@ class Component:
     rounds: bool = True
     on_disk: str = ""
     modulations: int = 0
+    packed: float = 0
 
     @property
     def outside_blocks(self) -> int:
@@ -55,6 +61,8 @@ class Component:
 
     def blocks_bytes(self, parameters: int, dtype: str | None = None) -> int:
         """Bytes of so many parameters of the blocks."""
+        if dtype == PACKED:
+            return int(parameters * self.packed)
         kept = 0
         if dtype == "fp8_compute" and self.modulations:
             kept = parameters * self.modulations // (self.parameters - self.outside_blocks)

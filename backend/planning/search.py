@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
 from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
-from backend.planning.model_specs import Component, ModelSpec
+from backend.planning.model_specs import PACKED, Component, ModelSpec
 from backend.planning.rules import ROUNDING, MemoryRules, computes_fp8, has_own_memory, usable_bytes
 
 SECONDS_DIGITS = 1
@@ -97,7 +97,7 @@ class PlanSearch:
         dtypes = self._dtypes(name, component)
         # layer by layer is for the checkpoint's own dtype
         streamed: dict[Kind, list[str]] = {
-            "block offload": [component.dtype, "fp8", "fp8_compute", "nf4"],
+            "block offload": [component.dtype, PACKED, "fp8", "fp8_compute", "nf4"],
             "layer offload": [component.dtype],
         }
         kinds = KINDS[: 4 if component.blocks else 2] if has_own_memory(self.device) else KINDS[:1]
@@ -115,7 +115,8 @@ class PlanSearch:
         rounded = ["fp8"] * (rank >= 1 and own != "fp8") + ["nf4"] * (rank >= 2)
         if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device):
             rounded.append("fp8_compute")
-        return [own, *(dtype for dtype in rounded if dtype in self.rules.formats)]
+        as_stored = [PACKED] * (component.packed > 0)  # rounds nothing: the values are those of the file
+        return [own, *as_stored, *(dtype for dtype in rounded if dtype in self.rules.formats)]
 
     def option(self, name: str, placement: Placement) -> Option:
         component = self.models.components[name]

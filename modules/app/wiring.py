@@ -20,8 +20,9 @@ from backend.devices.runtime import DeviceRuntime, plan_device
 from backend.memory_management import MemoryPlan
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
+from backend.offload.packed_linear import keep_packed
 from backend.offload.quantized_linear import FORMATS, quantize
-from backend.planning.model_specs import ModelSpec
+from backend.planning.model_specs import PACKED, ModelSpec
 from modules.app.model_files import Files, find_files
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
@@ -200,7 +201,11 @@ def register_detectors(
 
 
 def load_as_planned(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
-    """The module that ``loader`` reads, with the weights of its blocks quantized where the plan says so. What a file
-    had quantized otherwise is dequantized."""
+    """The module that ``loader`` reads, with the weights of its blocks quantized where the plan says so, or as their
+    file has them. What a file had quantized otherwise is dequantized."""
     module = loader()
-    return unpack(quantize(module, stored_as, dtype) if stored_as in FORMATS else module)
+    if stored_as in FORMATS:
+        quantize(module, stored_as, dtype)
+    elif stored_as == PACKED:
+        keep_packed(module, dtype)
+    return unpack(module)
