@@ -59,7 +59,7 @@ class Settings:
     safety_checker: str = "auto"
     safety_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     safety_classes: Names = ()
-    upscale_tile_size: Annotated[WholeNumber, Field(ge=32)] = 192
+    upscale_tile_size: Annotated[WholeNumber, Field(ge=32)] = 1024
     prompt_cache_entries: Annotated[WholeNumber, Field(ge=0)] = 32
     warm_up: bool = True
     disabled_extensions: Names = ()

@@ -11,20 +11,13 @@ import math
 from dataclasses import dataclass
 
 from backend.planning.model_specs import ModelSpec
+from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
 
-UPSCALE_CONTEXT, UPSCALE_OVERLAP = 32, 8
-"""Pixels that ``modules/upscaling/tiled.py`` gives a tile on every side, and that neighbouring tiles share."""
-SMALLEST_UPSCALE_TILE = 32
-"""Side in pixels; smaller ones would be nearly all context."""
+BLENDED_BYTES = 3 * 4
+"""Of a pixel in the row of tiles that is blended on the device: three colours in float32."""
 TILING_WORK = 1.6
 """Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of
 512 for 1024)."""
-
-
-def halved_tiles(side: int) -> list[int]:
-    """Sides in pixels that the upscaler's tiles may have instead of ``side``, it first: a half and a quarter, while
-    not too small."""
-    return [side, *(tile for tile in (side // 2, side // 4) if tile >= SMALLEST_UPSCALE_TILE)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Workload:
     details: int = 1
     detail_strength: float = 0.4
     scale: float = 1.0
-    upscale_tile: int = 192
+    upscale_tile: int = 1024
 
 
 @dataclass(frozen=True)
@@ -101,13 +94,20 @@ class _StepMaker:
         ]
 
     def upscale(self, stage: str, width: int, height: int) -> Step:
-        side_of_tile = self.workload.upscale_tile
-        tiles = [
-            max(1, math.ceil((side - UPSCALE_OVERLAP) / (side_of_tile - UPSCALE_OVERLAP))) for side in (width, height)
-        ]
-        pixels = math.prod(min(side, side_of_tile) + 2 * UPSCALE_CONTEXT for side in (width, height))
-        forwards = self.workload.outputs * math.prod(tiles)
-        return self.step(stage, "upscale", ("upscaler",), pixels, 1, forwards, "upscale_tile_size")
+        tile, cost = self.workload.upscale_tile, self.models.costs["upscale"]
+        counted = count_tiles(width, height, tile)
+        blended = BLENDED_BYTES * width * min(height, tile) * self.models.upscale_factor**2
+        memory = int(cost.memory(counted.largest)) + blended
+        work, forwards = cost.work(counted.total) / counted.tiles, self.workload.outputs * counted.tiles
+        return Step(stage, ("upscaler",), memory, memory, work, forwards, "upscale_tile_size")
+
+
+def upscale_tile_sides(workload: Workload, on_cpu: bool) -> list[int]:
+    """Sides in pixels that the upscaler's tiles may have, the largest first: no larger than the workload allows, than
+    its pictures, and than is of use on a CPU. Only the first where nothing is upscaled."""
+    sides = [workload.width, workload.height, *((workload.hires or ()) if workload.scale > 1 else ())]
+    largest = min(workload.upscale_tile, max(sides), *((CPU_TILE,) if on_cpu else ()))
+    return smaller_tiles(largest) if workload.scale > 1 or workload.hires else [largest]
 
 
 def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = True) -> tuple[Step, ...]:

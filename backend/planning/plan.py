@@ -35,8 +35,8 @@ class MemoryPlan:
         model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
         reserve_bytes: Kept back for the driver's context and fragmentation.
         max_detail_batch: How many details may be repainted in one batch: as many as fit beside the models, at most 8.
-        upscale_tile: Side in pixels of the upscaler's tiles: the workload's, or a half or a quarter of it where memory
-            is short.
+        upscale_tile: Longest side in pixels of the upscaler's tiles: that of its pictures, if the workload allows it
+            and memory is not short.
         pin_bytes: Host memory to pin for models that are not resident.
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from backend.planning.activations import Workload, halved_tiles
+from backend.planning.activations import Workload, upscale_tile_sides
 from backend.planning.costs import DeviceMemory, Placement
 from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, VRAMState
@@ -27,7 +27,7 @@ def plan_memory(
     Of equally fast plans it is the one that rounds least, then the one that makes the fewest concessions. Raises
     :class:`MemoryPlanError` when none fits.
     """
-    tiles = halved_tiles(workload.upscale_tile) if workload.scale > 1 or workload.hires else [workload.upscale_tile]
+    tiles = upscale_tile_sides(workload, device.type == "cpu")
     searches = [
         PlanSearch(device, models, replace(workload, upscale_tile=tile), rules, halvings)
         for halvings, tile in enumerate(tiles)

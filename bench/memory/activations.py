@@ -24,7 +24,7 @@ from backend.core.settings import Settings
 from backend.devices.emulated import EmulatedDevice
 from backend.devices.runtime import DeviceRuntime
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from backend.planning.activations import UPSCALE_CONTEXT
+from backend.planning.upscale_tiles import CONTEXT
 from modules.app.service import Service, start
 
 ensure_torchvision_operators()  # before anything imports diffusers
@@ -103,7 +103,7 @@ def measurements(service: Service, sides: tuple[int, ...]) -> Iterator[Measureme
     for side in (64, 96, 128, 192):
         with models.on_device("upscaler") as (network,):
             upscaler = Upscaler(cast(UpscalerNetwork, network), side)
-            padded = np.asarray(picture(side + 2 * UPSCALE_CONTEXT))
+            padded = torch.tensor(np.asarray(picture(side + 2 * CONTEXT)))
             yield measure(
                 "upscale",
                 padded.shape[0] ** 2,

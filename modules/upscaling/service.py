@@ -10,7 +10,7 @@ from PIL import Image
 
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
-from backend.planning.activations import halved_tiles
+from backend.planning.upscale_tiles import smaller_tiles
 from modules.upscaling.tiled import TileProgress, Upscaler, UpscalerNetwork
 
 
@@ -42,6 +42,6 @@ class UpscaleService:
                 return Upscaler(cast(UpscalerNetwork, network), tile_size).upscale(image, scale, progress)
 
         strategies = [
-            Strategy(f"tiles of {size} pixels", partial(tiled, size)) for size in halved_tiles(self.tile_size)
+            Strategy(f"tiles of {size} pixels", partial(tiled, size)) for size in smaller_tiles(self.tile_size)
         ]
         return self.fallback.run(Step("upscale", (cached,), image.size, lower), strategies)

@@ -2,7 +2,7 @@
 
 A tile is given to the network with ``context`` more pixels of the picture on every side, as far as its receptive field
 reaches; the result of these is thrown away. Neighbouring tiles then agree to rounding. They are blended over a few
-shared pixels all the same, for networks with a larger receptive field than ``CONTEXT_LIMIT``. Nothing is added around
+shared pixels all the same, for networks with a larger receptive field than ``CONTEXT``. Nothing is added around
 the picture itself, so that its border is what the network makes of it in one pass.
 
 In a network that is not made of convolutions alone the result depends on a pixel's position: on windows of attention,
@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from backend.core.errors import WeightsError
+from backend.planning.upscale_tiles import CONTEXT, OVERLAP, Span, tile_spans, with_context
 from modules.compat import upscaler_call
 from modules.upscaling.spandrel_loader import read_network
 
@@ -35,33 +36,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_LIMIT = 32
-"""Pixels of context at most. A deep network's receptive field is much larger, but pixels beyond this hardly matter."""
-FEATHER = 8
-"""Pixels that neighbouring tiles share and over which they are blended."""
 GRID = 16
 """Pixels: a multiple of most architectures' windows of attention (8 or 16) and strides (2 to 8)."""
 
 FLOAT32_ONLY = ("ATD", "DRCT", "GRL", "Swin2SR", "SwinIR")
 """Architectures that spandrel 0.4.2 lists as computing in bfloat16 although their attention masks are float32."""
 
-Span = tuple[int, int]
 Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 TileProgress = Callable[[int, int], None]
 """Called after every tile: tiles done, tiles in total."""
-
-
-def tile_spans(size: int, tile: int, overlap: int) -> list[Span]:
-    """Cuts ``size`` pixels into as few spans (start, stop) of one length as possible, at most ``tile`` long.
-
-    The first begins at 0, the last ends at ``size``, and neighbours share at least ``overlap`` pixels (fewer than
-    ``tile``).
-    """
-    amount = max(1, math.ceil((size - overlap) / (tile - overlap)))
-    length = min(size, math.ceil((size + (amount - 1) * overlap) / amount))
-    return [
-        (start, start + length) for start in (index * (size - length) // max(1, amount - 1) for index in range(amount))
-    ]
 
 
 def blend_weights(spans: list[Span], ramp: int) -> list[torch.Tensor]:
@@ -143,9 +126,9 @@ class Upscaler:
 
     def __init__(self, network: UpscalerNetwork, tile_size: int) -> None:
         self.network, self.tile_size, self.factor = network, tile_size, network.factor
-        self.overlap = min(FEATHER, tile_size // 2)
+        self.overlap = min(OVERLAP, tile_size // 2)
         self.context, self.grid = (
-            (min(receptive_reach(network), CONTEXT_LIMIT), 1) if is_convolutional(network) else (CONTEXT_LIMIT, GRID)
+            (min(receptive_reach(network), CONTEXT), 1) if is_convolutional(network) else (CONTEXT, GRID)
         )
 
     def upscale(self, image: Image.Image, scale: float, progress: TileProgress | None = None) -> Image.Image:
@@ -172,20 +155,21 @@ class Upscaler:
     def _spans(self, side: int) -> list[Span]:
         return tile_spans(side, self.tile_size, self.overlap)
 
+    @torch.inference_mode()
     def _upscale_whole(self, image: Image.Image, tick: Callable[[], None]) -> Image.Image:
-        """One run of the network over an RGB picture. Only one row of tiles is held as float32 at a time."""
-        factor = self.factor
+        """One run of the network over an RGB picture. The device holds one row of tiles as float32 at a time."""
+        factor, device = self.factor, next(self.network.parameters()).device
         rows, columns = self._spans(image.height), self._spans(image.width)
         row_weights, column_weights = (
-            blend_weights([(factor * a, factor * b) for a, b in spans], factor * self.overlap)
+            [weight.to(device) for weight in blend_weights(self._upscaled(spans), factor * self.overlap)]
             for spans in (rows, columns)
         )
-        source = np.asarray(image)
+        source = torch.tensor(np.asarray(image), device=device)
         pixels = np.empty((image.height * factor, image.width * factor, 3), np.uint8)
-        shared = torch.zeros(3, 0, image.width * factor)  # the rows that the band above has begun
+        shared = torch.zeros(3, 0, image.width * factor, device=device)  # the rows that the band above has begun
         next_tops = [top for top, _ in rows[1:]] + [image.height]
         for (top, bottom), next_top, row_weight in zip(rows, next_tops, row_weights):
-            band = torch.zeros(3, (bottom - top) * factor, image.width * factor)
+            band = torch.zeros(3, (bottom - top) * factor, image.width * factor, device=device)
             band[:, : shared.shape[1]] = shared
             above, below = self._with_context((top, bottom), image.height)
             for (left, right), column_weight in zip(columns, column_weights):
@@ -193,35 +177,37 @@ class Upscaler:
                 tile = self.upscale_tile(source[above:below, before:after])
                 tile = tile[:, (top - above) * factor :, (left - before) * factor :]
                 tile = tile[:, : len(row_weight), : len(column_weight)]
-                band[:, :, left * factor : right * factor] += tile * row_weight[:, None] * column_weight
+                # in place: nothing else of this size is made
+                band[:, :, left * factor : right * factor] += tile.mul_(row_weight[:, None]).mul_(column_weight)
                 tick()
-            finished, shared = band.tensor_split([(next_top - top) * factor], dim=1)
-            pixels[top * factor : next_top * factor] = (
-                finished.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-            )
+            shared = band[:, (next_top - top) * factor :].clone()
+            finished = self._bytes(band[:, : (next_top - top) * factor])
+            pixels[top * factor : next_top * factor] = finished.cpu().permute(1, 2, 0).numpy()
         return Image.fromarray(pixels)
 
+    def _upscaled(self, spans: list[Span]) -> list[Span]:
+        return [(self.factor * start, self.factor * stop) for start, stop in spans]
+
     def _with_context(self, span: Span, size: int) -> Span:
-        """What the network is given for a span: with context, as far as the picture reaches. There are fewer pixels of
-        it above and on the left, so that the tile begins at a multiple of the grid."""
-        first = max(0, span[0] - self.context)
-        return first + -first % self.grid, min(size, span[1] + self.context)
+        return with_context(span, size, self.context, self.grid)
 
-    def upscale_tile(self, pixels: np.ndarray) -> torch.Tensor:
-        """H x W x 3 bytes to 3 x H x W float32 on the CPU, upscaled, with the context still around it.
-
-        Raises WeightsError if the result is not finite, because a number exceeded the range of the network's dtype.
-        """
-        weight = next(self.network.parameters())
-        with torch.inference_mode():
-            tile = torch.tensor(pixels, device=weight.device).permute(2, 0, 1)[None].to(weight.dtype) / 255
-            upscaled: torch.Tensor = self.network(tile)[0].float().cpu()
-        if not upscaled.isfinite().all():
-            advice = (
-                "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if weight.dtype == torch.float16 else ""
-            )
-            raise WeightsError(f"upscaler: its numbers exceed the range of {weight.dtype}; {advice}choose another one")
+    def upscale_tile(self, pixels: torch.Tensor) -> torch.Tensor:
+        """H x W x 3 bytes on the network's device to 3 x H x W float32, upscaled, with the context still around it."""
+        dtype = next(self.network.parameters()).dtype
+        tile = pixels.permute(2, 0, 1)[None].to(dtype) / 255
+        upscaled: torch.Tensor = self.network(tile)[0].float()
         return upscaled
+
+    def _bytes(self, finished: torch.Tensor) -> torch.Tensor:
+        """3 x H x W of a finished picture, changed in place, as bytes.
+
+        Raises WeightsError if it is not finite, because a number exceeded the range of the network's dtype.
+        """
+        if not finished.isfinite().all():
+            dtype = next(self.network.parameters()).dtype
+            advice = "set 'dtype' to \"bfloat16\" in config_optimized.json, or " if dtype == torch.float16 else ""
+            raise WeightsError(f"upscaler: its numbers exceed the range of {dtype}; {advice}choose another one")
+        return finished.clamp_(0, 1).mul_(255).round_().byte()
 
 
 def read_upscaler(path: Path) -> ImageModelDescriptor[nn.Module]:

@@ -41,7 +41,8 @@ from spandrel.architectures.SwinIR import SwinIR
 from support.upscaling import UNTILED, largest_difference, picture
 from torch import nn
 
-from modules.upscaling.tiled import CONTEXT_LIMIT, Upscaler, UpscalerNetwork, load_upscaler_network, receptive_reach
+from backend.planning.upscale_tiles import CONTEXT
+from modules.upscaling.tiled import Upscaler, UpscalerNetwork, load_upscaler_network, receptive_reach
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "ATD": lambda: ATD(
@@ -168,11 +169,11 @@ def test_a_network_that_looks_farther_than_the_context_hardly_sees_what_is_there
     for weight in blocks.parameters():
         weight.mul_(3)
     network = UpscalerNetwork(blocks, 4)
-    assert receptive_reach(network) == 66 > CONTEXT_LIMIT
+    assert receptive_reach(network) == 66 > CONTEXT
     whole = Upscaler(network, UNTILED).upscale(picture(131, 35), 4)
     seams = {}
-    for context in (4, CONTEXT_LIMIT):
+    for context in (4, CONTEXT):
         tiled = Upscaler(network, 64)
         tiled.context = context
         seams[context] = largest_difference(tiled.upscale(picture(131, 35), 4), whole)
-    assert seams[4] > 8 and seams[CONTEXT_LIMIT] <= 1
+    assert seams[4] > 8 and seams[CONTEXT] <= 1

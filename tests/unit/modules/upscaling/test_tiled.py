@@ -24,6 +24,7 @@ from support.upscaling import UNTILED, largest_difference, picture
 
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT
+from backend.planning.upscale_tiles import tile_spans
 from modules.upscaling.tiled import (
     Upscaler,
     UpscalerNetwork,
@@ -31,7 +32,6 @@ from modules.upscaling.tiled import (
     load_upscaler_network,
     pass_sizes,
     receptive_reach,
-    tile_spans,
 )
 from training.models.upscaler import build, export
 
