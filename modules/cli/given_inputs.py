@@ -61,11 +61,12 @@ class PictureSource:
 
     def __init__(self, file: Path, schema: InputSchema) -> None:
         from modules.output.image_writer import read_parameters
+        from modules.request.foreign_records import as_infotext
         from modules.request.from_record import inputs_of_record
         from modules.request.infotext import parse
 
         self.schema = schema
-        self.model, self.recorded = "", None
+        self.model, self.recorded, self.seed = "", None, 0
         record: dict[str, Any] = {}
         try:
             self.text, record = read_parameters(file)
@@ -76,20 +77,22 @@ class PictureSource:
         if record:
             try:
                 self.recorded = inputs_of_record(record, schema.properties)
-                self.model = str(record.get("model", {}).get("name", ""))
+                self.model, self.seed = str(record.get("model", {}).get("name", "")), record["seed"]
             except ValueError as error:
                 raise InputError(FROM, f"'{file}': {error}") from None
-        elif not parse(self.text)[2]:
+            return
+        self.text = as_infotext(self.text) or self.text
+        if not parse(self.text)[2]:
             raise InputError(FROM, f"'{file}' does not say how it was made; it has no generation parameters")
 
     def checked(self, given: Mapping[str, object]) -> None:
         """Raises :class:`InputError` for what is wrong whatever the models are."""
         self.schema.validate(self.recorded.under(given) if self.recorded else {"prompt": "x", **given})
 
-    def kept(self, given: Mapping[str, object]) -> slice:
-        """Which pictures of the inputs are the one that is wanted."""
+    def kept(self, given: Mapping[str, object]) -> tuple[int, int] | None:
+        """Number and seed of the one picture that is wanted, where the inputs make others with it; None for all."""
         picture = self.recorded.chosen(given) if self.recorded else None
-        return slice(None) if picture is None else slice(picture, picture + 1)
+        return None if picture is None else (picture, self.seed)
 
     def inputs(self, given: Mapping[str, object], service: Service) -> tuple[dict[str, object], list[str]]:
         """The inputs, of which those that are given win, and what could not be honoured."""

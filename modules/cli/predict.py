@@ -138,10 +138,10 @@ def _saved(images: Mapping[str, Image.Image], folder: Path) -> list[Path]:
     return files
 
 
-def _before_adetailer(saved: Sequence[Path]) -> list[Path]:
+def _before_adetailer(saved: Sequence[Path], kept: tuple[int, int] | None) -> list[Path]:
     from modules.pipeline.adetailer import BEFORE
 
-    return [file for file in saved if file.name.startswith(BEFORE)]
+    return [file for file in saved if file.stem.startswith(BEFORE) and (not kept or file.stem == f"{BEFORE}{kept[0]}")]
 
 
 def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
@@ -179,7 +179,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     _check_folders(options)
 
     service = _started(options, schema)
-    kept = source.kept(given) if source else slice(None)
+    kept = source.kept(given) if source else None
     if source:
         inputs, notices = source.inputs(inputs, service)
         for notice in notices:
@@ -192,11 +192,13 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
         metrics.__setitem__,
         timeline=timeline,
         debug_sink=shown.__setitem__ if options.debug_images or options.save_before else None,
-    )[kept]
+    )
+    if kept:
+        files = [file for file in files if _record(file).get("seed") == kept[1]]
     try:
         print(*summary(map(_record, files)), sep="\n", file=sys.stderr)
         saved = _saved(shown, temporary)
-        before = _before_adetailer(saved)[kept] if options.save_before else []
+        before = _before_adetailer(saved, kept) if options.save_before else []
         written = deliver_numbered(files, options.output, before)
         if options.debug_images:
             _deliver(saved, [options.debug_images / file.name for file in saved])

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _KIND: Mapping[str, str] = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _PRIVATE_KEY = "cog-flux-adetailer"
+_PARAMETERS = ("parameters", "invokeai_metadata", "prompt", "Comment")
+"""The text chunks of a png in which WebUI and others, InvokeAI, ComfyUI and NovelAI write how it was made."""
 _NEGATIVE = "Negative prompt"
 _TEXT_KEY = re.compile(r"\w[\w \-/]+")
 _NOT_FOR_TEXT = frozenset({"Hashes", "Resources"})  # WebUI and Civitai expect their own content there
@@ -125,13 +127,16 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
 
 
 def read_parameters(path: Path) -> tuple[str, dict[str, Any]]:
-    """The generation parameters and our record in a png, jpg or webp; empty where the file has none.
+    """The generation parameters and our record in a png, jpg or webp; empty where the file has none. The parameters are
+    a WebUI's text, or what another program writes in place of it.
 
     Raises OSError for a file that is missing or not such a picture, and ValueError when the record is damaged.
     """
     with Image.open(path, formats=tuple(_KIND.values())) as image:
         if image.format == "PNG":
-            text, record = image.info.get("parameters", ""), image.info.get(_PRIVATE_KEY, "")
+            texts = (image.info.get(key) for key in _PARAMETERS)
+            text = next((text for text in texts if isinstance(text, str) and text), "")
+            record = image.info.get(_PRIVATE_KEY, "")
         else:
             tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
             comment, note = tags.get(_USER_COMMENT, b""), tags.get(_MAKER_NOTE, b"")

@@ -36,8 +36,13 @@ SILENT = frozenset(
     {"Model hash", "Version", "Hashes", "Notes", "Resources", "VAE hash", "ADetailer version", "Created Date"}
 )
 """Fields that ask for nothing."""
+SAME: Mapping[str, str] = MappingProxyType({"Scheduler": "Schedule type", "Base model": "Model"})
+"""Names of other programs -> the WebUI's."""
 
-_BEGIN = re.compile(r"Steps: *\d+\s*(,|$)")
+_BEGIN = re.compile(r"(?:Steps|Sampler|Seed|Size|Model|CFG scale):")
+_BEHIND = re.compile(r"\w[\w -]{0,40}:")
+"""How a line begins that extensions write behind the parameters, such as Template: ..."""
+_NAME = re.compile(r"\w[\w \-/]{0,60}")
 _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])*"|[^,]*)\s*,?')
 
 
@@ -84,18 +89,32 @@ class Filled:
 
 def is_infotext(text: str) -> bool:
     """Whether a text ends in a WebUI's line of parameters."""
-    return "\n" in text.strip() and bool(_BEGIN.match(text.strip().rpartition("\n")[2].lstrip()))
+    return _parameters_at(text.strip().split("\n")) > 0
 
 
 def parse(text: str) -> tuple[str, str, dict[str, str]]:
     """The prompt, the negative prompt and the fields of an infotext; without a line of parameters all is prompt."""
     lines = text.strip().split("\n")
     fields_found: dict[str, str] = {}
-    if _BEGIN.match(lines[-1].lstrip()):
-        fields_found = _fields(lines.pop())
+    if (place := _parameters_at(lines)) >= 0:
+        fields_found = _fields(lines[place])
+        behind = (line.partition(":") for line in lines[place + 1 :])
+        fields_found |= {name.strip(): value.strip() for name, _, value in behind if name.strip() not in fields_found}
+        lines = lines[:place]
     begin = next((number for number, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
     prompt, negative = "\n".join(lines[:begin]).strip(), "\n".join(lines[begin:]).strip()
     return prompt, negative.removeprefix(NEGATIVE).strip(), fields_found
+
+
+def _parameters_at(lines: Sequence[str]) -> int:
+    """The number of the line of parameters, -1 where there is none. Behind it are only lines of extensions."""
+    for place in range(len(lines) - 1, -1, -1):
+        line = lines[place].strip()
+        if _BEGIN.match(line) and _fields(line).get("Steps", "").isdecimal():
+            return place
+        if not _BEHIND.match(line) or line.startswith(NEGATIVE):
+            break
+    return -1
 
 
 def _fields(line: str) -> dict[str, str]:
@@ -132,7 +151,8 @@ def filled_in(text: str, targets: Targets) -> Filled:
     reader.number("Postprocess upscale by", "scale")
     if (model := reader.taken("Model")) and model != targets.profile.name:
         reader.notices.append(f"Model: the picture is by '{shortened(model)}', here is {targets.profile.name}")
-    if left := [name for name in reader.left if name not in SILENT and not name.startswith("ADetailer ")]:
+    names = (name for name in reader.left if _NAME.fullmatch(name))  # others are parts of a value with commas
+    if left := [name for name in names if name not in SILENT and not name.startswith("ADetailer ")]:
         reader.notices.append(f"not honoured: {shortened(', '.join(left), 300)}")
     return Filled(reader.inputs, [f"from the parameters: {notice}" for notice in reader.notices])
 
@@ -142,9 +162,12 @@ class _Reader:
 
     def __init__(self, found: Mapping[str, str], targets: Targets) -> None:
         self.left, self.targets = dict(found), targets
+        for other, name in SAME.items():
+            if other in self.left and name not in self.left:
+                self.left[name] = self.left.pop(other)
         self.inputs: dict[str, Any] = {}
         self.notices: list[str] = []
-        self.first_pass = _size(found.get("Size", ""))
+        self.first_pass = _size(self.left.get("Size", ""))
 
     def taken(self, name: str) -> str:
         return self.left.pop(name, "").strip()
@@ -163,7 +186,8 @@ class _Reader:
             return
         within = min(max(value, prop.get("minimum", value)), prop.get("maximum", value))
         if within != value:
-            self.notices.append(f"{name}: {text} is out of range, {within:g} is used")
+            used = int(within) if prop["type"] == "integer" else within
+            self.notices.append(f"{name}: {shortened(text)} is out of range, {used} is used")
         self.inputs[target] = int(within) if prop["type"] == "integer" else within
 
     def steps(self) -> None:
@@ -171,6 +195,7 @@ class _Reader:
         if self.left.get("Seed", "").strip() == "-1":
             self.taken("Seed")
         self.number("Seed", "seed")
+        self.number("Guidance Scale", "guidance_scale")
         classifier_free = self.targets.profile.inputs.negative_prompt
         own, other = "CFG scale", "Distilled CFG Scale"
         if not classifier_free:
@@ -181,15 +206,15 @@ class _Reader:
 
     def sampling(self) -> None:
         honoured = self.targets.profile.inputs
-        sampler, schedule = self.taken("Sampler"), self.taken("Schedule type")
-        if old := next((name for name in SCHEDULES if sampler.endswith(f" {name}")), ""):
-            sampler, schedule = sampler.removesuffix(f" {old}"), schedule or old
+        sampler, schedule = _spelled(self.taken("Sampler")), _spelled(self.taken("Schedule type"))
+        if old := next((name for name in SCHEDULES if sampler.lower().endswith(f" {name.lower()}")), ""):
+            sampler, schedule = sampler[: -len(old) - 1], schedule or old
         for name, value, offered, target in (
             ("Sampler", sampler, honoured.samplers, "sampler"),
             ("Schedule type", schedule, honoured.schedules, "scheduler"),
         ):
-            if value in offered:
-                self.inputs[target] = value
+            if found := _named(value, offered):
+                self.inputs[target] = found
             elif value:
                 self.notices.append(f"{name}: '{shortened(value)}' is not here, {offered[0]} is used")
         used, schedule = self.inputs.get("sampler", SAMPLERS[0]), self.inputs.get("scheduler", SCHEDULES[0])
@@ -199,8 +224,9 @@ class _Reader:
 
     def size(self) -> None:
         width, height = self.first_pass
-        self.taken("Size")
+        text = self.taken("Size")
         if not width or not height:
+            self.notices += [f"Size: '{shortened(text)}' is no size"] if text else []
             return
         canvas, limits = self.targets.profile.canvas, self.targets.properties
         shapes = [(ratio, area) for area in MEGAPIXELS for ratio in ASPECT_RATIOS]
@@ -304,9 +330,19 @@ def _typed(name: str, text: str) -> object:
         return text
 
 
+def _spelled(name: str) -> str:
+    """A sampler or schedule in the WebUI's spelling: ComfyUI's dpmpp_2m_sde is DPM++ 2M SDE."""
+    return name.replace("dpmpp", "DPM++").replace("uni_pc", "UniPC").replace("_", " ")
+
+
+def _named(name: str, offered: Sequence[str]) -> str:
+    """What is offered under this name, in letters of any size; "" for nothing."""
+    return next((one for one in offered if one.lower() == name.lower()), "")
+
+
 def _size(text: str) -> tuple[int, int]:
     """Width and height of a text such as 1024x768; zeros where it is none."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
+    match = re.fullmatch(r"(\d{1,5}) ?[xX×] ?(\d{1,5})", text.strip())
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 

@@ -91,6 +91,15 @@ def test_every_field_of_a_webui_is_filled_in() -> None:
         ("Clip skip: 2, ENSD: 31337", SDXL, "not honoured: Clip skip, ENSD", {}),
         ("Model: dreamshaper", SDXL, "Model: the picture is by 'dreamshaper', here is sdxl", {}),
         ("Postprocess upscale by: 4", SDXL, "", {"scale": 4.0}),
+        ("Sampler: dpmpp_2m_sde, Scheduler: karras", SDXL, "", {"sampler": "DPM++ 2M SDE", "scheduler": "Karras"}),
+        ("Sampler: euler, Schedule type: sgm_uniform", EMBEDDED, "", {"sampler": "Euler", "scheduler": "SGM Uniform"}),
+        ("Sampler: uni_pc_simple", EMBEDDED, "", {"sampler": "UniPC", "scheduler": "Simple"}),
+        ("Guidance Scale: 4.5, Base model: x", EMBEDDED, "the picture is by 'x'", {"guidance_scale": 4.5}),
+        ("Size: 512 x 768", SDXL, "", {"width": 512, "height": 768}),
+        ("Size: large", SDXL, "Size: 'large' is no size", {}),
+        ("Seed: 18446744073709551615", SDXL, "is out of range, 4294967295 is used", {"seed": 4294967295}),
+        ('Civitai resources: [{"type":"lora","weight":0.8}], Clip skip: 2', SDXL, "not honoured: Civitai resources, Clip skip", {}),
+        ("Sampler: Euler\nTemplate: a {fox|cat}\nNegative Template: x", SDXL, "not honoured: Template, Negative Template", {}),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_told(fields: str, profile: ModelProfile, told: str, inputs: dict[str, Any]) -> None:
@@ -114,7 +123,23 @@ def test_inputs_that_are_given_win() -> None:
     assert "width" not in filled(line("Size: 512x768")).under({"aspect_ratio": "1:1"})
 
 
-@pytest.mark.parametrize("text", ["a fox", "Steps: 20", "a\nSteps: to the house", "Steps: 20, Sampler: Euler", ""])
+def test_steps_may_stand_behind_other_fields() -> None:
+    text = "a fox\nSampler: UniPC, Steps: 20, Seed: 4"
+    assert is_infotext(text) and parse(text) == ("a fox", "", {"Sampler": "UniPC", "Steps": "20", "Seed": "4"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a fox",
+        "Steps: 20",
+        "a\nModel: tall, steps: 3",
+        "a\nSteps: 3\nand a house",
+        "a\nSteps: to the house",
+        "Steps: 20, Sampler: Euler",
+        "",
+    ],
+)
 def test_a_plain_prompt_is_no_infotext(text: str) -> None:
     assert not is_infotext(text)
 
