@@ -86,20 +86,25 @@ def empty_diffusers_module(kind: Any, folder: Path, files: Iterable[Path], tenso
 
 def load_transformers_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One text encoder of a diffusers folder."""
+    check_model_folder(folder)
     files = shard_files(folder)
-    return transformers_module(kind, folder, read_tensors(files, dtype), files, dtype)
+    tensors = read_tensors(files, dtype)
+    return transformers_module(kind, component_config(folder), tensors, files, dtype, folder.name)
 
 
 def transformers_module(
-    kind: Any, folder: Path, tensors: Mapping[str, torch.Tensor], files: Iterable[Path], dtype: torch.dtype
+    kind: Any,
+    config: Config,
+    tensors: Mapping[str, torch.Tensor],
+    files: Iterable[Path],
+    dtype: torch.dtype,
+    label: str,
 ) -> nn.Module:
     """A module of transformers with these tensors, which are from ``files``, by transformers' own loader, which knows
-    every naming of them; ``folder`` holds its ``config.json``.
+    every naming of them.
 
-    Raises :class:`WeightsError` for tensors that do not fit the configuration.
+    Raises :class:`WeightsError`, which begins with ``label``, for tensors that do not fit the configuration.
     """
-    check_model_folder(folder)
-    config = component_config(folder)
     module: nn.Module | None
     with building(config.name, files, len(tensors), RESTORE):
         settings = kind.config_class.from_dict(dict(config))
@@ -117,7 +122,7 @@ def transformers_module(
     wrong = sorted(str(name) for kind_of_fault in ("missing_keys", "mismatched_keys") for name in info[kind_of_fault])
     if wrong:
         raise WeightsError(
-            f"{folder.name} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
+            f"{label} does not fit its config.json ({len(wrong)} tensors differ, first '{wrong[0]}'); {RESTORE}"
         )
     return module
 

@@ -11,9 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backend.checkpoints.file_type import check_content, digest, is_pickle
+from backend.checkpoints.foreign_files import foreign_content
 from backend.core.errors import WeightsError, nearest
 from backend.core.settings import ROOT, Settings
 from backend.weights.catalog import Model, WeightFile, find_model, read_manifest
@@ -49,22 +51,49 @@ def resolve_model(settings: Settings) -> Path:
     if settings.model == "auto":
         found = next((weights / name for name in FLUX_FOLDERS if is_pipeline(weights / name)), None)
         return checked_folder(found, settings) if found else embedded
-    for path in (weights / settings.model, ROOT / settings.model, Path(settings.model).expanduser()):
+    return _resolve_place("model", settings.model, settings)
+
+
+def resolve_base(settings: Settings) -> Path:
+    """Where the setting ``base_model`` points, checked: as ``model``, and also a folder in which every part is a file
+    of its own."""
+    if settings.base_model in ("auto", EMBEDDED):
+        return resolve_model(replace(settings, model=settings.base_model))
+    return _resolve_place("base_model", settings.base_model, settings)
+
+
+def _resolve_place(key: str, wanted: str, settings: Settings) -> Path:
+    places = (settings.weights_path / wanted, ROOT / wanted, Path(wanted).expanduser())
+    for path in places:
         if is_pipeline(path):
             return checked_folder(path, settings)
-        if path.is_file() and path.suffix.lower() == ".safetensors":
-            return checked_file(path, settings)
-    if find_model(settings.model):
-        return resolve(settings.model, settings)
-    if cached := _pipeline_in_cache(settings.model):
+        if path.is_file():
+            return checked_model_file(path, key, settings)
+    if find_model(wanted):
+        return resolve(wanted, settings)
+    if cached := _pipeline_in_cache(wanted):
         return cached
+    folder = next(filter(Path.is_dir, places), None)
+    if folder and wanted:
+        return folder
     raise WeightsError(
-        f"model '{settings.model}' in config_optimized.json is neither a folder with {PIPELINE_FILE} nor a "
-        ".safetensors file, "
-        "nor a pipeline in the hub's cache; "
+        f"{key} '{wanted}' in config_optimized.json is neither a file or a folder nor a pipeline in the hub's cache; "
         "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before "
         "(hf download ID)"
     )
+
+
+def checked_model_file(path: Path, key: str, settings: Settings) -> Path:
+    """A file for the setting ``key``, which has to hold tensors and nothing that could run code. Raises
+    :class:`WeightsError`, which says what it is instead."""
+    if what := foreign_content(path):
+        raise WeightsError(f"{path.name}: is {what}; '{key}' takes a folder, or a file of safetensors or GGUF")
+    if is_pickle(path):
+        raise WeightsError(
+            f"{path.name}: is a pickle of torch, as .ckpt, .pt and .pth files are, and '{key}' takes none; get the "
+            "same model as .safetensors"
+        )
+    return checked_file(path, settings)
 
 
 def resolve_file(key: str, wanted: str, preferred: Sequence[str], settings: Settings) -> Path:

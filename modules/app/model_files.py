@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from backend.planning.companions import (
 )
 from backend.planning.costs import Kind
 from backend.planning.model_specs import ModelSpec
-from backend.weights.resolver import EMBEDDED, resolve_model
+from backend.weights.resolver import EMBEDDED, is_pipeline, resolve_base, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
 from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
+from modules.families.parts import folder_of_parts
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
 from modules.output.image_writer import ModelInfo
@@ -185,11 +186,11 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
 
 
 def find_source(settings: Settings) -> Source:
-    """Where the settings ``model`` and, beside a single file, ``base_model`` lie."""
+    """Where the settings ``model`` and, for what it lacks, ``base_model`` lie."""
     path = resolve_model(settings)
-    if path.is_dir() or not settings.base_model:
-        return Source(path)
-    return Source(path, resolve_model(replace(settings, model=settings.base_model)))
+    base = resolve_base(settings) if settings.base_model and not is_pipeline(path) else None
+    beside = folder_of_parts(path) if path.is_file() and not base else None
+    return Source(path, base, beside, settings.weights_path)
 
 
 def load_upscaler(path: Path, dtype: torch.dtype) -> nn.Module:

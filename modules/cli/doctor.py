@@ -104,7 +104,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         files = found_files()
         profile, components = files.profile, files.model.spec("bf16").components
         on_disk = components[profile.denoiser].on_disk
-        parts = sum(file.stat().st_size for file in files.model.source.folder.rglob("*.safetensors"))
+        parts = sum(file.stat().st_size for file in files.model.files)
         name = "embedded" if files.is_embedded else profile.name
         return f"{name}, {format_bytes(parts)}, {profile.denoiser} in {on_disk}, native size {profile.native}"
 

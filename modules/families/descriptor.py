@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.families.parts import PartKind
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ class FamilyDescriptor(ABC):
     Attributes:
         name: "flux1", for messages and the list of families.
         inputs: What its models honour of a request; the profile of a model may honour less.
+        parts: How each component is known in files, by its name.
     """
 
     name: str
     inputs: FamilyInputs
+    parts: Mapping[str, PartKind] = MappingProxyType({})
 
     @abstractmethod
     def detect(self, source: Source) -> Match | NoMatch:

@@ -6,8 +6,10 @@ To add one: a folder beside this file, and its descriptor in :data:`FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from backend.checkpoints.folder_files import shard_files
 from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 from backend.planning.companions import with_detectors, with_upscaler
@@ -15,9 +17,10 @@ from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import ModelProfile
 from modules.families.descriptor import FamilyDescriptor, Match
 from modules.families.flux1 import FLUX1
+from modules.families.parts import separate_files
 from modules.families.source import Source
 from modules.families.stable_diffusion import SD15, SDXL
-from modules.families.unsupported import described
+from modules.families.unsupported import described, refused
 
 Families = Sequence[FamilyDescriptor]
 
@@ -41,34 +44,90 @@ class FoundModel:
         with untrusted(self.source.label, kinds=MISREAD):
             return self.family.spec(self.source, dtype)
 
+    @property
+    def files(self) -> list[Path]:
+        """All that its components are read from."""
+        parts = [self.source.part(name, self.family.parts) for name in self.family.parts]
+        folders = [file for part in parts if part.folder for file in shard_files(part.folder)]
+        return sorted({*folders, *(file for part in parts for file in part.files)})
+
 
 def identify(source: Source, families: Families = FAMILIES) -> FoundModel:
     """The model that the source is. Raises :class:`WeightsError`, which says what the source is instead, or that a
-    single file and the folder beside it are of two families."""
-    reasons, _ = [], source.index  # read first: a damaged index is no model of any family
-    for family in families:
-        with untrusted(source.label, kinds=MISREAD):
+    single file and what lies beside it are of two families."""
+    _ = source.index  # read first: a damaged index is no model of any family
+    if source.separate:
+        source = _model_among(source, families)
+    family, what = _match(source, families)
+    if family is None:
+        raise WeightsError(_told(source.label, what, "model", families))
+    with untrusted(source.label, kinds=MISREAD):
+        _check_base(source, family, families)
+        return FoundModel(family, source, family.profile(source))
+
+
+def _match(source: Source, families: Families) -> tuple[FamilyDescriptor | None, str]:
+    """The family of the source, or None and what it is instead, "" where that is not known."""
+    with untrusted(source.label, kinds=MISREAD):
+        if what := refused(source):
+            return None, what
+        reasons = []
+        for family in families:
             found = family.detect(source)
             if isinstance(found, Match):
-                _check_base(source, family, families)
-                return FoundModel(family, source, family.profile(source))
-        reasons.append(found.what)
-    what = next(filter(None, reasons), "") or described(source)
+                return family, ""
+            reasons.append(found.what)
+        return None, next(filter(None, reasons), "") or described(source)
+
+
+def _told(label: str, what: str, setting: str, families: Families) -> str:
     names = ", ".join(family.name for family in families)
-    raise WeightsError(
-        f"{source.label} is {what or 'no model that is known here'}; 'model' takes a model of one of the families "
-        f"{names}"
+    return (
+        f"{label} is {what or 'no model that is known here'}; '{setting}' takes a model of one of the families {names}"
     )
 
 
+def _model_among(source: Source, families: Families) -> Source:
+    """The file of a folder of separate files that generates, with the others beside it."""
+    found, others = [], []
+    for file in separate_files(source.path):
+        one = replace(source, path=file, beside=source.path)
+        family, what = _match(one, families)
+        if family:
+            found.append(one)
+        elif what:
+            others.append(f"{file.name} is {what}")
+    if not found:
+        told = f" ({'; '.join(others[:3])})" if others else ""
+        raise WeightsError(
+            f"{source.label} holds no model that generates{told}; put a transformer or UNet of one of the families "
+            f"{', '.join(family.name for family in families)} into it, or choose another 'model'"
+        )
+    if len(found) > 1:
+        names = ", ".join(one.label for one in found[:5])
+        raise WeightsError(
+            f"{source.label} holds several models that generate ({names}); name one of these files in 'model' and the "
+            "folder in 'base_model'"
+        )
+    return found[0]
+
+
 def _check_base(source: Source, family: FamilyDescriptor, families: Families) -> None:
-    """Raises :class:`WeightsError` when the folder beside a single file holds a model of another family."""
+    """Raises :class:`WeightsError` when the place beside a single file holds a model of another family, or nothing
+    that the file can use."""
     if not source.file or not source.base:
         return
-    base = identify(Source(source.base), families).family
-    if base is not family:
+    base = Source(source.base)
+    if base.separate:
+        return  # what fits is taken, by its size
+    if base.file and any(any(kind.prefixes(base.tensors)) for kind in family.parts.values()) and not refused(base):
+        return
+    other, what = _match(base, families)
+    if other is None:
+        raise WeightsError(_told(base.label, what, "base_model", families))
+    if other is not family:
         raise WeightsError(
-            f"{source.label} holds a model of the family {family.name}, but 'base_model' names one of {base.name}; "
+            f"{source.label} holds a model of the family {family.name}, but 'base_model' names one of {other.name}; "
             "change one of them"
         )
 

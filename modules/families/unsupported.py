@@ -1,42 +1,153 @@
-"""What a file or a folder is that no family recognizes, in words for the error."""
+"""What a file or a folder is that no family takes, in words for the error. All of it is data: patterns of tensor names
+with what has such tensors, the most telling first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from modules.families.source import Source
 
+Table = Sequence[tuple[str, str]]
+
+ADAPTER = (
+    r"[._]lora[._]?(A|B|down|up|mid)\b|\.(hada_[wt]\d|lokr_[wt]\d\w*|dora_scale|oft_(blocks|diag)|boft_\w+)\b"
+    r"|\.(diff|diff_b|set_weight)$|^(bundle_emb|lora_\w+)\."
+)
+"""A file with such tensors changes a model instead of being one: LoRA, LoHa, LoKr, DoRA and the like."""
+ADAPTED: Table = (
+    (r"double_stream_modulation|to_qkv_mlp_proj", "FLUX.2"),
+    (r"distilled_guidance_layer", "Chroma"),
+    (r"img_mod_1|txt_mod_1|transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)", "Qwen-Image"),
+    (r"joint_blocks|joint_transformer_blocks", "Stable Diffusion 3"),
+    (r"double_blocks|single_blocks|single_transformer_blocks", "Flux"),
+    (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)", "a video model of the Wan family"),
+    (r"(^|[._])(noise_refiner|context_refiner|layers[._]\d+[._](attention|feed_forward))", "Z-Image or Lumina"),
+    (
+        r"caption_projection|adaln_single|^(transformer\.|diffusion_model\.)?transformer_blocks\.\d+\.attn[12]\.",
+        "a transformer of another family",
+    ),
+    (r"lora_te2_|lora_unet_input_blocks|text_encoder_2\.", "SDXL"),
+    (r"lora_te_|lora_te1_|lora_unet_|unet\.|down_blocks|text_encoder\.", "SD 1.5"),
+    (r"(^|\.)transformer_blocks\.", "Flux"),
+)
+ADAPTED_WIDTHS: Mapping[int, str] = MappingProxyType({2048: "SDXL", 1024: "SD 2.1", 768: "SD 1.5"})
+"""Of the text that the adapted layers read, where the model has a UNet."""
+UNET_FAMILIES = frozenset(("SDXL", "SD 1.5"))
+READ_TEXT = re.compile(r"attn2[._]to_[kv]")
+
+CONTROL = r"control_model\.|controlnet_|input_hint_block|zero_convs|pos_embed_input\."
+CONTROLLED: Table = (
+    (r"double_blocks\.|single_transformer_blocks\.|controlnet_x_embedder", "a ControlNet for Flux"),
+    (r"joint_blocks|pos_embed_input|transformer_blocks\.", "a ControlNet for Stable Diffusion 3"),
+    (r"", "a ControlNet for Stable Diffusion"),
+)
+
+RELATIVES: Table = (
+    (r"double_stream_modulation_img\.", "FLUX.2"),
+    (r"distilled_guidance_layer\.", "Chroma"),
+    (r"redux_(up|down)\.", "FLUX.1 Redux, which turns a picture into a prompt"),
+    (
+        r"individual_token_refiner|img_attn_qkv\.|double_blocks\.\d+\.img_attn_q\.",
+        "a video model of the Hunyuan family",
+    ),
+    (r"double_stream_blocks\.", "HiDream"),
+    (r"joint_blocks\.\d+\.x_block\.attn\.ln_[qk]", "Stable Diffusion 3.5"),
+    (r"joint_blocks\.", "Stable Diffusion 3"),
+    (r"double_layers\.|joint_transformer_blocks\.", "AuraFlow"),
+    (r"transformer_blocks\.\d+\.img_mod\.", "Qwen-Image"),
+    (r"cap_pad_token|x_pad_token", "Z-Image"),
+    (r"cap_embedder\.|caption_embedder\.", "a model of the Lumina family"),
+    (r"patchify_proj|vocoder\.|(^|\.)audio_", "a video model of the LTX family"),
+    (r"blocks\.\d+\.cross_attn\.(k|norm_k)\.|condition_embedder\.time_embedder", "a video model of the Wan family"),
+    (r"t5_y_embedder|patch_embed\.text_proj|blocks\.block\d+\.", "a video model"),
+    (r"time_mixer|time_stack|temporal_transformer|motion_modules", "a video model of the Stable Diffusion family"),
+    (r"caption_projection|adaln_single|y_embedder\.y_", "a model of the PixArt family"),
+    (r"(^|\.)pos_embed\.proj\.", "Stable Diffusion 3"),
+    (r"effnet_mapper|clip_txt_pooled_mapper|clf\.1\.", "Stable Cascade"),
+    (r"encoder_hid_proj", "Kolors, or another UNet with a text encoder of its own"),
+    (r"^(edm_mean|edm_vpred\.sigma_max)$", "an EDM model (Playground v2.5, CosXL), which is sampled in another way"),
+)
+"""Models that look like one of the families, and are none."""
+
+PARTS: Table = (
+    (r"^(ip_adapter|image_proj)\b|image_proj_model", "an IP-Adapter"),
+    (r"^(emb_params|string_to_param|string_to_token|clip_g|clip_l|\*)(\.\*)?$", "a textual inversion embedding"),
+    (r"(^|\.)vision_model\.|(^|\.)visual\.", "a vision encoder"),
+    (r"text_model\.|(^|\.)encoder\.block\.\d|(^|\.)transformer\.resblocks\.|^shared\.weight$", "a text encoder"),
+    (r"^enc\.blk\.|^token_embd\.", "a text encoder or a language model"),
+    (r"(^|\.)model\.layers\.\d|^model\.embed_tokens|^transformer\.h\.\d", "a language model"),
+    (r"decoder\.conv_in\.|(^|\.)decoder\.(middle|upsamples)\.", "a VAE"),
+    (r"^(decoder|encoder)(\.layers)?\.\d+\.|^(first_stage_model|vae)\.|^(de|en)coder\.", "a VAE"),
+    (
+        r"^(params_ema\.)?(conv_first|conv_body|body\.\d|upconv\d)|^model\.0\.weight|^layers\.\d+\.residual_group",
+        "an upscaler",
+    ),
+    (r"^(model\.)+\d+\.(conv|cv\d|m)\.", "a detector"),
+    (r"^(encoder|decoder|model)\.(quantize|ft_layers|fuse_convs)|stylegan_decoder\.|^style_convs", "a face restorer"),
+)
+"""Parts of a model, and what works beside one."""
+
+PIPELINES: Table = (
+    (r"^FluxFill", "FLUX.1 Fill, which takes a picture and its mask"),
+    (r"^FluxControlNet", "a ControlNet for Flux"),
+    (r"^FluxControl", "FLUX.1 Canny or Depth, which takes a control image"),
+    (r"^FluxKontext", "FLUX.1 Kontext, which edits a picture"),
+    (r"^FluxPriorRedux|^ReduxImageEncoder", "FLUX.1 Redux, which turns a picture into a prompt"),
+    (r"^Flux2", "FLUX.2"),
+    (r"^Chroma", "Chroma"),
+    (r"^(StableDiffusion3|SD3)", "Stable Diffusion 3 or 3.5"),
+    (r"^QwenImage", "Qwen-Image"),
+    (r"^ZImage", "Z-Image"),
+    (
+        r"^StableVideo|^(Wan|Hunyuan|LTX|CogVideo|Mochi|Cosmos|Allegro|Skyreels|AnimateDiff|TextToVideo)",
+        "a video model",
+    ),
+    (r"^(Stable)?(Cascade|Wuerstchen)", "Stable Cascade"),
+    (r"ControlNet", "a ControlNet"),
+    (r"^UNetMotion|MotionAdapter", "a motion module"),
+    (r"^Autoencoder|^VQModel", "a VAE"),
+    (r"^(CLIPText|T5Encoder|UMT5|CLIPTextModel)", "a text encoder"),
+    (r"^(CLIPVision|Siglip)", "a vision encoder"),
+    (r"(ForCausalLM|ForConditionalGeneration)$", "a language model"),
+    (r"Upscale", "an upscaler in diffusers' layout"),
+)
+"""By the class that ``model_index.json`` or a component's ``config.json`` names."""
 ARCHITECTURE = "modelspec.architecture"
 """Where a file's metadata names what it is (Stability AI's model specification)."""
-
-FILES: Sequence[tuple[tuple[str, ...], str]] = (
-    (("joint_blocks.", "model.diffusion_model.joint_blocks."), "Stable Diffusion 3"),
-    (("cap_embedder.", "model.diffusion_model.cap_embedder."), "a model of the Lumina family"),
-    (("transformer_blocks.0.img_mod.", "model.diffusion_model.transformer_blocks.0.img_mod."), "Qwen-Image"),
-    (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet"),
-    (("ip_adapter.", "image_proj."), "an IP-Adapter"),
-    (("emb_params", "clip_g", "clip_l"), "a textual inversion embedding"),
-    (("text_model.", "transformer.text_model.", "encoder.block.", "model.layers."), "a text encoder"),
-    (("decoder.", "encoder.", "first_stage_model.", "vae."), "a VAE"),
-    (("conv_first.", "body.0.", "model.0.weight", "params_ema."), "an upscaler"),
-    (("model.0.conv.", "model.model.0.conv."), "a detector"),
-)
-"""By the beginnings of tensor names, the most telling first."""
-ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", ".hada_w1", ".lokr_")
+KONTEXT = "FLUX.1 Kontext, which edits a picture"
 
 
-def is_adapter(source: Source) -> bool:
-    """Whether the file changes a model instead of being one: LoRA, LoHa, LoKr."""
-    return any(part in name for name in source.tensors for part in ADAPTER_PARTS)
+def refused(source: Source) -> str:
+    """What the source is, if it looks like a model of a family and is none; "" for all else."""
+    if not source.file:
+        return _first(PIPELINES, source.pipeline_class) if source.pipeline_class else ""
+    names = "\n".join(source.tensors)
+    if re.search(ADAPTER, names, re.MULTILINE):
+        return _adapter(source, names)
+    if re.search(CONTROL, names, re.MULTILINE):
+        return _first(CONTROLLED, names)
+    # Kontext's tensors are those of dev; only its words tell it
+    if re.search("kontext", "\n".join((source.name, *source.header.metadata.values())), re.IGNORECASE):
+        return KONTEXT
+    return _first(RELATIVES, names)
 
 
 def described(source: Source) -> str:
     """ "a VAE", or "" when the thing is not known."""
     if not source.file:
         return f"a {source.pipeline_class}" if source.pipeline_class else ""
-    if is_adapter(source):
-        return "a LoRA"
-    for beginnings, what in FILES:
-        if source.holds(*beginnings):
-            return what
-    return source.header.metadata.get(ARCHITECTURE, "")
+    return _first(PARTS, "\n".join(source.tensors)) or source.header.metadata.get(ARCHITECTURE, "")
+
+
+def _adapter(source: Source, names: str) -> str:
+    family = _first(ADAPTED, names)
+    if family in UNET_FAMILIES:
+        read = {side for name, shape in source.tensors.items() if READ_TEXT.search(name) for side in shape}
+        family = next((what for width, what in ADAPTED_WIDTHS.items() if width in read), family)
+    return f"a LoRA for {family}" if family else "a LoRA"
+
+
+def _first(table: Table, text: str) -> str:
+    return next((what for pattern, what in table if re.search(pattern, text, re.MULTILINE)), "")

@@ -336,7 +336,10 @@ def test_a_single_file_of_another_family_or_without_its_parts_is_refused(
         find_files(replace(Settings(), model=str(single), base_model=str(tmp_path / "other"))).spec()
     with pytest.raises(WeightsError, match=f"holds a model of the family {family}, but 'base_model' names one of flux"):
         find_files(replace(Settings(), model=str(single), base_model="embedded")).spec()
-    with pytest.raises(WeightsError, match="^mine.safetensors says nothing of its shape; name a folder of its family"):
+    with pytest.raises(
+        WeightsError,
+        match="^mine.safetensors holds the text encoder CLIP-L of a size .*; name a folder of its own model there",
+    ):
         find_files(replace(Settings(), model=str(single)))
 
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backend.checkpoints.config import Config, read_optional_config
+from backend.checkpoints.config import Config
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
+from modules.families.flux1.parts import PARTS
 from modules.families.flux1.spec import KNOWN_MODELS, flux_spec
+from modules.families.flux1.variant import check_widths, flow_config, is_guided, remarks, variant
 from modules.families.source import Source
-from modules.families.unsupported import is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +25,14 @@ if TYPE_CHECKING:
     from backend.offload.oom_fallback import OomFallback
     from modules.diffusion.base import DiffusionService
 
-OWN_FILE = "family.json"
-"""Where a folder says what its configurations cannot: its name, native size, length of prompts, and what it draws where
-it knows few words."""
-PREFIXES = ("", "model.diffusion_model.")
 TRANSFORMER_CLASSES = {
     "Flux2Transformer2DModel": "FLUX.2",
     "ChromaTransformer2DModel": "Chroma",
     "FluxControlNetModel": "a ControlNet for Flux",
 }
 LATENTS_OF_A_TOKEN = 4
+FIRST_LAYER = "img_in.weight", "x_embedder.weight"
+LAST_LAYER = "final_layer.linear.weight", "proj_out.weight"
 VARIANTS = {
     6: "FLUX.1 Fill, which takes a picture and its mask",
     2: "FLUX.1 Canny or Depth, which takes a control image",
@@ -46,31 +46,27 @@ class Flux1(FamilyDescriptor):
 
     name = "flux1"
     inputs = FamilyInputs(label="Flux", go_fast=True)
+    parts = PARTS
 
     def detect(self, source: Source) -> Match | NoMatch:
         return _detect_file(source) if source.file else _detect_folder(source)
 
     def profile(self, source: Source) -> ModelProfile:
-        if source.file and not source.base:
-            raise WeightsError(
-                f"{source.label} holds a transformer only; name a folder with its text encoders, tokenizers, vae and "
-                "scheduler in 'base_model'"
-            )
-        channels, latents = _autoencoder(source)
-        own = read_optional_config(source.folder / OWN_FILE)
-        transformer = source.config("transformer")
-        _check_positions(transformer)
-        guided = base_guided = bool(transformer.get("guidance_embeds"))
         if source.file:
-            guided = any("guidance" in name for name in source.tensors)
+            source.require(PARTS)
+            check_widths(source)
+        else:
+            _check_positions(source.config("transformer"))
+        vae = source.part("vae", PARTS)
+        own, guided, published = remarks(source), is_guided(source), variant(source)
         knows = "" if source.file else str(own.get("knows", ""))
         return ModelProfile(
             name=source.name if source.file else str(own.get("name", source.name)),
             native=int(own.get("native", 1024)),
-            tokens=int(own.get("tokens", 512 if base_guided else 256)),
-            latent_factor=2 ** (channels - 1),
-            latent_channels=latents,
-            steps=28 if guided else 4,
+            tokens=int(own.get("tokens", published.tokens)),
+            latent_factor=2 ** (len(block_channels(vae.config)) - 1),
+            latent_channels=int(vae.config.get("latent_channels", 16)),
+            steps=published.steps,
             guidance=3.5,
             inputs=self.inputs if guided else replace(self.inputs, guidance=None),
             knows=knows,
@@ -97,7 +93,7 @@ class Flux1(FamilyDescriptor):
         from modules.families.flux1.loading import load_scheduler, load_tokenizers
         from modules.families.flux1.service import FluxService
 
-        tokenizers, scheduler = load_tokenizers(source), load_scheduler(source)
+        tokenizers, scheduler = load_tokenizers(source), load_scheduler(flow_config(source))
         return FluxService(models, self.profile(source), scheduler, tokenizers, dtype, fallback, prompt_cache_entries)
 
     def known_models(self) -> Mapping[str, ModelSpec]:
@@ -105,15 +101,6 @@ class Flux1(FamilyDescriptor):
 
 
 FLUX1 = Flux1()
-
-
-def _autoencoder(source: Source) -> tuple[int, int]:
-    """How many sizes the autoencoder works at, and the channels of its latents."""
-    config = source.config("vae")
-    channels = config.get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise WeightsError("vae/config.json names no block_out_channels; this is no autoencoder that can be used")
-    return len(channels), int(config.get("latent_channels", 16))
 
 
 def _check_positions(config: Config) -> None:
@@ -130,36 +117,18 @@ def _detect_folder(source: Source) -> Match | NoMatch:
     kind = config.get("_class_name")
     if kind != "FluxTransformer2DModel":
         return NoMatch(TRANSFORMER_CLASSES.get(str(kind), ""))
-    taken, offered = config.get("in_channels", 64), LATENTS_OF_A_TOKEN * _autoencoder(source)[1]
+    taken, offered = (
+        config.get("in_channels", 64),
+        LATENTS_OF_A_TOKEN * int(source.config("vae").get("latent_channels", 16)),
+    )
     return _detect_variant(taken, offered)
 
 
 def _detect_file(source: Source) -> Match | NoMatch:
-    def holds(*names: str) -> bool:
-        return source.holds(*(prefix + name for prefix in PREFIXES for name in names))
-
-    if is_adapter(source):
-        of_flux = any(
-            part in name for name in source.tensors for part in ("double_blocks", "single_transformer_blocks")
-        )
-        only_double = source.holds("transformer.transformer_blocks.", "transformer_blocks.")
-        return NoMatch("a LoRA for Flux" if of_flux or only_double else "")
-    if holds("double_stream_modulation_img."):
-        return NoMatch("FLUX.2")
-    if holds("distilled_guidance_layer."):
-        return NoMatch("Chroma")
-    if source.holds("controlnet_blocks.", "controlnet_x_embedder.", "pos_embed_input.", "input_hint_block."):
-        return NoMatch("a ControlNet for Flux" if holds("double_blocks.", "transformer_blocks.") else "")
-    if not holds("double_blocks.", "single_transformer_blocks."):
+    if not any(PARTS["transformer"].prefixes(source.tensors)):
         return NoMatch()
-    first, last = (_width(source, names) for names in (("img_in", "x_embedder"), ("final_layer.linear", "proj_out")))
-    return _detect_variant(first[1], last[0]) if first and last else Match()
-
-
-def _width(source: Source, layers: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Outputs and inputs of the layer, which has one of these names."""
-    names = (f"{prefix}{layer}.weight" for prefix in PREFIXES for layer in layers)
-    return next((source.tensors[name] for name in names if name in source.tensors), None)
+    first, last = (source.shape(*names) for names in (FIRST_LAYER, LAST_LAYER))
+    return _detect_variant(first[1], last[0]) if len(first) > 1 and last else Match()
 
 
 def _detect_variant(taken: int, offered: int) -> Match | NoMatch:

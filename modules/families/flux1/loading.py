@@ -1,57 +1,65 @@
-"""The components of a FLUX.1 model, from its folder, and the transformer from a single file."""
+"""The components of a FLUX.1 model, from wherever they lie."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from backend.checkpoints.build_budget import building
-from backend.checkpoints.loader import assign_tensors, load_diffusers_module, load_transformers_module, read_tensors
-from modules.families.autoencoder import autoencoder_precision
+from backend.checkpoints.config import Config
+from backend.checkpoints.loader import assign_tensors, load_diffusers_module
+from modules.families.autoencoder import load_autoencoder
+from modules.families.flux1.parts import PARTS
 from modules.families.flux1.single_file import in_diffusers_layout, transformer_config
+from modules.families.part_loading import load_text_encoder, part_tensors
+from modules.families.parts import Part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.scheduler import load_scheduler as read_scheduler
+from modules.families.scheduler import built_scheduler
 from modules.families.source import Source
+from modules.families.text_encoders import CLIP_TOKENIZERS, T5_TOKENIZERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CLASSES: dict[str, Any] = {
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": T5EncoderModel,
-    "transformer": FluxTransformer2DModel,
-    "vae": AutoencoderKL,
-}
+TEXT_ENCODERS: Mapping[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
 
 
 def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Module:
     """Raises :class:`backend.core.errors.WeightsError` that names a missing or damaged file."""
-    if component == "transformer" and source.file:
-        tensors = in_diffusers_layout(read_tensors([source.file], dtype))
-        with building(source.label, [source.file], len(tensors)), torch.device("meta"):
-            transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
-        assign_tensors(transformer, tensors, source.label)
-        return transformer
+    part = source.part(component, PARTS)
     if component == "vae":
-        dtype = autoencoder_precision(source.config("vae"), dtype)
-    load = load_transformers_module if component.startswith("text_encoder") else load_diffusers_module
-    return load(CLASSES[component], source.folder / component, dtype)
+        return load_autoencoder(part, dtype)
+    if component == "transformer":
+        return _transformer(part, source.label, dtype)
+    return load_text_encoder(TEXT_ENCODERS[component], part, dtype)
+
+
+def _transformer(part: Part, label: str, dtype: torch.dtype) -> nn.Module:
+    if part.folder:
+        return load_diffusers_module(FluxTransformer2DModel, part.folder, dtype)
+    tensors = in_diffusers_layout(part_tensors(part, dtype))
+    with building(label, part.files, len(tensors)), torch.device("meta"):
+        transformer: nn.Module = FluxTransformer2DModel(**transformer_config(tensors))
+    assign_tensors(transformer, tensors, label)
+    return transformer
 
 
 def load_tokenizers(source: Source) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """CLIP's and T5's."""
+    clip, t5 = (source.part(name, PARTS) for name in ("text_encoder", "text_encoder_2"))
     return (
-        load_prompt_tokenizer(CLIPTokenizer, source.folder / "tokenizer", source.config("text_encoder")),
-        load_prompt_tokenizer(T5TokenizerFast, source.folder / "tokenizer_2", source.config("text_encoder_2")),
+        load_prompt_tokenizer(CLIPTokenizer, source.tokenizer("tokenizer", clip, CLIP_TOKENIZERS), clip.config),
+        load_prompt_tokenizer(T5TokenizerFast, source.tokenizer("tokenizer_2", t5, T5_TOKENIZERS), t5.config),
     )
 
 
-def load_scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
-    scheduler: FlowMatchEulerDiscreteScheduler = read_scheduler(
-        FlowMatchEulerDiscreteScheduler, source.folder / "scheduler", sigmas=[1.0, 0.5], mu=0.5
+def load_scheduler(config: Config) -> FlowMatchEulerDiscreteScheduler:
+    scheduler: FlowMatchEulerDiscreteScheduler = built_scheduler(
+        FlowMatchEulerDiscreteScheduler, config, sigmas=[1.0, 0.5], mu=0.5
     )
     return scheduler

@@ -11,7 +11,10 @@ from backend.checkpoints.header import Shape, parameters
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
+from modules.families.autoencoder import autoencoder_header
 from modules.families.autoencoder_costs import PUBLISHED_AUTOENCODER, autoencoder_costs, autoencoder_work
+from modules.families.flux1.parts import PARTS
+from modules.families.parts import Part
 from modules.families.source import Source
 
 FEED_FORWARD_VECTORS = 6
@@ -34,15 +37,15 @@ COSTS_SOURCE = (
 
 def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     """The spec of a model with this profile whose components compute in ``dtype``."""
-    headers = {name: source.folder_header(name) for name in ("text_encoder", "text_encoder_2", "vae")}
-    shapes, on_disk = _transformer(source)
+    parts = {name: source.part(name, PARTS) for name in PARTS}
+    headers = {name: part.header for name, part in parts.items()} | {"vae": autoencoder_header(parts["vae"])}
+    shapes = _transformer_shapes(parts["transformer"])
+    sizes = {**{name: header.shapes for name, header in headers.items()}, "transformer": shapes}
     components = {
-        "text_encoder": component(headers["text_encoder"].shapes, dtype, headers["text_encoder"].precision),
-        "text_encoder_2": component(headers["text_encoder_2"].shapes, dtype, headers["text_encoder_2"].precision),
-        "transformer": component(shapes, dtype, on_disk),
-        "vae": component(headers["vae"].shapes, dtype, headers["vae"].precision),
+        name: component(_without_copies(sizes[name]), dtype, header.precision) for name, header in headers.items()
     }
-    channels, t5 = source.config("vae")["block_out_channels"], source.config("text_encoder_2")
+    vae, t5 = parts["vae"].config, parts["text_encoder_2"].config
+    channels = vae["block_out_channels"]
     costs = {
         "encode": encode_cost(
             int(t5["d_ff"]), int(t5["num_heads"]) * profile.tokens, components["text_encoder_2"].parameters, dtype
@@ -66,14 +69,19 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     )
 
 
-def _transformer(source: Source) -> tuple[Mapping[str, Shape], str]:
-    """Shapes of the transformer's tensors in diffusers' layout, and the precision of its file."""
-    if not source.file:
-        header = source.folder_header("transformer")
-        return header.shapes, header.precision
+def _transformer_shapes(part: Part) -> Mapping[str, Shape]:
+    """In diffusers' layout."""
+    if part.folder:
+        return part.header.shapes
     from modules.families.flux1.single_file import transformer_shapes
 
-    return transformer_shapes(source.tensors), source.header.precision
+    return transformer_shapes(part.header.shapes)
+
+
+def _without_copies(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    """Without the second name of T5's table of words."""
+    copy = "encoder.embed_tokens.weight" if "shared.weight" in shapes else ""
+    return {name: shape for name, shape in shapes.items() if name != copy}
 
 
 def encode_cost(inner_width: int, scores: int, count: int, dtype: str) -> Cost:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from backend.checkpoints.config import read_config
-from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
+from modules.families.parts import PartKind
 from modules.families.source import INDEX, Source
 from modules.families.stable_diffusion.detect import what_is
 from modules.families.stable_diffusion.known import KNOWN_SD15, KNOWN_SDXL
+from modules.families.stable_diffusion.parts import SD15_NOISE, SD15_PARTS, SDXL_NOISE, SDXL_PARTS
+from modules.families.stable_diffusion.prediction import noise_config
 from modules.families.stable_diffusion.spec import unet_spec
 
 if TYPE_CHECKING:
@@ -34,27 +37,23 @@ class StableDiffusion(FamilyDescriptor):
 
     name: str
     inputs: FamilyInputs
+    noise: Mapping[str, Any]
     encoders: tuple[str, ...]
     latents: int
     guidance: float
     empty_is_zero: bool
     published: Mapping[str, ModelSpec]
+    parts: Mapping[str, PartKind] = field(kw_only=True)
 
     def detect(self, source: Source) -> Match | NoMatch:
         what = what_is(source)
         return Match() if what == self.inputs.label else NoMatch(what)
 
     def profile(self, source: Source) -> ModelProfile:
-        if source.file and not source.base:
-            raise WeightsError(
-                f"{source.label} says nothing of its shape; name a folder of its family (scripts/fetch-weights --only "
-                "SDXL) in 'base_model'"
-            )
-        vae, unet = source.config("vae"), source.config("unet")
-        channels = vae.get("block_out_channels")
-        if not isinstance(channels, list) or not channels:
-            raise WeightsError("vae/config.json names no block_out_channels; this is no autoencoder that can be used")
-        factor = 2 ** (len(channels) - 1)
+        if source.file:
+            source.require(self.parts)
+        vae, unet = source.part("vae", self.parts).config, source.part("unet", self.parts).config
+        factor = 2 ** (len(block_channels(vae)) - 1)
         return ModelProfile(
             name=source.name,
             native=int(unet.get("sample_size", self.latents)) * factor,
@@ -69,12 +68,12 @@ class StableDiffusion(FamilyDescriptor):
         )
 
     def spec(self, source: Source, dtype: str) -> ModelSpec:
-        return unet_spec(source, self.profile(source), dtype)
+        return unet_spec(source, self.profile(source), self.parts, dtype)
 
     def load(self, source: Source, component: str, dtype: torch.dtype) -> nn.Module:
         from modules.families.stable_diffusion.loading import load_component
 
-        return load_component(source, component, dtype)
+        return load_component(source.part(component, self.parts), component, dtype)
 
     def service(
         self,
@@ -87,12 +86,13 @@ class StableDiffusion(FamilyDescriptor):
         from modules.families.stable_diffusion.loading import checked_scheduler, load_tokenizers
         from modules.families.stable_diffusion.service import StableDiffusionService
 
-        index = read_config(source.folder / INDEX)
+        described = source.folder_with(INDEX)
+        index = read_config(described / INDEX) if described else {}
         return StableDiffusionService(
             models,
             self.profile(source),
-            checked_scheduler(source),
-            load_tokenizers(source, len(self.encoders)),
+            checked_scheduler(noise_config(source, self.noise)),
+            load_tokenizers(source, self.parts),
             dtype,
             fallback,
             prompt_cache_entries,
@@ -110,6 +110,8 @@ def _inputs(label: str) -> FamilyInputs:
 SDXL = StableDiffusion(
     name="sdxl",
     inputs=_inputs("SDXL"),
+    parts=SDXL_PARTS,
+    noise=SDXL_NOISE,
     encoders=("text_encoder", "text_encoder_2"),
     latents=128,
     guidance=5.0,
@@ -119,6 +121,8 @@ SDXL = StableDiffusion(
 SD15 = StableDiffusion(
     name="sd15",
     inputs=_inputs("SD 1.5"),
+    parts=SD15_PARTS,
+    noise=SD15_NOISE,
     encoders=("text_encoder",),
     latents=64,
     guidance=7.5,

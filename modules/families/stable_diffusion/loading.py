@@ -1,53 +1,54 @@
-"""The components of an SDXL or SD 1.5 model, from its folder or from a single file."""
+"""The components of an SDXL or SD 1.5 model, from wherever they lie."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from backend.checkpoints.config import Config
-from backend.checkpoints.loader import load_diffusers_module, load_transformers_module
-from modules.families.autoencoder import autoencoder_precision
+from modules.families.autoencoder import load_autoencoder
+from modules.families.part_loading import load_diffusers_part, load_text_encoder
+from modules.families.parts import Part, PartKind
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.scheduler import load_scheduler, scheduler_config
+from modules.families.scheduler import built_scheduler
 from modules.families.source import Source
-from modules.families.stable_diffusion.single_file import load_part
+from modules.families.stable_diffusion.single_file import open_clip_names, unet_names
+from modules.families.text_encoders import CLIP_G_TOKENIZERS, CLIP_TOKENIZERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CLASSES: dict[str, Any] = {
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-}
+TOKENIZERS = (
+    ("tokenizer", "text_encoder", CLIP_TOKENIZERS),
+    ("tokenizer_2", "text_encoder_2", CLIP_G_TOKENIZERS),
+)
 
 
-def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Module:
+def load_component(part: Part, component: str, dtype: torch.dtype) -> nn.Module:
     """Raises :class:`backend.core.errors.WeightsError` that names a missing or damaged file."""
     if component == "vae":
-        dtype = autoencoder_precision(source.config("vae"), dtype)
-    kind, folder = CLASSES[component], source.folder / component
-    if source.file:
-        return load_part(source.file, component, kind, folder, dtype)
-    load = load_transformers_module if component.startswith("text_encoder") else load_diffusers_module
-    return load(kind, folder, dtype)
+        return load_autoencoder(part, dtype)
+    if component == "unet":
+        return load_diffusers_part(UNet2DConditionModel, part, dtype, unet_names)
+    if component == "text_encoder":
+        return load_text_encoder(CLIPTextModel, part, dtype)
+    return load_text_encoder(CLIPTextModelWithProjection, part, dtype, open_clip_names)
 
 
-def load_tokenizers(source: Source, count: int) -> tuple[PreTrainedTokenizerBase, ...]:
-    names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))[:count]
+def load_tokenizers(source: Source, parts: Mapping[str, PartKind]) -> tuple[PreTrainedTokenizerBase, ...]:
+    found = [(name, source.part(encoder, parts), shelf) for name, encoder, shelf in TOKENIZERS if encoder in parts]
     return tuple(
-        load_prompt_tokenizer(CLIPTokenizer, source.folder / name, source.config(encoder)) for name, encoder in names
+        load_prompt_tokenizer(CLIPTokenizer, source.tokenizer(name, part, shelf), part.config)
+        for name, part, shelf in found
     )
 
 
-def checked_scheduler(source: Source) -> Config:
-    """The configuration of the model's scheduler, after Euler's has placed steps with it."""
-    folder = source.folder / "scheduler"
-    load_scheduler(EulerDiscreteScheduler, folder, num_inference_steps=2)
-    return scheduler_config(folder)
+def checked_scheduler(config: Config) -> Config:
+    """The configuration, after Euler's scheduler has placed steps with it."""
+    built_scheduler(EulerDiscreteScheduler, config, num_inference_steps=2)
+    return config

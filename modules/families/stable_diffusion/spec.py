@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from backend.checkpoints.header import Header, Shape, parameters
-from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
+from modules.families.autoencoder import autoencoder_header
 from modules.families.autoencoder_costs import autoencoder_costs, autoencoder_work
+from modules.families.parts import Part, PartKind
 from modules.families.source import Source
 
 COSTS_SOURCE = (
@@ -31,15 +32,16 @@ ENCODER_VECTORS, QUICK_GELU_VECTORS = 8, 16
 PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.|mid_block\.")
 
 
-def unet_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
-    """The spec of a model with this profile whose components compute in ``dtype``."""
-    headers = {name: _header(source, name) for name in (*profile.encoders, "unet", "vae")}
+def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKind], dtype: str) -> ModelSpec:
+    """The spec of a model with this profile and these parts whose components compute in ``dtype``."""
+    parts = {name: source.part(name, kinds) for name in (*profile.encoders, "unet", "vae")}
+    headers = {name: _header(name, part) for name, part in parts.items()}
     components = {
         name: component(header.shapes, dtype, header.precision, rounds=name != "unet")
         for name, header in headers.items()
     }
-    unet, channels = source.config("unet"), source.config("vae")["block_out_channels"]
-    configs = [source.config(name) for name in profile.encoders]
+    unet, channels = parts["unet"].config, parts["vae"].config["block_out_channels"]
+    configs = [parts[name].config for name in profile.encoders]
     costs = {
         "encode": encode_cost(configs, sum(components[name].parameters for name in profile.encoders), dtype),
         "denoise": denoise_cost(unet, *unet_work(headers["unet"].shapes, unet, profile.tokens), dtype),
@@ -61,16 +63,16 @@ def unet_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     )
 
 
-def _header(source: Source, name: str) -> Header:
+def _header(name: str, part: Part) -> Header:
     """The tensors of a component in diffusers' layout."""
-    if not source.file:
-        return source.folder_header(name)
-    from modules.families.stable_diffusion.single_file import diffusers_shapes
+    if name == "vae":
+        return autoencoder_header(part)
+    if part.folder or name != "unet":
+        return part.header
+    from modules.families.part_loading import renamed_header
+    from modules.families.stable_diffusion.single_file import unet_names
 
-    shapes = diffusers_shapes(source.tensors, name, source.config(name))
-    if not shapes:
-        raise WeightsError(f"{source.label} holds no {name}; take a checkpoint that is whole")
-    return Header(shapes, dict.fromkeys(shapes, source.header.precision))
+    return renamed_header(part.header, unet_names, part.config, part.label)
 
 
 def encode_cost(configs: Sequence[Mapping[str, Any]], count: int, dtype: str) -> Cost:

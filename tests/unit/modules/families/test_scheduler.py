@@ -11,7 +11,7 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from support.refusals import refusal
 
 from backend.core.settings import ROOT
-from modules.families.scheduler import load_scheduler
+from modules.families.scheduler import built_scheduler, scheduler_config
 
 FLUX = ROOT / "weights" / "embedded" / "flux" / "scheduler"
 PLACED: dict[str, Any] = {"sigmas": [1.0, 0.5], "mu": 0.5}
@@ -25,7 +25,7 @@ def written(folder: Path, **values: object) -> Path:
 
 def test_it_is_the_one_of_diffusers() -> None:
     theirs = FlowMatchEulerDiscreteScheduler.from_pretrained(FLUX, trust_remote_code=False)
-    ours = load_scheduler(FlowMatchEulerDiscreteScheduler, FLUX, **PLACED)
+    ours = built_scheduler(FlowMatchEulerDiscreteScheduler, scheduler_config(FLUX), **PLACED)
     assert {**ours.config} == {**theirs.config} and ours.timesteps.equal(theirs.timesteps)
 
 
@@ -43,7 +43,7 @@ def test_it_is_the_one_of_diffusers() -> None:
 def test_a_configuration_for_flux_that_means_nothing_is_named(tmp_path: Path, values: dict[str, object]) -> None:
     folder = written(tmp_path, **values)
     assert "/scheduler_config.json" in refusal(
-        lambda: load_scheduler(FlowMatchEulerDiscreteScheduler, folder, **PLACED)
+        lambda: built_scheduler(FlowMatchEulerDiscreteScheduler, scheduler_config(folder), **PLACED)
     )
 
 
@@ -61,5 +61,5 @@ def test_a_configuration_for_flux_that_means_nothing_is_named(tmp_path: Path, va
 def test_a_configuration_for_sdxl_that_means_nothing_is_named(tmp_path: Path, values: dict[str, object]) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"num_train_timesteps": 1000, **values}))
     assert "/scheduler_config.json" in refusal(
-        lambda: load_scheduler(EulerDiscreteScheduler, tmp_path, num_inference_steps=2)
+        lambda: built_scheduler(EulerDiscreteScheduler, scheduler_config(tmp_path), num_inference_steps=2)
     )
