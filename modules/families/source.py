@@ -179,7 +179,7 @@ class Source:
             if config is not None:
                 others = [one for other in kinds.values() for one, _ in other.prefixes(header.shapes)]
                 return Part(
-                    f"{component} of {file.name}",
+                    component,
                     (file,),
                     part_header(header, prefix, others),
                     config,
