@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from backend.checkpoints.header import Shape, parameters
+from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
@@ -42,7 +42,8 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     shapes = _transformer_shapes(parts["transformer"])
     sizes = {**{name: header.shapes for name, header in headers.items()}, "transformer": shapes}
     components = {
-        name: component(_without_copies(sizes[name]), dtype, header.precision) for name, header in headers.items()
+        name: component(_without_copies(sizes[name]), dtype, header.precision, packed=_packed(name, header, dtype))
+        for name, header in headers.items()
     }
     vae, t5 = parts["vae"].config, parts["text_encoder_2"].config
     channels = vae["block_out_channels"]
@@ -76,6 +77,11 @@ def _transformer_shapes(part: Part) -> Mapping[str, Shape]:
     from modules.families.flux1.single_file import transformer_shapes
 
     return transformer_shapes(part.header.shapes)
+
+
+def _packed(name: str, header: Header, dtype: str) -> float:
+    """Bytes that a parameter takes as the file has it, where the component is large enough to keep it so."""
+    return header.packed_bytes(BYTES_PER_PARAMETER[dtype]) if name in ("transformer", "text_encoder_2") else 0
 
 
 def _without_copies(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
