@@ -77,7 +77,7 @@ def _resolve_place(key: str, wanted: str, settings: Settings) -> Path:
     if folder and wanted:
         return folder
     raise WeightsError(
-        f"{key} '{wanted}' in config_optimized.json is neither a file or a folder nor a pipeline in the hub's cache; "
+        f"{key} '{wanted}' in config_optimized.json is neither a file nor a folder nor a pipeline in the hub's cache; "
         "give 'auto', 'embedded', a name under weights/, a path, or the id of a repository that was downloaded before "
         "(hf download ID)"
     )
