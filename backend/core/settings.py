@@ -48,6 +48,8 @@ class Settings:
     weight_precision: Literal["exact", "fp8", "nf4"] = "exact"
     compile: Literal["auto", "on", "off"] = "auto"
     compile_cache: str = ".compile_cache"
+    quantized_cache: str = ".quantized_cache"
+    quantized_cache_gb: Annotated[WholeNumber, Field(ge=0)] = 60
     emulate_vram: str = ""
     cpu_threads: Annotated[WholeNumber, Field(ge=0)] = 0
     weights_dir: str = "weights"

@@ -50,6 +50,8 @@ class QuantizedLinear(nn.Linear, ABC):
 
     multiple_of = (1, 1)
     """What rows (outputs) and columns (inputs) of the weight must be multiples of."""
+    parts: tuple[str, ...] = ("quantized", "scale")
+    """The names of the tensors that it stores."""
     keeps_modulations = False
     """Whether the layers of ``MODULATION`` stay as they are."""
 
@@ -168,9 +170,13 @@ def quantize(module: nn.Module, name: str, dtype: torch.dtype, device: torch.dev
     """
     kind = FORMATS[name]
     for path, layer in quantizable(module, kind):
-        home = layer.weight.device
-        encoded = kind.encode(layer.weight.detach().to(device or home))
-        replace_layer(module, path, kind(layer, dtype, {key: tensor.to(home) for key, tensor in encoded.items()}))
+        weight = layer.weight.detach()
+        try:
+            encoded = kind.encode(weight.to(device or weight.device))
+        except torch.OutOfMemoryError:  # other models fill the device: a slower start is better than none
+            encoded = kind.encode(weight)
+        stored = {name: tensor.to(weight.device) for name, tensor in encoded.items()}
+        replace_layer(module, path, kind(layer, dtype, stored))
     return module
 
 

@@ -17,6 +17,7 @@ from backend.checkpoints.folder_files import shard_files
 from backend.core.settings import Settings
 from backend.core.version import name_and_version
 from backend.memory_management import Workload
+from backend.offload.quantized_cache import content_key
 from backend.planning.companions import (
     with_detectors,
     with_face_restorer,
@@ -135,6 +136,11 @@ class Files:
         if self.prompt_upsampler:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
+
+    def content_key(self, *details: str) -> str:
+        """A name for what is made from the model's files in the way that ``details`` say: see
+        :func:`backend.offload.quantized_cache.content_key`."""
+        return content_key(self.model.files or [self.model.source.path], *details)
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """One component of the model that generates."""

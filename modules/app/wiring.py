@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from backend.checkpoints.packed_weight import unpack
-from backend.core.settings import Settings
+from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.core.units import parse_bytes
 from backend.devices.probe import Device
@@ -21,6 +22,7 @@ from backend.memory_management import MemoryPlan
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from backend.offload.packed_linear import keep_packed
+from backend.offload.quantized_cache import QuantizedCache
 from backend.offload.quantized_linear import FORMATS, quantize
 from backend.planning.model_specs import PACKED, ModelSpec
 from modules.app.model_files import Files, find_files
@@ -115,7 +117,7 @@ def assemble(
     imports.
     """
     disable_progress_bar()  # a bar for every text encoder would hide our own lines
-    register_models(files, device, plan, models)
+    register_models(files, device, plan, models, quantized_cache(settings))
     diffusion = files.model.family.service(
         files.model.source, models, device.dtype, fallback, settings.prompt_cache_entries
     )
@@ -137,13 +139,25 @@ def assemble(
     )
 
 
-def register_models(files: Files, device: Device, plan: MemoryPlan, models: ModelCache) -> None:
+def quantized_cache(settings: Settings) -> QuantizedCache:
+    """Where quantized weights are kept: in the folder of the settings, else in the user's cache."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = (ROOT / settings.quantized_cache, users / "cog-flux-adetailer" / "quantized")
+    return QuantizedCache(folders, settings.quantized_cache_gb * 10**9)
+
+
+def register_models(
+    files: Files, device: Device, plan: MemoryPlan, models: ModelCache, quantized: QuantizedCache
+) -> None:
     """Tells the cache how every model is loaded, in the precision of the plan."""
     tile = files.spec().vae_tile if plan.placements["vae"].tiled else 0
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
-        models.register(name, partial(load_as_planned, loader, stored_as, device.dtype))
+        if stored_as in FORMATS:
+            key = partial(files.content_key, name, stored_as, str(device.dtype))
+            loader = partial(load_quantized, loader, stored_as, device, key, quantized)
+        models.register(name, partial(load_as_stored, loader, stored_as, device.dtype))
 
 
 def build_services(
@@ -200,12 +214,16 @@ def register_detectors(
     return DetectionService(files.detectors, settings, models, fallback)
 
 
-def load_as_planned(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
-    """The module that ``loader`` reads, with the weights of its blocks quantized where the plan says so, or as their
-    file has them. What a file had quantized otherwise is dequantized."""
+def load_quantized(
+    loader: Callable[[], nn.Module], stored_as: str, device: Device, key: Callable[[], str], kept: QuantizedCache
+) -> nn.Module:
+    """The module that ``loader`` reads, with the weights of its blocks quantized: on the device where there is one, and
+    only if ``kept`` has no entry of this key."""
+    return kept.module(key(), lambda: unpack(quantize(loader(), stored_as, device.dtype, device.torch_device)))
+
+
+def load_as_stored(loader: Callable[[], nn.Module], stored_as: str, dtype: torch.dtype) -> nn.Module:
+    """The module that ``loader`` reads. What its file has quantized stays so where the plan says so, and is dequantized
+    elsewhere."""
     module = loader()
-    if stored_as in FORMATS:
-        quantize(module, stored_as, dtype)
-    elif stored_as == PACKED:
-        keep_packed(module, dtype)
-    return unpack(module)
+    return unpack(keep_packed(module, dtype) if stored_as == PACKED else module)
