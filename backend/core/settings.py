@@ -32,6 +32,8 @@ RENAMED: Mapping[str, str] = {
     "model_parts": "base_model",
 }
 """Settings by their old names, which are read for one more release, with a notice."""
+RENAMED_VALUES: Mapping[tuple[str, object], str] = {("weight_precision", "exact"): "bf16"}
+"""Values of a setting by their old names, likewise."""
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, and no tuples
 
@@ -45,7 +47,7 @@ class Settings:
     base_model: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    weight_precision: Literal["exact", "fp8", "nf4"] = "exact"
+    weight_precision: Literal["auto", "bf16", "fp8", "nf4", "gguf"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     compile_cache: str = ".compile_cache"
     quantized_cache: str = ".quantized_cache"
@@ -90,12 +92,24 @@ def load_settings(path: Path = CONFIG_FILE, environment: Mapping[str, str] = os.
     Raises :class:`SettingsError` for a file that is not JSON, an unknown key (with the nearest known one), or a value
     of the wrong type or range.
     """
-    given = {**_from_file(path), **_from_environment(environment)}
+    given = {
+        name: _renamed(name, one) for name, one in (*_from_file(path).items(), *_from_environment(environment).items())
+    }
     return validated(
         Settings,
         {name: one.value for name, one in given.items()},
         lambda name, problem: SettingsError(f"{given[name].origin} {problem}"),
     )
+
+
+def _renamed(name: str, given: _Given) -> _Given:
+    new = RENAMED_VALUES.get((name, given.value)) if isinstance(given.value, str) else None
+    if new is None:
+        return given
+    logger.warning(
+        "%s: '%s' is now called '%s'; the old name is read for one more release", given.origin, given.value, new
+    )
+    return given._replace(value=new)
 
 
 def _from_file(path: Path) -> dict[str, _Given]:

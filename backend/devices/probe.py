@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 FAST_BFLOAT16 = (8, 0)
 """CUDA compute capability (Ampere) from which on cards multiply bfloat16 as fast as float16."""
 
+CONTROL_GROUPS = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+)
+"""Of both versions: the files with the limit and with what is used, and what ``memory.stat`` calls pages of files."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -39,14 +45,20 @@ class Device:
         return torch.device(self.kind)
 
 
-def host_memory() -> tuple[int, int]:
-    """Total and available bytes of host memory, the control group's limit included (Linux)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Total and available bytes of host memory, the control group's limit included (Linux). Pages of files count as
+    available: they are dropped when memory is needed.
+
+    ``root`` is where ``proc`` and ``sys`` are.
+    """
+    lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
     total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        ceiling = int(limit.read_text())
-        total, available = min(total, ceiling), min(available, ceiling - int(used.read_text()))
+    for limit_name, used_name, pages in CONTROL_GROUPS:
+        limit, used = (root / "sys/fs/cgroup" / name for name in (limit_name, used_name))
+        if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+            statistics = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
+            ceiling, cached = int(limit.read_text()), sum(int(statistics.get(name, 0)) for name in pages)
+            total, available = min(total, ceiling), min(available, ceiling - int(used.read_text()) + cached)
     return total, max(available, 0)
 
 

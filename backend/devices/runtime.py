@@ -13,8 +13,9 @@ from backend.core.timeline import Timeline
 from backend.devices.emulated import EmulatedDevice
 from backend.devices.probe import Device, host_memory, process_memory
 from backend.memory_management import MemoryPlan, MemoryRules, Workload, plan_memory
+from backend.planning.advice import SET_UP, SET_UP_EMULATED
 from backend.planning.costs import DeviceMemory, Kind
-from backend.planning.gpu_specs import emulated_memory, nearest_card
+from backend.planning.gpu_specs import emulated_memory, nearest_card, recognized_card
 from backend.planning.model_specs import ModelSpec
 from backend.stream import CudaTransfers, HostTransfers, Transfers
 
@@ -47,13 +48,15 @@ class DeviceRuntime:
 
 
 def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
-    """The device as the plan sees it. Speeds are those of the usual card that is nearest in size.
+    """The device as the plan sees it. Its speed is that of a card of its name, or else of the usual card that is
+    nearest in size.
 
     ``emulated_bytes`` makes a CUDA device as small as that, and puts one of host memory in the place of a CPU.
     """
     total, available = host_memory()
     if device.kind == "cuda":
-        memory = nearest_card(device.total_bytes).device(device.total_bytes, available)
+        card = recognized_card(device.name, device.total_bytes) or nearest_card(device.total_bytes, device.capability)
+        memory = card.device(device.total_bytes, available)
         limit = min(emulated_bytes or device.total_bytes, device.total_bytes)
         return replace(
             memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability
@@ -69,13 +72,14 @@ def plan_device(
     models: ModelSpec,
     workload: Workload,
     emulated_bytes: int | None = None,
-    weight_precision: str = "exact",
+    weight_precision: str = "bf16",
 ) -> DeviceRuntime:
     """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError`
     when nothing fits."""
     memory = device_memory(device, emulated_bytes)
     rules = MemoryRules(weight_precision=weight_precision)
-    plan = plan_memory(memory, models, workload, rules)
+    changeable = SET_UP_EMULATED if emulated_bytes and device.kind != "cuda" else SET_UP
+    plan = plan_memory(memory, models, workload, rules, changeable)
     if device.kind == "cuda":
         if emulated_bytes:  # the driver's context is outside of what torch counts
             torch.cuda.set_per_process_memory_fraction(

@@ -8,16 +8,20 @@ from typing import Any
 
 from backend.core.units import format_bytes
 from backend.planning.activations import Workload
-from backend.planning.gpu_specs import CARDS, Card
+from backend.planning.costs import DeviceMemory
+from backend.planning.gpu_specs import Card, usual_cards
 from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, MemoryPlanError
 from backend.planning.planner import plan_memory
 from backend.planning.report import described_placements
-from backend.planning.rules import WEIGHT_PRECISIONS, MemoryRules
+from backend.planning.rules import MemoryRules
 
 SIZES_GIB = (8, 12, 16, 24, 48, 80)
-BY_RESOLUTION_GIB = 24
+BY_RESOLUTION = "RTX 4090"
+COMPARED = ("auto", "bf16", "fp8", "nf4")
+"""Weight precisions, as columns."""
 SAVING: Mapping[str, Mapping[str, Any]] = {
+    "`weight_precision` bf16": {"weight_precision": "bf16"},
     "`weight_precision` fp8": {"weight_precision": "fp8"},
     "`weight_precision` nf4": {"weight_precision": "nf4"},
     "`megapixels` 0.25": {"side": 0.5},
@@ -44,7 +48,7 @@ def card_table(models: ModelSpec) -> str:
 
     def cell(card: Card, weight_precision: str) -> str:
         try:
-            plan = plan_memory(card.device(), models, workload, MemoryRules(weight_precision=weight_precision))
+            plan = plan_memory(in_use(card), models, workload, MemoryRules(weight_precision=weight_precision))
         except MemoryPlanError as error:
             return f"{format_bytes(error.missing_bytes)} missing"
         return (
@@ -52,21 +56,21 @@ def card_table(models: ModelSpec) -> str:
             f"{plan.predicted_seconds:.0f} s"
         )
 
-    head = ["Card", "Memory", *(f"`{weight_precision}`" for weight_precision in WEIGHT_PRECISIONS)]
+    head = ["Card", "Memory", *(f"`{weight_precision}`" for weight_precision in COMPARED)]
     rows = [
         [
-            f"{card.name} {card.gib} GB",
-            format_bytes(card.reported_bytes),
-            *(cell(card, weight_precision) for weight_precision in WEIGHT_PRECISIONS),
+            card.title,
+            format_bytes(card.reported_bytes - card.held_bytes),
+            *(cell(card, weight_precision) for weight_precision in COMPARED),
         ]
-        for card in CARDS
+        for card in usual_cards()
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def cards_document(models: Iterable[ModelSpec]) -> str:
     """The tables of these models, in markdown."""
-    cards = [card for card in CARDS if card.gib in SIZES_GIB]
+    cards = [card for card in usual_cards() if card.gib in SIZES_GIB]
     return "\n\n".join(_tables(spec, cards) for spec in models)
 
 
@@ -90,7 +94,7 @@ def _tables(models: ModelSpec, cards: Sequence[Card]) -> str:
         [["Card", *columns], *([_name(card), *_cells(models, card, columns)] for card in cards)]
         for columns in (saves, ASKING)
     )
-    card = next(card for card in cards if card.gib == BY_RESOLUTION_GIB)
+    card = next(card for card in cards if card.name == BY_RESOLUTION)
     sides = [["Size", *(f"{count} picture{'s' * (count > 1)}" for count in OUTPUTS)]]
     for side in SIDES:
         pixels = int(models.native * side)
@@ -113,7 +117,7 @@ def _tables(models: ModelSpec, cards: Sequence[Card]) -> str:
 def _plan(
     models: ModelSpec,
     card: Card,
-    weight_precision: str = "exact",
+    weight_precision: str = "auto",
     side: float = 1,
     outputs: int = 1,
     hires: float = 0,
@@ -129,7 +133,7 @@ def _plan(
         native, native, outputs=outputs, steps=models.steps, hires=second, detail_crop=detail, scale=scale
     )
     try:
-        return plan_memory(card.device(), models, workload, MemoryRules(weight_precision=weight_precision))
+        return plan_memory(in_use(card), models, workload, MemoryRules(weight_precision=weight_precision))
     except MemoryPlanError as error:
         return error
 
@@ -142,6 +146,11 @@ def _cells(models: ModelSpec, card: Card, columns: Mapping[str, Mapping[str, Any
         else f"{format_bytes(plan.missing_bytes)} missing"
         for plan in plans
     ]
+
+
+def in_use(card: Card) -> DeviceMemory:
+    """The card as its owner has it: a consumer card shows a desktop too."""
+    return card.device(held_bytes=card.held_bytes)
 
 
 def _name(card: Card) -> str:

@@ -15,9 +15,13 @@ Kind = Literal["resident", "model offload", "block offload", "layer offload"]
 KINDS: tuple[Kind, ...] = ("resident", "model offload", "block offload", "layer offload")
 """From what touches the weights least to what needs the least memory."""
 
-PAGEABLE_SPEED = 0.5
-"""Speed of a copy from memory that is not pinned, as a share of the pinned one. Assumed, and optimistic: accelerate's
-component offload added 15.1 s for 67.5 GB in diffusers' pull request 11682, a tenth of what the bus can do."""
+PAGEABLE_SPEED = 0.25
+"""Speed of a copy from memory that is not pinned, as a share of the pinned one. In diffusers' pull request 11682
+accelerate's layer offload copied 676 GB in 62 s on an H100, a quarter of what its bus can do; its component offload
+copied 67.5 GB in 15.1 s, where new memory for the way back counts too."""
+DISK_BANDWIDTH = 1.07e9
+"""Bytes per second of a page of a file that is not in memory: safetensors' mapping of a file on fast storage, as the
+authors of InstantTensor measured it."""
 
 OVERLAP_LOSS = 0.25
 """Share of a copy's time that is lost although the copy runs beside the computation (memory traffic, synchronization).
@@ -106,10 +110,17 @@ def moved_bytes(placement: Placement, component: Component, step: Step, previous
 
 
 def step_seconds(
-    placement: Placement, component: Component, step: Step, moved: int, works: bool, device: DeviceMemory, pinned: float
+    placement: Placement,
+    component: Component,
+    step: Step,
+    moved: int,
+    works: bool,
+    device: DeviceMemory,
+    pinned: float,
+    reread: float = 0,
 ) -> float:
     """Seconds that one component adds to a step that moves ``moved`` bytes for it; ``pinned`` is the pinned share of
-    its bytes.
+    its bytes, ``reread`` the share that comes from the disk.
 
     ``works`` tells whether it is the component that does the step's work.
     """
@@ -117,7 +128,7 @@ def step_seconds(
     if placement.tiled and step.tiled_memory < step.memory:
         compute *= TILING_WORK
     copy = moved / device.copy_bandwidth
-    pageable = copy * (1 - pinned) / PAGEABLE_SPEED
+    pageable = copy * (1 - pinned) / PAGEABLE_SPEED + moved * reread / DISK_BANDWIDTH
     if placement.kind == "block offload" and device.type == "cuda":
         # only pinned memory is copied beside the computation
         return max(compute, copy * pinned) + OVERLAP_LOSS * copy * pinned + pageable

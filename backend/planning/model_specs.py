@@ -55,6 +55,10 @@ class Component:
     def outside_blocks(self) -> int:
         return self.parameters - sum(self.blocks) if self.blocks else 0
 
+    def is_mapped(self, dtype: str) -> bool:
+        """Whether weights in ``dtype`` are pages of the file, which the system drops and reads again as it likes."""
+        return dtype == self.dtype and self.on_disk in ("", dtype)
+
     def size(self, dtype: str | None = None) -> int:
         """Bytes of the whole component in ``dtype`` (or as its checkpoint has it)."""
         return self.blocks_bytes(self.parameters - self.outside_blocks, dtype) + self.bytes_of(self.outside_blocks)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from backend.core.errors import UserError
+from backend.planning.advice import DEVICE, HOST, Change
 from backend.planning.costs import Placement
 
 
@@ -38,6 +39,8 @@ class MemoryPlan:
         upscale_tile: Longest side in pixels of the upscaler's tiles: that of its pictures, if the workload allows it
             and memory is not short.
         pin_bytes: Host memory to pin for models that are not resident.
+        reread_bytes: Bytes of waiting models that the host's memory does not hold: they are read from the disk whenever
+            they are needed.
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models
             in use, their activations, and the reserve. An emulated device has no reserve.
@@ -54,6 +57,7 @@ class MemoryPlan:
     max_detail_batch: int
     upscale_tile: int
     pin_bytes: int
+    reread_bytes: int
     use_streams: bool
     predicted_peak_bytes: int
     predicted_seconds: float
@@ -61,10 +65,16 @@ class MemoryPlan:
 
 
 class MemoryPlanError(UserError):
-    """No plan fits. ``missing_bytes`` is what the combination that needs least still lacks; ``field`` is the input or
-    setting to change."""
+    """No plan fits.
 
-    def __init__(self, message: str, missing_bytes: int, field: str) -> None:
-        super().__init__(message)
-        self.missing_bytes = missing_bytes
-        self.field = field
+    ``problem`` says what is missing, ``missing_bytes`` how much the combination that needs least still lacks. With
+    ``changes`` a plan fits; ``field`` is the first of them that is an input or a setting, else "model".
+    """
+
+    def __init__(self, problem: str, missing_bytes: int, changes: Sequence[Change]) -> None:
+        fields = [change.field for change in changes if change.field not in (DEVICE, HOST)]
+        self.field, self.changes = fields[0] if fields else "model", tuple(changes)
+        self.problem, self.missing_bytes = problem, missing_bytes
+        advice = " and ".join(map(str, changes)) or "choose a smaller model"
+        smaller = ", or choose a smaller model" if changes and not fields else ""
+        super().__init__(f"{self.field}: {problem}; {advice}{smaller}")

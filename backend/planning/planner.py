@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from backend.planning.activations import Workload, upscale_tile_sides
+from backend.planning.advice import REQUEST, Case, advised_changes
 from backend.planning.costs import DeviceMemory, Placement
 from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, VRAMState
+from backend.planning.precision import resolved_rules
 from backend.planning.reasons import plan_error, plan_reasons
 from backend.planning.rules import DEFAULT_RULES, MemoryRules, has_own_memory, inference_share, is_large
 from backend.planning.search import SECONDS_DIGITS, Choice, PlanSearch
 
 MAX_DETAIL_BATCH = 8
 """Details in one batch: a larger batch gains little more, and loses more work when memory is short after all."""
+ENOUGH = 2**60
+"""Bytes: more than any plan lacks."""
 
 
 def plan_memory(
-    device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules = DEFAULT_RULES
+    device: DeviceMemory,
+    models: ModelSpec,
+    workload: Workload,
+    rules: MemoryRules = DEFAULT_RULES,
+    changeable: Sequence[str] = REQUEST,
 ) -> MemoryPlan:
     """The fastest plan that fits the device and the host and rounds weights no further than ``rules.weight_precision``
     allows.
 
     Of equally fast plans it is the one that rounds least, then the one that makes the fewest concessions. Raises
-    :class:`MemoryPlanError` when none fits.
+    :class:`MemoryPlanError` when none fits, with advice that was tried: what to change of the ``changeable`` fields
+    (:mod:`backend.planning.advice`).
     """
+    for resolved, why in resolved_rules(device, models, workload, rules):
+        searches = _searches(device, models, workload, resolved)
+        found = [(best, search) for search in searches if (best := search.fastest())]
+        if found:
+            (_, choice), search = min(found, key=lambda one: one[0][0])
+            return _plan(search, choice, why)
+    case = Case(device, models, workload, rules)
+    raise plan_error(searches[-1], lambda first: advised_changes(case, missing_bytes, changeable, first))
+
+
+def missing_bytes(case: Case) -> tuple[int, int]:
+    """What the combination that lacks least lacks on the device and on the host; 0 and 0 where a plan fits."""
+    least = (ENOUGH, ENOUGH)
+    for rules, _ in resolved_rules(case.device, case.models, case.workload, case.rules):
+        for search in _searches(case.device, case.models, case.workload, rules):
+            least = min(least, search.missing(search.leanest()), key=sum)
+            if not any(least):
+                return least
+    return least
+
+
+def _searches(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> list[PlanSearch]:
+    """One for each size that the upscaler's tiles may have."""
     tiles = upscale_tile_sides(workload, device.type == "cpu")
-    searches = [
+    return [
         PlanSearch(device, models, replace(workload, upscale_tile=tile), rules, halvings)
         for halvings, tile in enumerate(tiles)
     ]
-    found = [(best, search) for search in searches if (best := search.fastest())]
-    if not found:
-        raise plan_error(searches[-1])
-    (_, choice), search = min(found, key=lambda one: one[0][0])
-    return _plan(search, choice)
 
 
 def predicted_peak(
@@ -48,12 +75,12 @@ def predicted_peak(
     return search.demand(tuple(search.option(name, placements[name]) for name in models.components))[0] + search.reserve
 
 
-def _plan(search: PlanSearch, choice: Choice) -> MemoryPlan:
+def _plan(search: PlanSearch, choice: Choice, why_precision: str) -> MemoryPlan:
     device, rules = search.device, search.rules
     inference = max(int(inference_share(device, rules) * device.total_bytes), search.inference_need(choice))
     overrun = sum(option.standing + option.waiting for option in choice) - (device.total_bytes - inference)
-    waiting = sum(option.waiting for option in choice)
-    pin_bytes = min(search.pin_limit, waiting) if device.type == "cuda" else 0
+    use = search.host_use(choice)
+    pin_bytes = use.pinned if device.type == "cuda" else 0
     return MemoryPlan(
         state=_state(search, choice, overrun),
         inference_bytes=inference,
@@ -63,10 +90,11 @@ def _plan(search: PlanSearch, choice: Choice) -> MemoryPlan:
         max_detail_batch=_max_detail_batch(search, choice),
         upscale_tile=search.workload.upscale_tile,
         pin_bytes=pin_bytes,
+        reread_bytes=use.reread,
         use_streams=device.type == "cuda",
         predicted_peak_bytes=search.demand(choice)[0] + search.reserve,
         predicted_seconds=round(search.seconds(choice), SECONDS_DIGITS),
-        reasons=tuple(plan_reasons(search, choice, overrun, pin_bytes)),
+        reasons=tuple(plan_reasons(search, choice, overrun, pin_bytes, why_precision)),
     )
 
 

@@ -3,21 +3,20 @@ torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from backend.core.units import GIB, format_bytes
-from backend.planning.activations import Step
+from backend.planning.advice import Change
 from backend.planning.costs import Kind, Placement
 from backend.planning.plan import MemoryPlanError
 from backend.planning.rules import (
-    WEIGHT_PRECISIONS,
     computes_fp8,
     has_own_memory,
     inference_share,
     is_large,
 )
-from backend.planning.search import Choice, PlanSearch
+from backend.planning.search import Choice, PlanSearch, activations
 
 OFFLOADED: Mapping[Kind, str] = MappingProxyType(
     {
@@ -28,9 +27,12 @@ OFFLOADED: Mapping[Kind, str] = MappingProxyType(
 )
 
 
-def plan_reasons(search: PlanSearch, choice: Choice, overrun: int, pin_bytes: int) -> Iterator[str]:
+def plan_reasons(search: PlanSearch, choice: Choice, overrun: int, pin_bytes: int, why_precision: str) -> Iterator[str]:
     """All reasons for a choice. ``overrun`` is how many bytes all models together exceed their share by, ``pin_bytes``
-    what is pinned of the host's memory."""
+    what is pinned of the host's memory, ``why_precision`` what was taken as the weight precision ("" = what was
+    asked for)."""
+    if why_precision:
+        yield why_precision
     yield from _shares(search, choice, overrun)
     yield _capacity(search)
     for index in range(len(choice)):
@@ -122,6 +124,11 @@ def _costs(search: PlanSearch, choice: Choice, pin_bytes: int) -> Iterator[str]:
     if waiting:
         resident = sum(search.option(option.name, _resident(option.placement)).seconds for option in choice)
         pinned = f", {format_bytes(pin_bytes)} of it pinned," if search.device.type == "cuda" else ""
+        if reread := search.host_use(choice).reread:
+            yield (
+                f"{format_bytes(reread)} of them are read from the disk whenever they are needed: the host's memory "
+                "does not hold them, which is slow."
+            )
         yield (
             f"{format_bytes(waiting)} of models wait in host memory{pinned} and moving them costs "
             f"{search.seconds(choice) - resident:.2f} s a prediction."
@@ -133,30 +140,18 @@ def _resident(placement: Placement) -> Placement:
     return Placement("resident", placement.dtype, placement.tiled)
 
 
-def plan_error(search: PlanSearch) -> MemoryPlanError:
-    """What the combination that lacks least still lacks, where, and what to change."""
-    leanest = min(search.choices(), key=lambda choice: sum(search.missing(choice)))
+def plan_error(search: PlanSearch, advise: Callable[[str], list[Change]]) -> MemoryPlanError:
+    """What the combination that lacks least still lacks, where, and what to change. ``advise`` gives the changes,
+    those of the field first that it is called with."""
+    leanest = search.leanest()
     (device, host), (_, step) = search.missing(leanest), search.demand(leanest)
     missing, where = max((device, "device"), (host, "host"))
-    if host >= device or missing >= step.memory or not step.lower:
-        field, advice = _smaller_models(search, where)
-        needs = "the models need more than there is"
-    else:
-        field, advice = step.lower, f"lower {step.lower}"
-        needs = _step_needs(step)
-    return MemoryPlanError(
-        f"{field}: {format_bytes(missing)} ({missing} bytes) of {where} memory are missing: {needs}; {advice}",
-        missing,
-        field,
-    )
-
-
-def _smaller_models(search: PlanSearch, where: str) -> tuple[str, str]:
-    """The setting to change where the models themselves are too large, and the advice."""
-    other = f"choose a smaller model or a machine with more {where} memory"
-    coarser = [name for name in WEIGHT_PRECISIONS[search.rules.precision_rank + 1 :] if name in search.rules.formats]
-    return ("weight_precision", f"allow weight_precision '{coarser[0]}', or {other}") if coarser else ("model", other)
-
-
-def _step_needs(step: Step) -> str:
-    return f"the step '{step.stage}' needs {format_bytes(step.memory)} for this request beside the models"
+    worker = next(option.placement for option in leanest if option.name == step.components[-1])
+    need = activations(step, worker)
+    too_large = host >= device or missing >= need or not step.lower
+    changes = advise("weight_precision" if too_large else step.lower)
+    needs = "the models need more than there is"
+    if not too_large:
+        needs = f"the step '{step.stage}' needs {format_bytes(need)} for this request beside the models"
+    lacking = f"{format_bytes(missing)} ({missing} bytes) of {where} memory are missing: {needs}"
+    return MemoryPlanError(lacking, missing, changes)

@@ -11,10 +11,16 @@ from backend.core.errors import SettingsError, nearest
 from backend.core.units import GIB
 from backend.planning.costs import DeviceMemory
 
-WEIGHT_PRECISIONS = ("exact", "fp8", "nf4")
-"""How far weights may be rounded; each allows those before it."""
+LEVELS = ("bf16", "fp8", "nf4")
+"""How far weights may be rounded; each allows those before it. "bf16" rounds nothing: weights stay in the type that the
+model computes in."""
+WEIGHT_PRECISIONS = ("auto", *LEVELS, "gguf")
+"""What can be asked for. "auto" is decided in ``backend/planning/precision.py``; "gguf" is for files that hold such
+weights, which are not rounded any further."""
 ROUNDING: Mapping[str, int] = MappingProxyType({"fp8": 1, "fp8_compute": 1, "nf4": 2})
 """How much a format rounds, to compare plans by; formats that are not listed round nothing."""
+UNROUNDED = ("fp32", "bf16", "fp16")
+"""The formats of a checkpoint whose weights were not rounded before."""
 LOADED_FORMATS = frozenset({"fp8", "fp8_compute", "nf4"})
 """What ``backend/offload/quantized_linear.py`` can load."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
@@ -30,8 +36,9 @@ class MemoryRules:
     only when models exceed their share by more than ``large_overrun_bytes``. Other devices set ``inference_share``
     aside and keep back ``context_bytes`` for the driver's context and ``fragmentation_share`` of their memory (1.25 GiB
     of 50, the document's figure). ``weight_precision`` is one of :data:`WEIGHT_PRECISIONS`; ``formats`` are the
-    quantized formats that can be loaded. At most ``host_share`` of the host's memory is filled with models that are not
-    on the device, and at most ``pinned_share`` is pinned.
+    quantized formats that can be loaded. A denoiser that can be rounded is stored in one of ``denoiser_formats``, where
+    they are given. At most ``host_share`` of the host's memory is filled with weights that are no pages of a file, and
+    at most ``pinned_share`` is pinned.
 
     Raises SettingsError for an unknown weight_precision.
     """
@@ -44,8 +51,9 @@ class MemoryRules:
     inference_share: float = 0.6
     context_bytes: int = GIB // 2
     fragmentation_share: float = 0.015
-    weight_precision: str = "exact"
+    weight_precision: str = "bf16"
     formats: frozenset[str] = LOADED_FORMATS
+    denoiser_formats: frozenset[str] = frozenset()
     host_share: float = 0.75
     pinned_share: float = 0.5
 
@@ -59,7 +67,7 @@ class MemoryRules:
     @property
     def precision_rank(self) -> int:
         """0 where no weight may be rounded, more the further they may be."""
-        return WEIGHT_PRECISIONS.index(self.weight_precision)
+        return LEVELS.index(self.weight_precision) if self.weight_precision in LEVELS else 0
 
 
 DEFAULT_RULES = MemoryRules()

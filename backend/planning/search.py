@@ -5,16 +5,16 @@ More memory only adds combinations, so it never makes a plan slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from operator import itemgetter
+from operator import itemgetter, le
 from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
 from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
 from backend.planning.model_specs import PACKED, Component, ModelSpec
-from backend.planning.rules import ROUNDING, MemoryRules, computes_fp8, has_own_memory, usable_bytes
+from backend.planning.rules import ROUNDING, UNROUNDED, MemoryRules, computes_fp8, has_own_memory, usable_bytes
 
 SECONDS_DIGITS = 1
 """Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and
@@ -25,7 +25,8 @@ class Option(NamedTuple):
     """One model in one placement.
 
     ``standing`` bytes are always on the device, ``passing`` bytes only while the model is in use, ``waiting`` bytes are
-    in host memory. ``seconds`` is what it adds to a prediction when all of ``waiting`` is pinned.
+    on the host. ``anonymous`` of them are no pages of a file, so the host must have memory for them. ``seconds`` is
+    what it adds to a prediction when all of ``waiting`` is pinned.
     """
 
     name: str
@@ -33,7 +34,16 @@ class Option(NamedTuple):
     standing: int
     passing: int
     waiting: int
+    anonymous: int
     seconds: float
+
+
+class HostUse(NamedTuple):
+    """Bytes of the weights that wait on the host: pinned, and read from the disk again whenever they are needed."""
+
+    waiting: int
+    pinned: int
+    reread: int
 
 
 Choice = tuple[Option, ...]
@@ -76,7 +86,7 @@ class PlanSearch:
         return min(ranked, key=itemgetter(0), default=None)
 
     def fits(self, choice: Choice, peak: int) -> bool:
-        return peak <= self.usable and sum(option.waiting for option in choice) <= self.host_limit
+        return peak <= self.usable and sum(option.anonymous for option in choice) <= self.host_limit
 
     def rank(self, choice: Choice, peak: int) -> Rank:
         placements = [option.placement for option in choice]
@@ -86,11 +96,16 @@ class PlanSearch:
 
     def missing(self, choice: Choice) -> tuple[int, int]:
         """Bytes that the choice lacks on the device and on the host; 0 and 0 when it fits."""
-        waiting = sum(option.waiting for option in choice)
-        return max(0, self.demand(choice)[0] - self.usable), max(0, waiting - self.host_limit)
+        anonymous = sum(option.anonymous for option in choice)
+        return max(0, self.demand(choice)[0] - self.usable), max(0, anonymous - self.host_limit)
 
     def choices(self) -> Iterator[Choice]:
         return product(*(self.options(name, component) for name, component in self.models.components.items()))
+
+    def leanest(self) -> Choice:
+        """The combination that lacks least. Of each model only the options count that need least of something."""
+        lists = [needing_least(self.options(name, component)) for name, component in self.models.components.items()]
+        return min(product(*lists), key=lambda choice: sum(self.missing(choice)))
 
     def options(self, name: str, component: Component) -> list[Option]:
         """The placements that one model may have on this device, under these rules."""
@@ -115,15 +130,20 @@ class PlanSearch:
         rounded = ["fp8"] * (rank >= 1 and own != "fp8") + ["nf4"] * (rank >= 2)
         if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device):
             rounded.append("fp8_compute")
+        rounded = [dtype for dtype in rounded if dtype in self.rules.formats]
+        wanted = self.rules.denoiser_formats.intersection(rounded)
+        if name == self.models.denoiser and wanted and own in UNROUNDED:
+            return [dtype for dtype in rounded if dtype in wanted]
         as_stored = [PACKED] * (component.packed > 0)  # rounds nothing: the values are those of the file
-        return [own, *as_stored, *(dtype for dtype in rounded if dtype in self.rules.formats)]
+        return [own, *as_stored, *rounded]
 
     def option(self, name: str, placement: Placement) -> Option:
         component = self.models.components[name]
         size = component.size(placement.dtype)
         standing, waiting = (size, 0) if placement.kind == "resident" else (0, size)
         seconds = self._option_seconds(name, placement, pinned=1)
-        return Option(name, placement, standing, passing_bytes(placement, component), waiting, seconds)
+        anonymous = 0 if component.is_mapped(placement.dtype) else waiting
+        return Option(name, placement, standing, passing_bytes(placement, component), waiting, anonymous, seconds)
 
     def demand(self, choice: Choice) -> tuple[int, Step]:
         """Bytes of weights and activations at the worst moment, and the step at which that is."""
@@ -142,12 +162,26 @@ class PlanSearch:
 
     def seconds(self, choice: Choice) -> float:
         """A warm prediction with a new prompt."""
-        waiting = sum(option.waiting for option in choice)
-        if waiting <= self.pin_limit:
+        use = self.host_use(choice)
+        if use.pinned >= use.waiting:
             return sum(option.seconds for option in choice)
-        return sum(self._option_seconds(option.name, option.placement, self.pin_limit / waiting) for option in choice)
+        pinned, reread = use.pinned / use.waiting, use.reread / use.waiting
+        return sum(self._option_seconds(option.name, option.placement, pinned, reread) for option in choice)
 
-    def _option_seconds(self, name: str, placement: Placement, pinned: float) -> float:
+    def host_use(self, choice: Choice) -> HostUse:
+        """How the weights that wait are kept: as many are pinned as may be, the others are pages of files, which stay
+        in memory as long as all of them have room there."""
+        waiting, anonymous = sum(option.waiting for option in choice), sum(option.anonymous for option in choice)
+        if waiting <= self.pin_limit and not anonymous:
+            return HostUse(waiting, waiting, 0)
+        # what is pinned of a file is a copy of its own, beside the anonymous bytes
+        pinned = min(waiting, self.pin_limit, max(anonymous, self.host_limit - anonymous))
+        pages = min(waiting - anonymous, waiting - pinned)
+        # pages are dropped in the order in which they were used, so where some have no room none is found again
+        room = self.device.host_bytes - pinned - anonymous
+        return HostUse(waiting, pinned, pages if pages > room else 0)
+
+    def _option_seconds(self, name: str, placement: Placement, pinned: float, reread: float = 0) -> float:
         component = self.models.components[name]
         return sum(
             step_seconds(
@@ -158,10 +192,23 @@ class PlanSearch:
                 name == step.components[-1],
                 self.device,
                 pinned,
+                reread,
             )
             for step, previous in zip(self.steps, (None, *self.steps))
             if name in step.components
         )
+
+
+def needing_least(options: Sequence[Option]) -> list[Option]:
+    """Those options that no other one undercuts in everything that they need."""
+    needs = {
+        option: (option.standing, option.passing, option.anonymous, not option.placement.tiled) for option in options
+    }
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda option: needs[option]):
+        if not any(all(map(le, needs[one], needs[option])) for one in kept):
+            kept.append(option)
+    return kept
 
 
 def activations(step: Step, placement: Placement) -> int:

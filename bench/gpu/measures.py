@@ -247,7 +247,7 @@ def steps(ground: Ground) -> list[Row]:
     return [*rows, *our_steps(ground, "ours, go_fast", compile="on" if ground.on_gpu else "off", go_fast=True)]
 
 
-def caps(ground: Ground, qualities: Sequence[str] = ("exact", "fp8")) -> list[Row]:
+def caps(ground: Ground, qualities: Sequence[str] = ("bf16", "fp8")) -> list[Row]:
     """On cards of other sizes: the peak that the plan predicts beside the measured one, the seconds, and what moves
     when all is warm."""
     rows: list[Row] = []

@@ -17,9 +17,9 @@ in the checkpoint. A figure is the mean of its trace, with the first upload and 
   does not fit is streamed from the host at every forward pass.
 
 Assumed in favour of the others: both have our prompt cache, and our tiled autoencoder where the whole one does not fit;
-they reserve only the driver's context (we reserve 1.5% more); their copies are pageable, at half the speed of pinned
-ones, both ways; and their host has room for every model. Ours are pinned up to half of the host's memory; a copy beside
-the computation still costs a quarter of its time.
+they reserve only the driver's context (we reserve 1.5% more); and their host has room for every model, where ours reads
+from the disk again what it has no room for. Their copies are pageable, both ways. Ours are pinned up to half of the
+host's memory; a copy beside the computation still costs a quarter of its time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from dataclasses import asdict, dataclass, replace
 from backend.memory_management import MemoryPlanError, MemoryRules, plan_memory
 from backend.planning.activations import TILING_WORK, Step, Workload, prediction_steps
 from backend.planning.costs import PAGEABLE_SPEED, DeviceMemory, moved_bytes, step_seconds
-from backend.planning.gpu_specs import CARDS
+from backend.planning.gpu_specs import card_named
 from backend.planning.model_specs import SLOWDOWN, ModelSpec
 from modules.families.registry import known_models
 
-SIZES = (80, 48, 24, 16, 12, 8)
+SIMULATED = ("H100 SXM", "L40S", "RTX 4090", "RTX 4080", "RTX 4070", "RTX 4060")
 PREDICTIONS = 20
 SMALL_HOST, LARGE_HOST = 32 * 10**9, 64 * 10**9
 CONTEXT = MemoryRules().context_bytes
@@ -135,14 +135,14 @@ def webui_rule(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome
     return Outcome(moved, work / device.flops + moved / (device.copy_bandwidth * PAGEABLE_SPEED), runs)
 
 
-def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_precision: str = "exact") -> Outcome:
+def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_precision: str = "bf16") -> Outcome:
     """What the plan for the trace's workload does, step by step."""
     try:
         plan = plan_memory(device, models, trace.workload, MemoryRules(weight_precision=weight_precision))
     except MemoryPlanError:
         return Outcome(0, 0.0, runs=False)
     waiting = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident")
-    pinned = plan.pin_bytes / waiting if waiting else 1.0
+    pinned, reread = (plan.pin_bytes / waiting, plan.reread_bytes / waiting) if waiting else (1.0, 0.0)
     predictions = list(trace.predictions(models))
     used = {name for steps in predictions for step in steps for name in step.components}
     total = sum(
@@ -157,7 +157,8 @@ def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_preci
                 placement, component = plan.placements[name], models.components[name]
                 moved = moved_bytes(placement, component, step, previous)
                 total += moved
-                seconds += step_seconds(placement, component, step, moved, name == step.components[-1], device, pinned)
+                works = name == step.components[-1]
+                seconds += step_seconds(placement, component, step, moved, works, device, pinned, reread)
     return Outcome(total, seconds)
 
 
@@ -177,7 +178,7 @@ class Row:
 
 def simulate() -> list[Row]:
     rows = []
-    for card in sorted((card for card in CARDS if card.gib in SIZES), key=lambda card: -card.gib):
+    for card in sorted(map(card_named, SIMULATED), key=lambda card: -card.gib):
         device = card.device(host_bytes=SMALL_HOST if card.gib <= 12 else LARGE_HOST)
         alike = replace(device, capability=None)  # without fp8 matmuls, which the others have not either
         for precision, models in MODELS.items():

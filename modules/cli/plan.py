@@ -11,13 +11,20 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from backend.core.errors import InputError, SettingsError, UserError
 from backend.core.files import ROOT
 from backend.core.units import format_bytes, parse_bytes
-from backend.memory_management import WEIGHT_PRECISIONS, DeviceMemory, MemoryRules, Workload, plan_memory
+from backend.memory_management import (
+    WEIGHT_PRECISIONS,
+    DeviceMemory,
+    MemoryPlanError,
+    MemoryRules,
+    Workload,
+    plan_memory,
+)
+from backend.planning.advice import DEVICE, HOST, Change
 from backend.planning.card_tables import card_table, cards_document
 from backend.planning.companions import with_embedded_companions
 from backend.planning.gpu_specs import card_named, emulated_memory, nearest_card
@@ -28,8 +35,6 @@ from modules.families.registry import identify, known_models
 from modules.families.source import Source
 
 EMBEDDED = "embedded"
-USUAL_DESKTOP = 10**9
-"""What a desktop with a browser holds of a card's memory, in bytes."""
 
 
 def amount(text: str) -> int:
@@ -43,11 +48,20 @@ def amount_or_none(text: str) -> int:
     return 0 if text.strip() == "0" else amount(text)
 
 
+def weight_precision(text: str) -> str:
+    """The name that it has now: "bf16" was called "exact"."""
+    return "bf16" if text == "exact" else text
+
+
 def size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 1024x1024")
     return int(found[1]), int(found[2])
+
+
+def size_or_off(text: str) -> tuple[int, int] | None:
+    return None if text.strip().lower() == "off" else size(text)
 
 
 def factor(text: str) -> float:
@@ -69,8 +83,8 @@ def _parser() -> CommandParser:
     add(
         "--desktop",
         type=amount_or_none,
-        metavar="1GB",
-        help="what the desktop and other programs hold of the card's memory (1GB with --card, else 0)",
+        metavar="1.5GiB",
+        help="what other programs hold of the card's memory (1.5GiB with --card of a consumer card, else 0)",
     )
     add("--ram", type=amount, default=64 * 10**9, metavar="64GB", help="host memory that may be used (64GB)")
     add(
@@ -81,15 +95,16 @@ def _parser() -> CommandParser:
     )
     add("--size", type=size, metavar="1024x1024", help="width x height of the first pass (the model's native size)")
     add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
-    add("--hires", type=size, metavar="2048x2048", help="size of a second pass")
+    add("--hires", type=size_or_off, metavar="2048x2048", help="size of a second pass (off)")
     add("--scale", type=factor, default=2.0, metavar="2", help="factor of the final upscale, 1 = off (2)")
     add("--no-adetailer", action="store_true", help="without ADetailer")
     add("--bandwidth", type=amount, metavar="25GB/s", help="copies from host to card (that of a usual card)")
     add(
         "--weight-precision",
         "--quality",  # its old name
+        type=weight_precision,
         choices=WEIGHT_PRECISIONS,
-        default="exact",
+        default="auto",
         help="how far weights may be rounded (%(default)s)",
     )
     add("--json", action="store_true", help="the plan's fields by name")
@@ -110,11 +125,10 @@ def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
         device = emulated_memory(options.vram, options.ram, options.bandwidth)
         return device, "Emulated device: host memory with a budget."
     card = card_named(options.card) if options.card else nearest_card(options.vram)
-    device = card.device(options.vram, options.ram, options.bandwidth)
-    held = (USUAL_DESKTOP if options.card else 0) if options.desktop is None else options.desktop
+    held = (card.held_bytes if options.card else 0) if options.desktop is None else options.desktop
+    device = card.device(options.vram, options.ram, options.bandwidth, held)
     if held >= device.total_bytes:
         raise InputError("--desktop", f"{format_bytes(held)} is all of the card; give less")
-    device = replace(device, free_bytes=device.total_bytes - held) if held else device
     desktop = f" A desktop holds {format_bytes(held)} of it (--desktop)." if held else ""
     return device, (
         f"Speed of an {card.name}: {device.flops / 1e12:.0f} TFLOP/s, {device.copy_bandwidth / 1e9:.0f} GB/s from the "
@@ -136,6 +150,23 @@ def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
     )
 
 
+OPTIONS = {
+    "weight_precision": "--weight-precision {}",
+    "num_outputs": "--outputs {}",
+    "hr_scale": "--hires {}",
+    "width and height": "--size {}",
+    "adetailer": "--no-adetailer",
+    "scale": "--scale {}",
+    DEVICE: "--vram {}",
+    HOST: "--ram {}",
+}
+"""How a change of the request or the machine is given to this command."""
+
+
+def _as_options(changes: Sequence[Change]) -> str:
+    return " ".join(OPTIONS[change.field].format(change.value) for change in changes)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the plan; gives the exit status."""
     parser = _parser()
@@ -151,6 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, assumed = _device(options)
         rules = MemoryRules(weight_precision=options.weight_precision)
         plan = plan_memory(device, models, _workload(options, models), rules)
+    except MemoryPlanError as error:
+        print(f"{error.field}: {error.problem}; run it again with {_as_options(error.changes)}", file=sys.stderr)
+        return BAD_INPUT
     except UserError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

@@ -12,7 +12,6 @@ from support.model_specs import FLUX_DEV
 
 from backend.core.errors import SettingsError, UserError
 from backend.memory_management import (
-    WEIGHT_PRECISIONS,
     MemoryPlan,
     MemoryPlanError,
     MemoryRules,
@@ -21,7 +20,7 @@ from backend.memory_management import (
 )
 from backend.planning.activations import Workload, prediction_steps
 from backend.planning.costs import DeviceMemory
-from backend.planning.rules import ROUNDING
+from backend.planning.rules import LEVELS, ROUNDING
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)
@@ -51,7 +50,7 @@ devices = st.builds(
     flops=st.sampled_from((10e12, 400e12)),
     capability=st.sampled_from((None, (8, 0), (8, 9))),
 )
-rules = st.sampled_from(WEIGHT_PRECISIONS).map(lambda weight_precision: MemoryRules(weight_precision=weight_precision))
+rules = st.sampled_from(LEVELS).map(lambda weight_precision: MemoryRules(weight_precision=weight_precision))
 
 
 def card(gigabytes: float, capability: tuple[int, int] = (8, 9), **changes: int) -> DeviceMemory:
@@ -88,10 +87,12 @@ def test_no_plan_exceeds_the_device_or_the_host(
     plan = feasible_plan(device, workload, rules)
     assert plan.predicted_peak_bytes <= device.total_bytes - device.held_bytes
     assert plan.pin_bytes <= device.host_bytes / 2
-    waiting = sum(
-        FLUX_DEV.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident"
+    rounded = sum(
+        FLUX_DEV.components[name].size(p.dtype)
+        for name, p in plan.placements.items()
+        if p.kind != "resident" and p.dtype != FLUX_DEV.components[name].dtype
     )
-    assert waiting <= device.host_bytes * 3 / 4
+    assert rounded <= device.host_bytes * 3 / 4
     assert tuple(plan.placements) == tuple(FLUX_DEV.components)
 
 
@@ -106,7 +107,7 @@ def test_more_memory_never_gives_a_slower_plan(
     )
 
 
-@pytest.mark.parametrize("weight_precision", WEIGHT_PRECISIONS)
+@pytest.mark.parametrize("weight_precision", LEVELS)
 @pytest.mark.parametrize("workload", [PLAIN, Workload(2560, 2560), Workload(2048, 2048, outputs=4, hires=(2048, 2048))])
 def test_more_memory_never_gives_a_slower_plan_around_the_large_card_limit(
     weight_precision: str, workload: Workload
@@ -157,7 +158,7 @@ def test_weights_are_rounded_only_as_far_as_allowed_and_as_the_device_can(
     plan = feasible_plan(device, workload, rules)
     dtypes = {p.dtype for p in plan.placements.values()}
     exact = {component.dtype for component in FLUX_DEV.components.values()}
-    assert dtypes <= {"exact": exact, "fp8": exact | {"fp8"}}.get(rules.weight_precision, dtypes - {"fp8_compute"})
+    assert dtypes <= {"bf16": exact, "fp8": exact | {"fp8"}}.get(rules.weight_precision, dtypes - {"fp8_compute"})
     if device.type != "cuda":
         assert plan.pin_bytes == 0 and not plan.use_streams
 
@@ -280,20 +281,28 @@ def test_what_others_hold_counts() -> None:
 
 
 def test_the_error_names_the_input_to_lower() -> None:
-    with pytest.raises(UserError, match=r"^num_outputs: .* bytes\) of device memory are missing: .*lower num_outputs$"):
+    words = r"bytes\) of device memory are missing: .*; lower num_outputs to 1 and lower width and height to \d+x\d+$"
+    with pytest.raises(UserError, match=rf"^num_outputs: .* {words}"):
         plan_memory(card(3), FLUX_DEV, Workload(4096, 4096, outputs=4))
     with pytest.raises(MemoryPlanError, match="^width and height: "):
         plan_memory(card(3), FLUX_DEV, Workload(4096, 4096))
-    with pytest.raises(
-        MemoryPlanError, match=r"^weight_precision: .* of host memory are missing: .* allow weight_precision 'fp8'"
-    ):
-        plan_memory(card(12, host_bytes=16 * GB), FLUX_DEV, PLAIN)
 
 
 def test_little_host_memory_cannot_pin_everything_and_costs_time() -> None:
     roomy, tight = (plan_memory(card(16, host_bytes=gigabytes * GB), FLUX_DEV, PLAIN) for gigabytes in (64, 36))
     assert tight.pin_bytes == 18 * GB < roomy.pin_bytes
     assert tight.predicted_seconds > roomy.predicted_seconds
+
+
+def test_weights_that_wait_are_pages_of_their_files_and_need_no_memory_of_the_host() -> None:
+    """On 8 GB all of FLUX.1 waits: 33 GB, of which a small host pins half of its memory. What it cannot hold is read
+    again from the disk, which costs time."""
+    plans = {gigabytes: plan_memory(card(8, host_bytes=gigabytes * GB), FLUX_DEV, PLAIN) for gigabytes in (16, 40, 80)}
+    assert {plan.placements["transformer"].dtype for plan in plans.values()} == {"bf16"}
+    assert [plan.pin_bytes for plan in plans.values()][:2] == [8 * GB, 20 * GB]
+    assert plans[16].predicted_seconds > 2 * plans[40].predicted_seconds > 2 * plans[80].predicted_seconds
+    assert any("are read from the disk whenever" in reason for reason in plans[16].reasons)
+    assert not any("from the disk" in reason for reason in plans[40].reasons)
 
 
 def test_an_unknown_weight_precision_is_refused() -> None:

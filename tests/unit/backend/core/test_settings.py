@@ -127,3 +127,11 @@ def test_a_mistake_in_the_environment_is_named(tmp_path: Path, variable: str, va
     with pytest.raises(SettingsError, match="environment variable") as caught:
         load_settings(tmp_path / "none.json", {variable: value})
     assert message in str(caught.value)
+
+
+def test_an_old_value_is_read_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_settings(written(tmp_path, '{"weight_precision": "exact"}'), {}).weight_precision == "bf16"
+    assert "config.json: weight_precision: 'exact' is now called 'bf16'" in caplog.text
+    assert load_settings(environment={"FLUX_WEIGHT_PRECISION": "exact"}).weight_precision == "bf16"
+    with pytest.raises(SettingsError, match="must be one of auto, bf16, fp8, nf4, gguf, not .exactly."):
+        load_settings(environment={"FLUX_WEIGHT_PRECISION": "exactly"})

@@ -15,7 +15,7 @@ from backend.core.errors import SettingsError
 from backend.core.settings import Settings
 from backend.devices import cuda_checks, probe
 from backend.devices.cuda_checks import why_no_cuda
-from backend.devices.probe import probe_device
+from backend.devices.probe import host_memory, probe_device
 from modules.app.service import Service, start
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
@@ -155,3 +155,38 @@ def test_the_plan_counts_what_is_held(service: Service, rounded: Service) -> Non
             ), name
         assert planned["upscaler"].size() == item * planned["upscaler"].parameters
         assert planned["upscaler"].size() == pytest.approx(held["upscaler"], rel=0.02)
+
+
+GIB = 2**30
+MEMINFO = f"MemTotal: {64 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {50 * 2**20} kB"
+
+
+def machine(root: Path, files: dict[str, object]) -> Path:
+    for name, content in {"proc/meminfo": MEMINFO, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{content}\n")
+    return root
+
+
+def test_pages_of_files_are_available_memory_of_a_control_group(tmp_path: Path) -> None:
+    """Of 32 GiB 30 are in use, of which 27 are pages of files that were read."""
+    group = "sys/fs/cgroup/memory"
+    statistics = f"anon {3 * GIB}\nfile {28 * GIB}\ninactive_file {20 * GIB}\nactive_file {7 * GIB}\nshmem {GIB}"
+    new = machine(
+        tmp_path / "2",
+        {f"{group}.max": 32 * GIB, f"{group}.current": 30 * GIB, f"{group}.stat": statistics},
+    )
+    assert host_memory(new) == (32 * GIB, 29 * GIB)
+    statistics = f"inactive_file 1\ntotal_inactive_file {20 * GIB}\ntotal_active_file {7 * GIB}"
+    old = {"limit_in_bytes": 32 * GIB, "usage_in_bytes": 30 * GIB, "stat": statistics}
+    assert host_memory(machine(tmp_path / "1", {f"{group}/memory.{name}": one for name, one in old.items()})) == (
+        32 * GIB,
+        29 * GIB,
+    )
+
+
+def test_a_control_group_without_a_limit_or_with_a_higher_one_leaves_the_machines_memory(tmp_path: Path) -> None:
+    unlimited = {"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": GIB}
+    assert host_memory(machine(tmp_path, unlimited)) == (64 * GIB, 50 * GIB)
+    higher = {"sys/fs/cgroup/memory.max": 100 * GIB, "sys/fs/cgroup/memory.stat": "anon 1"}
+    assert host_memory(machine(tmp_path, higher)) == (64 * GIB, 50 * GIB)

@@ -1,0 +1,63 @@
+"""What ``weight_precision`` "auto" takes: as little rounding as the card needs to be fast. Pure, without torch.
+
+It looks at the size and the generation of the card and at what fits, never at measured speeds, so that the same machine
+always draws the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from backend.core.errors import SettingsError
+from backend.planning.activations import Workload
+from backend.planning.costs import DeviceMemory, Placement
+from backend.planning.model_specs import ModelSpec
+from backend.planning.rules import LEVELS, MemoryRules
+from backend.planning.search import PlanSearch
+
+LARGE_BYTES = 39 * 10**9
+"""A card of 40 GB reports 42 * 10**9 bytes, or a little less."""
+SMALL_BYTES = 14 * 10**9
+"""A card of 12 GB reports less, one of 16 GB more."""
+
+
+def resolved_rules(
+    device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules
+) -> Iterator[tuple[MemoryRules, str]]:
+    """The rules to plan by, each with the reason in words; those that follow count where nothing fits by those before.
+
+    Raises SettingsError for "gguf" where no component is stored so.
+    """
+    precision = rules.weight_precision
+    if precision == "gguf" and not any(component.packed for component in models.components.values()):
+        raise SettingsError(
+            "weight_precision is 'gguf', but the model is no GGUF file; choose such a file as 'model', or use 'auto'"
+        )
+    if precision != "auto":
+        yield rules, ""
+        return
+    first, why = "bf16", "a card of 40 GB or more holds FLUX.1 in 16 bits"
+    if device.type != "cuda" or everything_stays(device, models, workload, rules):
+        why = "weights are not rounded where they need not be"
+    elif models.components[models.denoiser].packed:
+        why = "what the file has in few bits is not rounded again"
+    elif device.total_bytes < SMALL_BYTES:
+        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits"
+        # also where copies of larger weights would hide behind the computation: small cards are in small machines
+        yield _automatic(replace(rules, denoiser_formats=rules.formats & {"nf4"}), first, why)
+    elif device.total_bytes < LARGE_BYTES:
+        first, why = "fp8", "a card of less than 40 GB may hold FLUX.1 in 8 bits"
+    for level in LEVELS[LEVELS.index(first) :]:
+        yield _automatic(rules, level, why if level == first else "less rounding does not fit")
+
+
+def everything_stays(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:
+    """Whether the device holds all models as they are, beside the activations of the workload."""
+    search = PlanSearch(device, models, workload, rules)
+    choice = tuple(search.option(name, Placement("resident", one.dtype)) for name, one in models.components.items())
+    return search.fits(choice, search.demand(choice)[0])
+
+
+def _automatic(rules: MemoryRules, level: str, why: str) -> tuple[MemoryRules, str]:
+    return replace(rules, weight_precision=level), f"weight_precision 'auto' means '{level}' here: {why}."
