@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from backend.core.errors import SettingsError
-from backend.planning.activations import Workload
+from backend.planning.activations import Workload, upscale_tile_sides
 from backend.planning.costs import DeviceMemory, Placement
 from backend.planning.model_specs import ModelSpec
 from backend.planning.rules import LEVELS, MemoryRules
@@ -53,8 +53,9 @@ def resolved_rules(
 
 
 def everything_stays(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:
-    """Whether the device holds all models as they are, beside the activations of the workload."""
-    search = PlanSearch(device, models, workload, rules)
+    """Whether the device holds all models as they are, beside the activations of the workload in small tiles."""
+    tile = upscale_tile_sides(workload, device.type == "cpu")[-1]
+    search = PlanSearch(device, models, replace(workload, upscale_tile=tile), rules)
     choice = tuple(search.option(name, Placement("resident", one.dtype)) for name, one in models.components.items())
     return search.fits(choice, search.demand(choice)[0])
 

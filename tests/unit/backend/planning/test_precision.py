@@ -8,7 +8,15 @@ import pytest
 from support.model_specs import FLUX_DEV, KNOWN, embedded_spec
 
 from backend.core.errors import SettingsError
-from backend.memory_management import DeviceMemory, MemoryPlan, MemoryPlanError, MemoryRules, Workload, plan_memory
+from backend.memory_management import (
+    DeviceMemory,
+    MemoryPlan,
+    MemoryPlanError,
+    MemoryRules,
+    Placement,
+    Workload,
+    plan_memory,
+)
 from backend.planning.gpu_specs import card_named, emulated_memory
 from backend.planning.model_specs import ModelSpec
 from backend.planning.rules import ROUNDING
@@ -26,8 +34,7 @@ def automatic(device: DeviceMemory, models: ModelSpec = FLUX_DEV) -> MemoryPlan:
 @pytest.mark.parametrize("name", ["A100 40GB", "L40S", "A100-80", "H100", "RTX PRO 6000", "H200"])
 def test_a_card_of_40_gb_and_more_holds_everything_as_it_is(name: str) -> None:
     placements = automatic(card_named(name).device()).placements
-    assert {placement.kind for placement in placements.values()} == {"resident"}
-    assert placements["transformer"].dtype == placements["text_encoder_2"].dtype == "bf16"
+    assert placements["transformer"] == placements["text_encoder_2"] == Placement("resident", "bf16")
 
 
 @pytest.mark.parametrize("name", ["RTX 4060 Ti 16GB", "RTX 4080", "RTX 4090", "L4", "RTX 5080"])
