@@ -44,6 +44,16 @@ def unpack_latents(tokens: torch.Tensor, width: int, height: int, latent_factor:
     return latents
 
 
+def set_execution_device(pipeline: Any, device: torch.device) -> None:
+    """Makes a diffusers pipeline compute on ``device``, wherever the parameters of its models are.
+
+    diffusers 0.42.1, ``DiffusionPipeline._execution_device``: it is that of the first model's parameters, and those of
+    a streamed model wait on the host.
+    """
+    kind = type(pipeline)
+    pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": device})
+
+
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention of N x tokens x heads x head size with the kernel that is active in diffusers.
 

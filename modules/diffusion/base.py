@@ -24,6 +24,7 @@ from backend.core.cancellation import Check, never_canceled
 from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
+from modules.compat import set_execution_device
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.profile import ModelProfile
@@ -70,6 +71,7 @@ class DiffusionService(ABC):
         self._prompt_cache = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=profile.latent_factor * 2)
         self._pipeline = pipeline
+        set_execution_device(pipeline, models.device)
         self._pipeline.vae_scale_factor = profile.latent_factor  # read from the autoencoder, which it does not have
         self._pipeline.set_progress_bar_config(disable=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.fake_card_runs import predict_on_card, start_on_card
+from support.fake_card_runs import ALONE, every_model_placed, predict_on_card, start_on_card
 from support.fake_cuda import WRITTEN_FOR, FakeCard
 from support.sparse_checkpoints import write_flux, write_stable_diffusion
 
@@ -44,3 +44,14 @@ def test_resident_models_compute_what_the_plan_counts(models: dict[str, Path], f
     costs = {name: spec.costs[name].work for name in ("encode", "denoise", "decode")}
     planned = costs["encode"](spec.text_tokens) + 6 * costs["denoise"](tokens) + costs["decode"](side * side)
     assert did.flops == pytest.approx(planned, rel=0.005)
+
+
+@pytest.mark.parametrize("family", ["flux1", "sdxl", "sd15"])
+def test_layer_offload_computes_on_the_card(models: dict[str, Path], family: str) -> None:
+    """Where the parameters wait on the host, the pipeline must not take its device from them."""
+    with FakeCard(80) as card, every_model_placed("layer offload", pin_bytes=0):
+        service = start_on_card(models[family], **ALONE)
+        did = predict_on_card(card, service, num_inference_steps=2)
+    denoiser = service.spec.components[service.spec.denoiser]
+    assert did.moved > 2 * denoiser.size()
+    assert did.peak_bytes < 0.6 * denoiser.size()

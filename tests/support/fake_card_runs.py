@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from support.fake_cuda import FakeCard
 
+import backend.devices.runtime
 from backend.core.settings import Settings
+from backend.memory_management import MemoryPlan, MemoryRules, ModelSpec, Workload, plan_memory, predicted_peak
+from backend.planning.costs import Kind
 from modules.app.service import Service, start
 
+ALONE: Mapping[str, Any] = {
+    "disabled_extensions": ["hires", "adetailer", "upscale", "face_enhance", "prompt_upsampling"]
+}
+"""Settings that leave nothing but the model that generates."""
 REQUEST: Mapping[str, Any] = {
     "prompt": "a woman with red hair",
     "seed": 1,
@@ -54,3 +63,30 @@ def predict_on_card(card: FakeCard, service: Service, **inputs: Any) -> Predicti
         metrics["model_bytes_moved"],
         tuple(card.waits[waits:]),
     )
+
+
+@contextmanager
+def every_model_placed(kind: Kind, pin_bytes: int | None = None) -> Iterator[None]:
+    """Inside, plans place the models that have blocks as ``kind`` says, and the others as near to that as they can be.
+
+    ``pin_bytes`` of the host are pinned; None is all that waits.
+    """
+    lighter: Kind = "resident" if kind == "resident" else "model offload"
+
+    def plan(device: Any, spec: ModelSpec, workload: Workload, rules: MemoryRules) -> MemoryPlan:
+        made = plan_memory(device, spec, workload, rules)
+        placements = {
+            name: replace(made.placements[name], kind=kind if component.blocks else lighter)
+            for name, component in spec.components.items()
+        }
+        waiting = sum(
+            spec.components[name].size(placement.dtype)
+            for name, placement in placements.items()
+            if placement.kind != "resident"
+        )
+        peak = predicted_peak(device, spec, replace(workload, upscale_tile=made.upscale_tile), placements)
+        pinned = waiting if pin_bytes is None else pin_bytes
+        return replace(made, placements=placements, pin_bytes=pinned, predicted_peak_bytes=peak)
+
+    with patch.object(backend.devices.runtime, "plan_memory", plan):
+        yield

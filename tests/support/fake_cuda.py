@@ -172,7 +172,7 @@ class FakeCard:
             torch.Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
             tensor.fake_device = data.fake_device
             return
-        alias = FakeTensor(self._fake, data.to_meta() if hasattr(data, "to_meta") else _meta(data), data.fake_device)
+        alias = FakeTensor(self._fake, _meta(data), data.fake_device)
         alias._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]
         torch.utils.swap_tensors(tensor, alias)
 
@@ -352,6 +352,11 @@ def _copy_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, 
     return target
 
 
+def _detach(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What torch would find too, and so often called that it shows."""
+    return FakeTensor(card._fake, _meta(args[0]), args[0].fake_device)
+
+
 def _value(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     tensor = args[0]
     if tensor.device.type == "cpu":
@@ -378,6 +383,7 @@ def _index(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, 
 
 SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]], Any]] = {
     aten._to_copy.default: _to_copy,
+    aten.detach.default: _detach,
     aten.copy_.default: _copy_,
     aten._local_scalar_dense.default: _value,
     aten.nonzero.default: _nonzero,

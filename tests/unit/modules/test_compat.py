@@ -49,6 +49,16 @@ def test_diffusers_unpacks_what_it_packed() -> None:
     assert torch.equal(compat.unpack_latents(compat.pack_latents(latents), 48, 32, latent_factor=8), latents)
 
 
+def test_a_pipeline_of_diffusers_computes_where_it_is_told() -> None:
+    from diffusers import DiffusionPipeline, FluxPipeline
+
+    assert_has(DiffusionPipeline, "_execution_device", "diffusers")
+    pipeline = FluxPipeline(None, None, None, None, None, None, torch.nn.Linear(1, 1))
+    assert pipeline._execution_device == torch.device("cpu")
+    compat.set_execution_device(pipeline, torch.device("meta"))
+    assert pipeline._execution_device == torch.device("meta") and isinstance(pipeline, FluxPipeline)
+
+
 def test_diffusers_attends_with_the_kernel_that_is_active() -> None:
     from diffusers import attention_backend
     from diffusers.models.attention_dispatch import dispatch_attention_fn
