@@ -123,6 +123,10 @@ class FluxMemoryOptimizer:
         self._note(name, best != "native", reason)
 
     def _order_channels_last(self, name: str, module: nn.Module) -> None:
+        if self.device.kind == "cuda" and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+            reason = "its group norms return another layout on CUDA, and every convolution would reorder its input"
+            self._note(f"channels last: {name}", False, reason)
+            return
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._note(f"channels last: {name}", True, "convolutions read this layout without reordering")
 

@@ -17,6 +17,7 @@ from backend.planning.advice import SET_UP, SET_UP_EMULATED
 from backend.planning.costs import DeviceMemory, Kind
 from backend.planning.gpu_specs import emulated_memory, nearest_card, recognized_card
 from backend.planning.model_specs import ModelSpec
+from backend.planning.rules import DEFAULT_RULES
 from backend.stream import CudaTransfers, HostTransfers, Transfers
 
 
@@ -58,9 +59,9 @@ def device_memory(device: Device, emulated_bytes: int | None) -> DeviceMemory:
         card = recognized_card(device.name, device.total_bytes) or nearest_card(device.total_bytes, device.capability)
         memory = card.device(device.total_bytes, available)
         limit = min(emulated_bytes or device.total_bytes, device.total_bytes)
-        return replace(
-            memory, total_bytes=limit, free_bytes=min(device.free_bytes, limit), capability=device.capability
-        )
+        # the probe has made the driver's context, which the plan keeps back anyway
+        free = min(device.free_bytes + DEFAULT_RULES.context_bytes, limit)
+        return replace(memory, total_bytes=limit, free_bytes=free, capability=device.capability)
     if emulated_bytes:
         return emulated_memory(emulated_bytes, available)
     kind: Literal["cpu"] = "cpu"

@@ -24,10 +24,15 @@ vector a picture, so a product in fp8 saves nothing, and every token gets their 
 
 
 def component(
-    shapes: Mapping[str, Shape], dtype: str, on_disk: str = "", rounds: bool = True, packed: float = 0
+    shapes: Mapping[str, Shape],
+    dtype: str,
+    on_disk: str = "",
+    rounds: bool = True,
+    packed: float = 0,
+    float32: str = "",
 ) -> Component:
     """The component with these tensors, named as diffusers and transformers name them, loaded in ``dtype``. ``packed``
-    is :meth:`Header.packed_bytes` of its files."""
+    is :meth:`Header.packed_bytes` of its files; the layers whose names end with ``float32`` stay in that."""
     layers: dict[str, int] = {}
     blocks: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -38,8 +43,18 @@ def component(
             blocks[repeated[0]] = blocks.get(repeated[0], 0) + count
     largest = max(layers.values(), default=0)
     modulations = sum(count for layer, count in layers.items() if REPEATED.match(layer) and MODULATION.search(layer))
+    kept = sum(count for layer, count in layers.items() if float32 and layer.endswith(float32))
     return Component(
-        sum(layers.values()), dtype, tuple(blocks.values()), len(layers), largest, rounds, on_disk, modulations, packed
+        sum(layers.values()),
+        dtype,
+        tuple(blocks.values()),
+        len(layers),
+        largest,
+        rounds,
+        on_disk,
+        modulations,
+        packed,
+        kept,
     )
 
 

@@ -39,6 +39,7 @@ class Component:
     is streamed block by block. ``rounds`` tells whether the blocks may be rounded: those of a UNet, half of them
     convolutions, are not. ``modulations`` are those of the blocks that "fp8_compute" leaves as they are. ``packed`` is
     how many bytes a parameter of the blocks takes as the file has it, 0 where the file has quantized none.
+    ``kept_in_fp32`` are those of the blocks that stay in float32 although the component is loaded in fp16.
     """
 
     parameters: int
@@ -50,6 +51,7 @@ class Component:
     on_disk: str = ""
     modulations: int = 0
     packed: float = 0
+    kept_in_fp32: int = 0
 
     @property
     def outside_blocks(self) -> int:
@@ -67,10 +69,13 @@ class Component:
         """Bytes of so many parameters of the blocks."""
         if dtype == PACKED:
             return int(parameters * self.packed)
-        kept = 0
-        if dtype == "fp8_compute" and self.modulations:
-            kept = parameters * self.modulations // (self.parameters - self.outside_blocks)
-        return self.bytes_of(parameters - kept, dtype) + self.bytes_of(kept)
+        kept, precision = 0, self.dtype
+        if dtype == "fp8_compute":
+            kept = self.modulations
+        elif dtype in (None, self.dtype):
+            kept, precision = self.kept_in_fp32, "fp32"
+        kept = parameters * kept // max(1, self.parameters - self.outside_blocks)
+        return self.bytes_of(parameters - kept, dtype) + self.bytes_of(kept, precision)
 
     def bytes_of(self, parameters: int, dtype: str | None = None) -> int:
         return int(parameters * BYTES_PER_PARAMETER[dtype or self.dtype])
@@ -111,6 +116,7 @@ class ModelSpec:
         costs_source: Where the costs come from, in words for the plan.
         token_pixels: Side of the square that one image token (of a UNet: one latent) stands for.
         text_tokens: Length that prompts are padded to.
+        prompt_bytes: Of the embeddings of one prompt, which are remembered.
         vae_tile: Side in pixels of the autoencoder's tiles, where it works in tiles.
         upscale_factor: Of one pass of the upscaler.
         encoders: The components that read the prompt together.
@@ -126,6 +132,7 @@ class ModelSpec:
     costs_source: str
     token_pixels: int = 16
     text_tokens: int = 512
+    prompt_bytes: int = 0
     vae_tile: int = 512
     upscale_factor: int = 4
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")

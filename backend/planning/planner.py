@@ -117,5 +117,5 @@ def _max_detail_batch(search: PlanSearch, choice: Choice) -> int:
     if not denoising:
         return 1
     passing = next(option.passing for option in choice if option.name == denoiser)
-    room = search.usable - sum(option.standing for option in choice) - passing
+    room = search.usable - search.remembered - sum(option.standing for option in choice) - passing
     return min(MAX_DETAIL_BATCH, max(1, room // denoising[0].memory) * search.workload.outputs)

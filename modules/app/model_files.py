@@ -114,6 +114,7 @@ class Files:
             detail_crop=side if self.detectors else 0,
             scale=2 if self.upscalers else 1,
             upscale_tile=settings.upscale_tile_size,
+            cached_prompts=settings.prompt_cache_entries,
         )
 
     def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:

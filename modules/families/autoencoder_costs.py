@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from backend.checkpoints.header import Shape, parameters
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Cost, Curve
@@ -21,6 +22,12 @@ PUBLISHED_AUTOENCODER = {
 """Of the one with 128, 256, 512 and 512 channels, in 16 bits, that Flux, SDXL and SD 1.5 have."""
 
 LEVEL = re.compile(r"(encoder|decoder)\.(?:(down|up)_blocks\.(\d+)\.(\w+)|(\w+))")
+
+
+def autoencoder_dtype(config: Mapping[str, Any], dtype: str) -> str:
+    """``dtype``, or "fp32" for an autoencoder that is loaded in it because it overflows in fp16
+    (``modules/families/autoencoder.py``); ``config`` is its ``config.json``."""
+    return "fp32" if dtype == "fp16" and config.get("force_upcast") else dtype
 
 
 def autoencoder_costs(channels: Sequence[int], work: tuple[float, float], dtype: str) -> dict[str, Cost]:

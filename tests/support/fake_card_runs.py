@@ -16,10 +16,9 @@ from backend.core.settings import Settings
 from backend.memory_management import MemoryPlan, MemoryRules, ModelSpec, Workload, plan_memory, predicted_peak
 from backend.planning.costs import Kind
 from modules.app.service import Service, start
+from modules.extension_optimizer import optional_features
 
-ALONE: Mapping[str, Any] = {
-    "disabled_extensions": ["hires", "adetailer", "upscale", "face_enhance", "prompt_upsampling"]
-}
+ALONE: Mapping[str, Any] = {"disabled_extensions": list(optional_features())}
 """Settings that leave nothing but the model that generates."""
 REQUEST: Mapping[str, Any] = {
     "prompt": "a woman with red hair",

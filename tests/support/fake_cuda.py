@@ -88,7 +88,9 @@ class FakeCard:
         """Whether torch is told for the moment that the tensors of the card are on the meta device."""
 
     def __enter__(self) -> Self:
-        torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+        # torch.tensor(values, device="cuda") is then made on the host, and copied by an operator
+        self._stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)
         self._stack.enter_context(installed_driver(self.driver))
         self._stack.enter_context(hollow_files(self))
         self._stack.enter_context(alike_blocks_run_once(self))
@@ -186,7 +188,7 @@ class FakeCard:
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operator on tensors of which at least one has no data."""
-        if special := SPECIAL.get(func):
+        if special := SPECIAL.get(func) or BY_NAME.get(func.name()):
             result = special(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -249,7 +251,11 @@ class _Operators(TorchDispatchMode):
         devices = [one for one in (*args, options.get("device")) if isinstance(one, torch.device)]
         on_card = any(device.type == "cuda" for device in devices)
         if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, options))):
-            if func in SPECIAL or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+            if (
+                func in SPECIAL
+                or func.name() in BY_NAME
+                or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+            ):
                 return self.card.run(func, args, options)
             with self:  # in inference mode operators arrive that are made of others
                 return func._op_dk(COMPOSITE, *args, **options)
@@ -367,18 +373,23 @@ def _value(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, 
 
 def _nonzero(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     card.wait("nonzero")
-    return card.empty((1, args[0].dim()), torch.int64, args[0].fake_device)
+    return card.empty((min(1, args[0].numel()), args[0].dim()), torch.int64, args[0].fake_device)
 
 
 def _index(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """By a mask: one row."""
+    """By a mask: one row, if there is any."""
     tensor, indices = args
     masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
     if not masks:
         return NotImplemented
     card.wait("mask")
     sides = masks[0].dim()
-    return card.empty((1, *tensor.shape[sides:]), tensor.dtype, tensor.device)
+    return card.empty((min(1, masks[0].numel()), *tensor.shape[sides:]), tensor.dtype, tensor.device)
+
+
+def _nms(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    card.wait("nms")
+    return card.empty((min(1, len(args[0])),), torch.int64, CARD)
 
 
 SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]], Any]] = {
@@ -389,3 +400,5 @@ SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]]
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _index,
 }
+BY_NAME = {"torchvision::nms": _nms}
+"""Operators that may be defined later."""

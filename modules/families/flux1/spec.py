@@ -6,13 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
 from modules.families.autoencoder import autoencoder_header
-from modules.families.autoencoder_costs import PUBLISHED_AUTOENCODER, autoencoder_costs, autoencoder_work
+from modules.families.autoencoder_costs import (
+    PUBLISHED_AUTOENCODER,
+    autoencoder_costs,
+    autoencoder_dtype,
+    autoencoder_work,
+)
 from modules.families.flux1.parts import PARTS
 from modules.families.parts import Part
 from modules.families.source import Source
@@ -24,6 +30,8 @@ SCORE_COPIES = 6
 TRANSFORMER_VECTORS, TRANSFORMER_VECTORS_16_BIT = 16.25, 18
 """Vectors of the transformer's width for a token. In 16 bits there are more, because positions are rotated in float32;
 without data 17.2 are counted on the real class."""
+T5_FLOAT32 = ".wo"
+"""The layers of T5 that transformers leaves in float32 where it computes in fp16, which they overflow."""
 LABELS = MappingProxyType({"text_encoder_2": "T5"})
 """What tables call a component."""
 COSTS_SOURCE = (
@@ -41,11 +49,19 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     headers = {name: part.header for name, part in parts.items()} | {"vae": autoencoder_header(parts["vae"])}
     shapes = _transformer_shapes(parts["transformer"])
     sizes = {**{name: header.shapes for name, header in headers.items()}, "transformer": shapes}
+    vae, t5 = parts["vae"].config, parts["text_encoder_2"].config
+    dtypes = {**dict.fromkeys(headers, dtype), "vae": autoencoder_dtype(vae, dtype)}
+    float32 = {"text_encoder_2": T5_FLOAT32} if dtype == "fp16" else {}
     components = {
-        name: component(_without_copies(sizes[name]), dtype, header.precision, packed=_packed(name, header, dtype))
+        name: component(
+            _without_copies(sizes[name]),
+            dtypes[name],
+            header.precision,
+            packed=_packed(name, header, dtype),
+            float32=float32.get(name, ""),
+        )
         for name, header in headers.items()
     }
-    vae, t5 = parts["vae"].config, parts["text_encoder_2"].config
     channels = vae["block_out_channels"]
     costs = {
         "encode": encode_cost(
@@ -54,7 +70,7 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         "denoise": denoise_cost(
             shapes["x_embedder.weight"][0], len(components["transformer"].blocks), token_parameters(shapes), dtype
         ),
-        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtype),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtypes["vae"]),
     }
     return ModelSpec(
         profile.name,
@@ -65,6 +81,7 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         COSTS_SOURCE,
         token_pixels=2 * profile.latent_factor,
         text_tokens=profile.tokens,
+        prompt_bytes=prompt_bytes(profile.tokens, int(t5["d_model"]), parts["text_encoder"].config, dtype),
         vae_tile=profile.native // 2,
         labels=LABELS,
     )
@@ -95,6 +112,11 @@ def encode_cost(inner_width: int, scores: int, count: int, dtype: str) -> Cost:
     its parameters."""
     held = max(FEED_FORWARD_VECTORS * inner_width, SCORE_COPIES * scores)
     return Cost(Curve(linear=held * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * count))
+
+
+def prompt_bytes(tokens: int, width: int, clip: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of one prompt's embeddings: T5's of ``width`` for every token, and CLIP's for the whole."""
+    return int((tokens * width + int(clip["hidden_size"])) * BYTES_PER_PARAMETER[dtype])
 
 
 def denoise_cost(width: int, blocks: int, count: float, dtype: str) -> Cost:
@@ -146,6 +168,7 @@ FLUX_DEV = ModelSpec(
         }
     ),
     costs_source=COSTS_SOURCE,
+    prompt_bytes=prompt_bytes(512, 4096, {"hidden_size": 768}, "bf16"),
     labels=LABELS,
 )
 KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(

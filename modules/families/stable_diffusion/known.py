@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from backend.planning.model_specs import Component, Cost, Curve, ModelSpec
 from modules.families.autoencoder_costs import PUBLISHED_AUTOENCODER
-from modules.families.stable_diffusion.spec import COSTS_SOURCE, LABELS
+from modules.families.stable_diffusion.spec import COSTS_SOURCE, LABELS, prompt_bytes
 
 _SDXL_BLOCKS = (
     *(
@@ -125,6 +125,7 @@ _SDXL = ModelSpec(
     costs_source=COSTS_SOURCE,
     token_pixels=8,
     text_tokens=77,
+    prompt_bytes=prompt_bytes((768, 1280), 77, "bf16"),
     denoiser="unet",
     labels=LABELS,
 )
@@ -147,6 +148,7 @@ _SD15 = replace(
         }
     ),
     encoders=("text_encoder",),
+    prompt_bytes=prompt_bytes((768,), 77, "bf16"),
 )
 KNOWN_SDXL: Mapping[str, ModelSpec] = MappingProxyType({"sdxl": _SDXL})
 KNOWN_SD15: Mapping[str, ModelSpec] = MappingProxyType({"sd15": _SD15})

@@ -12,7 +12,7 @@ from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
 from modules.families.autoencoder import autoencoder_header
-from modules.families.autoencoder_costs import autoencoder_costs, autoencoder_work
+from modules.families.autoencoder_costs import autoencoder_costs, autoencoder_dtype, autoencoder_work
 from modules.families.parts import Part, PartKind
 from modules.families.source import Source
 
@@ -36,8 +36,9 @@ def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKin
     """The spec of a model with this profile and these parts whose components compute in ``dtype``."""
     parts = {name: source.part(name, kinds) for name in (*profile.encoders, "unet", "vae")}
     headers = {name: _header(name, part) for name, part in parts.items()}
+    vae_dtype = autoencoder_dtype(parts["vae"].config, dtype)
     components = {
-        name: component(header.shapes, dtype, header.precision, rounds=name != "unet")
+        name: component(header.shapes, vae_dtype if name == "vae" else dtype, header.precision, rounds=name != "unet")
         for name, header in headers.items()
     }
     unet, channels = parts["unet"].config, parts["vae"].config["block_out_channels"]
@@ -45,7 +46,7 @@ def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKin
     costs = {
         "encode": encode_cost(configs, sum(components[name].parameters for name in profile.encoders), dtype),
         "denoise": denoise_cost(unet, *unet_work(headers["unet"].shapes, unet, profile.tokens), dtype),
-        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtype),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), vae_dtype),
     }
     return ModelSpec(
         profile.name,
@@ -56,6 +57,7 @@ def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKin
         COSTS_SOURCE,
         token_pixels=profile.latent_factor,
         text_tokens=profile.tokens,
+        prompt_bytes=prompt_bytes([int(config["hidden_size"]) for config in configs], profile.tokens, dtype),
         vae_tile=profile.native // 2,
         encoders=profile.encoders,
         denoiser=profile.denoiser,
@@ -85,6 +87,13 @@ def encode_cost(configs: Sequence[Mapping[str, Any]], count: int, dtype: str) ->
         for c in configs
     )
     return Cost(Curve(linear=(kept + working) * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * PASSES * count))
+
+
+def prompt_bytes(widths: Sequence[int], tokens: int, dtype: str) -> int:
+    """Bytes of the embeddings of one prompt of a single chunk: those of all encoders side by side for every token, and
+    of two encoders the last one's for the whole."""
+    whole = widths[-1] if len(widths) > 1 else 0
+    return int((tokens * sum(widths) + whole) * BYTES_PER_PARAMETER[dtype])
 
 
 def denoise_cost(config: Mapping[str, Any], linear: float, square: float, dtype: str) -> Cost:

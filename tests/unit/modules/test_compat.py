@@ -53,7 +53,7 @@ def test_a_pipeline_of_diffusers_computes_where_it_is_told() -> None:
     from diffusers import DiffusionPipeline, FluxPipeline
 
     assert_has(DiffusionPipeline, "_execution_device", "diffusers")
-    pipeline = FluxPipeline(None, None, None, None, None, None, torch.nn.Linear(1, 1))
+    pipeline = FluxPipeline(None, None, None, None, None, None, None)
     assert pipeline._execution_device == torch.device("cpu")
     compat.set_execution_device(pipeline, torch.device("meta"))
     assert pipeline._execution_device == torch.device("meta") and isinstance(pipeline, FluxPipeline)

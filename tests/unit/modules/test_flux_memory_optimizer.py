@@ -183,6 +183,17 @@ def test_tensorfloat_is_for_ampere_and_newer(plan: MemoryPlan, capability: tuple
         torch.set_float32_matmul_precision("highest")
 
 
+def test_on_cuda_only_what_keeps_the_layout_computes_channels_last(plan: MemoryPlan) -> None:
+    """There group norms return the usual layout, whatever they are given."""
+    card = Device("cuda", "card", 2**35, 2**35, (8, 9), torch.bfloat16)
+    made = optimizer(plan, card)
+    vae = made.improve("vae", load("vae"))
+    upscaler = made.improve("upscaler", nn.Conv2d(4, 8, 3))
+    assert not entry(made, "channels last: vae")[0] and entry(made, "channels last: upscaler")[0]
+    assert all(p.is_contiguous() for p in vae.parameters())
+    assert next(upscaler.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
     vae: Any = load("vae")
     latents = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
