@@ -90,6 +90,10 @@ class ModelCache:
         """Makes a model known; nothing is read yet."""
         self._loaders[name] = loader
 
+    def forget(self, name: str) -> None:
+        """Takes back :meth:`register` for a model that could not be loaded."""
+        del self._loaders[name]
+
     def names(self) -> tuple[str, ...]:
         """All models that are known, in the order in which they were registered."""
         return tuple(self._loaders)

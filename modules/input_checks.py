@@ -7,7 +7,7 @@ reads what is installed from a file that the worker writes at the end of its set
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -38,6 +38,7 @@ class Installed:
         disabled: The features that settings turn off, each with the setting that says so.
         missing: Models whose files are not installed.
         defaults: What a request gets that leaves inputs out.
+        left_out: Why other files cannot be used, by the names that inputs would give them.
     """
 
     profile: ModelProfile
@@ -47,6 +48,7 @@ class Installed:
     disabled: Mapping[str, str]
     missing: frozenset[str]
     defaults: Defaults = STUDIO
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return _AS_JSON.dump_json(self)
@@ -87,7 +89,9 @@ class InputChecks:
             values, notices = self.schema.validate(filled.under(given)), filled.notices
         wanted = self.extensions.turn_off(values, self.schema.defaults)
         has = self.installed
-        request = build_request(wanted, has.profile, has.detectors, has.upscalers, has.restores_faces, has.defaults)
+        request = build_request(
+            wanted, has.profile, has.detectors, has.upscalers, has.restores_faces, has.defaults, has.left_out
+        )
         return replace(
             request, stage_options=self.extensions.stage_options(wanted), notices=(*notices, *request.notices)
         )

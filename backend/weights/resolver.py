@@ -26,6 +26,8 @@ FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")
 """Families under ``weights/`` that "auto" prefers to the embedded one, best first."""
 
 PIPELINE_FILE = "model_index.json"
+PLAIN_TEXTS = frozenset((".json", ".md", ".txt", ".yaml", ".model", ".jinja"))
+"""How the names of files end that are no weights."""
 READ_WHOLE = 2**28
 """Files up to this size (bytes) are hashed at every start; of larger ones only size and header are checked.
 ``scripts/fetch-weights --check`` hashes all."""
@@ -96,14 +98,16 @@ def checked_model_file(path: Path, key: str, settings: Settings) -> Path:
     return checked_file(path, settings)
 
 
-def resolve_file(key: str, wanted: str, preferred: Sequence[str], settings: Settings) -> Path:
-    """The file for a setting such as ``upscaler``, checked: "auto" takes the first of ``preferred`` that lies under
-    ``weights/``."""
+def resolve_file(
+    key: str, wanted: str, preferred: Sequence[str], settings: Settings, *, tensors_only: bool = False
+) -> Path:
+    """The file for a setting such as ``upscaler``, checked by :func:`checked_file`: "auto" takes the first of
+    ``preferred`` that lies under ``weights/``."""
     names = preferred if wanted == "auto" else (wanted,)
     for name in names:
         for path in (settings.weights_path / name, settings.weights_path / EMBEDDED / name, Path(name).expanduser()):
             if path.is_file():
-                return checked_file(path, settings)
+                return checked_file(path, settings, tensors_only=tensors_only)
     if wanted != "auto" and find_model(wanted):
         return resolve(wanted, settings)
     raise WeightsError(
@@ -137,7 +141,7 @@ def resolve(name: str, settings: Settings) -> Path:
         )
     lock = read_lock(settings.weights_path)
     for file in model.files:
-        check_file(file.local, settings.weights_path / file.local, lock)
+        check_file(file.local, settings.weights_path / file.local, lock, tensors_only=not model.detector)
     return settings.weights_path / (model.files[0].local if len(model.files) == 1 else model.name)
 
 
@@ -198,22 +202,34 @@ def checked_folder(folder: Path, settings: Settings) -> Path:
     return folder
 
 
-def checked_file(path: Path, settings: Settings) -> Path:
+def checked_file(path: Path, settings: Settings, *, tensors_only: bool = False) -> Path:
     """One file, checked by :func:`check_file`."""
-    inside = path.is_relative_to(settings.weights_path)
-    check_file(
-        path.relative_to(settings.weights_path).as_posix() if inside else path.name,
-        path,
-        read_lock(settings.weights_path),
-    )
+    check_file(_local(path, settings), path, read_lock(settings.weights_path), tensors_only=tensors_only)
     return path
 
 
-def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole: bool = False) -> None:
-    """Compares a file with its suffix and the lock. A pickle must be in the lock, whatever loads it.
+def _local(path: Path, settings: Settings) -> str:
+    """What the lock calls a file."""
+    inside = path.is_relative_to(settings.weights_path)
+    return path.relative_to(settings.weights_path).as_posix() if inside else path.name
+
+
+def is_vouched_for(path: Path, settings: Settings) -> bool:
+    """Whether the package brought the file, or somebody installed it with a checksum."""
+    local = _local(path, settings)
+    return local.startswith(f"{EMBEDDED}/") or local in read_lock(settings.weights_path)
+
+
+def check_file(
+    local: str, path: Path, lock: Mapping[str, LockedFile], *, whole: bool = False, tensors_only: bool = False
+) -> None:
+    """Compares a file with its suffix and the lock. A pickle must be in the lock, unless it is read by a loader that
+    takes ``tensors_only``, and no code.
 
     Raises :class:`WeightsError`, which names the file.
     """
+    if path.is_file() and (what := foreign_content(path)) and path.suffix.lower() not in PLAIN_TEXTS | {".onnx"}:
+        raise WeightsError(f"{local}: is {what}")
     check_content(path, local)
     locked = lock.get(local)
     if locked:
@@ -223,7 +239,7 @@ def check_file(local: str, path: Path, lock: Mapping[str, LockedFile], *, whole:
             )
         if (whole or locked.bytes <= READ_WHOLE) and digest(path) != locked.sha256:
             raise WeightsError(f"{local}: has the right size and other content than was installed; {remedy(local)}")
-    elif is_pickle(path) and not is_trusted(digest(path), lock.values()):
+    elif not tensors_only and is_pickle(path) and not is_trusted(digest(path), lock.values()):
         raise WeightsError(
             f"{local}: is a pickle whose checksum is not in the lock; if you know where it is from, "
             "scripts/fetch-weights --trust FILE adds it; "

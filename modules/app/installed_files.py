@@ -35,5 +35,6 @@ def checks_before_loading(settings: Settings) -> InputChecks:
         files.face_restorer is not None,
         selection.disabled,
         selection.missing,
+        left_out=files.left_out,
     )
     return InputChecks(InputSchema(), selection, installed)

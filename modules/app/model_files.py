@@ -27,6 +27,7 @@ from backend.planning.companions import (
 )
 from backend.planning.costs import Kind
 from backend.planning.model_specs import ModelSpec
+from backend.weights.found_files import FoundFiles
 from backend.weights.resolver import EMBEDDED, is_pipeline, resolve_base, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
 from modules.diffusion.profile import ModelProfile
@@ -56,8 +57,8 @@ class Files:
     """Where everything is read from; what no stage uses is None or empty."""
 
     model: FoundModel
-    upscalers: Mapping[str, Path]
-    detectors: Mapping[str, Path]
+    upscalers: FoundFiles
+    detectors: FoundFiles
     face_restorer: Path | None = None
     prompt_upsampler: Path | None = None
     safety_checker: CheckerSource | None = None
@@ -65,6 +66,16 @@ class Files:
     @property
     def is_embedded(self) -> bool:
         return is_embedded(self.model.source)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why files that no setting names cannot be used, by the names that inputs would give them."""
+        return {**self.upscalers.left_out, **self.detectors.left_out}
+
+    @property
+    def optional_detectors(self) -> frozenset[str]:
+        """Those that no setting names."""
+        return frozenset(list(self.detectors)[1:])
 
     @property
     def profile(self) -> ModelProfile:
@@ -180,11 +191,11 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
     """
     selection = selection or select(settings)
     unused = selection.unused_models
-    upscalers = {} if FIRST in unused else find_upscalers(settings)
+    upscalers = FoundFiles("upscaler") if FIRST in unused else find_upscalers(settings)
     restorer = None if FACE_RESTORER in unused else find_face_restorer(settings)
     if not restorer:  # then the detectors may be needed by nothing
         unused = selection.without({FACE_RESTORER}).unused_models
-    detectors = {} if "detectors" in unused else find_detectors(settings)
+    detectors = FoundFiles("detector") if "detectors" in unused else find_detectors(settings)
     model = identify(find_source(settings), families)
     upsampler = None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source))
     needs_check = model.profile.safety_check or settings.profile == "hosted"

@@ -64,6 +64,7 @@ class Service:
     upscalers: tuple[str, ...]
     restores_faces: bool
     defaults: Defaults
+    left_out: Mapping[str, str]
     extensions: Selection
     models: ModelCache
     fallback: OomFallback
@@ -152,6 +153,7 @@ class Service:
             selection.disabled,
             selection.missing,
             self.defaults,
+            self.left_out,
         )
         return InputChecks(self.schema, selection, installed)
 
@@ -253,6 +255,7 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
         upscalers=assembled.upscalers,
         restores_faces=assembled.restores_faces,
         defaults=DEFAULTS[settings.profile],
+        left_out=assembled.left_out,
         extensions=parts.selection,
         models=parts.models,
         fallback=parts.fallback,
@@ -275,7 +278,7 @@ def _log_set_up(service: Service, settings: Settings, parts: SetUp) -> None:
     imports = {name: seconds[f"stages.{name}.seconds"] for name in service.extensions.enabled}
     groups = {"detectors": tuple(parts.files.detectors), "upscaler": tuple(parts.files.cached_upscalers.values())}
     loads = statistics.load_seconds
-    loads = {**loads, **{name: sum(loads[one] for one in group) for name, group in groups.items()}}
+    loads = {**loads, **{name: sum(loads.get(one, 0) for one in group) for name, group in groups.items()}}
     logger.info("extensions\n%s", service.extensions.report(imports, loads))
     if unused := service.extensions.unused_settings(settings):
         logger.warning("settings without effect, since what reads them is turned off: %s", ", ".join(unused))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from backend.checkpoints.packed_weight import unpack
+from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.core.units import parse_bytes
@@ -45,17 +47,22 @@ if TYPE_CHECKING:
     from modules.safety.service import SafetyService
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Assembled:
     profile: ModelProfile
     upsampler: PromptUpsampler | None
     pipeline: ImagePipeline
     model: ModelInfo
-    detectors: Mapping[str, ClassSet]
+    detectors: dict[str, ClassSet]
     """By name, the default one first. Their classes are known once they are loaded."""
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
     restores_faces: bool
+    left_out: dict[str, str]
+    """Why other files cannot be used, by the names that inputs would give them."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,21 @@ def set_up(
     with timeline.span("models"):
         for name in models.names():
             with timeline.span(name):
-                models.load(name)
+                load_or_leave_out(name, files, models, assembled)
     return SetUp(files, selection, spec, runtime, optimizer, models, fallback, assembled)
+
+
+def load_or_leave_out(name: str, files: Files, models: ModelCache, assembled: Assembled) -> None:
+    """Loads a model. A detector that no setting names is left out where it cannot be used."""
+    try:
+        models.load(name)
+    except WeightsError as problem:
+        if name not in files.optional_detectors:
+            raise
+        logger.warning("detector left out: %s", problem)
+        models.forget(name)
+        del assembled.detectors[name]  # also for the service that detects
+        assembled.left_out[name] = str(problem)
 
 
 def assemble(
@@ -136,6 +156,7 @@ def assemble(
         services.detectors.class_sets if services.detectors else {},
         tuple(files.upscalers),
         files.face_restorer is not None,
+        dict(files.left_out),
     )
 
 

@@ -106,7 +106,8 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         on_disk = components[profile.denoiser].on_disk
         parts = sum(file.stat().st_size for file in files.model.files)
         name = "embedded" if files.is_embedded else profile.name
-        return f"{name}, {format_bytes(parts)}, {profile.denoiser} in {on_disk}, native size {profile.native}"
+        told = f"{name}, {format_bytes(parts)}, {profile.denoiser} in {on_disk}, native size {profile.native}"
+        return "\n".join((told, *(f"left out: {reason}" for reason in files.left_out.values())))
 
     def plan() -> str:
         files = found_files()

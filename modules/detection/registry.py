@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
 
 from backend.core.settings import Settings
 from backend.weights.catalog import read_manifest
+from backend.weights.found_files import FoundFiles
 from backend.weights.resolver import EMBEDDED, checked_file, resolve_file, safe_form
 from modules.detection.classes import ClassSet
 from modules.detection.description import read_description
@@ -34,21 +36,35 @@ def detector_name(path: Path) -> str:
     return path.stem if path.suffix == ".safetensors" else path.name
 
 
-def find_detectors(settings: Settings) -> dict[str, Path]:
+def find_detectors(settings: Settings) -> FoundFiles:
     """The files of all installed detectors, by name; the first is the default, a detector of faces.
 
     Raises :class:`~backend.core.errors.WeightsError` if the setting ``face_detector`` names a file that is missing, or
     a file is not the one that was installed.
     """
-    weights = settings.weights_path
-    first = resolve_file("face_detector", settings.face_detector, FACE_DETECTORS, settings)
-    found = {detector_name(first): first}
-    present = [path for name in PUBLISHED if (path := weights / name).is_file()]
+    weights, found = settings.weights_path, FoundFiles("detector")
+    if settings.face_detector != "auto":
+        first = resolve_file("face_detector", settings.face_detector, (), settings)
+        found[detector_name(first)] = first
+    best, own = FACE_DETECTORS
+    present = [path for name in (best, f"{EMBEDDED}/{own}", *PUBLISHED) if (path := weights / name).is_file()]
     present += [path for name in OWN if (path := weights / EMBEDDED / name).is_file()]
     present += sorted(path for path in (weights / FOLDER).glob("*") if path.suffix in (".pt", ".onnx", ".safetensors"))
     for path in present:
-        found.setdefault(detector_name(path), checked_file(path, settings))
-    return {name: safe_form(path, settings) for name, path in found.items()}
+        found.add(detector_name(path), path, settings, partial(check_detector, settings=settings))
+    if not found:
+        resolve_file("face_detector", "auto", FACE_DETECTORS, settings)  # which says what is missing
+    for name, path in found.items():
+        found[name] = safe_form(path, settings)
+    return found
+
+
+def check_detector(path: Path, settings: Settings) -> None:
+    """Raises :class:`~backend.core.errors.WeightsError` for a file of which even the header shows that it cannot be
+    used."""
+    checked_file(path, settings)
+    if path.suffix == ".safetensors":
+        read_description(path.with_suffix(".yaml"))
 
 
 def stated_classes(path: Path) -> ClassSet:

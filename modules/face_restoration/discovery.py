@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from backend.core.settings import Settings
-from backend.weights.resolver import resolve_file, safe_form
+from backend.weights.found_files import FoundFiles
+from backend.weights.resolver import checked_file, is_vouched_for, resolve_file, safe_form
 
 FACE_RESTORERS = ("GFPGANv1.4.pth", "GFPGANv1.3.pth", "RestoreFormer.pth", "RestoreFormer.ckpt")
 """What "auto" chooses from, best first, if one is under ``weights/``."""
@@ -22,11 +24,24 @@ def find_face_restorer(settings: Settings) -> Path | None:
     that was installed.
     """
     wanted = settings.face_restorer
-    names = (
-        [name for name in FACE_RESTORERS if (settings.weights_path / name).is_file()]
-        if wanted == "auto"
-        else [wanted]
-        if wanted
-        else []
-    )
-    return safe_form(resolve_file("face_restorer", names[0], (), settings), settings) if names else None
+    if wanted != "auto":
+        return (
+            safe_form(resolve_file("face_restorer", wanted, (), settings, tensors_only=True), settings)
+            if wanted
+            else None
+        )
+    found = FoundFiles("face restorer")
+    for name in FACE_RESTORERS:
+        if not found and (path := settings.weights_path / name).is_file():
+            found.add(name, path, settings, partial(check_face_restorer, settings=settings))
+    return next((safe_form(path, settings) for path in found.values()), None)
+
+
+def check_face_restorer(path: Path, settings: Settings) -> None:
+    """Raises :class:`~backend.core.errors.WeightsError` for a file that cannot be used; all of one is read that nobody
+    vouches for."""
+    checked_file(path, settings, tensors_only=True)
+    if not is_vouched_for(path, settings):
+        from modules.face_restoration.network import load_face_restorer  # imports torch
+
+        load_face_restorer(path)

@@ -80,6 +80,15 @@ def _match(source: Source, families: Families) -> tuple[FamilyDescriptor | None,
         return None, next(filter(None, reasons), "") or described(source)
 
 
+def named_file(file: Path) -> str:
+    """What a file of weights is: "a model of the family sdxl", "a LoRA for Flux"; "" where that is not known."""
+    try:
+        family, what = _match(Source(file), FAMILIES)
+    except WeightsError:
+        return ""
+    return f"a model of the family {family.name}" if family else what
+
+
 def _told(label: str, what: str, setting: str, families: Families) -> str:
     names = ", ".join(family.name for family in families)
     return (

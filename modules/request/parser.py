@@ -30,10 +30,15 @@ HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
     {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
 )
 """The input of every field of :class:`Hires`."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def adetailer_units(
-    inputs: Mapping[str, Any], profile: ModelProfile, detectors: Mapping[str, ClassSet], restores_faces: bool = False
+    inputs: Mapping[str, Any],
+    profile: ModelProfile,
+    detectors: Mapping[str, ClassSet],
+    restores_faces: bool = False,
+    left_out: Mapping[str, str] = NOTHING,
 ) -> tuple[AdetailerUnit, ...]:
     """The ADetailer units of a request: those for faces (one, or those of ``adetailer_args``), then those for hands
     where they are asked for.
@@ -43,13 +48,13 @@ def adetailer_units(
     if not inputs["adetailer"]:
         return ()
     units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES)
-    _check_units(units, "adetailer_args", profile, detectors, restores_faces)
+    _check_units(units, "adetailer_args", profile, detectors, restores_faces, left_out)
     field = "adetailer_args_hands"
     if inputs[field].strip() or inputs["ad_hands_prompt"]:
         asking = field if inputs[field].strip() else "ad_hands_prompt"
         hands = _units_of(inputs, field, "ad_hands_prompt", HANDS)
         hands = tuple(unit if unit.model else replace(unit, model=_finds("hand", asking, detectors)) for unit in hands)
-        _check_units(hands, field, profile, detectors, restores_faces)
+        _check_units(hands, field, profile, detectors, restores_faces, left_out)
         if len(units) + len(hands) > MAX_UNITS:
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
@@ -87,6 +92,7 @@ def _check_units(
     profile: ModelProfile,
     detectors: Mapping[str, ClassSet],
     restores_faces: bool,
+    left_out: Mapping[str, str],
 ) -> None:
     """Raises :class:`InputError` for what the model family or the installed models cannot do."""
     honoured = profile.inputs
@@ -98,6 +104,7 @@ def _check_units(
                 field, f"ad_use_cfg_scale cannot be honoured: {profile.name} takes no guidance; leave it out"
             )
         if unit.model and unit.model not in detectors:
+            _refuse_left_out(field, unit.model, left_out)
             why = f" ({unavailable_reason()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
             raise InputError(
                 field, f"ad_model '{unit.model}' is not installed{why}; leave it out, or use {', '.join(detectors)}"
@@ -114,16 +121,18 @@ def build_request(
     upscalers: Collection[str] = (),
     restores_faces: bool = False,
     defaults: Defaults = STUDIO,
+    left_out: Mapping[str, str] = NOTHING,
 ) -> ImageRequest:
     """The request for the inputs of ``predict.py``, all of them, with the schema's defaults filled in.
 
     ``profile`` says what the model family honours; ``detectors`` (the first is the default), ``upscalers`` and
-    ``restores_faces`` what is installed; ``defaults`` what is meant by None. Raises :class:`InputError` for what cannot
+    ``restores_faces`` what is installed, ``left_out`` why other files cannot be used, by name; ``defaults`` what is
+    meant by None. Raises :class:`InputError` for what cannot
     be honoured.
     """
     inputs = defaults.filled(inputs, profile)
     _refuse_unsupported(inputs, profile)
-    _refuse_unknown_upscaler(inputs["upscaler"], upscalers)
+    _refuse_unknown_upscaler(inputs["upscaler"], upscalers, left_out)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     for name, read in (("image", read_image), ("mask", read_mask)):
         fields[name] = read(Path(str(inputs[name])), name) if inputs[name] else None
@@ -131,10 +140,10 @@ def build_request(
         profile.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
     )
     seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
-    left_out = {"seed": seed, "prompt_upsampling_seed": seed}
-    fields |= {name: value for name, value in left_out.items() if inputs[name] is None}
+    seeds = {"seed": seed, "prompt_upsampling_seed": seed}
+    fields |= {name: value for name, value in seeds.items() if inputs[name] is None}
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
-    units = adetailer_units(inputs, profile, detectors, restores_faces)
+    units = adetailer_units(inputs, profile, detectors, restores_faces, left_out)
     if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
         units = tuple(replace(unit, negative_prompt="") for unit in units)
         fields["notices"] = (f"ad_negative_prompt: is left out, {profile.inputs.label} has no negative prompt",)
@@ -154,9 +163,16 @@ def _hires(inputs: Mapping[str, Any]) -> Hires:
     )
 
 
-def _refuse_unknown_upscaler(name: str, upscalers: Collection[str]) -> None:
+def _refuse_left_out(field: str, name: str, left_out: Mapping[str, str]) -> None:
+    """Raises :class:`InputError` with the reason why a file of this name cannot be used."""
+    if reason := left_out.get(name) or left_out.get(Path(name).stem):
+        raise InputError(field, f"'{name[:40]}' cannot be used: {reason}")
+
+
+def _refuse_unknown_upscaler(name: str, upscalers: Collection[str], left_out: Mapping[str, str]) -> None:
     """Raises :class:`InputError` for an upscaler that is not installed."""
     if name and name not in upscalers:
+        _refuse_left_out("upscaler", name, left_out)
         others = f"leave it out, or use {', '.join(upscalers)}" if upscalers else "leave it out, no upscaler is"
         raise InputError("upscaler", f"'{name[:40]}' is not installed{nearest(name, upscalers)}; {others}")
 

@@ -5,17 +5,15 @@ Only headers are read, and the files of the folder for other upscalers.
 
 from __future__ import annotations
 
-import logging
 import math
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
 
-from backend.core.errors import WeightsError
 from backend.core.settings import Settings
-from backend.weights.resolver import EMBEDDED, checked_file, resolve_file, safe_form
-
-logger = logging.getLogger(__name__)
+from backend.weights.found_files import FoundFiles
+from backend.weights.resolver import EMBEDDED, checked_file, is_vouched_for, resolve_file, safe_form
 
 PUBLISHED = ("ESRGAN_4x.pth", "4x-UltraSharp.pth")
 """Those of the manifest; each is used if its file is under ``weights/``."""
@@ -28,37 +26,36 @@ FIRST = "upscaler"
 """The default upscaler's name in the cache and the memory plan."""
 
 
-def find_upscalers(settings: Settings) -> dict[str, Path]:
+def find_upscalers(settings: Settings) -> FoundFiles:
     """The files of all installed upscalers, by name (the file's, without its suffix); the first is the default.
 
-    A file of the folder that cannot be used is left out with a warning, unless the setting ``upscaler`` names it.
-
-    Raises :class:`~backend.core.errors.WeightsError` if the setting ``upscaler`` names a file that is missing, or
-    another file is not the one that was installed.
+    Raises :class:`~backend.core.errors.WeightsError` if the setting ``upscaler`` names a file that is missing, or a
+    file is not the one that was installed.
     """
-    weights = settings.weights_path
-    first = resolve_file("upscaler", settings.upscaler, (PUBLISHED[0], OWN), settings)
-    found = {first.stem: first}
-    for path in (weights / name for name in (*PUBLISHED, f"{EMBEDDED}/{OWN}")):
-        if path.is_file():
-            found.setdefault(path.stem, checked_file(path, settings))
-    for path in sorted((weights / FOLDER).glob("*")):
-        if path.suffix.lower() in SUFFIXES and path.stem not in found and is_upscaler(path, settings):
-            found[path.stem] = path
-    return {name: safe_form(path, settings) for name, path in found.items()}
+    weights, found = settings.weights_path, FoundFiles("upscaler")
+    if settings.upscaler != "auto":
+        first = resolve_file("upscaler", settings.upscaler, (), settings, tensors_only=True)
+        found[first.stem] = first
+    best, *others = PUBLISHED
+    known = [path for name in (best, f"{EMBEDDED}/{OWN}", *others) if (path := weights / name).is_file()]
+    brought = [path for path in sorted((weights / FOLDER).glob("*")) if path.suffix.lower() in SUFFIXES]
+    for path in (*known, *brought):
+        found.add(path.stem, path, settings, partial(check_upscaler, settings=settings))
+    if not found:
+        resolve_file("upscaler", "auto", (best, OWN), settings)  # which says what is missing
+    for name, path in found.items():
+        found[name] = safe_form(path, settings)
+    return found
 
 
-def is_upscaler(path: Path, settings: Settings) -> bool:
-    """Whether the file can be used; if not, a warning says why. All of it is read, which takes tenths of a second: no
-    header says what a network does."""
-    from modules.upscaling.tiled import read_upscaler  # imports torch, which is needed only if there is such a file
+def check_upscaler(path: Path, settings: Settings) -> None:
+    """Raises :class:`~backend.core.errors.WeightsError` for a file that cannot be used. Of one that nobody vouches for
+    all is read, which takes tenths of a second: no header says what a network does."""
+    checked_file(path, settings, tensors_only=True)
+    if not is_vouched_for(path, settings):
+        from modules.upscaling.tiled import read_upscaler  # imports torch, which is needed only if there is such a file
 
-    try:
-        read_upscaler(checked_file(path, settings))
-    except (WeightsError, OSError) as error:
-        logger.warning("upscaler left out: %s", error)
-        return False
-    return True
+        read_upscaler(path)
 
 
 def upscaler_parameters(path: Path) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from backend.checkpoints.build_budget import BuildBudget
 from backend.checkpoints.file_type import check_content, is_safetensors
 from backend.checkpoints.header import check_numbering
+from backend.checkpoints.tensor_pickle import check_tensor_pickle
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
+from modules.families.registry import named_file
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -41,7 +43,7 @@ def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[tor
 
     try:
         check_content(path, path.name)
-        tensors = load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
+        tensors = load_file(path) if is_safetensors(path) else _unpickled(path, role)
         tensors = canonicalize_state_dict(tensors)
         check_numbering(tensors)
         with BuildBudget(path.name, path.stat().st_size, len(tensors)):
@@ -55,10 +57,17 @@ def read_network(path: Path, role: str, advice: str) -> ImageModelDescriptor[tor
             f"{path.name}: cannot be read ({error.strerror}); check its permissions and the disk"
         ) from error
     except UnsupportedModelError as error:
-        raise WeightsError(f"{path.name}: holds no {role} that spandrel knows; {advice}") from error
+        what = named_file(path)
+        told = f"is {what}, and no {role}" if what and role not in what else f"holds no {role} that spandrel knows"
+        raise WeightsError(f"{path.name}: {told}; {advice}") from error
     # what the unpickler and the architectures raise on bytes or shapes that they do not understand
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, *MISREAD) as error:
         raise WeightsError(f"{path.name}: is damaged, or not what its name says; copy or download it again") from error
     if not isinstance(model, ImageModelDescriptor):
         raise WeightsError(f"{path.name}: holds no {role}, but a network for pictures with masks; {advice}")
     return model
+
+
+def _unpickled(path: Path, role: str) -> Any:
+    check_tensor_pickle(path, role)
+    return torch.load(path, map_location="cpu", weights_only=True)
