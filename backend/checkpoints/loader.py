@@ -135,10 +135,10 @@ def _packed_module(kind: Any, config: Any, tensors: Mapping[str, torch.Tensor], 
     with torch.device("meta"):
         module: nn.Module = kind(config)
     own = module.state_dict()
-    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
-    if not fits or any(True for _ in module.buffers()):
+    known = {name: tensor for name, tensor in tensors.items() if name in own}
+    if any(own[name].shape != tensor.shape for name, tensor in known.items()) or list(module.buffers()):
         return None
-    module.load_state_dict(_unpacked(tensors, _linear_weights(module)), assign=True, strict=False)
+    module.load_state_dict(_unpacked(known, _linear_weights(module)), assign=True, strict=False)
     module.tie_weights()  # type: ignore[operator]
     return None if any(parameter.is_meta for parameter in module.parameters()) else module
 
