@@ -45,6 +45,9 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 )
 """Bytes of a number in the other formats."""
 
+WEIGHTS_AT_ONCE = 2**23
+"""Packed weights that are dequantized at a time, so that their values in float32 take little room beside the result."""
+
 
 @dataclass(frozen=True)
 class Entry:

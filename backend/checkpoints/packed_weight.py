@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.checkpoints.entries import GGUF_BLOCKS
+from backend.checkpoints.entries import GGUF_BLOCKS, WEIGHTS_AT_ONCE
 from backend.checkpoints.gguf_types import LEVEL_DECODERS, NONLINEAR_LEVELS, gguf_values
 from backend.compat import call_torch, map_tensors, wrapper_tensor
 
-WEIGHTS_AT_ONCE = 2**23
-"""Weights that are dequantized at a time, so that their values in float32 take little room beside the result."""
 # fmt: off
 FOUR_BITS: Mapping[str, tuple[float, ...]] = MappingProxyType({
     "NF4": (

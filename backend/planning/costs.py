@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from backend.checkpoints.entries import WEIGHTS_AT_ONCE
 from backend.planning.activations import TILING_WORK, Step
 from backend.planning.model_specs import PACKED, SLOWDOWN, Component
 
@@ -31,8 +32,9 @@ depends on it is in docs/memory.md; to be replaced by a measurement."""
 NF4_INDEX_BYTES = 2
 """While a layer is dequantized, bytes per weight of the indices into the table: an int32 for every two weights."""
 
-PACKED_SCRATCH = 140 * 10**6
-"""While packed weights are dequantized, bytes of the values on their way, in float32, of some million at a time."""
+PACKED_SCRATCH_BYTES = 16.5
+"""While packed weights are dequantized, bytes of each that is on its way: bits, and values in float32 before and after
+the scale. Counted on every format; Q5_K takes most."""
 
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights are copied layer by layer. Assumed."""
@@ -86,7 +88,8 @@ def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
     # while a layer computes, its weights are also there in the dtype that it computes in
     dequantized = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4", PACKED) else 0
-    dequantized += PACKED_SCRATCH if placement.dtype == PACKED else 0
+    if placement.dtype == PACKED:
+        dequantized += int(PACKED_SCRATCH_BYTES * min(component.largest_layer, WEIGHTS_AT_ONCE))
     dequantized += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
     if placement.kind == "block offload":
         # the block that computes, the one that is being copied, and what is outside of blocks

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from backend.core.units import GIB, format_bytes
 from backend.planning.advice import Change
 from backend.planning.costs import Kind, Placement
+from backend.planning.model_specs import PACKED
 from backend.planning.plan import MemoryPlanError
 from backend.planning.rules import (
     computes_fp8,
@@ -92,7 +93,12 @@ def _placement(search: PlanSearch, choice: Choice, index: int) -> Iterator[str]:
             f"{name} ({size} in {placement.dtype}) {OFFLOADED[placement.kind]}: to stay it would need "
             f"{format_bytes(over)} more."
         )
-    if placement.dtype != component.dtype:
+    if placement.dtype == PACKED:
+        yield (
+            f"{name} stays in the {component.on_disk} of its file and is dequantized layer by layer: "
+            f"{format_bytes(component.size())} become {size}."
+        )
+    elif placement.dtype != component.dtype:
         yield (
             f"{name} is rounded to {placement.dtype}, which weight_precision '{search.rules.weight_precision}' "
             f"allows: {format_bytes(component.size())} become {size}."

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
 from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
-from backend.planning.model_specs import PACKED, Component, ModelSpec
+from backend.planning.model_specs import BYTES_PER_PARAMETER, PACKED, Component, ModelSpec
 from backend.planning.rules import ROUNDING, UNROUNDED, MemoryRules, computes_fp8, has_own_memory, usable_bytes
 
+MOST_OF_PACKED = 0.9
+"""Weights that their file has quantized are quantized anew where that leaves at most so much of their bytes."""
 SECONDS_DIGITS = 1
 """Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and
 no weight should be rounded to save a millisecond."""
@@ -132,11 +134,14 @@ class PlanSearch:
         if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device):
             rounded.append("fp8_compute")
         rounded = [dtype for dtype in rounded if dtype in self.rules.formats]
+        if component.packed:  # what the file has rounded is not rounded again for nothing
+            least = MOST_OF_PACKED * component.packed
+            rounded = [one for one in rounded if one == "fp8_compute" or BYTES_PER_PARAMETER[one] < least]
+            return [own, PACKED, *rounded]
         wanted = self.rules.denoiser_formats.intersection(rounded)
         if name == self.models.denoiser and wanted and own in UNROUNDED:
             return [dtype for dtype in rounded if dtype in wanted]
-        as_stored = [PACKED] * (component.packed > 0)  # rounds nothing: the values are those of the file
-        return [own, *as_stored, *rounded]
+        return [own, *rounded]
 
     def option(self, name: str, placement: Placement) -> Option:
         component = self.models.components[name]

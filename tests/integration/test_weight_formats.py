@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.emulated_runs import Run, run_emulated
 from support.gguf_files import quantized, write_gguf
 from support.original_flux import original_layout
 from torch import nn
@@ -21,6 +22,8 @@ from backend.checkpoints.gguf_names import INNER, OUTER
 from backend.checkpoints.loader import load_transformers_module
 from backend.checkpoints.packed_weight import PackedWeight, unpack
 from backend.core.settings import ROOT, Settings
+from backend.planning.costs import Kind, Placement
+from backend.planning.model_specs import PACKED
 from modules.app.model_files import Files, find_files
 
 Tensors = dict[str, torch.Tensor]
@@ -171,3 +174,39 @@ def test_the_text_encoder_of_a_gguf_file_stays_packed_and_computes_the_same(tmp_
     tokens = torch.arange(12).view(1, 12)
     with torch.no_grad():
         assert torch.equal(module(tokens)[0], expected(tokens)[0])
+
+
+@pytest.fixture(scope="module")
+def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose transformer is in NF4 and whose T5 is in fp8, as folders have them."""
+    folder = tmp_path_factory.mktemp("packed") / "flux"
+    shutil.copytree(FOLDER, folder)
+    quantized_folder(folder / "transformer", "bitsandbytes")
+    file = next((folder / "text_encoder_2").glob("*.safetensors"))
+    save_file({name: tensor.to(E4M3) for name, tensor in load_file(file).items()}, file)
+    return folder
+
+
+def placed_packed(folder: Path, kind: Kind, dtype: str, scratch: Path) -> Run:
+    components = files_of(folder).spec(torch.float32).components
+    placements = {
+        name: Placement(kind, dtype) if one.packed else Placement("resident", "fp32")
+        for name, one in components.items()
+    }
+    assert sum(placement.dtype == dtype for placement in placements.values()) >= 2
+    return run_emulated(placements, 10**9, scratch, str(folder))
+
+
+def test_packed_weights_give_the_same_picture_in_every_placement_in_as_little_memory_as_planned(
+    packed_folder: Path, tmp_path: Path
+) -> None:
+    plain = placed_packed(packed_folder, "resident", "fp32", tmp_path)
+    for kind in ("resident", "model offload", "block offload"):
+        run = placed_packed(packed_folder, kind, PACKED, tmp_path)
+        assert (run.picture == plain.picture).all(), kind
+        assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
+    components = files_of(packed_folder).spec(torch.float32).components
+    for name in ("transformer", "text_encoder_2"):
+        size = run.models.stats().model_bytes[name]
+        assert size == pytest.approx(components[name].size(PACKED), rel=0.05)
+        assert size < 0.6 * plain.models.stats().model_bytes[name]

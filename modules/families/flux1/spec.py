@@ -97,8 +97,10 @@ def _transformer_shapes(part: Part) -> Mapping[str, Shape]:
 
 
 def _packed(name: str, header: Header, dtype: str) -> float:
-    """Bytes that a parameter takes as the file has it, where the component is large enough to keep it so."""
-    return header.packed_bytes(BYTES_PER_PARAMETER[dtype]) if name in ("transformer", "text_encoder_2") else 0
+    """Bytes that a parameter takes as the file has it, where the component is large enough to keep it so. Layers of T5
+    stay in float32 beside float16, so its file is dequantized then."""
+    keeps = name == "transformer" or (name == "text_encoder_2" and dtype != "fp16")
+    return header.packed_bytes(BYTES_PER_PARAMETER[dtype]) if keeps else 0
 
 
 def _without_copies(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:

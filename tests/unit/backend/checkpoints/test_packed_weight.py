@@ -9,7 +9,8 @@ import torch
 from support.gguf_files import random_blocks
 from torch import nn
 
-from backend.checkpoints.packed_weight import WEIGHTS_AT_ONCE, PackedWeight, unpack
+from backend.checkpoints.entries import WEIGHTS_AT_ONCE
+from backend.checkpoints.packed_weight import PackedWeight, unpack
 
 
 def packed(seed: int = 0, rows: int = 12, format: str = "Q4_K") -> PackedWeight:

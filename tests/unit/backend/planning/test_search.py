@@ -9,6 +9,7 @@ import pytest
 from support.model_specs import FLUX_DEV
 
 from backend.memory_management import DeviceMemory, MemoryRules, Placement, Workload, plan_memory
+from backend.planning.model_specs import PACKED, ModelSpec
 
 GB = 10**9
 INSTANT = DeviceMemory("emulated", 80 * GB, host_bytes=200 * GB, copy_bandwidth=1e18, flops=1e20)
@@ -58,3 +59,25 @@ def test_time_comes_before_everything() -> None:
     slow_copies = replace(INSTANT, total_bytes=30 * GB, copy_bandwidth=5e9)
     plan = plan_memory(slow_copies, FLUX_DEV, DECODER_NEEDS_MOST, NF4)
     assert plan.placements["transformer"] == Placement("resident", "fp8")
+
+
+def with_packed(rate: float) -> ModelSpec:
+    transformer = replace(FLUX_DEV.components["transformer"], packed=rate, on_disk="Q4_K")
+    return replace(FLUX_DEV, components={**FLUX_DEV.components, "transformer": transformer})
+
+
+def test_what_a_file_has_quantized_is_dequantized_where_that_fits_and_stays_as_it_is_elsewhere() -> None:
+    workload, models = Workload(1024, 1024), with_packed(0.6)
+    large = plan_memory(DeviceMemory("emulated", 60 * GB), models, workload).placements["transformer"]
+    small = plan_memory(DeviceMemory("emulated", 16 * GB), models, workload)
+    assert large == Placement("resident", "bf16")
+    assert small.placements["transformer"].dtype == PACKED
+    assert any("stays in the Q4_K of its file" in reason for reason in small.reasons)
+    assert small.predicted_peak_bytes <= 16 * GB
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(0.5625, PACKED), (0.6, PACKED), (1.0, "nf4")])
+def test_weights_are_rounded_a_second_time_only_where_that_saves_memory(rate: float, taken: str) -> None:
+    device = DeviceMemory("emulated", 12 * GB, host_bytes=200 * GB)
+    plan = plan_memory(device, with_packed(rate), Workload(1024, 1024), NF4)
+    assert plan.placements["transformer"].dtype == taken
