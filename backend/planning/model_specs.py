@@ -59,7 +59,7 @@ class Component:
 
     def is_mapped(self, dtype: str) -> bool:
         """Whether weights in ``dtype`` are pages of the file, which the system drops and reads again as it likes."""
-        return dtype == self.dtype and self.on_disk in ("", dtype)
+        return dtype == PACKED or (dtype == self.dtype and self.on_disk in ("", dtype))
 
     def size(self, dtype: str | None = None) -> int:
         """Bytes of the whole component in ``dtype`` (or as its checkpoint has it)."""

@@ -27,12 +27,13 @@ def resolved_rules(
 ) -> Iterator[tuple[MemoryRules, str]]:
     """The rules to plan by, each with the reason in words; those that follow count where nothing fits by those before.
 
-    Raises SettingsError for "gguf" where no component is stored so.
+    Raises SettingsError for "gguf" where no file has quantized its weights.
     """
     precision = rules.weight_precision
     if precision == "gguf" and not any(component.packed for component in models.components.values()):
         raise SettingsError(
-            "weight_precision is 'gguf', but the model is no GGUF file; choose such a file as 'model', or use 'auto'"
+            "weight_precision is 'gguf', but no file of the model has quantized weights; choose a GGUF file as 'model', "
+            "or use 'auto'"
         )
     if precision != "auto":
         yield rules, ""

@@ -135,6 +135,8 @@ class PlanSearch:
             rounded.append("fp8_compute")
         rounded = [dtype for dtype in rounded if dtype in self.rules.formats]
         if component.packed:  # what the file has rounded is not rounded again for nothing
+            if self.rules.weight_precision == "gguf":
+                return [PACKED]
             least = MOST_OF_PACKED * component.packed
             rounded = [one for one in rounded if one == "fp8_compute" or BYTES_PER_PARAMETER[one] < least]
             return [own, PACKED, *rounded]

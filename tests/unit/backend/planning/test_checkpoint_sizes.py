@@ -49,7 +49,9 @@ def embedded_folder(tmp_path: Path) -> Path:
     for name, content in {
         "transformer/config.json": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
         "text_encoder_2/config.json": {"d_ff": 512, "num_heads": 6},
+        "text_encoder/config.json": {},
         "vae/config.json": {"block_out_channels": [32, 64, 64, 64]},
+        "model_index.json": {"_class_name": "FluxPipeline"},
         "family.json": {"native": 256, "tokens": 40},
     }.items():
         (tmp_path / "flux" / name).write_text(json.dumps(content))

@@ -89,11 +89,12 @@ def test_it_rounds_further_before_it_refuses() -> None:
 
 
 def test_gguf_is_for_gguf_files() -> None:
-    with pytest.raises(SettingsError, match="the model is no GGUF file; choose such a file as 'model', or use 'auto'"):
+    with pytest.raises(SettingsError, match="has quantized weights; choose a GGUF file as 'model', or use 'auto'"):
         plan_memory(card_named("H100").device(), FLUX_DEV, PLAIN, MemoryRules(weight_precision="gguf"))
     stored = {
         **FLUX_DEV.components,
         "transformer": replace(FLUX_DEV.components["transformer"], on_disk="Q4_K", packed=0.5625),
     }
     models = replace(FLUX_DEV, components=stored)
-    assert plan_memory(card_named("H100").device(), models, PLAIN, MemoryRules(weight_precision="gguf"))
+    plan = plan_memory(card_named("H100").device(), models, PLAIN, MemoryRules(weight_precision="gguf"))
+    assert plan.placements["transformer"].dtype == "packed"
