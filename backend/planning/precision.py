@@ -32,8 +32,8 @@ def resolved_rules(
     precision = rules.weight_precision
     if precision == "gguf" and not any(component.packed for component in models.components.values()):
         raise SettingsError(
-            "weight_precision is 'gguf', but no file of the model has quantized weights; choose a GGUF file as 'model', "
-            "or use 'auto'"
+            "weight_precision is 'gguf', but no file of the model has quantized weights; choose a GGUF file as "
+            "'model', or use 'auto'"
         )
     if precision != "auto":
         yield rules, ""
