@@ -35,6 +35,7 @@ from PIL import Image
 
 from backend.core.settings import ROOT
 from bench.robustness.hostile_bodies import heavy_bodies, light_bodies
+from bench.support.hostile_texts import INFOTEXTS, TEXTS, UNITS
 
 SECRET = "hf_notToBeSeen0123456789"
 """In the environment of the server, as a token would be."""
@@ -121,12 +122,11 @@ UNIT_TEXTS = (
     '"x"',
     "[1]",
     "1e999",
+    *UNITS.values(),
 )
 ODD_TEXT = st.one_of(
     st.text(max_size=40),
-    st.sampled_from(
-        ["", " ", "\x00", "a" * 20_000, "\u202e\u0000\uffff", "[SEP]" * 50, "${HF_TOKEN}", "{{7*7}}", "../" * 20]
-    ),
+    st.sampled_from(["", " ", "${HF_TOKEN}", "../" * 20, *TEXTS.values()]),
 )
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -155,8 +155,10 @@ def right_value(name: str, prop: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(prop["enum"])
     if prop.get("format") == "uri":
         return st.sampled_from(PICTURES)
-    if name == "adetailer_args":
+    if name.startswith("adetailer_args"):
         return st.sampled_from(UNIT_TEXTS)
+    if name == "prompt":
+        return ODD_TEXT.filter(bool) | st.sampled_from(sorted(INFOTEXTS.values()))
     kind, low, high = (
         prop["type"],
         prop.get("minimum", 0),

@@ -13,38 +13,11 @@ import pytest
 from support.requests_data import INPUTS
 
 from backend.core.errors import InputError
-from backend.core.texts import MAX_TEXT
+from bench.support.hostile_texts import TEXTS, UNITS
 from modules.app.service import Service
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
 
-TEXTS = {
-    "zero bytes": "a man\0with\0a hat",
-    "lone surrogates": "a man \ud83d with \udc00 a hat",
-    "control characters": "a man\x01\x1b[31m with\r\n\t\x7f a hat",
-    "right to left": "a man \u202e\u200f with a hat\u2066",
-    "emoji": "\U0001f469\u200d\U0001f9b0" * 4_000,
-    "combining marks": "e" + "\u0301" * (MAX_TEXT - 1),
-    "one word": "a" * MAX_TEXT,
-    "brackets": "(" * MAX_TEXT,
-    "marks": "[SEP]" * (MAX_TEXT // 5),
-    "spaces": " " * (MAX_TEXT - 1) + "a",
-    "templates": "{{7*7}} ${HOME} %s {0.__class__}",
-}
-UNITS = {
-    "deep": "[" * 10_000 + "]" * 10_000,
-    "deep objects": '{"ad_prompt":' * 1_000 + "1" + "}" * 1_000,
-    "a level too many": '{"ad_prompt": ' + "[" * 17 + "]" * 17 + "}",
-    "twice": '{"ad_prompt": "a", "ad_prompt": "b"}',
-    "not a number": '{"ad_confidence": NaN}',
-    "infinite": '{"ad_confidence": 1e999}',
-    "digits": '{"ad_mask_k": ' + "9" * 5_000 + "}",
-    "long name": '{"' + "x" * 10_000 + '": 1}',
-    "odd name": '{"a\\n\\u0000\\ud800": 1}',
-    "filled in": json.dumps({"ad_prompt": "[PROMPT]" * 2_000}),
-    "too long": json.dumps({"ad_prompt": "x" * MAX_TEXT}),
-    "impact": json.dumps({"ad_prompt": "[LAB] face: a man"}),
-}
 SMALL = {**INPUTS, "num_inference_steps": 1, "megapixels": "0.25", "scale": 1.0, "seed": 1, "output_format": "png"}
 
 
