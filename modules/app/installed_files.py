@@ -12,6 +12,7 @@ from modules.detection.classes import ClassSet
 from modules.detection.mediapipe import NAMES, unavailable_reason
 from modules.extension_optimizer import select
 from modules.input_checks import InputChecks, Installed
+from modules.request.defaults import DEFAULTS
 
 
 def checks_before_loading(settings: Settings) -> InputChecks:
@@ -35,6 +36,7 @@ def checks_before_loading(settings: Settings) -> InputChecks:
         files.face_restorer is not None,
         selection.disabled,
         selection.missing,
-        left_out=files.left_out,
+        DEFAULTS[settings.profile],
+        files.left_out,
     )
     return InputChecks(InputSchema(), selection, installed)

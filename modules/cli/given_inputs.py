@@ -13,10 +13,13 @@ from backend.core.texts import MAX_TEXT
 
 if TYPE_CHECKING:
     from modules.app.service import Service
+    from modules.extension_optimizer import Selection
     from modules.request.infotext import Filled
 
 FROM = "--from"
 _NAME = re.compile(r"[a-zA-Z_]\w*=")
+MISREAD = (AttributeError, LookupError, TypeError, ValueError)
+"""What a record raises whose parts are of other kinds than those of ours."""
 _UTF8_BYTES = 4
 """Of one character at most."""
 
@@ -67,6 +70,7 @@ class PictureSource:
 
         self.schema = schema
         self.model, self.recorded, self.seed = "", None, 0
+        self.stage_options: Mapping[str, object] = {}
         record: dict[str, Any] = {}
         try:
             self.text, record = read_parameters(file)
@@ -77,9 +81,10 @@ class PictureSource:
         if record:
             try:
                 self.recorded = inputs_of_record(record, schema.properties)
-                self.model, self.seed = str(record.get("model", {}).get("name", "")), record["seed"]
-            except ValueError as error:
-                raise InputError(FROM, f"'{file}': {error}") from None
+                self.model, self.seed = str(record["model"]["name"]), record["seed"]
+                self.stage_options = dict(record["request"].get("stage_options") or {})
+            except MISREAD:
+                raise InputError(FROM, f"'{file}': the record in the file is not one of this version") from None
             return
         self.text = as_infotext(self.text) or self.text
         if not parse(self.text)[2]:
@@ -100,7 +105,35 @@ class PictureSource:
         notices = [notice for notice in filled.notices if notice.partition(":")[0] not in given]
         if self.model not in ("", service.model.name):
             notices.append(f"the picture is by '{self.model}', here is {service.model.name}")
-        return self.schema.validate(filled.under(given)), notices
+        of_stages, lost = _of_stages(self.stage_options, service.extensions, self.schema)
+        notices += [
+            f"{name}: what the file says of it cannot be given again; give its inputs"
+            for name in sorted(lost - given.keys())
+        ]
+        return self.schema.validate(of_stages | filled.under(given)), notices
+
+
+def _of_stages(
+    options: Mapping[str, object], selection: Selection, schema: InputSchema
+) -> tuple[dict[str, object], set[str]]:
+    """The inputs of stages that a request kept as ``stage_options``, and the stages of which they are not known.
+
+    Those of a stage that keeps its only input as it is are known; so is what a request keeps that asks for nothing.
+    """
+    usual = selection.stage_options(schema.validate({"prompt": "x"}))
+    stages = {stage.name: stage for stage in selection.enabled_stages}
+    found: dict[str, object] = {}
+    lost: set[str] = set()
+    for name in (name for name, value in options.items() if value != usual.get(name)):
+        try:
+            (own,) = stages[name].inputs
+            values = schema.validate({"prompt": "x", own: options[name]})
+            if stages[name].options(values) != options[name]:
+                raise InputError(own, "is kept in another form")
+            found[own] = options[name]
+        except (InputError, KeyError, ValueError):  # refused; no such stage here; several inputs
+            lost.add(name)
+    return found, lost
 
 
 def check_texts(inputs: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from backend.core.files import atomic_files
+from backend.core.texts import json_from
 from modules.pipeline.base import ImageBatch, Picture
 from modules.request.image_request import ImageRequest
 
@@ -142,7 +143,7 @@ def read_parameters(path: Path) -> tuple[str, dict[str, Any]]:
             comment, note = tags.get(_USER_COMMENT, b""), tags.get(_MAKER_NOTE, b"")
             text = _comment_text(comment) if isinstance(comment, bytes) else ""
             record = note.removeprefix(_MAKER) if note.startswith(_MAKER) else ""
-    return text, json.loads(record) if record else {}
+    return text, json_from(record) if record else {}
 
 
 def _comment_text(comment: bytes) -> str:

@@ -10,10 +10,15 @@ from backend.core.settings import Settings
 from modules.app.installed_files import checks_before_loading
 from modules.app.service import Service
 from modules.detection.registry import stated_classes
+from modules.request.defaults import DEFAULTS
 
 
 def test_they_are_those_of_the_service_with_its_models_loaded(service: Service) -> None:
     assert checks_before_loading(Settings(model="embedded")).installed == service.checks.installed
+
+
+def test_the_profile_gives_the_defaults() -> None:
+    assert checks_before_loading(Settings(model="embedded", profile="hosted")).installed.defaults == DEFAULTS["hosted"]
 
 
 def test_what_is_turned_off_is_not_installed() -> None:

@@ -88,3 +88,20 @@ def test_a_picture_that_says_nothing_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=problem) as error:
             PictureSource(tmp_path / file, SCHEMA)
         assert str(error.value).startswith("--from: ")
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["[1]", "5", '{"request": 5, "seed": 1}', '{"request": {"prompt": "x"}, "seed": "1"}', '{"a":' * 50_000, "[" * 50_000]
+    + [f'{{"request": {{"prompt": "x", {odd}}}, "seed": 1, "model": {{"name": "m"}}}}' for odd in (
+        '"hires": [1]', '"adetailer": {"a": 1}', '"adetailer": [5]', '"stage_options": [1]', '"stage_options": "x"',
+        '"aspect_ratio": []',
+    )],
+)  # fmt: skip
+def test_a_record_that_is_not_ours_is_one_line(record: str, tmp_path: Path) -> None:
+    chunks = PngInfo()
+    chunks.add_text("cog-flux-adetailer", record)
+    Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=chunks)
+    with pytest.raises(InputError) as caught:
+        PictureSource(tmp_path / "odd.png", SCHEMA).checked({})
+    assert "\n" not in str(caught.value)

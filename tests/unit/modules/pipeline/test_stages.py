@@ -21,6 +21,7 @@ from backend.api.input_schema import PREDICTOR_FILE, InputSchema
 from backend.core.errors import InputError
 from backend.core.settings import ROOT, Settings
 from modules.app.service import Service, start
+from modules.cli.given_inputs import PictureSource
 from modules.extension_optimizer import optional_features
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import Feature, ImageBatch, Services, Stage
@@ -133,6 +134,19 @@ class TestToyStage:
         assert np.array_equal(pixels(inverted), 255 - pixels(plain)) and metrics["invert.seconds"] > 0
         text, record = read_parameters(file)
         assert "Invert: 1" in text and record["request"]["stage_options"] == {"invert": 1.0}
+
+    def test_a_file_gives_its_input_again(self, toy_service: Service, toy_schema: InputSchema) -> None:
+        _, file, _ = self.predicted(toy_service, invert_strength=0.5)
+        inputs, notices = PictureSource(file, toy_schema).inputs({}, toy_service)
+        assert inputs["invert_strength"] == 0.5 and notices == []
+
+    def test_an_option_that_cannot_be_given_again_is_told(self, toy_service: Service, toy_schema: InputSchema) -> None:
+        _, file, _ = self.predicted(toy_service, invert_strength=0.5)
+        source = PictureSource(file, toy_schema)
+        source.stage_options = {"invert": 0.05, "watermark": "x"}
+        inputs, notices = source.inputs({}, toy_service)
+        assert inputs["invert_strength"] == 0.0
+        assert sorted(notice.partition(":")[0] for notice in notices) == ["invert", "watermark"]
 
     def test_its_own_check_refuses_an_input_before_any_model_runs(self, toy_service: Service) -> None:
         with pytest.raises(InputError, match="^invert_strength: is too little to be seen"):
