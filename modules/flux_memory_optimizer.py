@@ -7,8 +7,8 @@ by more than rounding. The one that does, the first-block cache, is an input of 
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +22,12 @@ from torch import nn
 from backend.core.settings import ROOT, Settings
 from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
+from backend.offload.oom_fallback import is_out_of_memory
 from backend.offload.placements import block_modules
 from modules.compat import attend
+from modules.compilation import Compilation, why_no_compiler
+
+logger = logging.getLogger(__name__)
 
 ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package
@@ -37,6 +41,9 @@ something else."""
 FIRST_BLOCK_THRESHOLD = 0.08
 """ParaAttention's value for Flux: a step whose first block changes less than this, relative to the last one
 computed, is not computed."""
+
+COMPILED = ("compiled blocks", "whole transformer in one graph", "compiled decoding")
+"""The techniques that are code of ``torch.compile``."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,21 @@ class FluxMemoryOptimizer:
         """The model that the cache has read under this name, made faster. Weights and results stay the same."""
         if name == "transformer":
             self._choose_attention(module)
-            self._compile_blocks(module)
+            self._compile_transformer(module)
         elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
             if name == "vae":
+                self._compile_decoder(module)
                 tiled = bool(getattr(module, "use_tiling", False))
                 self._note(
                     "autoencoder in tiles", tiled, "the memory plan asks for it" if tiled else "whole pictures fit"
                 )
         return module
+
+    @property
+    def compiles(self) -> bool:
+        """Whether anything of what was improved so far is compiled."""
+        return any(one.applied for one in self.report if one.name in COMPILED)
 
     def table(self) -> str:
         """One line a technique."""
@@ -117,7 +130,12 @@ class FluxMemoryOptimizer:
         config: Any = transformer.config
         # text and image tokens of one picture of 1024 x 1024
         shape = (1, 512 + 4096, config.num_attention_heads, config.attention_head_dim)
-        best, reason = fastest_attention(ATTENTION_BACKENDS, shape, self.device.torch_device, self.device.dtype)
+        try:
+            best, reason = fastest_attention(ATTENTION_BACKENDS, shape, self.device.torch_device, self.device.dtype)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            best, reason = "native", "not timed: the device's memory is full"
         if best != "native":
             set_attention(transformer, best)
         self._note(name, best != "native", reason)
@@ -130,31 +148,56 @@ class FluxMemoryOptimizer:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._note(f"channels last: {name}", True, "convolutions read this layout without reordering")
 
-    def _compile_blocks(self, transformer: nn.Module) -> None:
-        name = "compiled blocks"
-        if reason := self._why_not_compiled():
+    def _compile_transformer(self, transformer: nn.Module) -> None:
+        name, whole, _ = COMPILED
+        kind = self.plan.placements["transformer"].kind
+        reason = self._why_not_compiled()
+        if not reason and kind == "layer offload":
+            reason = "the memory plan loads its layers one by one, by hooks inside the blocks"
+        if reason:
             self._note(name, False, reason)
+            self._note(whole, False, reason)
             return
-        folder = ROOT / self.settings.compile_cache
-        kept = "kept" if keep_compiled_code(folder) else "lost with the process: it cannot be written"
         blocks = block_modules(transformer)
+        compilation = Compilation(lambda failure: self._note_failure(name, failure, whole))
         for block in blocks:
-            # the forward only: hooks that stream weights or skip blocks then stay outside of the compiled code
-            block.forward = torch.compile(block.forward)
-        self._note(name, True, f"{len(blocks)} blocks; the code is {kept} in '{folder.name}'")
+            compilation.compile(block)
+        self._note(name, True, f"{len(blocks)} blocks, for all sizes at once; {self._where_code_is_kept()}")
+        if self.settings.compile != "whole":
+            self._note(whole, False, "the setting 'compile' is not 'whole'")
+        elif kind != "resident":
+            self._note(whole, False, f"its weights move ({kind}), and a CUDA graph knows only fixed addresses")
+        else:
+            compilation.compile(transformer, graphs=True)
+            replayed = "replayed as a CUDA graph" if self.device.kind == "cuda" else "without CUDA graphs on a CPU"
+            self._note(whole, True, f"{replayed}; with go_fast the blocks are used")
+
+    def _compile_decoder(self, vae: Any) -> None:
+        name = COMPILED[-1]
+        reason = "for CUDA devices only" if self.device.kind != "cuda" else self._why_not_compiled()
+        if not reason:
+            Compilation(lambda failure: self._note_failure(name, failure)).compile(vae.decoder)
+        self._note(name, not reason, reason or "the autoencoder's decoder, for all sizes at once")
 
     def _why_not_compiled(self) -> str:
-        """What speaks against compiling the transformer's blocks, "" when nothing does."""
-        setting, kind = self.settings.compile, self.plan.placements["transformer"].kind
+        """What speaks against compiling anything, "" when nothing does."""
+        setting = self.settings.compile
         if setting == "off":
             return "the setting 'compile' is off"
         if setting == "auto" and self.device.kind == "cpu":
             return "takes longer than it saves in a few pictures on a CPU; the setting 'compile' turns it on"
-        if kind == "layer offload":
-            return "the memory plan loads its layers one by one, by hooks inside the blocks"
-        if not (shutil.which("gcc") or shutil.which("cc")):
-            return "there is no C compiler (gcc or cc) for the generated code"
-        return ""
+        return why_no_compiler(self.device.kind == "cuda")
+
+    def _where_code_is_kept(self) -> str:
+        folder = ROOT / self.settings.compile_cache
+        kept = "kept" if keep_compiled_code(folder) else "lost with the process: it cannot be written"
+        return f"the code is {kept} in '{folder.name}'"
+
+    def _note_failure(self, name: str, reason: str, *others: str) -> None:
+        """Corrects the report, and says it in the log once."""
+        logger.warning("%s: %s", name, reason)
+        failed = (name, *others)
+        self.report[:] = [Optimization(one.name, False, reason) if one.name in failed else one for one in self.report]
 
 
 def keep_compiled_code(folder: Path) -> bool:

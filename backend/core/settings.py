@@ -48,7 +48,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     weight_precision: Literal["auto", "bf16", "fp8", "nf4", "gguf"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off", "whole"] = "auto"
     compile_cache: str = ".compile_cache"
     quantized_cache: str = ".quantized_cache"
     quantized_cache_gb: Annotated[WholeNumber, Field(ge=0)] = 60

@@ -150,6 +150,7 @@ class OffloadedModel(PlacedModel):
     """Model offload: uploaded when it is borrowed, dropped when other models need the room."""
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
+        vars(module).pop("forward", None)  # a graph of the whole model knows only the addresses that it was made with
         super().__init__(module, transfers)
         self._offloaded = TensorGroup(self.offloaded_modules(), transfers)
 

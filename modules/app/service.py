@@ -26,6 +26,7 @@ from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.planning.model_specs import ModelSpec
 from modules.app.environment import set_environment
+from modules.app.warm_up import first_request, thorough_requests
 from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
@@ -38,7 +39,6 @@ from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
 from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.defaults import DEFAULTS, Defaults
-from modules.request.image_request import ImageRequest
 from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -161,12 +161,16 @@ class Service:
         """For one prediction; it measures the device's memory."""
         return self.runtime.timeline()
 
-    def warm_up(self) -> None:
-        """Generates one picture in a single step, so that kernels are chosen and memory is reserved before the first
-        request."""
-        side = self.profile.native
+    def warm_up(self, thorough: bool = False) -> None:
+        """Generates a picture in a single step, so that memory is reserved before the first request.
+
+        ``thorough``: and whatever else a request may need, so that none has to wait for a kernel or for compiled code.
+        """
+        stages = {stage.name for stage in self.pipeline.stages}
+        requests = thorough_requests(self.profile, stages) if thorough else [first_request(self.profile)]
         with self.runtime.activate():
-            self.pipeline.run(ImageRequest(prompt="a", width=side, height=side, seed=0, num_inference_steps=1))
+            for request in requests:
+                self.pipeline.run(request)
 
 
 def since_launch(served: bool) -> Timeline:
@@ -235,7 +239,7 @@ def start(
     service = _service(schema or InputSchema(), settings, parts, timeline, scratch)
     if settings.warm_up:
         with timeline.span("warm_up"):
-            service.warm_up()
+            service.warm_up(thorough=device.kind == "cuda" or parts.optimizer.compiles)
     _log_set_up(service, settings, parts)
     return service
 

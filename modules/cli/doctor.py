@@ -87,6 +87,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
 
     ensure_torchvision_operators()
     from modules.app.model_files import Files, find_files
+    from modules.compilation import why_no_compiler
 
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
@@ -123,7 +124,13 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         off = "".join(f", {name} off" for name in selection.disabled)
         return ", ".join(("generate", *selection.enabled)) + off
 
-    return {"device": device, "weights": weights, "stages": stages, "plan": plan}
+    def compilation() -> str:
+        on_card = probe_device(settings.device, settings.dtype).kind == "cuda"
+        wanted = "wanted" if settings.compile in ("on", "whole") or on_card and settings.compile == "auto" else "off"
+        missing = why_no_compiler(on_card)
+        return f"{wanted}: {missing}" if missing else f"{wanted}, a compiler and Python's headers are there"
+
+    return {"device": device, "compilation": compilation, "weights": weights, "stages": stages, "plan": plan}
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> dict[str, object]:

@@ -314,6 +314,70 @@ def test_blocks_that_are_not_compiled_say_why(
     assert not applied and why in reason and "forward" not in vars(block_modules(transformer)[0])
 
 
+def test_the_whole_transformer_is_one_graph_only_where_its_weights_stay(
+    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "whole transformer in one graph"
+    resident = small_transformer(double_blocks=0)
+    made = optimizer(plan, compile="whole", compile_cache=str(compile_cache))
+    made.improve("transformer", resident)
+    assert entry(made, whole)[0] and "forward" in vars(resident)
+    PLACED_MODELS["model offload"](resident, HostTransfers())  # as the fallback does when memory is full
+    assert "forward" not in vars(resident) and "forward" in vars(block_modules(resident)[0])
+
+    moved = replace(plan.placements["transformer"], kind="block offload")
+    made = optimizer(replace(plan, placements={**plan.placements, "transformer": moved}), compile="whole")
+    made.improve("transformer", small_transformer(double_blocks=0))
+    assert entry(made, whole) == (
+        False,
+        "its weights move (block offload), and a CUDA graph knows only fixed addresses",
+    )
+
+
+def test_on_a_card_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, dynamic, mode: compiler(run, dynamic=dynamic, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
+    vae: Any = load("vae")
+    made = FluxMemoryOptimizer(card, plan, Settings())
+    made.improve("vae", vae)
+    assert entry(made, "compiled decoding")[0] and made.compiles
+    with torch.inference_mode():
+        for rows, columns in ((32, 48), (48, 36), (40, 40)):  # large ones: a CPU has another convolution for small
+            vae.decode(torch.zeros(1, 16, rows, columns))
+    assert counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+def test_what_cannot_be_compiled_is_reported_and_runs_as_it_is(
+    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The compiler is gone when the code is generated; the set-up has not failed for it."""
+    transformer = small_transformer(double_blocks=0)
+    right = forward(transformer)
+    made = optimizer(plan, compile="on", compile_cache=str(compile_cache / "empty"))
+    made.improve("transformer", transformer)
+    assert made.compiles
+    monkeypatch.setenv("PATH", str(compile_cache))
+    monkeypatch.delenv("CXX", raising=False)
+    assert torch.equal(forward(transformer), right)
+    assert not made.compiles and "compiling failed, so it runs as it is" in entry(made, "compiled blocks")[1]
+    assert len([record for record in caplog.records if record.name == "modules.flux_memory_optimizer"]) == 1
+
+
+@pytest.mark.parametrize("compile", ["on", "auto"])
+def test_without_a_compiler_nothing_is_tried(
+    plan: MemoryPlan, transformer: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compile: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
+    made = FluxMemoryOptimizer(card, plan, replace(Settings(), compile=compile))
+    made.improve("vae", load("vae"))
+    assert "install gcc" in entry(made, "compiled decoding")[1] and not made.compiles
+
+
 def test_a_step_that_changes_nothing_is_not_computed(transformer: Any) -> None:
     runs: list[int] = []
     transformer.single_transformer_blocks[-1].norm.register_forward_pre_hook(lambda module, args: runs.append(1))

@@ -52,7 +52,9 @@ def report() -> dict[str, Any]:
 
 
 def test_the_doctor_tells_what_an_issue_needs(report: dict[str, Any]) -> None:
-    assert set(report) == {"versions", "allocators", "network", "device", "weights", "stages", "plan", "packages"}
+    sections = {"versions", "allocators", "network", "device", "compilation", "weights", "stages", "plan", "packages"}
+    assert set(report) == sections
+    assert report["compilation"].startswith("off")
     assert report["versions"]["torch"] == version("torch")
     assert report["versions"]["cog-flux-adetailer"] == package_version()
     assert (

@@ -1,0 +1,41 @@
+"""The requests of the set-up after which no request has to wait for kernels to be chosen or code to be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from PIL import Image
+
+from modules.diffusion.profile import ModelProfile
+from modules.request.adetailer_unit import AdetailerUnit
+from modules.request.image_request import ImageRequest
+
+
+def first_request(profile: ModelProfile) -> ImageRequest:
+    """One picture of the model's own size in a single step: reserves the memory."""
+    return ImageRequest(prompt="a", width=profile.native, height=profile.native, seed=0, num_inference_steps=1)
+
+
+def thorough_requests(profile: ModelProfile, stages: Collection[str]) -> list[ImageRequest]:
+    """What compiled code and a card have to see once, with those of the ``stages`` that the service has: a size that is
+    not square, several pictures at once, an image to begin with, a detector, the upscaler, skipped steps.
+
+    None has more pixels than a picture of the model's own size, for which the memory was planned. The first one is not
+    square: torch.compile would take two sides that are equal by chance for one.
+    """
+    side, half = profile.native, profile.native // 2
+    single = first_request(profile)
+    oblong = replace(single, height=side * 3 // 4 // 16 * 16)
+    several = replace(
+        single,
+        height=half,
+        num_outputs=2,
+        num_inference_steps=2,
+        prompt_strength=0.5,
+        image=Image.new("RGB", (side, half), "grey") if profile.inputs.image else None,
+        adetailer=(AdetailerUnit(),) if "adetailer" in stages else (),
+        scale=2.0 if "upscale" in stages else 1.0,
+    )
+    skipping = replace(single, num_inference_steps=2, go_fast=True)
+    return [oblong, several, single, *([skipping] if profile.inputs.go_fast else [])]
