@@ -12,7 +12,7 @@ from modules.families.source import Source
 Table = Sequence[tuple[str, str]]
 
 ADAPTER = (
-    r"[._]lora[._]?(A|B|down|up|mid)\b|\.(hada_[wt]\d|lokr_[wt]\d\w*|dora_scale|oft_(blocks|diag)|boft_\w+)\b"
+    r"[._]lora\d?[._]?(A|B|down|up|mid)\b|\.(hada_[wt]\d|lokr_[wt]\d\w*|dora_scale|oft_(blocks|diag)|boft_\w+)\b"
     r"|\.(diff|diff_b|set_weight)$|^(bundle_emb|lora_\w+)\."
 )
 """A file with such tensors changes a model instead of being one: LoRA, LoHa, LoKr, DoRA and the like."""

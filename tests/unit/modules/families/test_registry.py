@@ -40,6 +40,7 @@ def nine_channels(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
         ({**FLUX, "double_stream_modulation_img.lin.weight": (5, 5)}, "FLUX.2"),
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 192)}, "a LoRA for Flux"),
         ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 192)}, "a LoRA for Flux"),
+        ({"double_blocks.0.processor.qkv_lora1.down.weight": (4, 192)}, "a LoRA for Flux"),
         ({"controlnet_x_embedder.weight": (8, 8), "transformer_blocks.0.ff.net.2.bias": (8,)}, "a ControlNet for Flux"),
         (nine_channels(SDXL), "an SDXL inpainting model"),
         (nine_channels(SD15), "an SD 1.5 inpainting model"),
