@@ -12,6 +12,7 @@ import torch
 from backend.core.timeline import Timeline
 from backend.devices.emulated import EmulatedDevice
 from backend.devices.probe import Device, host_memory, process_memory
+from backend.devices.speed import measure_speed, with_measured
 from backend.memory_management import MemoryPlan, MemoryRules, Workload, plan_memory
 from backend.planning.advice import SET_UP, SET_UP_EMULATED
 from backend.planning.costs import DeviceMemory, Kind
@@ -78,6 +79,8 @@ def plan_device(
     """Plans the device's memory and opens the way to it. Raises :class:`~backend.memory_management.MemoryPlanError`
     when nothing fits."""
     memory = device_memory(device, emulated_bytes)
+    if device.kind == "cuda":
+        memory = with_measured(memory, measure_speed(device.torch_device, device.dtype))
     rules = MemoryRules(weight_precision=weight_precision)
     changeable = SET_UP_EMULATED if emulated_bytes and device.kind != "cuda" else SET_UP
     plan = plan_memory(memory, models, workload, rules, changeable)

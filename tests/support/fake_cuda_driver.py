@@ -159,6 +159,7 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
     """``torch.cuda`` is this card inside, and what it was before afterwards."""
     with (
         patch.multiple(torch.cuda, **_properties(driver), **_memory(driver), **_streams(driver)),
+        patch.object(torch.accelerator, "empty_host_cache", lambda: None),
         patch.object(torch.Tensor, "record_stream", driver.record_stream),
         host_of(driver.host_bytes),
     ):
