@@ -259,7 +259,8 @@ class _Operators(TorchDispatchMode):
                 return self.card.run(func, args, options)
             with self:  # in inference mode operators arrive that are made of others
                 return func._op_dk(COMPOSITE, *args, **options)
-        return func(*args, **options)
+        # memory that the driver gives out pinned is ordinary memory here
+        return func(*args, **{name: value for name, value in options.items() if name != "pin_memory"})
 
 
 class _Functions(TorchFunctionMode):
