@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from backend.core.units import GIB
 from backend.planning.activations import Workload, prediction_steps
-from backend.planning.costs import Placement, moved_bytes, step_seconds
+from backend.planning.costs import Kind, Placement, moved_bytes, step_seconds
 from backend.planning.gpu_specs import card_named
 from modules.families.registry import known_models
 
 FLUX_DEV = known_models()["flux-dev"]
-RESIDENT, STREAMED = "resident", "block offload"
+RESIDENT: Kind = "resident"
+STREAMED: Kind = "block offload"
 
 
 @dataclass(frozen=True)
