@@ -8,16 +8,18 @@ import threading
 
 import pytest
 import torch
+from support.fake_cuda import WRITTEN_FOR, FakeCard
 from support.gguf_files import random_blocks
 from torch import nn
 
+from backend.checkpoints.entries import GGUF_BLOCKS
 from backend.checkpoints.packed_weight import PackedWeight, unpack
 from backend.devices.emulated import EmulatedDevice
 from backend.model_cache_optimizer import ModelCache
 from backend.offload.packed_linear import PackedLinear, keep_packed
 from backend.offload.placements import block_modules
 from backend.offload.quantized_linear import quantize
-from backend.planning.costs import KINDS, Kind
+from backend.planning.costs import KINDS, PACKED_SCRATCH_BYTES, Kind
 
 WIDTH = 256
 
@@ -30,7 +32,7 @@ def packed(format: str, rows: int, seed: int, dtype: torch.dtype = torch.float32
     if format == "F8_E4M3":
         values = torch.randn(rows, WIDTH, generator=generator).to(torch.float8_e4m3fn)
         return PackedWeight(format, [values, torch.rand(rows, 1, generator=generator) / 16], WIDTH, dtype)
-    blocks = WIDTH // (32 if format.endswith(("_0", "NL")) else 256)
+    blocks = WIDTH // GGUF_BLOCKS[format][0]
     return PackedWeight(format, [random_blocks(rows, blocks, format, seed)], WIDTH, dtype)
 
 
@@ -117,3 +119,16 @@ def test_a_block_compiles_to_one_graph(format: str) -> None:
     compiled = torch.compile(block.forward, fullgraph=True)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(INPUT), block(INPUT))
+
+
+@pytest.mark.skipif(not torch.__version__.startswith(WRITTEN_FOR), reason=f"the fake card is for torch {WRITTEN_FOR}")
+@pytest.mark.parametrize("format", [*GGUF_BLOCKS, "NF4", "F8_E4M3"])
+def test_on_a_card_the_host_never_waits_and_little_memory_is_taken_beside_the_weight(format: str) -> None:
+    with FakeCard(24) as card, torch.inference_mode():
+        layer = nn.Sequential(kept(format, torch.bfloat16).get_submodule("transformer_blocks.0.0")).to("cuda")
+        tokens = INPUT.to("cuda", torch.bfloat16)
+        card.waits.clear()
+        before = card.peak_bytes = card.allocated_bytes
+        assert layer(tokens).device.type == "cuda"
+    assert not card.waits
+    assert card.peak_bytes - before <= (2 + PACKED_SCRATCH_BYTES) * WIDTH * WIDTH + 50_000
