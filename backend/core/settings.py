@@ -109,7 +109,7 @@ def _renamed(name: str, given: _Given) -> _Given:
     logger.warning(
         "%s: '%s' is now called '%s'; the old name is read for one more release", given.origin, given.value, new
     )
-    return given._replace(value=new)
+    return _Given(new, given.origin)
 
 
 def _from_file(path: Path) -> dict[str, _Given]:

@@ -215,7 +215,7 @@ def _local(path: Path, settings: Settings) -> str:
 
 
 def is_vouched_for(path: Path, settings: Settings) -> bool:
-    """Whether the package brought the file, or somebody installed it with a checksum."""
+    """Whether the file is part of the package, or somebody installed it with a checksum."""
     local = _local(path, settings)
     return local.startswith(f"{EMBEDDED}/") or local in read_lock(settings.weights_path)
 

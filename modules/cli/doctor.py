@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from backend.core.errors import UserError
@@ -83,11 +83,9 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
     from backend.devices.runtime import plan_device
     from backend.devices.torchvision_ops import ensure_torchvision_operators
     from backend.planning.report import plan_as_text
-    from modules.extension_optimizer import select
 
     ensure_torchvision_operators()
-    from modules.app.model_files import Files, find_files
-    from modules.compilation import why_no_compiler
+    from modules.app.model_files import find_files
 
     def device() -> str:
         found = probe_device(settings.device, settings.dtype)
@@ -97,9 +95,7 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
         memory = f"{format_bytes(found.free_bytes)} of {format_bytes(found.total_bytes)} free"
         return f"{found.name}, {found.dtype}, {memory}, {usable_threads()} threads, {built}"
 
-    @cache
-    def found_files() -> Files:
-        return find_files(settings)
+    found_files = cache(partial(find_files, settings))
 
     def weights() -> str:
         files = found_files()
@@ -119,18 +115,31 @@ def service_sections(settings: Settings) -> dict[str, Callable[[], str]]:
             plan_device(found, spec, files.workload(settings), emulated, settings.weight_precision).plan, spec
         )
 
-    def stages() -> str:
-        selection = select(settings)
-        off = "".join(f", {name} off" for name in selection.disabled)
-        return ", ".join(("generate", *selection.enabled)) + off
+    return {
+        "device": device,
+        "compilation": partial(_compilation, settings),
+        "weights": weights,
+        "stages": partial(_stages, settings),
+        "plan": plan,
+    }
 
-    def compilation() -> str:
-        on_card = probe_device(settings.device, settings.dtype).kind == "cuda"
-        wanted = "wanted" if settings.compile in ("on", "whole") or on_card and settings.compile == "auto" else "off"
-        missing = why_no_compiler(on_card)
-        return f"{wanted}: {missing}" if missing else f"{wanted}, a compiler and Python's headers are there"
 
-    return {"device": device, "compilation": compilation, "weights": weights, "stages": stages, "plan": plan}
+def _stages(settings: Settings) -> str:
+    from modules.extension_optimizer import select
+
+    selection = select(settings)
+    off = "".join(f", {name} off" for name in selection.disabled)
+    return ", ".join(("generate", *selection.enabled)) + off
+
+
+def _compilation(settings: Settings) -> str:
+    from backend.devices.probe import probe_device
+    from modules.compilation import why_no_compiler
+
+    on_card = probe_device(settings.device, settings.dtype).kind == "cuda"
+    wanted = "wanted" if settings.compile in ("on", "whole") or on_card and settings.compile == "auto" else "off"
+    missing = why_no_compiler(on_card)
+    return f"{wanted}: {missing}" if missing else f"{wanted}, a compiler and Python's headers are there"
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> dict[str, object]:

@@ -38,8 +38,8 @@ def find_upscalers(settings: Settings) -> FoundFiles:
         found[first.stem] = first
     best, *others = PUBLISHED
     known = [path for name in (best, f"{EMBEDDED}/{OWN}", *others) if (path := weights / name).is_file()]
-    brought = [path for path in sorted((weights / FOLDER).glob("*")) if path.suffix.lower() in SUFFIXES]
-    for path in (*known, *brought):
+    added = [path for path in sorted((weights / FOLDER).glob("*")) if path.suffix.lower() in SUFFIXES]
+    for path in (*known, *added):
         found.add(path.stem, path, settings, partial(check_upscaler, settings=settings))
     if not found:
         resolve_file("upscaler", "auto", (best, OWN), settings)  # which says what is missing
