@@ -106,6 +106,13 @@ def separate_files(folder: Path) -> list[Path]:
     ]
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a component's folder, as diffusers saves it, holds more than configurations."""
+    return (folder / "config.json").is_file() and any(
+        path.suffix.lower() in WEIGHT_FILES or ".index." in path.name for path in folder.iterdir()
+    )
+
+
 def folder_of_parts(file: Path) -> Path:
     """The folder of separate files that the file is one of: its own, or the one above a usual subfolder."""
     folder = file.resolve().parent

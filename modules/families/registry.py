@@ -129,7 +129,8 @@ def _check_base(source: Source, family: FamilyDescriptor, families: Families) ->
     base = Source(source.base)
     if base.separate:
         return  # what fits is taken, by its size
-    if base.file and any(any(kind.prefixes(base.tensors)) for kind in family.parts.values()) and not refused(base):
+    lacking = [kind for kind in family.parts.values() if not any(kind.prefixes(source.tensors))]
+    if base.file and any(any(kind.prefixes(base.tensors)) for kind in lacking) and not refused(base):
         return
     other, what = _match(base, families)
     if other is None:

@@ -16,7 +16,7 @@ from backend.checkpoints.header import Header, Shape, read_header
 from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import folder_header
 from backend.weights.resolver import is_pipeline
-from modules.families.parts import Part, PartKind, part_header, separate_files
+from modules.families.parts import Part, PartKind, has_weights, part_header, separate_files
 
 INDEX = "model_index.json"
 PUBLISHED = "the published model's config.json"
@@ -150,12 +150,11 @@ class Source:
         """The component; else why it cannot be used, "" where it is nowhere."""
         rejected = ""
         for place in self.places:
-            if place.is_dir() and (is_pipeline(place) or (place / component / "config.json").is_file()):
-                folder = place / component
-                if folder.is_dir() or place == self.path:
-                    return Part(
-                        component, (), folder_header(folder), read_config(folder / "config.json"), place, folder
-                    )
+            folder = place / component
+            if has_weights(folder) or (place == self.path and is_pipeline(place)):
+                header, config = folder_header(folder), read_config(folder / "config.json")
+                return Part(component, (), header, config, place, folder)
+            if is_pipeline(place):
                 continue
             for file in separate_files(place) if place.is_dir() else [place]:
                 found = self._part_in(file, component, kinds)

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 
-from modules.families.stable_diffusion.prediction import MARKERS
-
 Tensors = Mapping[str, torch.Tensor]
 UNET = "model.diffusion_model."
 """What diffusers expects before the names of a UNet."""
+LAYERS = ("add_embedding.", "conv_", "down_blocks.", "mid_block.", "time_embedding.", "up_blocks.")
+"""How the names of its tensors begin in diffusers; others are what training left, and markers."""
 
 
 def unet_names(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """A UNet's tensors, whichever names they have."""
-    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in MARKERS}
     if not any(name.startswith("input_blocks.") for name in tensors):
-        return tensors
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(LAYERS)}
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     converted: Tensors = convert_ldm_unet_checkpoint(
