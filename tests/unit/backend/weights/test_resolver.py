@@ -211,7 +211,7 @@ def test_nothing_is_downloaded_unless_the_settings_say_so(
     [
         (lambda content: content[:-1], "bytes in place of"),
         (lambda content: content[:-1] + b"?", "has the right size and other content"),
-        (lambda content: b"<html>", "is damaged or not what torch saves"),
+        (lambda content: b"<html>", "is a web page in place of the file"),
     ],
 )
 def test_a_file_that_is_not_what_was_installed_stops_set_up(settings: Settings, damage: object, says: str) -> None:
