@@ -31,14 +31,21 @@ def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
         f"{name:<16} {size:>9}  {dtype:<12} {kind}"
         for name, size, dtype, kind in [("model", "size", "precision", "placement"), *rows]
     ]
+    moving = {name: p for name, p in plan.placements.items() if p.kind != "resident"}
+    waiting = sum(models.components[name].size(p.dtype) for name, p in moving.items())
+    on_host = "nothing"
+    if waiting:
+        on_host = f"{format_bytes(waiting)} of models, {format_bytes(plan.pin_bytes)} of them pinned"
+    if plan.reread_bytes:
+        on_host += f", {format_bytes(plan.reread_bytes)} read from the disk at every use"
+    total = plan.inference_bytes + plan.model_bytes
     summary = [
         f"state            {plan.state.name}",
+        f"predicted time   {plan.predicted_seconds:.1f} s a prediction, models loaded",
+        f"predicted peak   {format_bytes(plan.predicted_peak_bytes)} of {format_bytes(total)}",
         f"shares           {format_bytes(plan.inference_bytes)} inference, {format_bytes(plan.model_bytes)} models, "
         f"{format_bytes(plan.reserve_bytes)} kept back",
-        f"predicted peak   {format_bytes(plan.predicted_peak_bytes)}",
-        f"predicted time   {plan.predicted_seconds:.1f} s a prediction, models loaded",
-        "pinned on host   "
-        f"{format_bytes(plan.pin_bytes)}{', copies beside the computation' if plan.use_streams else ''}",
+        f"on the host      {on_host}",
     ]
     return "\n".join([*summary, "", *lines, "", *(f"- {reason}" for reason in plan.reasons)])
 

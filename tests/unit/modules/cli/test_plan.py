@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import pytest
-from support.model_specs import FLUX_DEV
+from support.model_specs import FLUX_DEV, KNOWN
 
 from backend.core.settings import ROOT
 from backend.memory_management import MemoryPlan
 from backend.planning.card_tables import card_table
 from bench.memory import placement_simulation
 from bench.memory.placement_simulation import Row, markdown, simulate
+from modules.cli.plan import main
+from modules.families.registry import known_models
 
 COMMAND = ["scripts/plan", "--vram", "24GB", "--ram", "64GB", "--model", "flux-dev", "--size", "1024x1024"]
 EXACT = [*COMMAND, "--weight-precision", "bf16"]
@@ -88,6 +92,44 @@ def test_what_is_wrong_is_said_in_one_line(arguments: list[str], message: str) -
     result = run("scripts/plan", *arguments)
     assert result.returncode == 2 and result.stdout == ""
     assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+EIGHT_CARDS = ("RTX 4060", "RTX 3060", "RTX 4080", "RTX 3090", "A100 40GB", "L40S", "H100", "H200")
+"""Of 8, 12, 16, 24, 40, 48, 80 and 141 GB."""
+
+
+@pytest.mark.parametrize("model", known_models())
+@pytest.mark.parametrize("card", EIGHT_CARDS)
+def test_every_card_has_a_plan_for_every_model_in_machines_of_16_32_and_64_gb(
+    card: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ram in ("16GB", "32GB", "64GB"):
+        plan = planned(["--card", card, "--ram", ram, "--model", model, "--json"], capsys)
+        waiting = sum(
+            KNOWN[model].components[name].size(placement["dtype"])
+            for name, placement in plan["placements"].items()
+            if placement["kind"] != "resident"
+        )
+        assert plan["pin_bytes"] <= min(waiting, int(ram[:2]) * 10**9 // 2)
+        assert plan["reread_bytes"] == 0, "no card needs more weights than the smallest of these machines holds"
+
+
+@pytest.mark.parametrize("card", EIGHT_CARDS)
+@pytest.mark.parametrize("request_of", [["--size", "4096x4096", "--outputs", "4"], ["--hires", "6144x6144"]])
+def test_advice_works_when_it_is_followed(card: str, request_of: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    planned(["--card", card, "--ram", "16GB", "--json", *request_of], capsys)
+
+
+def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The plan, or that of the command which the only line of the refusal advises."""
+    if main(arguments) == 0:
+        plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return plan
+    (refusal,) = capsys.readouterr().err.splitlines()
+    advised = shlex.split(refusal.partition("; run it again with ")[2])
+    assert advised, refusal
+    assert main([*arguments, *advised]) == 0, refusal
+    return dict(json.loads(capsys.readouterr().out))
 
 
 def test_amounts() -> None:
