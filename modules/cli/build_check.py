@@ -27,6 +27,8 @@ from modules.cli.command import FAILED, CommandParser
 SECRETS = {"hf_token": "HF_TOKEN"}
 """Environment variables that hold the secrets of the build."""
 
+CUDA_PACKAGES = ("cuda-", "nvidia-nv")
+"""How the names of CUDA's own libraries begin."""
 RESOLVE = (
     "from backend.core.settings import load_settings; from backend.weights.resolver import resolve_model; "
     "resolve_model(load_settings())"
@@ -38,9 +40,13 @@ class BuildError(Exception):
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
-    """Raises :class:`BuildError` unless the packages installed here are those of the image."""
+    """Raises :class:`BuildError` unless the packages installed here are those of the image. A CPU build of torch needs
+    none of CUDA's."""
     lines = (ROOT / config["build"]["python_requirements"]).read_text().splitlines()
+    on_cpu = importlib.metadata.version("torch").endswith("+cpu")
     for name, _, version in (line.partition("==") for line in lines if line and not line.startswith("#")):
+        if on_cpu and name.startswith(CUDA_PACKAGES):
+            continue
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

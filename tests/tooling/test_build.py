@@ -46,9 +46,20 @@ def test_the_commands_bring_every_preinstalled_model_and_no_other() -> None:
 
 def test_the_token_is_a_secret_of_the_gated_models_command_alone() -> None:
     gated = [item for item in CONFIG["build"]["run"] if not isinstance(item, str)]
-    assert len(gated) == 1 and FLUX in gated[0]["command"]
-    assert gated[0]["mounts"] == [{"type": "secret", "id": "hf_token", "target": "/run/secrets/hf_token"}]
+    assert all(FLUX in item["command"] for item in gated)
+    assert all(
+        item["mounts"] == [{"type": "secret", "id": "hf_token", "target": "/run/secrets/hf_token"}] for item in gated
+    )
+    assert not any(FLUX in item for item in CONFIG["build"]["run"] if isinstance(item, str))
     assert not re.search(r"hf_[A-Za-z0-9]{20}", (ROOT / "cog.yaml").read_text())
+
+
+def test_every_large_file_is_a_layer_of_its_own() -> None:
+    """Layers are pulled side by side, and one that has not changed is not pulled again."""
+    for command in RUN[:-1]:
+        if FLUX in command:
+            assert len(re.findall(r"\S+\.safetensors(?!\S)", command)) <= 1
+            assert command.endswith("/.cache")  # else the layer has what the download keeps for itself
 
 
 def test_nothing_asks_a_hub_at_run_time() -> None:
