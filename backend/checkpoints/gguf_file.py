@@ -46,6 +46,8 @@ FORMATS: Mapping[int, str] = MappingProxyType(
     }
 )  # fmt: skip
 """The number formats by their codes, also those that are not read, so that they can be named."""
+PARTS = "split.count"
+"""Where a file says into how many its model was split."""
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """Where ComfyUI-GGUF keeps the shape of a tensor that it had to store in another one."""
 
@@ -66,6 +68,8 @@ def read_gguf_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             raise UnsupportedError(f"is a GGUF file of version {version}" if known else "is a big-endian GGUF file")
         tensors, remarks = reader.count(24), reader.count(12)
         metadata = dict(reader.remark() for _ in range(remarks))
+        if metadata.get(PARTS, "1") not in ("0", "1"):
+            raise UnsupportedError(f"is one of {metadata[PARTS][:20]} parts of a GGUF file")
         entries = [reader.tensor(path) for _ in range(tensors)]
         return _placed(entries, reader.at, reader.size, metadata), metadata
 

@@ -100,6 +100,7 @@ DAMAGED = {
     "two tensors of one name": {"tensors": [tensor(), tensor()]},
     "a block number out of reach": {"tensors": [tensor("blocks.100000000.weight")]},
     "a name that is not UTF-8": {"tensors": [struct.pack("<Q", 2) + b"\xff\xfe" + bytes(100)]},
+    "one of several parts": {"tensors": [tensor()], "remarks": (number("split.count", 3),)},
     "version 1": {"tensors": [tensor()], "version": 1},
     "big-endian": {"tensors": [tensor()], "version": 3 << 24},
     "a format that is not read": {"tensors": [tensor(shape=(256, 2), code=16)]},
