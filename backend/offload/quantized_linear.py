@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from backend.checkpoints.packed_weight import FOUR_BITS
 from backend.compat import scaled_mm
 from backend.offload.placements import block_modules
 from backend.planning.checkpoint_sizes import MODULATION
@@ -30,14 +31,7 @@ SMALLEST = 1e-30
 """In place of a largest value of 0, so that nothing is divided by it."""
 NF4_BLOCK = 64
 """Neighbouring weights of a row that share a scale."""
-# fmt: off
-NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)
-# fmt: on
+NF4_LEVELS = FOUR_BITS["NF4"]
 """Quantiles of a normal distribution between -1 and 1, zero among them (appendix E of the paper)."""
 
 
