@@ -106,7 +106,8 @@ def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -
         with torch.no_grad():
             _, wanted = judge(drawn)
     apart = [(a.float() - b.float()).abs().mean() / b.float().abs().mean() for a, b in zip(features, wanted)]
-    return -ADVERSARIAL * verdict.float().mean() + FEATURES * torch.stack(apart).mean()
+    loss: torch.Tensor = -ADVERSARIAL * verdict.float().mean() + FEATURES * torch.stack(apart).mean()
+    return loss
 
 
 class Pictures:

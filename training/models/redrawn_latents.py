@@ -50,7 +50,8 @@ def redraw(flux: Path, count: int, seed: int) -> Redrawn:
     pipeline.set_progress_bar_config(disable=True)
     words = int(json.loads((flux / "family.json").read_text())["tokens"])
     config, rng, begin = pipeline.vae.config, random.Random(seed), time.monotonic()
-    pictures, latents = [], []
+    pictures: list[np.ndarray] = []
+    latents: list[torch.Tensor] = []
     while len(pictures) < count:
         names = rng.choices(list(SHARES), list(SHARES.values()), k=TOGETHER)
         subjects = [SUBJECTS[name][0](rng, (256, 256)) for name in names]
