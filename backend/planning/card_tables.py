@@ -1,5 +1,5 @@
-"""The tables of usual cards in ``docs/memory.md`` and ``docs/cards.md``: what the memory plan does with every family,
-and what helps where memory is tight. Pure, without torch."""
+"""The tables of cards in ``docs/memory.md``, ``docs/cards.md`` and ``docs/card-24gb.md``: what the memory plan does
+with every family, and what helps where memory is tight. Pure, without torch."""
 
 from __future__ import annotations
 
@@ -66,6 +66,26 @@ def card_table(models: ModelSpec) -> str:
         for card in usual_cards()
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def one_card_table(card: Card, known: Iterable[ModelSpec]) -> str:
+    """Markdown: what one card does with every model, and with weights as they are where the plan would round them."""
+    rows = [["Model", "`weight_precision`", "Placement", "Predicted peak", "Pinned on the host", "A picture"]]
+    for models in known:
+        rounds = models.components[models.denoiser].rounds
+        for weight_precision in ("auto", "bf16") if rounds else ("auto",):
+            plan = _plan(models, card, weight_precision)
+            if isinstance(plan, MemoryPlan):
+                told = [
+                    described_placements(plan.placements, models),
+                    format_bytes(plan.predicted_peak_bytes),
+                    format_bytes(plan.pin_bytes),
+                    f"{plan.predicted_seconds:.0f} s",
+                ]
+            else:
+                told = [f"{format_bytes(plan.missing_bytes)} missing", "", "", ""]
+            rows.append([models.name, weight_precision, *told])
+    return _markdown(rows)
 
 
 def cards_document(models: Iterable[ModelSpec]) -> str:

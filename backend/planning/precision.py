@@ -1,8 +1,4 @@
-"""What ``weight_precision`` "auto" takes: as little rounding as the card needs to be fast. Pure, without torch.
-
-It looks at the size and the generation of the card and at what fits, never at measured speeds, so that the same machine
-always draws the same pixels.
-"""
+"""What ``weight_precision`` "auto" takes, by the size of the card and by what fits. Pure, without torch."""
 
 from __future__ import annotations
 

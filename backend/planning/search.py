@@ -84,9 +84,17 @@ class PlanSearch:
 
     def fastest(self) -> tuple[Rank, Choice] | None:
         """The best choice that fits, with its rank; None when none fits."""
-        demands = ((choice, self.demand(choice)[0]) for choice in self.choices())
-        ranked = ((self.rank(choice, peak), choice) for choice, peak in demands if self.fits(choice, peak))
-        return min(ranked, key=itemgetter(0), default=None)
+        best: tuple[Rank, Choice] | None = None
+        for choice in self.choices():
+            # most choices are out without a look at every step
+            if best and round(sum(option.seconds for option in choice), SECONDS_DIGITS) > best[0][0]:
+                continue
+            if sum(option.standing for option in choice) > self.usable:
+                continue
+            peak = self.demand(choice)[0]
+            if self.fits(choice, peak) and (not best or self.rank(choice, peak) < best[0]):
+                best = self.rank(choice, peak), choice
+        return best
 
     def fits(self, choice: Choice, peak: int) -> bool:
         return peak <= self.usable and sum(option.anonymous for option in choice) <= self.host_limit

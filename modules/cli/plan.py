@@ -25,7 +25,7 @@ from backend.memory_management import (
     plan_memory,
 )
 from backend.planning.advice import DEVICE, HOST, Change
-from backend.planning.card_tables import card_table, cards_document
+from backend.planning.card_tables import card_table, cards_document, one_card_table
 from backend.planning.companions import with_embedded_companions
 from backend.planning.gpu_specs import card_named, emulated_memory, nearest_card
 from backend.planning.model_specs import ModelSpec
@@ -109,7 +109,11 @@ def _parser() -> CommandParser:
     )
     add("--json", action="store_true", help="the plan's fields by name")
     add("--cards", action="store_true", help="the markdown tables of docs/cards.md: every family on usual cards")
-    add("--table", action="store_true", help="the markdown table of usual cards in docs/memory.md")
+    add(
+        "--table",
+        action="store_true",
+        help="a markdown table: of usual cards, as in docs/memory.md, or with --card of every model on that card",
+    )
     return parser
 
 
@@ -167,17 +171,27 @@ def _as_options(changes: Sequence[Change]) -> str:
     return " ".join(OPTIONS[change.field].format(change.value) for change in changes)
 
 
+def _tables(options: argparse.Namespace) -> str:
+    known = known_models()
+    if options.cards:
+        return cards_document(known.values())
+    return one_card_table(card_named(options.card), known.values()) if options.card else card_table(known["flux-dev"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the plan; gives the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.table or options.cards:
-        known = known_models()
-        print(card_table(known["flux-dev"]) if options.table else cards_document(known.values()))
-        return 0
-    if options.vram is None and (not options.card or options.model == EMBEDDED):
+    if (
+        not (options.table or options.cards)
+        and options.vram is None
+        and (not options.card or options.model == EMBEDDED)
+    ):
         parser.error("--vram is needed, for instance --vram 24GB, or --card 'RTX 4090'")
     try:
+        if options.table or options.cards:
+            print(_tables(options))
+            return 0
         models = known_models().get(options.model) or _embedded_spec(ROOT / "weights" / EMBEDDED)
         device, assumed = _device(options)
         rules = MemoryRules(weight_precision=options.weight_precision)

@@ -144,6 +144,12 @@ def test_the_table_of_cards_in_the_document_is_current() -> None:
     assert card_table(FLUX_DEV) == written("cards"), "write it again with: scripts/plan --table"
 
 
+@pytest.mark.parametrize("card", ["RTX 4090", "RTX 3090"])
+def test_the_tables_of_one_card_in_the_document_are_current(card: str) -> None:
+    command = ["scripts/plan", "--table", "--card", card]
+    assert run(*command).stdout.strip() == written(card, "docs/card-24gb.md"), f"write it again with: {command}"
+
+
 def test_the_simulation_in_the_document_is_current(rows: list[Row]) -> None:
     assert markdown(rows) == written("simulation", "bench/results/memory.md"), (
         "write it again with: python -m bench.memory.placement_simulation"
