@@ -26,6 +26,8 @@ VARIANTS = ("", "fp16", "bf16", "fp32")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 INDEX = re.compile(r"(.+)\.safetensors\.index(?:\.([^.]+))?\.json", re.IGNORECASE)
 MOST_SHARDS = 1000
+PIPELINE_FILE = "model_index.json"
+"""In the folder of a whole model, as diffusers has them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class _Weights:
         stem = STEMS.index(self.stem) if self.stem in STEMS else len(STEMS)
         known = VARIANTS.index(self.variant) if self.variant in VARIANTS else len(VARIANTS)
         return stem, "non_ema" in self.variant, known, self.variant, not self.is_complete
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether it is the folder of a whole model."""
+    return (folder / PIPELINE_FILE).is_file()
 
 
 def shard_files(folder: Path, advice: str = RESTORE) -> list[Path]:

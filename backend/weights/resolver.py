@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.checkpoints.file_type import check_content, digest, is_pickle
+from backend.checkpoints.folder_files import PIPELINE_FILE, is_pipeline
 from backend.checkpoints.foreign_files import foreign_content
 from backend.core.errors import WeightsError, nearest
 from backend.core.settings import ROOT, Settings
@@ -25,7 +26,6 @@ EMBEDDED = "embedded"
 FLUX_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell")
 """Families under ``weights/`` that "auto" prefers to the embedded one, best first."""
 
-PIPELINE_FILE = "model_index.json"
 PLAIN_TEXTS = frozenset((".json", ".md", ".txt", ".yaml", ".model", ".jinja"))
 """How the names of files end that are no weights."""
 READ_WHOLE = 2**28
@@ -33,10 +33,6 @@ READ_WHOLE = 2**28
 ``scripts/fetch-weights --check`` hashes all."""
 ONLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 """Environment in which the hub's library may go online; it reads it when it is imported."""
-
-
-def is_pipeline(folder: Path) -> bool:
-    return (folder / PIPELINE_FILE).is_file()
 
 
 def resolve_model(settings: Settings) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.checkpoints.folder_files import shard_files
+from backend.checkpoints.folder_files import is_pipeline, shard_files
 from backend.core.settings import Settings
 from backend.core.version import name_and_version
 from backend.memory_management import Workload
@@ -28,7 +28,7 @@ from backend.planning.companions import (
 from backend.planning.costs import Kind
 from backend.planning.model_specs import ModelSpec
 from backend.weights.found_files import FoundFiles
-from backend.weights.resolver import EMBEDDED, is_pipeline, resolve_base, resolve_model
+from backend.weights.resolver import EMBEDDED, resolve_base, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from backend.checkpoints.config import Config, read_config, read_optional_config
+from backend.checkpoints.folder_files import is_pipeline
 from backend.checkpoints.header import Header, Shape, read_header
 from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import folder_header
-from backend.weights.resolver import is_pipeline
 from modules.families.parts import Part, PartKind, has_weights, part_header, separate_files
 
 INDEX = "model_index.json"
