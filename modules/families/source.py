@@ -72,12 +72,10 @@ class Source:
         """Whether the single file has a tensor whose name begins so."""
         return any(name.startswith(beginnings) for name in self.tensors)
 
-    def shape(self, *endings: str) -> Shape:
-        """That of the first tensor in the single file whose name ends so; () without one."""
-        return next(
-            (shape for ending in endings for name, shape in self.tensors.items() if f".{name}".endswith(f".{ending}")),
-            (),
-        )
+    def shape(self, kind: PartKind, *names: str) -> Shape:
+        """That of the first of these tensors which a part in the single file has; () without one."""
+        prefix, _ = next(kind.prefixes(self.tensors), ("", ()))
+        return next((self.tensors[prefix + name] for name in names if prefix + name in self.tensors), ())
 
     @cached_property
     def index(self) -> Mapping[str, Any]:

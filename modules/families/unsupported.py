@@ -75,7 +75,10 @@ PARTS: Table = (
     (r"^(ip_adapter|image_proj)\b|image_proj_model", "an IP-Adapter"),
     (r"^(emb_params|string_to_param|string_to_token|clip_g|clip_l|\*)(\.\*)?$", "a textual inversion embedding"),
     (r"(^|\.)vision_model\.|(^|\.)visual\.", "a vision encoder"),
-    (r"text_model\.|(^|\.)encoder\.block\.\d|(^|\.)transformer\.resblocks\.|^shared\.weight$", "a text encoder"),
+    (
+        r"text_model\.|(^|\.)token_embedding\.|(^|\.)encoder\.block\.\d|(^|\.)transformer\.resblocks\.|^shared\.weight$",
+        "a text encoder",
+    ),
     (r"^enc\.blk\.|^token_embd\.", "a text encoder or a language model"),
     (r"(^|\.)model\.layers\.\d|^model\.embed_tokens|^transformer\.h\.\d", "a language model"),
     (r"decoder\.conv_in\.|(^|\.)decoder\.(middle|upsamples)\.", "a VAE"),

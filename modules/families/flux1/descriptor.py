@@ -127,7 +127,7 @@ def _detect_folder(source: Source) -> Match | NoMatch:
 def _detect_file(source: Source) -> Match | NoMatch:
     if not any(PARTS["transformer"].prefixes(source.tensors)):
         return NoMatch()
-    first, last = (source.shape(*names) for names in (FIRST_LAYER, LAST_LAYER))
+    first, last = (source.shape(PARTS["transformer"], *names) for names in (FIRST_LAYER, LAST_LAYER))
     return _detect_variant(first[1], last[0]) if len(first) > 1 and last else Match()
 
 

@@ -18,6 +18,7 @@ PARTS: Mapping[str, PartKind] = MappingProxyType(
         "transformer": PartKind(
             "a Flux transformer",
             ("double_blocks.0.img_mod.lin.weight", "transformer_blocks.0.norm1.linear.weight"),
+            published={"_class_name": "FluxTransformer2DModel"},  # the rest follows from its tensors
         ),
         "vae": autoencoder_kind(
             latent_channels=16,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from modules.families.parts import PartKind
 from modules.families.source import Source
 from modules.families.stable_diffusion.parts import UNET_MARKS
 
 SDXL, SD15 = "SDXL", "SD 1.5"
+UNET = PartKind("a UNet", UNET_MARKS)
 ENCODERS = (
     ("conditioner.embedders.1.model.", SDXL),
     ("conditioner.embedders.0.model.", "an SDXL refiner"),
     ("cond_stage_model.model.", "SD 2.1"),
 )
 """By the text encoders of a single file: how their tensors are called."""
-TEXT_LAYERS = ("attn2.to_k.weight",)
+TEXT_LAYER = "attn2.to_k.weight"
 WIDTHS = {1024: "SD 2.1", 1280: "an SDXL refiner"}
 """Of the text that a UNet reads, where the others read 768 (SD 1.5) and 2048 (SDXL)."""
 SIZE_LAYERS = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")
@@ -29,13 +31,18 @@ def what_is(source: Source) -> str:
 
 
 def _what_file(source: Source) -> str:
-    if not source.shape(*UNET_MARKS):
+    if not any(UNET.prefixes(source.tensors)):
         return ""
     by_encoder = next((what for beginning, what in ENCODERS if source.holds(beginning)), "")
-    what = by_encoder or WIDTHS.get(next(reversed(source.shape(*TEXT_LAYERS)), 0), "")
-    what = what or (SDXL if source.shape(*SIZE_LAYERS) else SD15)
-    first = source.shape(*FIRST_LAYERS)
+    what = by_encoder or WIDTHS.get(_text_width(source), "")
+    what = what or (SDXL if source.shape(UNET, *SIZE_LAYERS) else SD15)
+    first = source.shape(UNET, *FIRST_LAYERS)
     return _with_channels(what, first[1] if len(first) > 1 else USUAL_CHANNELS)
+
+
+def _text_width(source: Source) -> int:
+    """Of the text that its layers read."""
+    return next((shape[-1] for name, shape in source.tensors.items() if name.endswith(TEXT_LAYER) and shape), 0)
 
 
 def _what_folder(source: Source) -> str:

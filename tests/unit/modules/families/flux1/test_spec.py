@@ -14,6 +14,7 @@ from support.model_specs import FLUX_DEV
 from support.specs import assert_alike
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from backend.core.errors import WeightsError
 from backend.core.settings import ROOT
 from backend.memory_management import plan_memory
 from backend.planning.activations import Workload
@@ -21,6 +22,8 @@ from backend.planning.gpu_specs import emulated_memory
 from backend.planning.model_specs import ModelSpec
 from modules.families.descriptor import Match
 from modules.families.flux1 import FLUX1
+from modules.families.flux1.loading import load_tokenizers
+from modules.families.registry import identify
 from modules.families.source import Source
 
 EMBEDDED = ROOT / "weights" / "embedded" / "flux"
@@ -88,3 +91,34 @@ def test_a_model_without_an_embedding_of_guidance_takes_four_steps_and_no_guidan
     config.write_text(json.dumps({**json.loads(config.read_text()), "guidance_embeds": False}))
     profile = FLUX1.profile(Source(tmp_path / "mine"))
     assert profile.steps == 4 and profile.inputs.guidance is None
+
+
+def test_separate_files_of_the_published_sizes_need_no_configuration(tmp_path: Path) -> None:
+    """Only the tokenizers are asked for, which no such file brings."""
+    write_flux_dev(tmp_path / "dev")
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "dev" / name / "model.safetensors", tmp_path / "parts" / f"{name}.safetensors")
+    found = identify(Source(tmp_path / "parts", shelf=tmp_path / "weights"))
+    profile, whole = found.profile, FLUX1.spec(Source(tmp_path / "dev"), "bf16")
+    assert (profile.native, profile.tokens, profile.steps, profile.latent_factor) == (1024, 512, 28, 8)
+    assert found.spec("bf16").components == whole.components and found.spec("bf16").costs == whole.costs
+    with pytest.raises(
+        WeightsError, match="^transformer.safetensors comes without the tokenizer of .*schnell/tokenizers"
+    ):
+        load_tokenizers(found.source)
+    for name in ("tokenizer", "tokenizer_2"):
+        (tmp_path / "weights" / "FLUX.1-schnell").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "weights" / "FLUX.1-schnell" / name).symlink_to(EMBEDDED / name)
+    assert [tokenizer.model_max_length for tokenizer in load_tokenizers(found.source)] == [40, 40]
+
+
+def test_a_transformer_that_reads_other_text_than_its_parts_give_is_refused(tmp_path: Path) -> None:
+    shapes = Source(EMBEDDED).folder_header("transformer").shapes
+    wide = {**shapes, "context_embedder.weight": (192, 4096)}
+    file = write_header(tmp_path / "mine.safetensors", wide)
+    with pytest.raises(
+        WeightsError,
+        match="^mine.safetensors reads text of width 4096, and the text encoder T5-XXL in 'flux' gives 192",
+    ):
+        identify(Source(file, EMBEDDED))
