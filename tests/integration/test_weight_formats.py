@@ -92,9 +92,9 @@ def write_ggufs(*formats: str) -> Callable[[Path, Tensors], Tensors]:
 
 FORMS: Mapping[str, tuple[str, Callable[[Path, Tensors], Tensors]]] = {
     "scaled fp8": ("flux.safetensors", write_scaled_fp8),
-    "NF4": ("flux.safetensors", write_nf4),
-    "Q8_0": ("flux.safetensors", write_ggufs("Q8_0")),
-    "several formats": ("flux.safetensors", write_ggufs("Q4_0", "Q5_1", "BF16")),
+    "NF4": ("flux.SFT", write_nf4),
+    "Q8_0": ("flux.gguf", write_ggufs("Q8_0")),
+    "several formats": ("flux.GGUF", write_ggufs("Q4_0", "Q5_1", "BF16")),
 }
 
 
