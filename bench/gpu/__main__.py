@@ -4,9 +4,10 @@
 
 The weights (34 GB) are made on the GPU and written to ``--folder`` once. Every measurement runs in a process of its
 own, so that one failure does not stop the others: bandwidth and overlap of copies, attention kernels, loading from disk
-and from the page cache, 28 steps at 1024 x 1024 by diffusers and by us (eager, compiled, ``go_fast``), cards of 80, 48,
+and from the page cache, 28 steps at 1024 x 1024 by diffusers and by us with every technique, decoding, cards of 80, 48,
 24, 16 and 12 GB with predicted and measured peaks and the bytes that a warm prediction moves, and the OOM fallback.
-The result is one table with each figure beside its limit.
+The result is one table with each figure beside its limit. ``--seconds`` ends in time: what matters most comes first,
+and what is left out is named. ``bench/gpu/run.sh`` does all of it from a bare checkout and a folder of wheels.
 
 ``--small`` runs the same code on the CPU with the embedded models and emulated cards. Its figures say nothing about a
 GPU.
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +34,7 @@ from backend.core.units import parse_bytes
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu.ground import Ground, Row
 
-NAMES = ("copies", "attention", "loading", "steps", "caps", "fallback")
+NAMES = ("steps", "caps", "decode", "attention", "copies", "fallback", "loading")
 CAPS = ("80GB", "48GB", "24GB", "16GB", "12GB")
 SMALL_CAPS = ("160MB", "80MB", "60MB")
 
@@ -68,31 +71,25 @@ def machine(ground: Ground) -> dict[str, str]:
     }
 
 
-def measured(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """One measure in a process of its own; a failure becomes a row that says why."""
+def measured(name: str, arguments: argparse.Namespace, seconds_left: float) -> list[Row]:
+    """One measure in a process of its own; a failure becomes a row that says why, and so does the end of the time."""
     given = [
         *(("--small",) if arguments.small else ("--folder", str(arguments.folder))),
         *(part for cap in arguments.cap for part in ("--cap", cap)),
     ]
-    finished = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "bench.gpu", "--here", "--only", name, *given]
+    if seconds_left <= 0:
+        return [Row(name, "left out", float("nan"), "", note="no time was left")]
+    try:
+        finished = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=min(seconds_left, 10**6)
+        )
+    except subprocess.TimeoutExpired:
+        return [Row(name, "left out", float("nan"), "", note="the time ended meanwhile")]
     if finished.returncode:
-        return [
-            Row(
-                name,
-                "failed",
-                float("nan"),
-                "",
-                note=finished.stderr.strip().splitlines()[-1]
-                if finished.stderr.strip()
-                else f"code {finished.returncode}",
-            )
-        ]
+        lines = finished.stderr.strip().splitlines()
+        note = lines[-1] if lines else f"code {finished.returncode}"
+        return [Row(name, "failed", float("nan"), "", note=note)]
     return [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
 
 
@@ -120,10 +117,14 @@ def main() -> int:
     parser.add_argument(
         "--cap", action="append", default=[], help="a card to be tried, such as 24GB; may be given several times"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="end after so many; what is then missing is named"
+    )
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     parser.add_argument("--small", action="store_true", help="on the CPU, with the embedded models")
     parser.add_argument("--here", action="store_true", help="in this process, printing JSON")
     arguments = parser.parse_args()
+    begin = time.monotonic()
     ground = ground_of(arguments)
     ensure_torchvision_operators()  # before diffusers is imported, below
     names = arguments.only or NAMES
@@ -136,12 +137,13 @@ def main() -> int:
 
         print(json.dumps([asdict(row) for name in names for row in MEASURES[name](ground)]))
         return 0
-    rows = [row for name in names for row in measured(name, arguments)]
-    where = machine(ground)
+    where, rows = machine(ground), []
+    for name in names:
+        rows += measured(name, arguments, arguments.seconds - (time.monotonic() - begin))
+        if arguments.out:  # after every measure: what is there stays when the machine is taken away
+            found = {"machine": where, "rows": [asdict(row) for row in rows]}
+            write_atomic(arguments.out, json.dumps(found, indent=2))
     print(", ".join(f"{key} {value}" for key, value in where.items() if value), "\n\n", table(rows), sep="")
-    if arguments.out:
-        found = {"machine": where, "rows": [asdict(row) for row in rows]}
-        write_atomic(arguments.out, json.dumps(found, indent=2))
     return int(any(row.name == "failed" for row in rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ class Ground:
         dtype = (
             "auto" if self.on_gpu else "float32"
         )  # in which the embedded models' sizes are those of ``caps`` on every machine
-        return replace(
-            Settings(), **{"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes}
-        )
+        chosen = {"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes}
+        return replace(Settings(), disabled_extensions=without_libraries(), **chosen)
+
+
+def without_libraries() -> tuple[str, ...]:
+    """The stages whose libraries are not installed, as on a machine to which only what is measured was carried."""
+    needed = {"adetailer": "ultralytics", "face_enhance": "ultralytics", "upscale": "spandrel", "hires": "spandrel"}
+    return tuple(stage for stage, library in needed.items() if importlib.util.find_spec(library) is None)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffusers import FluxPipeline
 from backend.core.settings import ROOT
 from bench.gpu.checkpoint import FLUX_DEV, TINY, build, write_checkpoint
 from bench.gpu.ground import Ground, Row
-from bench.gpu.measures import MEASURES, caps, fallback
+from bench.gpu.measures import MEASURES, TECHNIQUES, caps, fallback
 
 CPU = torch.device("cpu")
 GROUND = Ground(
@@ -54,12 +54,34 @@ def test_weights_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("name", ["copies", "attention", "loading", "steps"])
+@pytest.mark.parametrize("name", ["copies", "decode", "loading", "steps"])
 def test_a_measure_gives_numbers(name: str) -> None:
     rows = MEASURES[name](GROUND)
     assert rows and all(
         isinstance(row, Row) and row.measure == name and math.isfinite(row.value) and row.value > 0 for row in rows
     )
+
+
+def test_every_attention_kernel_has_a_row_or_the_reason_why_it_has_no_figure() -> None:
+    rows = MEASURES["attention"](GROUND)
+    assert {row.name for row in rows} == {"_native_math", "native"}
+    assert all(row.value > 0 or math.isnan(row.value) and row.note for row in rows)
+    assert [row.note for row in rows].count("the fastest") == 1
+
+
+def test_every_technique_has_a_row_on_a_gpu() -> None:
+    names = " ".join(TECHNIQUES)
+    assert all(word in names for word in ("bf16, eager", "compiled blocks", "one graph", "fp8", "go_fast"))
+    for settings in TECHNIQUES.values():
+        GROUND.settings(**{name: value for name, value in settings.items() if name != "go_fast"})
+
+
+def test_where_the_time_ends_what_is_missing_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--small", "--only", "copies", "--seconds", "0.01", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["name"] == "left out" and "time" in row["note"]
 
 
 def test_ours_is_measured_beside_stock_diffusers() -> None:
@@ -71,11 +93,11 @@ def test_ours_is_measured_beside_stock_diffusers() -> None:
 def test_cards_of_other_sizes_show_what_was_predicted() -> None:
     rows = {row.name: row for row in caps(GROUND, qualities=("bf16",))}
     for card in ("0.16 GB", "0.08 GB"):
-        peak, moved = rows[f"{card}, exact: peak"], rows[f"{card}, exact: moved when warm"]
+        peak, moved = rows[f"{card}, bf16: peak"], rows[f"{card}, bf16: moved when warm"]
         assert peak.limit is not None and 0.7 < peak.value / peak.limit < 1.1
         assert peak.value <= float(card.split()[0])
         assert (moved.value == 0) == ("all resident" in peak.note)
-    assert rows["0.02 GB, exact: bytes missing"].value > 0
+    assert rows["0.02 GB, bf16: bytes missing"].value > 0
 
 
 def test_the_ladder_ends_with_the_pictures() -> None:
