@@ -48,8 +48,8 @@ def embedded_folder(tmp_path: Path) -> Path:
     write_safetensors(tmp_path / "upscaler.safetensors", {"conv_first.weight": [8, 3, 3, 3]})
     for name, content in {
         "transformer/config.json": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
-        "text_encoder_2/config.json": {"d_ff": 512, "num_heads": 6},
-        "text_encoder/config.json": {},
+        "text_encoder/config.json": {"hidden_size": 128},
+        "text_encoder_2/config.json": {"d_ff": 512, "num_heads": 6, "d_model": 192},
         "vae/config.json": {"block_out_channels": [32, 64, 64, 64]},
         "model_index.json": {"_class_name": "FluxPipeline"},
         "family.json": {"native": 256, "tokens": 40},
