@@ -66,6 +66,37 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     return output
 
 
+def decide_first_block(transformer: Any, decide: Callable[[Any], tuple[torch.Tensor, ...] | None]) -> None:
+    """Turns on diffusers' first-block cache, with another decision: ``decide`` is called after the first block with
+    what the others added when they ran last, None before that. It returns what they add now, or None for them to run.
+    ``transformer.disable_cache()`` ends it.
+
+    diffusers 0.42.1, ``hooks.first_block_cache``: the public configuration has a threshold only, and its decision makes
+    the host wait in every step.
+    """
+    import torch
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
+
+    transformer.enable_cache(FirstBlockCacheConfig())
+    head = next(
+        hook
+        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+        if (hook := HookRegistry.check_if_exists_or_initialize(block).get_hook(_FBC_LEADER_BLOCK_HOOK))
+    )
+
+    @torch.compiler.disable
+    def runs(residual: torch.Tensor) -> bool:
+        state = head.state_manager.get_state()
+        added = decide(state.tail_block_residuals)
+        if added is not None:
+            state.tail_block_residuals = added
+        return added is None
+
+    head._should_compute_remaining_blocks = runs
+
+
 def upscaler_call(model: ImageModelDescriptor[torch.nn.Module]) -> Callable[[torch.nn.Module, torch.Tensor], Any]:
     """How spandrel runs the network of an upscaler; for some architectures that is more than calling it.
 

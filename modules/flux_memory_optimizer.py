@@ -2,15 +2,14 @@
 
 Nothing is reported as applied that is not: every entry of the report is made where the technique is applied, and
 ``tests/unit/modules/test_flux_memory_optimizer.py`` observes each of them from outside. None of them changes a picture
-by more than rounding. The one that does, the first-block cache, is an input of its own (``go_fast``).
+by more than rounding. What does is asked for: products in fp8 by ``weight_precision``, the block cache by ``go_fast``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,8 @@ from backend.devices.probe import Device
 from backend.memory_management import MemoryPlan
 from backend.offload.oom_fallback import is_out_of_memory
 from backend.offload.placements import block_modules
+from backend.offload.quantized_linear import Fp8ComputeLinear
+from backend.planning.rules import FP8_COMPUTE_CAPABILITY
 from modules.compat import attend
 from modules.compilation import Compilation, why_no_compiler
 
@@ -38,9 +39,6 @@ start to start would change the last bits of every picture."""
 ATTENTION_ERROR = 0.02
 """Relative difference from PyTorch's own kernel that rounding to 16 bits explains; a kernel beyond it computes
 something else."""
-FIRST_BLOCK_THRESHOLD = 0.08
-"""ParaAttention's value for Flux: a step whose first block changes less than this, relative to the last one
-computed, is not computed."""
 
 COMPILED = ("compiled blocks", "whole transformer in one graph", "compiled decoding")
 """The techniques that are code of ``torch.compile``."""
@@ -86,6 +84,7 @@ class FluxMemoryOptimizer:
     def improve(self, name: str, module: nn.Module) -> nn.Module:
         """The model that the cache has read under this name, made faster. Weights and results stay the same."""
         if name == "transformer":
+            self._note_products(module)
             self._choose_attention(module)
             self._compile_transformer(module)
         elif name in ("vae", "unet", *self.upscalers):
@@ -121,6 +120,18 @@ class FluxMemoryOptimizer:
         self._note(
             "16 bits", half, f"diffusion models compute in {diffusion}, upscalers in {upscaling}: {asked or chosen}"
         )
+
+    def _note_products(self, transformer: nn.Module) -> None:
+        """Products in fp8 are chosen by the plan and made by the layers."""
+        name, dtype = "fp8 products", self.plan.placements["transformer"].dtype
+        count = sum(isinstance(layer, Fp8ComputeLinear) for layer in transformer.modules())
+        if count:
+            self._note(name, True, f"{count} layers; modulations and what is outside of the blocks stay as they are")
+        elif self.device.kind != "cuda" or (self.device.capability or (0, 0)) < FP8_COMPUTE_CAPABILITY:
+            self._note(name, False, "for CUDA devices from compute capability 8.9 on")
+        else:
+            self._note(name, False, f"the plan keeps the transformer's weights in {dtype}")
+        self._note("block cache", True, "in requests with go_fast, in steps that change little: docs/performance.md")
 
     def _choose_attention(self, transformer: nn.Module) -> None:
         name = "attention kernel"
@@ -254,21 +265,3 @@ def fastest_attention(
                 del seconds[backend]
     best = min(seconds, key=lambda name: seconds[name] / (1 if name == "native" else ATTENTION_GAIN))
     return best, f"{best} is the fastest ({'; '.join(words)})"
-
-
-@contextmanager
-def first_block_cache(transformer: Any, wanted: bool) -> Iterator[None]:
-    """Inside this context, if ``wanted``, a step that changes little reuses the result of the step before.
-
-    Faster by the share of steps that are skipped, and the picture changes: ``docs/performance.md`` has figures of both.
-    """
-    if not wanted:
-        yield
-        return
-    from diffusers import FirstBlockCacheConfig
-
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=FIRST_BLOCK_THRESHOLD))
-    try:
-        yield
-    finally:
-        transformer.disable_cache()

@@ -156,6 +156,17 @@ FORMATS: Mapping[str, type[QuantizedLinear]] = MappingProxyType(
 )
 
 
+def why_no_products(device: torch.device, dtype: torch.dtype) -> str:
+    """Why a device does not multiply in fp8; "" where it does. One small product is tried."""
+    layer = Fp8ComputeLinear(nn.Linear(32, 32, device=device, dtype=dtype), dtype)
+    try:
+        with torch.inference_mode():
+            layer(torch.zeros(32, 32, device=device, dtype=dtype))
+    except (RuntimeError, ValueError, NotImplementedError) as refusal:
+        return str(refusal).partition("\n")[0]
+    return ""
+
+
 def quantize(module: nn.Module, name: str, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
     """Replaces the linear layers inside of a model's blocks by ``FORMATS[name]``, computing in ``dtype``.
 

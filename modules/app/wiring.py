@@ -25,7 +25,7 @@ from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from backend.offload.packed_linear import keep_packed
 from backend.offload.quantized_cache import QuantizedCache
-from backend.offload.quantized_linear import FORMATS, quantize
+from backend.offload.quantized_linear import FORMATS, quantize, why_no_products
 from backend.planning.model_specs import PACKED, ModelSpec
 from modules.app.model_files import Files, find_files
 from modules.detection.classes import ClassSet
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from modules.detection.service import DetectionService
     from modules.safety.service import SafetyService
+
+logger = logging.getLogger(__name__)
 
 
 logger = logging.getLogger(__name__)
@@ -175,6 +177,9 @@ def register_models(
     planned_as = dict.fromkeys(files.cached_upscalers.values(), FIRST)  # the plan knows all upscalers as one
     for name, loader in files.loaders(device.dtype, device.upscaler_dtype, tile).items():
         stored_as = plan.placements[planned_as.get(name, name)].dtype
+        if stored_as == "fp8_compute" and (why := why_no_products(device.torch_device, device.dtype)):
+            logger.warning("%s: weights are in fp8, products are not: %s", name, why)
+            stored_as = "fp8"
         if stored_as in FORMATS:
             key = partial(files.content_key, name, stored_as, str(device.dtype))
             loader = partial(load_quantized, loader, stored_as, device, key, quantized)

@@ -25,13 +25,13 @@ from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.compat import set_execution_device
+from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
 from modules.diffusion.samplers import SeededSDE
-from modules.flux_memory_optimizer import first_block_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,10 @@ class DiffusionService(ABC):
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         """Sets the pipeline's scheduler for a request with so many tokens (or rows) of latents, and returns the
         pipeline's arguments that name the steps."""
+
+    def levels(self, request: DenoiseRequest, tokens: int) -> Sequence[float] | None:
+        """The noise levels at the beginnings of the request's steps, 1 to 0, where the family can skip blocks."""
+        return None
 
     @abstractmethod
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
@@ -159,8 +163,7 @@ class DiffusionService(ABC):
             single = Strategy(
                 "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, after_step)
             )
-            # which steps are skipped is decided for a whole batch, and no picture may depend on its neighbours
-            strategies = [single] if request.go_fast else [whole, single]
+            strategies = [whole, single]
             step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds)), SIZE_INPUTS)
             latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
@@ -319,7 +322,8 @@ class DiffusionService(ABC):
             latents = self.scale_initial_noise(self.add_noise(original, noise, level))
         after_step = self._after_step(request, original, noise, report)
         denoiser = self.profile.denoiser
-        with self.models.on_device(denoiser) as (network,), first_block_cache(network, request.go_fast):
+        levels = self.levels(request, noise.shape[1]) if request.go_fast else None
+        with self.models.on_device(denoiser) as (network,), block_cache(network, levels):
             setattr(self._pipeline, denoiser, network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]

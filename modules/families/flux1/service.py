@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,16 @@ class FluxService(DiffusionService):
         if request.images:
             self._pipeline.scheduler.set_timesteps(sigmas=sigmas, mu=self._mu(tokens), device=self.models.device)
         return {"num_inference_steps": total, "sigmas": sigmas}
+
+    def levels(self, request: DenoiseRequest, tokens: int) -> Sequence[float]:
+        times = np.linspace(1.0, 1 / request.steps, request.steps)
+        schedule = request.schedule if request.sampler_used == EULER else SIMPLE
+        shifted = (
+            self._shift(tokens, times)
+            if schedule == SIMPLE
+            else noise_levels(schedule, request.steps, partial(self._shift, tokens))
+        )
+        return [float(level) for level in shifted[request.steps - request.steps_run() :]]
 
     def _steps(self, request: DenoiseRequest, tokens: int) -> tuple[Any, np.ndarray]:
         """The scheduler, and the noise levels that it is asked for at the steps' beginnings."""

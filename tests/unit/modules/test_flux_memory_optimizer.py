@@ -7,14 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from support.pictures import PROMPT
 from support.processes import Server
-from support.services import flux_of
 from support.small_flux import forward, small_transformer
 from torch import nn
 from torch._dynamo.utils import counters
@@ -22,18 +19,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from backend.checkpoints.loader import load_diffusers_module
 from backend.core.settings import ROOT, Settings
-from backend.core.timeline import Timeline
 from backend.devices.probe import Device, probe_device
 from backend.memory_management import MemoryPlan, Placement
 from backend.offload.placements import PLACED_MODELS, block_modules
 from backend.offload.quantized_linear import FORMATS, quantize
 from backend.stream import HostTransfers
 from modules.app.service import Service
-from modules.diffusion.denoise_request import DenoiseRequest
 from modules.flux_memory_optimizer import (
     FluxMemoryOptimizer,
     fastest_attention,
-    first_block_cache,
     set_attention,
 )
 
@@ -351,37 +345,9 @@ def test_without_a_compiler_nothing_is_tried(
     assert "install gcc" in entry(made, "compiled decoding")[1] and not made.compiles
 
 
-def test_a_step_that_changes_nothing_is_not_computed(transformer: Any) -> None:
-    runs: list[int] = []
-    transformer.single_transformer_blocks[-1].norm.register_forward_pre_hook(lambda module, args: runs.append(1))
-    with first_block_cache(transformer, True), transformer.cache_context("cond"):
-        assert torch.allclose(forward(transformer), forward(transformer), atol=1e-5)
-        assert len(runs) == 1
-    forward(transformer)
-    forward(transformer)
-    assert len(runs) == 3
-
-
-def test_go_fast_leaves_nothing_behind(service: Service) -> None:
-    flux, drawing = flux_of(service), DenoiseRequest((PROMPT,), (7,), 256, 256, steps=8, guidance=3.5)
-    plain, fast, again = (
-        np.asarray(flux.generate(replace(drawing, go_fast=go_fast), Timeline())[0]).astype(float)
-        for go_fast in (False, True, False)
-    )
-    assert np.array_equal(plain, again)
-    assert np.square(plain - fast).mean() < 255**2 / 100  # over 20 dB
-
-
-def test_go_fast_pictures_do_not_depend_on_those_beside_them(service: Service) -> None:
-    flux = flux_of(service)
-    drawing = DenoiseRequest((PROMPT, "a man with a yellow hat"), (7, 8), 256, 256, steps=6, guidance=3.5, go_fast=True)
-    together = [np.asarray(image) for image in flux.generate(drawing, Timeline())]
-    alone = [np.asarray(flux.generate(drawing.only(index), Timeline())[0]) for index in range(2)]
-    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
-
-
-def test_an_error_closes_the_first_block_cache(transformer: Any) -> None:
-    with pytest.raises(KeyError), first_block_cache(transformer, True):
-        assert transformer.is_cache_enabled
-        raise KeyError
-    assert not transformer.is_cache_enabled
+@pytest.mark.parametrize("name", FORMATS)
+def test_products_in_fp8_are_reported_where_the_layers_make_them(plan: MemoryPlan, name: str) -> None:
+    made = optimizer(plan, compile="off")
+    made.improve("transformer", quantize(small_transformer(), name, torch.float32))
+    applied, reason = entry(made, "fp8 products")
+    assert applied == (name == "fp8_compute") and ("layers" if applied else "CUDA devices") in reason
