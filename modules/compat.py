@@ -86,7 +86,6 @@ def decide_first_block(transformer: Any, decide: Callable[[Any], tuple[torch.Ten
         if (hook := HookRegistry.check_if_exists_or_initialize(block).get_hook(_FBC_LEADER_BLOCK_HOOK))
     )
 
-    @torch.compiler.disable
     def runs(residual: torch.Tensor) -> bool:
         state = head.state_manager.get_state()
         added = decide(state.tail_block_residuals)
@@ -94,7 +93,7 @@ def decide_first_block(transformer: Any, decide: Callable[[Any], tuple[torch.Ten
             state.tail_block_residuals = added
         return added is None
 
-    head._should_compute_remaining_blocks = runs
+    head._should_compute_remaining_blocks = torch.compiler.disable(runs)
 
 
 def upscaler_call(model: ImageModelDescriptor[torch.nn.Module]) -> Callable[[torch.nn.Module, torch.Tensor], Any]:

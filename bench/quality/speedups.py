@@ -37,6 +37,8 @@ TECHNIQUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "go_fast": {"go_fast": True},
         "bfloat16": {"dtype": "bfloat16"},
         "weight_precision fp8": {"stored_as": "fp8"},
+        "fp8 products": {"stored_as": "fp8_compute"},
+        "fp8 products, go_fast": {"stored_as": "fp8_compute", "go_fast": True},
         "weight_precision nf4": {"stored_as": "nf4"},
         "compile": {"compile": "on"},
     }
@@ -62,8 +64,8 @@ def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) 
         from backend.offload.quantized_linear import quantize
 
         with service.models.on_device("transformer", "text_encoder_2") as modules:
-            for module in modules:
-                quantize(module, stored_as, service.runtime.device.dtype)
+            for module, form in zip(modules, (stored_as, stored_as.removesuffix("_compute")), strict=True):
+                quantize(module, form, service.runtime.device.dtype)
     pipeline, side = (
         ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]),
         service.profile.native,
