@@ -60,8 +60,11 @@ class BlockCache:
 
 @contextmanager
 def block_cache(transformer: Any, levels: Sequence[float] | None) -> Iterator[None]:
-    """Inside, the transformer skips blocks in steps of these noise levels; in none without levels."""
-    if levels is None or all(computed_steps(levels)):
+    """Inside, the transformer skips blocks in some steps of these noise levels; without levels in none.
+
+    What is compiled runs in the same way where no step is skipped, so that a warm-up of few steps compiles it.
+    """
+    if levels is None:
         yield
         return
     decide_first_block(transformer, BlockCache(levels).decide)

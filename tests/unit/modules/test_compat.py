@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextvars import ContextVar, copy_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.ESRGAN import ESRGAN
 from support.detector_files import unfused
 from support.signatures import assert_has, assert_takes
+from support.small_flux import forward, small_transformer
 
 from backend.core.settings import ROOT
 from modules import compat
@@ -70,6 +72,22 @@ def test_diffusers_attends_with_the_kernel_that_is_active() -> None:
     for kernel in ("native", "_native_math"):
         with attention_backend(kernel):
             assert torch.allclose(compat.attend(query, key, value), expected, atol=1e-5)
+
+
+def test_the_first_block_cache_of_diffusers_asks_what_it_is_told_to_ask() -> None:
+    asked: list[bool] = []
+
+    def decide(added: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:
+        asked.append(added is None)
+        return added and tuple(torch.zeros_like(one) for one in added)
+
+    transformer: Any = small_transformer()
+    plain = forward(transformer)
+    compat.decide_first_block(transformer, decide)
+    with transformer.cache_context("cond"):
+        assert torch.equal(forward(transformer), plain) and not torch.equal(forward(transformer), plain)
+    transformer.disable_cache()
+    assert torch.equal(forward(transformer), plain) and asked == [True, False]
 
 
 def test_spandrel_calls_a_network_as_its_descriptor_does_but_for_the_clamping() -> None:
