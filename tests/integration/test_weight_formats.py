@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.bitsandbytes_files import nf4_parts
 from support.emulated_runs import Run, run_emulated
 from support.gguf_files import quantized, write_gguf
 from support.original_flux import original_layout
@@ -43,14 +44,6 @@ def is_quantized(name: str, tensor: torch.Tensor) -> bool:
     return tensor.dim() == 2 and "blocks" in name
 
 
-def four_bits(weight: torch.Tensor, format: str = "nf4") -> tuple[Tensors, torch.Tensor]:
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(weight, quant_type=format, compress_statistics=True)
-    parts = {f".{name}": part for name, part in state.as_dict(packed=True).items()}
-    return {"": packed, **parts}, bnb.dequantize_4bit(packed, state)
-
-
 def scaled_fp8(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     scale = (weight.abs().max() / 448).reshape(1)
     return {"": (weight / scale).to(E4M3), "<.weight>.scale_weight": scale}, (weight / scale).to(E4M3).float() * scale
@@ -69,7 +62,7 @@ def written(file: Path, plain: Tensors, form: Callable[[torch.Tensor], tuple[Ten
 
 
 def write_nf4(file: Path, plain: Tensors) -> Tensors:
-    return written(file, plain, four_bits)
+    return written(file, plain, nf4_parts)
 
 
 def write_scaled_fp8(file: Path, plain: Tensors) -> Tensors:
@@ -129,7 +122,7 @@ def quantized_folder(folder: Path, method: str) -> Tensors:
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
     file = next(folder.glob("*.safetensors"))
     tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
-    return written(file, tensors, four_bits)
+    return written(file, tensors, nf4_parts)
 
 
 def test_a_folder_that_bitsandbytes_quantized_is_read(tmp_path: Path) -> None:

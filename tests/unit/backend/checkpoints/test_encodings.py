@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.bitsandbytes_files import SHAPES, key, made
 from support.refusals import refusal
 
 from backend.checkpoints.header import read_header
@@ -18,6 +19,7 @@ from backend.checkpoints.loader import read_tensors
 from backend.checkpoints.packed_weight import PackedWeight
 
 Tensors = dict[str, torch.Tensor]
+FLAT, NESTED = (key("nf4", 64, nested, SHAPES[0]) for nested in (False, True))
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 WEIGHT = torch.randn(96, 128, generator=torch.Generator().manual_seed(1)) * 0.05
 
@@ -129,70 +131,56 @@ def test_what_is_not_read_is_named(tmp_path: Path, what: str) -> None:
     assert "model.safetensors" in told and word in told
 
 
-def bitsandbytes_four_bits(values: torch.Tensor, format: str, block: int, nested: bool) -> tuple[Tensors, torch.Tensor]:
-    """A weight as the library saves it, and the values that it computes from it."""
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(values, quant_type=format, blocksize=block, compress_statistics=nested)
-    parts = {f"a.weight.{name}": part for name, part in state.as_dict(packed=True).items()}
-    return {"a.weight": packed, **parts}, bnb.dequantize_4bit(packed, state)
-
-
-@pytest.mark.parametrize("shape", [(96, 128), (7, 24), (3, 5)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("format", ["nf4", "fp4"])
 def test_four_bits_have_the_values_of_bitsandbytes(
     tmp_path: Path, format: str, block: int, nested: bool, shape: tuple[int, int]
 ) -> None:
-    values = WEIGHT.flatten()[: shape[0] * shape[1]].reshape(shape).contiguous()
-    tensors, expected = bitsandbytes_four_bits(values, format, block, nested)
+    tensors, expected = made(key(format, block, nested, shape))
     found = read(tmp_path, tensors)
     assert found.keys() == {"a.weight"} and torch.equal(found["a.weight"], expected)
     assert read_header(tmp_path / "model.safetensors").precision == format
 
 
 def test_another_table_of_levels_is_used(tmp_path: Path) -> None:
-    tensors, expected = bitsandbytes_four_bits(WEIGHT, "nf4", 64, False)
+    tensors, expected = made(FLAT)
     tensors["a.weight.quant_map"] = tensors["a.weight.quant_map"] * 2
     assert torch.equal(read(tmp_path, tensors)["a.weight"], expected * 2)
 
 
 def test_eight_bits_have_the_values_of_bitsandbytes(tmp_path: Path) -> None:
-    import bitsandbytes.functional as bnb
-
-    stored, largest, _ = bnb.int8_vectorwise_quant(WEIGHT.half())
-    tensors = {"a.weight": stored, "a.SCB": largest, "a.weight_format": torch.zeros((), dtype=torch.uint8)}
-    expected = bnb.int8_vectorwise_dequant(stored, largest)
+    tensors, expected = made("int8")
     assert torch.allclose(read(tmp_path, tensors)["a.weight"], expected.float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
     ("part", "wrong"),
     [
-        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[96, 128], blocksize=64)),
-        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[960, 128], blocksize=64, nested_blocksize=256)),
-        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[96, -128], blocksize=64, nested_blocksize=256)),
+        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[24, 128], blocksize=64)),
+        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[240, 128], blocksize=64, nested_blocksize=256)),
+        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[24, -128], blocksize=64, nested_blocksize=256)),
         ("quant_state.bitsandbytes__nf4", json_tensor(shape=None, blocksize=64, nested_blocksize=256)),
-        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[96, 128], blocksize=0, nested_blocksize=256)),
-        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[96, 128], blocksize=2**40, nested_blocksize=256)),
+        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[24, 128], blocksize=0, nested_blocksize=256)),
+        ("quant_state.bitsandbytes__nf4", json_tensor(shape=[24, 128], blocksize=2**40, nested_blocksize=256)),
         ("quant_state.bitsandbytes__nf4", torch.full((9,), 91, dtype=torch.uint8)),
         ("quant_state.bitsandbytes__nf4", torch.zeros(9)),
         ("absmax", torch.zeros(3, dtype=torch.uint8)),
-        ("absmax", torch.zeros(192)),
+        ("absmax", torch.zeros(48)),
         ("quant_map", torch.zeros(3)),
         ("nested_quant_map", torch.zeros(3)),
         ("nested_absmax", torch.zeros(3)),
     ],
 )
 def test_four_bits_that_do_not_fit_are_one_line(tmp_path: Path, part: str, wrong: torch.Tensor) -> None:
-    tensors, _ = bitsandbytes_four_bits(WEIGHT, "nf4", 64, True)
+    tensors, _ = made(NESTED)
     save_file({**tensors, f"a.weight.{part}": wrong}, tmp_path / "model.safetensors")
     assert "is damaged" in refusal(lambda: read_header(tmp_path / "model.safetensors"))
 
 
 def test_parts_of_one_weight_may_lie_in_two_files(tmp_path: Path) -> None:
-    tensors, expected = bitsandbytes_four_bits(WEIGHT, "nf4", 64, True)
+    tensors, expected = made(NESTED)
     names = sorted(tensors)
     files = [tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors"]
     for file, part in zip(files, (names[:3], names[3:])):
