@@ -28,6 +28,7 @@ from typing import Any, Self
 import torch
 from support.fake_cuda_blocks import alike_blocks_run_once
 from support.fake_cuda_driver import FakeDriver, installed_driver
+from support.fake_cuda_operators import BY_NAME, SPECIAL, meta_of
 from support.sparse_checkpoints import hollow_files
 from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -45,10 +46,6 @@ WRITTEN_FOR = "2.13."
 GRANULE = 512
 """Bytes: what torch's allocator rounds up to."""
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class HollowTensorRead(AssertionError):
-    """The value of a weight was asked for that a sparse checkpoint does not have."""
 
 
 class FakeCard:
@@ -78,9 +75,9 @@ class FakeCard:
         self.allocated_bytes = self.peak_bytes = self.flops = 0
         self.bytes_uploaded = self.pageable_bytes = self.bytes_downloaded = 0
         self.waits: list[tuple[str, str]] = []
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._weights: set[int] = set()
+        self.weights: set[int] = set()
         self._addresses: dict[int, int] = {}
         self._next_address = 1 << 40
         self._stack = ExitStack()
@@ -115,7 +112,7 @@ class FakeCard:
                 if strides is None
                 else torch.empty_strided(shape, strides, dtype=dtype, device="meta")
             )
-            return self.note(FakeTensor(self._fake, made, device))
+            return self.note(FakeTensor(self.mode, made, device))
 
     def note(self, tensor: torch.Tensor) -> Any:
         """Counts the memory of a tensor on the card, once, until it is freed. Raises ``torch.OutOfMemoryError``."""
@@ -130,7 +127,7 @@ class FakeCard:
 
         def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._live[key]
-            self._weights.discard(key)
+            self.weights.discard(key)
             self.allocated_bytes -= size
 
         self._live[key] = weakref.ref(storage, forget)
@@ -174,7 +171,7 @@ class FakeCard:
             torch.Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
             tensor.fake_device = data.fake_device
             return
-        alias = FakeTensor(self._fake, _meta(data), data.fake_device)
+        alias = FakeTensor(self.mode, meta_of(data), data.fake_device)
         alias._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]
         torch.utils.swap_tensors(tensor, alias)
 
@@ -192,9 +189,9 @@ class FakeCard:
             result = special(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        with self._fake:
+        with self.mode:
             result = func(*args, **kwargs)
-        self._fake.fake_tensor_converter.meta_converter.tensor_memo.clear()  # torch swaps no tensor that is in it
+        self.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()  # torch swaps no tensor that is in it
         packet = func.overloadpacket
         outputs = tensors_in(result)
         for tensor in outputs:
@@ -208,7 +205,7 @@ class FakeCard:
         self.bytes_downloaded += size
         if blocking:
             self.wait("download")
-        if storage_id(tensor) in self._weights:
+        if storage_id(tensor) in self.weights:
             return self.empty(tensor.shape, dtype, HOST)
         return torch.zeros(tensor.shape, dtype=dtype)
 
@@ -218,14 +215,6 @@ class FakeCard:
         self.bytes_uploaded += size
         if not self.driver.is_registered(self.address(tensor), size):
             self.pageable_bytes += size
-
-
-def _meta(tensor: FakeTensor) -> torch.Tensor:
-    """The tensor on the meta device that stands behind a fake one; it shares its storage."""
-    with torch.utils._python_dispatch._disable_current_modes():
-        return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
-            tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
-        )
 
 
 class _Operators(TorchDispatchMode):
@@ -313,93 +302,3 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *res
     if mask is None and query.dtype in (torch.float16, torch.bfloat16):
         return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)[0]
     return aten._scaled_dot_product_efficient_attention(query, key, value, mask, False, 0.0, causal, scale=scale)[0]
-
-
-# operators that copy between host and card, or hand a value to the host ----------------------------------------------
-
-
-def _to_copy(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    tensor, dtype = args[0], kwargs.get("dtype") or args[0].dtype
-    target = torch.device(kwargs.get("device") or tensor.device).type
-    here = tensor.device.type
-    if here == "cuda" and target == "cpu":
-        return card.copy_to_host(tensor, dtype, not kwargs.get("non_blocking"))
-    if here == "cpu" and target == "cuda":
-        hollow = isinstance(tensor, FakeTensor)
-        card.copy_to_card(tensor, hollow)
-        strides = tensor.stride() if tensor.is_contiguous() or kwargs.get("memory_format") is None else None
-        made = card.empty(tensor.shape, dtype, CARD, _dense(tensor, strides))
-        if hollow:
-            card._weights.add(storage_id(made))
-        return made
-    return NotImplemented
-
-
-def _dense(tensor: torch.Tensor, strides: Sequence[int] | None) -> Sequence[int] | None:
-    """The strides of a copy, which keeps the order of the sides and leaves no gaps."""
-    if strides is None or tensor.numel() == 0 or 0 in strides:
-        return None
-    order = sorted(range(tensor.dim()), key=lambda side: (strides[side], tensor.shape[side]))
-    kept, step = [0] * tensor.dim(), 1
-    for side in order:
-        kept[side], step = step, step * tensor.shape[side]
-    return kept
-
-
-def _copy_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    target, source = args[:2]
-    blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-    if target.device.type == "cuda" and source.device.type == "cpu":
-        hollow = isinstance(source, FakeTensor)
-        card.copy_to_card(source, hollow)
-        if hollow:
-            card._weights.add(storage_id(target))
-    elif target.device.type == "cpu" and source.device.type == "cuda":
-        card.copy_to_host(source, source.dtype, blocking)
-    return target
-
-
-def _detach(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What torch would find too, and so often called that it shows."""
-    return FakeTensor(card._fake, _meta(args[0]), args[0].fake_device)
-
-
-def _value(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    tensor = args[0]
-    if tensor.device.type == "cpu":
-        raise HollowTensorRead("a weight without data was read")
-    card.wait("value")
-    return True if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
-
-
-def _nonzero(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    card.wait("nonzero")
-    return card.empty((min(1, args[0].numel()), args[0].dim()), torch.int64, args[0].fake_device)
-
-
-def _index(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """By a mask: one row, if there is any."""
-    tensor, indices = args
-    masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
-    if not masks:
-        return NotImplemented
-    card.wait("mask")
-    sides = masks[0].dim()
-    return card.empty((min(1, masks[0].numel()), *tensor.shape[sides:]), tensor.dtype, tensor.device)
-
-
-def _nms(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    card.wait("nms")
-    return card.empty((min(1, len(args[0])),), torch.int64, CARD)
-
-
-SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]], Any]] = {
-    aten._to_copy.default: _to_copy,
-    aten.detach.default: _detach,
-    aten.copy_.default: _copy_,
-    aten._local_scalar_dense.default: _value,
-    aten.nonzero.default: _nonzero,
-    aten.index.Tensor: _index,
-}
-BY_NAME = {"torchvision::nms": _nms}
-"""Operators that may be defined later."""
