@@ -40,6 +40,7 @@ from backend.compat import storage_id, tensors_in
 
 aten = torch.ops.aten
 CARD, HOST, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
+INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 COMPOSITE = DispatchKey.CompositeImplicitAutograd
 WRITTEN_FOR = "2.13."
 """The version of torch whose inner parts this uses."""
@@ -75,14 +76,15 @@ class FakeCard:
         self.allocated_bytes = self.peak_bytes = self.flops = 0
         self.bytes_uploaded = self.pageable_bytes = self.bytes_downloaded = 0
         self.waits: list[tuple[str, str]] = []
+        self.steps: list[list[int]] = []
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.weights: set[int] = set()
         self._addresses: dict[int, int] = {}
         self._next_address = 1 << 40
         self._stack = ExitStack()
-        self.disguised = False
-        """Whether torch is told for the moment that the tensors of the card are on the meta device."""
+        self.disguised: Any = None
+        """The function during which torch is told that the tensors of the card are on the meta device."""
 
     def __enter__(self) -> Self:
         # torch.tensor(values, device="cuda") is then made on the host, and copied by an operator
@@ -132,8 +134,12 @@ class FakeCard:
 
         self._live[key] = weakref.ref(storage, forget)
         self.allocated_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        self._rise(self.allocated_bytes)
         return tensor
+
+    def _rise(self, size: int) -> None:
+        self.peak_bytes = max(self.peak_bytes, size)
+        self.driver.peak_bytes = max(self.driver.peak_bytes, size)
 
     def empty_like(self, tensor: torch.Tensor) -> FakeTensor:
         return self.empty(tensor.shape, tensor.dtype, CARD, tensor.stride())
@@ -141,7 +147,7 @@ class FakeCard:
     def require_room(self, size: int) -> None:
         """Something needs so many bytes for a moment."""
         self.driver.require(size)
-        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes + size)
+        self._rise(self.allocated_bytes + size)
 
     def place_in_file(self, tensor: FakeTensor, address: int) -> None:
         """Says where a file's mapping has the data of a hollow tensor."""
@@ -179,9 +185,12 @@ class FakeCard:
 
     def wait(self, what: str) -> None:
         """The host waits for the card."""
-        lines = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
-        ours = [frame for frame in lines if Path(frame.filename) not in (Path(__file__),)]
-        self.waits.append((what, f"{ours[-1].filename.removeprefix(f'{ROOT}/')}:{ours[-1].lineno}"))
+        outside = [
+            frame
+            for frame in traceback.extract_stack()
+            if "/torch/" not in frame.filename and "/fake_cuda" not in frame.filename
+        ]
+        self.waits.append((what, f"{outside[-1].filename.removeprefix(f'{ROOT}/')}:{outside[-1].lineno}"))
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operator on tensors of which at least one has no data."""
@@ -230,7 +239,9 @@ class _Operators(TorchDispatchMode):
         options = kwargs or {}
         if func is torch.ops.prim.device.default:
             return META if self.card.disguised else args[0].fake_device
-        disguised, self.card.disguised = self.card.disguised, False
+        disguised, self.card.disguised = self.card.disguised, None
+        if disguised in INDEXING and options.get("device") == META:  # the number of ``tensor[index] = number``
+            options = {**options, "device": CARD}
         try:
             return self._dispatch(func, args, options)
         finally:
@@ -277,7 +288,7 @@ class _Functions(TorchFunctionMode):
         if isinstance(func, MethodWrapperType):  # an attribute
             return func(*args, **(kwargs or {}))
         # many functions enter the device before they reach an operator, and a build without CUDA cannot
-        before, self.card.disguised = self.card.disguised, True
+        before, self.card.disguised = self.card.disguised, func
         try:
             return func(*args, **(kwargs or {}))
         finally:

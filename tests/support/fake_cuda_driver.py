@@ -96,6 +96,8 @@ class FakeDriver:
         self.context_bytes, self.fraction = context_bytes, 1.0
         self.name = f"fake card of {gib:g} GB"
         self.default_stream = self.stream = FakeStream()
+        self.peak_bytes = 0
+        """As torch has it, whose statistics the product resets."""
         self.register_error = self.pending_error = 0
         self.registered: dict[int, int] = {}
         self.pinned_peak = 0
@@ -193,14 +195,14 @@ def _memory(driver: FakeDriver) -> dict[str, Any]:
     card = driver.card
 
     def reset_peak(device: Any = None) -> None:
-        card.peak_bytes = card.allocated_bytes
+        driver.peak_bytes = card.allocated_bytes
 
     return {
         "mem_get_info": lambda device=None: (driver.free_bytes(), driver.total_bytes),
         "memory_allocated": lambda device=None: card.allocated_bytes,
         "memory_reserved": lambda device=None: card.allocated_bytes,
-        "max_memory_allocated": lambda device=None: card.peak_bytes,
-        "max_memory_reserved": lambda device=None: card.peak_bytes,
+        "max_memory_allocated": lambda device=None: driver.peak_bytes,
+        "max_memory_reserved": lambda device=None: driver.peak_bytes,
         "reset_peak_memory_stats": reset_peak,
         "empty_cache": lambda: None,
         "set_per_process_memory_fraction": lambda share, device=None: setattr(driver, "fraction", share),

@@ -118,7 +118,7 @@ _SDXL = ModelSpec(
     costs=MappingProxyType(
         {
             "encode": Cost(Curve(linear=125e3), Curve(linear=2 * 2 * 817_720_320)),
-            "denoise": Cost(Curve(linear=20.1e3), Curve(linear=741e6, square=4889)),
+            "denoise": Cost(Curve(linear=20.1e3), Curve(49.06e9, 726.9e6, 5600)),
             **PUBLISHED_AUTOENCODER,
         }
     ),
@@ -143,7 +143,7 @@ _SD15 = replace(
     costs=MappingProxyType(
         {
             "encode": Cost(Curve(linear=25e3), Curve(linear=2 * 2 * 123_060_480)),
-            "denoise": Cost(Curve(linear=33e3), Curve(linear=322.9e6, square=14_885)),
+            "denoise": Cost(Curve(linear=33e3), Curve(-19.41e9, 329.03e6, 14_602.5)),
             **PUBLISHED_AUTOENCODER,
         }
     ),

@@ -45,7 +45,7 @@ def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKin
     configs = [parts[name].config for name in profile.encoders]
     costs = {
         "encode": encode_cost(configs, sum(components[name].parameters for name in profile.encoders), dtype),
-        "denoise": denoise_cost(unet, *unet_work(headers["unet"].shapes, unet, profile.tokens), dtype),
+        "denoise": denoise_cost(unet, unet_work(headers["unet"].shapes, unet, profile.tokens), profile.tokens, dtype),
         **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), vae_dtype),
     }
     return ModelSpec(
@@ -96,24 +96,28 @@ def prompt_bytes(widths: Sequence[int], tokens: int, dtype: str) -> int:
     return int((tokens * sum(widths) + whole) * BYTES_PER_PARAMETER[dtype])
 
 
-def denoise_cost(config: Mapping[str, Any], linear: float, square: float, dtype: str) -> Cost:
-    """The UNet (x: text tokens and latents), both forwards; ``linear`` and ``square`` are of :func:`unet_work`."""
+def denoise_cost(config: Mapping[str, Any], work: Curve, text_tokens: int, dtype: str) -> Cost:
+    """The UNet (x: text tokens and latents), both forwards; ``work`` is :func:`unet_work`."""
     attends = str((config.get("down_block_types") or ["CrossAttn"])[0]).startswith("CrossAttn")
     vectors = PASSES * (VECTORS_WITH_ATTENTION if attends else VECTORS) * int(config["block_out_channels"][0])
+    fixed = work.fixed - work.linear * text_tokens + work.square * text_tokens**2
+    linear = work.linear - 2 * work.square * text_tokens
     return Cost(
-        Curve(linear=vectors * BYTES_PER_PARAMETER[dtype]), Curve(linear=PASSES * linear, square=PASSES * square)
+        Curve(linear=vectors * BYTES_PER_PARAMETER[dtype]),
+        Curve(PASSES * fixed, PASSES * linear, PASSES * work.square),
     )
 
 
-def unet_work(shapes: Mapping[str, Shape], config: Mapping[str, Any], text_tokens: int) -> tuple[float, float]:
-    """Operations of one forward for a latent, and for a pair of latents: every layer by the size at which it runs.
-
-    Layers that the time of a step or the text passes alone are left out; they do not grow with the picture.
-    """
+def unet_work(shapes: Mapping[str, Shape], config: Mapping[str, Any], text_tokens: int) -> Curve:
+    """Operations of one forward (x: latents): every layer by the size at which it runs, or by what passes it."""
     smallest = len(config["block_out_channels"]) - 1
-    linear = square = 0.0
+    fixed = linear = square = 0.0
     for name, shape in shapes.items():
-        if "time_emb" in name or "add_embedding" in name or re.search(r"attn2\.to_[kv]\.", name):
+        if "time_emb" in name or "add_embedding" in name:
+            fixed += 2 * parameters(shape)
+            continue
+        if re.search(r"attn2\.to_[kv]\.", name):
+            fixed += 2 * parameters(shape) * text_tokens
             continue
         shrunk = 4 ** _level(name, smallest)  # latents of the whole picture for one here
         linear += 2 * parameters(shape) / shrunk
@@ -121,7 +125,7 @@ def unet_work(shapes: Mapping[str, Shape], config: Mapping[str, Any], text_token
             square += 4 * shape[0] / shrunk**2
         if name.endswith("attn2.to_q.weight"):
             linear += 4 * shape[0] * text_tokens / shrunk
-    return linear, square
+    return Curve(fixed, linear, square)
 
 
 def _level(name: str, smallest: int) -> int:
