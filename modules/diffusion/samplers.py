@@ -79,7 +79,26 @@ SCHEDULES: Mapping[str, Callable[[int, Shift, bool], Levels]] = MappingProxyType
 )
 
 
-class SeededSDE(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
+class BegunOnHost:
+    """A scheduler that finds the place of its first step on the host. Otherwise it looks for it on the device, after
+    the first forward, and the host waits for that."""
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **options: Any) -> None:
+        scheduler: Any = self
+        super().set_timesteps(num_inference_steps, device="cpu", **options)  # type: ignore[misc]
+        scheduler.set_begin_index(scheduler.index_for_timestep(scheduler.timesteps[0]))
+        scheduler.timesteps = scheduler.timesteps.to(device)
+
+
+class DPMSolver(BegunOnHost, DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
+    """DPM++ 2M."""
+
+
+class UniPC(BegunOnHost, UniPCMultistepScheduler):  # type: ignore[misc]
+    """UniPC."""
+
+
+class SeededSDE(DPMSolver):
     """DPM++ 2M SDE (Lu et al. 2022, as a stochastic differential equation) whose fresh noise comes from the pictures'
     own generators.
 
@@ -104,9 +123,7 @@ class SeededSDE(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers
         return super().step(model_output, timestep, sample, variance_noise=noise, return_dict=return_dict)
 
 
-SOLVERS: Mapping[str, type[Any]] = MappingProxyType(
-    {"DPM++ 2M": DPMSolverMultistepScheduler, "DPM++ 2M SDE": SeededSDE, "UniPC": UniPCMultistepScheduler}
-)
+SOLVERS: Mapping[str, type[Any]] = MappingProxyType({"DPM++ 2M": DPMSolver, "DPM++ 2M SDE": SeededSDE, "UniPC": UniPC})
 """What is not Euler: they place their steps themselves, and begin from pure noise only."""
 KIND_OF_SOLVER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {"DPM++ 2M SDE": {"algorithm_type": "sde-dpmsolver++"}}

@@ -118,7 +118,7 @@ FACES = ((60, 60, 180, 180), (250, 80, 360, 200), (90, 300, 220, 440))
 REQUESTS: Mapping[str, Mapping[str, Any]] = {
     "image": {"image": "picture.png", "prompt_strength": 0.7},
     "mask": {"image": "picture.png", "mask": "mask.png", "prompt_strength": 0.7},
-    "hires": {"hr_scale": 1.5},
+    "hires": {"enable_hr": True, "hr_scale": 1.5},
     "details": {"adetailer": True},
     "two": {"num_outputs": 2},
     "solver": {"sampler": "DPM++ 2M"},

@@ -55,7 +55,14 @@ class Prediction:
 
 def start_on_card(model: Path, **settings: Any) -> Service:
     """The set-up without warm-up and compilation. To be called inside of a card."""
-    chosen = {"device": "cuda", "compile": "off", "warm_up": False, "log_level": "WARNING", **settings}
+    chosen = {
+        "device": "cuda",
+        "compile": "off",
+        "warm_up": False,
+        "log_level": "WARNING",
+        "quantized_cache_gb": 0,
+        **settings,
+    }
     return start(replace(Settings(), model=str(model), **chosen))
 
 

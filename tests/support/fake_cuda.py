@@ -34,13 +34,13 @@ from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from backend.compat import storage_id, tensors_in
 
 aten = torch.ops.aten
 CARD, HOST, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
-INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 COMPOSITE = DispatchKey.CompositeImplicitAutograd
 WRITTEN_FOR = "2.13."
 """The version of torch whose inner parts this uses."""
@@ -83,8 +83,8 @@ class FakeCard:
         self._addresses: dict[int, int] = {}
         self._next_address = 1 << 40
         self._stack = ExitStack()
-        self.disguised: Any = None
-        """The function during which torch is told that the tensors of the card are on the meta device."""
+        self.disguised = False
+        """Whether torch is told for the moment that the tensors of the card are on the meta device."""
 
     def __enter__(self) -> Self:
         # torch.tensor(values, device="cuda") is then made on the host, and copied by an operator
@@ -239,9 +239,7 @@ class _Operators(TorchDispatchMode):
         options = kwargs or {}
         if func is torch.ops.prim.device.default:
             return META if self.card.disguised else args[0].fake_device
-        disguised, self.card.disguised = self.card.disguised, None
-        if disguised in INDEXING and options.get("device") == META:  # the number of ``tensor[index] = number``
-            options = {**options, "device": CARD}
+        disguised, self.card.disguised = self.card.disguised, False
         try:
             return self._dispatch(func, args, options)
         finally:
@@ -250,7 +248,11 @@ class _Operators(TorchDispatchMode):
     def _dispatch(self, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         devices = [one for one in (*args, options.get("device")) if isinstance(one, torch.device)]
         on_card = any(device.type == "cuda" for device in devices)
-        if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, options))):
+        tensors = tensors_in((args, options))
+        if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors):
+                # a number that torch has made a tensor of, beside one of the card that it was told is on "meta"
+                args = tree_map(self._as_on_card, args)
             if (
                 func in SPECIAL
                 or func.name() in BY_NAME
@@ -261,6 +263,10 @@ class _Operators(TorchDispatchMode):
                 return func._op_dk(COMPOSITE, *args, **options)
         # memory that the driver gives out pinned is ordinary memory here
         return func(*args, **{name: value for name, value in options.items() if name != "pin_memory"})
+
+    def _as_on_card(self, value: Any) -> Any:
+        number = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and value.is_meta
+        return self.card.empty(value.shape, value.dtype, CARD) if number and not value.dim() else value
 
 
 class _Functions(TorchFunctionMode):
@@ -288,7 +294,7 @@ class _Functions(TorchFunctionMode):
         if isinstance(func, MethodWrapperType):  # an attribute
             return func(*args, **(kwargs or {}))
         # many functions enter the device before they reach an operator, and a build without CUDA cannot
-        before, self.card.disguised = self.card.disguised, func
+        before, self.card.disguised = self.card.disguised, True
         try:
             return func(*args, **(kwargs or {}))
         finally:

@@ -99,6 +99,14 @@ def _index(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, 
     return card.empty((min(1, masks[0].numel()), *tensor.shape[sides:]), tensor.dtype, tensor.device)
 
 
+def _index_put_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """In place. A number is filled in by a kernel, for anything else the host has to know how many places there are."""
+    masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+    if masks and args[2].dim() and args[0].device.type == "cuda":
+        card.wait("mask")
+    return args[0]
+
+
 def _nms(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     card.wait("nms")
     return card.empty((min(1, len(args[0])),), torch.int64, args[0].fake_device)
@@ -111,6 +119,7 @@ SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]]
     aten._local_scalar_dense.default: _value,
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _index,
+    aten.index_put_.default: _index_put_,
 }
 BY_NAME = {"torchvision::nms": _nms}
 """Operators that may be defined later."""
