@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 from support.fake_card_runs import (
     ALONE,
+    as_planned,
     every_model_placed,
     faces_at,
-    foretold,
     predict_on_card,
     start_on_card,
     steps_watched,
@@ -105,7 +105,7 @@ def test_a_prediction_does_what_the_plan_says(
         with steps_watched(card, service):
             did = predict_on_card(card, service, num_inference_steps=2)
         side = service.profile.native
-        plan = foretold(service, memory, Workload(side, side, steps=2, cached_prompts=2))
+        plan = as_planned(service, memory, Workload(side, side, steps=2, cached_prompts=2))
     assert did.flops == pytest.approx(plan.flops, rel=0.005)
     ahead = service.spec.components["vae"].size() if kind == "model offload" else 0  # uploaded where there is room
     # the plan's estimates leave out small tensors

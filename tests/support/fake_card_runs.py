@@ -134,7 +134,7 @@ def steps_watched(card: FakeCard, service: Service) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Planned:
     """What the plan says of one prediction: operations, bytes of weights that move, and the peak without what is kept
     back for the driver, and for the workspace of kernels, which a fake card does not have."""
 
@@ -143,7 +143,7 @@ class Foretold:
     peak_bytes: int
 
 
-def foretold(service: Service, memory: DeviceMemory, workload: Workload) -> Foretold:
+def as_planned(service: Service, memory: DeviceMemory, workload: Workload) -> Planned:
     """``memory`` is that of the card before the set-up."""
     spec, plan = without_workspace(service.spec), service.runtime.plan
     steps = prediction_steps(workload, spec)
@@ -153,7 +153,7 @@ def foretold(service: Service, memory: DeviceMemory, workload: Workload) -> Fore
         for name in step.components
     )
     peak = predicted_peak(memory, spec, workload, plan.placements) - plan.reserve_bytes
-    return Foretold(sum(step.work * step.forwards for step in steps), moved, peak)
+    return Planned(sum(step.work * step.forwards for step in steps), moved, peak)
 
 
 def without_workspace(spec: ModelSpec) -> ModelSpec:
