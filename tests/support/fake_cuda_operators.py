@@ -107,6 +107,11 @@ def _index_put_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[
     return args[0]
 
 
+def _fill(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Random numbers in place: torch's own stand-in for these needs a build with CUDA."""
+    return args[0]
+
+
 def _nms(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     card.wait("nms")
     return card.empty((min(1, len(args[0])),), torch.int64, args[0].fake_device)
@@ -120,6 +125,8 @@ SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]]
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _index,
     aten.index_put_.default: _index_put_,
+    aten.uniform_.default: _fill,
+    aten.normal_.default: _fill,
 }
 BY_NAME = {"torchvision::nms": _nms}
 """Operators that may be defined later."""
