@@ -74,6 +74,7 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
     assert len(set(names)) == len(names) and all(one.reason for one in made.report)
     assert {one.name for one in made.report if one.applied} == {
         "threads",
+        "block cache",
         "channels last: vae",
         "channels last: upscaler",
     }
