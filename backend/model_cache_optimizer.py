@@ -18,11 +18,14 @@ from torch import nn
 
 from backend.devices.probe import host_memory
 from backend.offload.oom_fallback import OutOfMemory, clear_memory, is_out_of_memory
-from backend.offload.placements import PLACED_MODELS, PlacedModel, block_modules
-from backend.planning.costs import Kind
+from backend.offload.placements import PlacedModel, block_modules, placed_model
+from backend.planning.costs import FEWEST_STREAMED, Kind
 from backend.stream import HostTransfers, Transfers
 
 logger = logging.getLogger(__name__)
+
+LEAST_KEPT = 1 / 8
+"""Share of a model's blocks below which keeping some is given up when memory is short."""
 
 Loader = Callable[[], nn.Module]
 Prepare = Callable[[str, nn.Module], nn.Module]
@@ -61,8 +64,10 @@ class ModelCache:
     Args:
         placements: How each model is placed; resident where it says nothing.
         transfers: How bytes reach the device.
-        headroom: Bytes that a prefetch must leave free for the computation that runs meanwhile.
+        headroom: For models by name the bytes that a prefetch must leave free while they are lent, for what they
+            compute.
         prepare: Called with the name and the model after it was read and before it is placed; returns the model to use.
+        kept_blocks: Of partial models, how many blocks stay on the device.
     """
 
     def __init__(
@@ -70,13 +75,15 @@ class ModelCache:
         device: torch.device,
         transfers: Transfers | None = None,
         placements: Mapping[str, Kind] | None = None,
-        headroom: int = 0,
+        headroom: Mapping[str, int] | None = None,
         prepare: Prepare = unchanged,
+        kept_blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.device = device
         self._transfers = transfers or HostTransfers()
         self._placements = dict(placements or {})
-        self._headroom = headroom
+        self._kept_blocks = dict(kept_blocks or {})
+        self._headroom = headroom or {}
         self._prepare = prepare
         self._loaders: dict[str, Loader] = {}
         self._placed: dict[str, PlacedModel] = {}
@@ -136,7 +143,9 @@ class ModelCache:
             placed = self._placed.get(name)
             if placed is None or not placed.pending_bytes:
                 return False
-            if placed.pending_bytes + self._headroom > self._transfers.free_bytes():
+            lent = [one for one, model in self._placed.items() if model.borrowers]
+            headroom = max((self._headroom.get(one, 0) for one in lent), default=0)
+            if placed.pending_bytes + headroom > self._transfers.free_bytes():
                 return False
             try:
                 placed.load()
@@ -146,28 +155,35 @@ class ModelCache:
             return True
 
     def load(self, name: str) -> None:
-        """Reads a model, unless it has been read, and uploads it if it is resident.
+        """Reads a model, unless it has been read, and uploads what of it stays on the device.
 
-        One that does not fit, because something else took memory after the plan was made, changes to model offload.
+        Where that does not fit, because something else took memory after the plan was made, a resident model changes to
+        model offload, and a partial one keeps fewer blocks.
         """
         with self._lock:
-            placed = self._placed_model(name)
-            if not placed.is_resident:
-                return
-            try:
-                placed.load()
-                self._transfers.synchronize()
-                return
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0]
-            # only here, outside of the handler, has the error let go of what was uploaded
-            clear_memory()
-            change = self._place({name: "model offload"})
-            if not change:
-                raise OutOfMemory(f"{name}: the memory is too small to load it: {reason}")
-            logger.warning("%s does not fit as planned, and other models follow when it is used: %s", change, reason)
+            while reason := self._why_not_loaded(self._placed_model(name)):
+                # only here, outside of the handler, has the error let go of what was uploaded
+                clear_memory()
+                kind = self._kind(name)
+                change = self._place(
+                    {name: ("model offload", 0) if kind == "resident" else self._with_fewer_blocks(name)}
+                )
+                if not change:
+                    raise OutOfMemory(f"{name}: the memory is too small to load it: {reason}")
+                logger.warning(
+                    "%s does not fit as planned, and other models follow when it is used: %s", change, reason
+                )
+
+    def _why_not_loaded(self, placed: PlacedModel) -> str:
+        """Uploads what stays on the device; returns what the device says where that does not fit."""
+        try:
+            placed.load_standing()
+            self._transfers.synchronize()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return str(error).partition("\n")[0] or "out of memory"
+        return ""
 
     def release(self) -> None:
         """Drops from the device all models that may leave it and that nobody has borrowed."""
@@ -175,28 +191,40 @@ class ModelCache:
             self._make_room([])
 
     def offload_others(self, names: Collection[str]) -> str:
-        """Changes resident models other than ``names`` to model offload for good, so that those have the device for
-        themselves.
+        """Changes models other than ``names`` so that nothing of them stays on the device between their loans: resident
+        ones to model offload, partial ones to block offload.
 
         Returns what was changed in words, or nothing when nothing could be: models that are lent stay as they are, and
         so do those that the host has no memory for.
         """
+        downgrade: dict[Kind, Kind] = {"resident": "model offload", "partial": "block offload"}
         with self._lock:
-            others = [name for name in self._placed if name not in names and self._kind(name) == "resident"]
-            return self._place(dict.fromkeys(others, "model offload"))
+            others = {name: self._kind(name) for name in self._placed if name not in names}
+            return self._place({name: (downgrade[kind], 0) for name, kind in others.items() if kind in downgrade})
 
     def stream(self, names: Collection[str]) -> str:
-        """Changes those of ``names`` that have blocks to block offload for good, or from there to layer offload.
+        """Changes those of ``names`` that have blocks for good: to partial with half as many blocks on the device, then
+        to block offload, then to layer offload.
 
         Returns what was changed in words, or nothing, as :meth:`offload_others` does.
         """
         with self._lock:
             having = [name for name in names if name in self._placed and block_modules(self._placed[name].module)]
-            whole = [name for name in having if self._kind(name) in ("resident", "model offload")]
             by_block = [name for name in having if self._kind(name) == "block offload"]
-            return self._place(dict.fromkeys(whole, "block offload")) or self._place(
-                dict.fromkeys(by_block, "layer offload")
-            )
+            fewer = {
+                name: self._with_fewer_blocks(name)
+                for name in having
+                if self._kind(name) not in ("block offload", "layer offload")
+            }
+            return self._place(fewer) or self._place(dict.fromkeys(by_block, ("layer offload", 0)))
+
+    def _with_fewer_blocks(self, name: str) -> tuple[Kind, int]:
+        """The placement to take next in place of one that keeps blocks, and the number of those that stay."""
+        kind, blocks = self._kind(name), len(block_modules(self._placed[name].module))
+        if kind == "model offload":  # what stays would be in the way of other models
+            return "block offload", 0
+        kept = min((self._kept_blocks[name] if kind == "partial" else blocks) // 2, blocks - FEWEST_STREAMED)
+        return ("partial", kept) if kept >= LEAST_KEPT * blocks else ("block offload", 0)
 
     def stats(self) -> CacheStats:
         with self._lock:
@@ -217,7 +245,7 @@ class ModelCache:
             # weights must be ordinary tensors, also when they are read during an inference
             with torch.inference_mode(False):
                 module = self._prepare(name, self._loaders[name]().eval().requires_grad_(False))
-            placed = PLACED_MODELS[self._kind(name)](module, self._transfers)
+            placed = placed_model(module, self._transfers, self._kind(name), self._kept_blocks.get(name, 0))
             seconds = time.perf_counter() - begin
             self._placed[name] = placed
             self._stats = replace(
@@ -228,20 +256,21 @@ class ModelCache:
             logger.info("%s: %.1f MiB read in %.2f s", name, placed.bytes / 2**20, seconds)
         return self._placed[name]
 
-    def _place(self, kinds: Mapping[str, Kind]) -> str:
-        """Places models anew, except those that are lent and those that do not fit into the host's memory."""
+    def _place(self, places: Mapping[str, tuple[Kind, int]]) -> str:
+        """Places models anew, each in a kind with so many blocks that stay, except those that are lent and those that
+        do not fit into the host's memory."""
         if not self._transfers.has_device_memory:
             return ""
-        changed: dict[Kind, list[str]] = {}
-        for name, kind in kinds.items():
+        changed: dict[str, list[str]] = {}
+        for name, (kind, kept) in places.items():
             placed = self._placed[name]
-            # a resident model has no copy on the host, unless it was not loaded
-            if placed.borrowers or (placed.is_resident and placed.is_loaded and placed.bytes > host_memory()[1]):
+            if placed.borrowers or placed.standing_bytes > host_memory()[1]:
                 continue
-            self._placed[name] = PLACED_MODELS[kind](placed.detach(), self._transfers)
-            self._placements[name] = kind
-            changed.setdefault(kind, []).append(name)
-        return ", ".join(f"{kind} for {', '.join(names)}" for kind, names in changed.items())
+                continue
+            self._placed[name] = placed_model(placed.detach(), self._transfers, kind, kept)
+            self._placements[name], self._kept_blocks[name] = kind, kept
+            changed.setdefault(f"{kind} with {kept} blocks" if kept else kind, []).append(name)
+        return ", ".join(f"{place} for {', '.join(names)}" for place, names in changed.items())
 
     def _make_room(self, wanted: Collection[PlacedModel]) -> None:
         for placed in self._placed.values():

@@ -10,25 +10,46 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.compat import storage_id, tensors_in
-from backend.stream import tensor_bytes
+from backend.stream import PackedTensors, Slot, page_aligned
+
+
+class EmulatedSlot(Slot):
+    """Uploads run in a thread of ``bus``, beside the computation, as on a card."""
+
+    def __init__(self, memory: torch.Tensor, bus: ThreadPoolExecutor) -> None:
+        super().__init__(memory)
+        self._bus = bus
+        self._upload: Future[None] | None = None
+
+    def upload(self, copy: Callable[[], None]) -> None:
+        self._upload = self._bus.submit(copy)
+
+    def wait(self) -> None:
+        if self._upload:
+            self._upload.result()
 
 
 class EmulatedDevice(TorchDispatchMode):
     """A context manager: tensors that are made inside of it are on the device. Also the
     :class:`~backend.stream.Transfers` to it.
 
-    ``total_bytes`` is the budget; ``copy_bandwidth`` is in bytes per second, 0 for unlimited.
+    ``total_bytes`` is the budget; ``copy_bandwidth`` is in bytes per second, 0 for unlimited. ``pin_bytes`` of host
+    memory may be packed into slabs as for a card, only that no driver knows of them.
     """
 
     has_device_memory = True
 
-    def __init__(self, total_bytes: int, copy_bandwidth: float = 0.0, *, counts_meta: bool = False) -> None:
+    def __init__(
+        self, total_bytes: int, copy_bandwidth: float = 0.0, *, pin_bytes: int = 0, counts_meta: bool = False
+    ) -> None:
         """``counts_meta``: tensors without data count too, to measure a model that is too large to load."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.total_bytes = total_bytes
@@ -36,6 +57,9 @@ class EmulatedDevice(TorchDispatchMode):
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self.bytes_uploaded = 0
+        self.pinned_bytes = 0
+        self._pin_bytes = pin_bytes
+        self._bus = ThreadPoolExecutor(1, thread_name_prefix="emulated bus")
         self._counts_meta = counts_meta
         self._counting = True
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -82,16 +106,34 @@ class EmulatedDevice(TorchDispatchMode):
     def reset_peak(self) -> None:
         self.peak_bytes = self.allocated_bytes
 
-    def pin(self, tensor: torch.Tensor) -> None:
-        """Nothing to do: all of it is host memory."""
+    def pin(self, size: int) -> torch.Tensor | None:
+        slab = page_aligned(size)
+        if self.pinned_bytes + slab.nbytes > self._pin_bytes:
+            return None
+        self.pinned_bytes += slab.nbytes
+        return slab
 
-    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        begin, size = time.perf_counter(), tensor_bytes(tensor)
-        copy = self._note(tensor.clone())
-        self.bytes_uploaded += size
+    def unpin(self, slab: torch.Tensor) -> None:
+        self.pinned_bytes -= slab.nbytes
+
+    def slot(self, size: int) -> Slot:
+        return EmulatedSlot(self._note(torch.empty(size, dtype=torch.uint8)), self._bus)
+
+    def upload(self, tensors: PackedTensors, slot: Slot | None = None) -> list[torch.Tensor]:
+        memory = slot.memory if slot else self._note(torch.empty(tensors.size, dtype=torch.uint8))
+        if isinstance(slot, EmulatedSlot) and self.copy_bandwidth:
+            slot.upload(partial(self._copy, tensors, memory))
+        else:
+            self._copy(tensors, memory)
+        self.bytes_uploaded += tensors.bytes
+        return tensors.views(memory)
+
+    def _copy(self, tensors: PackedTensors, memory: torch.Tensor) -> None:
+        begin = time.perf_counter()
+        with torch.no_grad():  # of this thread
+            tensors.copy_to(memory)
         if self.copy_bandwidth:
-            time.sleep(max(0.0, size / self.copy_bandwidth - (time.perf_counter() - begin)))
-        return copy
+            time.sleep(max(0.0, tensors.bytes / self.copy_bandwidth - (time.perf_counter() - begin)))
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         self._counting = False  # what is made here is on the host
@@ -101,7 +143,7 @@ class EmulatedDevice(TorchDispatchMode):
             self._counting = True
 
     def synchronize(self) -> None:
-        """Copies are done when :meth:`upload` returns."""
+        """Copies outside of slots are done when :meth:`upload` returns."""
 
     def free_bytes(self) -> int:
         return self.total_bytes - self.allocated_bytes

@@ -35,6 +35,11 @@ class DeviceRuntime:
         """How every model lives, for the model cache."""
         return {name: placement.kind for name, placement in self.plan.placements.items()}
 
+    @property
+    def kept_blocks(self) -> Mapping[str, int]:
+        """How many blocks of every partial model stay on the device, for the model cache."""
+        return {name: placement.kept_blocks for name, placement in self.plan.placements.items()}
+
     def activate(self) -> AbstractContextManager[object]:
         """Inside this context the device computes: an emulated one counts what is made."""
         return self.transfers if isinstance(self.transfers, EmulatedDevice) else nullcontext()
@@ -89,5 +94,5 @@ def plan_device(
             torch.cuda.set_per_process_memory_fraction(
                 min(1.0, (emulated_bytes - rules.context_bytes) / device.total_bytes)
             )
-        return DeviceRuntime(device, plan, CudaTransfers(device.torch_device, plan.pin_bytes))
+        return DeviceRuntime(device, plan, CudaTransfers(device.torch_device, plan.pin_limit))
     return DeviceRuntime(device, plan, EmulatedDevice(emulated_bytes) if emulated_bytes else HostTransfers())

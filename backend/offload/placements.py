@@ -1,4 +1,4 @@
-"""Where a model is kept beside a device: resident, model offload, block offload or layer offload.
+"""Where a model is kept beside a device: resident, model offload, partial, block offload or layer offload.
 
 The names and their costs are those of the memory plan (``backend/memory_management.py``). A placement never changes
 what a model computes, only where its bytes wait.
@@ -7,59 +7,22 @@ what a model computes, only where its bytes wait.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import zip_longest
-from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from backend.planning.costs import Kind
+from backend.offload.tensor_groups import SlotCycle, TensorGroup, own_tensors
+from backend.planning.costs import Kind, streamed_blocks
 from backend.stream import Transfers, tensor_bytes
 
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "encoder.block")
 """Where models have their repeated blocks: the two kinds of Flux, the one of T5. They run in this order."""
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 """Where a UNet has its blocks, in order. One block of SDXL is 2.4 GB, so a block's parts are streamed instead."""
-
-
-class TensorGroup:
-    """The tensors that some modules hold themselves (not their children), loaded and unloaded together."""
-
-    def __init__(self, modules: Iterable[nn.Module], transfers: Transfers) -> None:
-        tensors = {id(tensor): tensor for module in modules for tensor in own_tensors(module)}
-        self._pairs = [(tensor, tensor.data) for tensor in tensors.values()]
-        self._transfers = transfers
-        self.is_loaded = False
-        for _, host in self._pairs:
-            transfers.pin(host)
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor_bytes(host) for _, host in self._pairs)
-
-    def load(self) -> bool:
-        """Uploads the tensors, unless they are on the device; returns whether it did. After an error none of them
-        is."""
-        if self.is_loaded:
-            return False
-        try:
-            # weights must be ordinary tensors, also when they are loaded during an inference
-            with torch.inference_mode(False), torch.no_grad():
-                for tensor, host in self._pairs:
-                    tensor.data = self._transfers.upload(host)
-        except BaseException:
-            self.unload()
-            raise
-        self.is_loaded = True
-        return True
-
-    def unload(self) -> None:
-        """Drops the copies on the device; nothing is copied back."""
-        for tensor, host in self._pairs:
-            tensor.data = host
-        self.is_loaded = False
 
 
 class PlacedModel(ABC):
@@ -78,6 +41,11 @@ class PlacedModel(ABC):
         return sum(tensor_bytes(tensor) for tensor in all_tensors(self.module))
 
     @property
+    def standing_bytes(self) -> int:
+        """How many bytes stay on the device between loans, without a copy on the host."""
+        return 0
+
+    @property
     @abstractmethod
     def is_loaded(self) -> bool:
         """Whether it can compute now."""
@@ -85,11 +53,14 @@ class PlacedModel(ABC):
     @property
     @abstractmethod
     def pending_bytes(self) -> int:
-        """How many bytes :meth:`load` would upload now."""
+        """How many bytes :meth:`load` would allocate now."""
+
+    def load_standing(self) -> None:  # noqa: B027 - most models have nothing that stays
+        """Uploads what stays on the device between loans."""
 
     @abstractmethod
     def load(self) -> bool:
-        """Makes it ready to compute; returns whether it was not."""
+        """Makes it ready to compute; returns whether it was not. After an error it can be called again."""
 
     @abstractmethod
     def unload(self) -> None:
@@ -100,6 +71,39 @@ class PlacedModel(ABC):
         """Ends this placement: returns the module, complete and on the host, so that it can be placed anew."""
 
 
+class OffloadedModel(PlacedModel):
+    """Model offload: uploaded when it is borrowed, dropped when other models need the room."""
+
+    def __init__(self, module: nn.Module, transfers: Transfers) -> None:
+        super().__init__(module, transfers)
+        self._groups = tensor_groups(module, transfers, moves_often=True)
+
+    @property
+    def is_loaded(self) -> bool:
+        return all(group.is_loaded for group in self._groups)
+
+    @property
+    def pending_bytes(self) -> int:
+        return sum(group.size for group in self._groups if not group.is_loaded)
+
+    def load(self) -> bool:
+        try:
+            loaded = [group.load() for group in self._groups]
+        except BaseException:
+            self.unload()
+            raise
+        return any(loaded)
+
+    def unload(self) -> None:
+        for group in self._groups:
+            group.unload()
+
+    def detach(self) -> nn.Module:
+        for group in self._groups:
+            group.detach()
+        return self.module
+
+
 class ResidentModel(PlacedModel):
     """Uploaded once; it stays on the device and leaves no copy on the host."""
 
@@ -107,143 +111,185 @@ class ResidentModel(PlacedModel):
 
     def __init__(self, module: nn.Module, transfers: Transfers) -> None:
         super().__init__(module, transfers)
-        self._is_loaded = False
+        self._standing = StandingGroups(tensor_groups(module, transfers, moves_often=False))
+
+    @property
+    def standing_bytes(self) -> int:
+        return self._standing.bytes
 
     @property
     def is_loaded(self) -> bool:
-        return self._is_loaded
+        return not self._standing.pending_bytes
 
     @property
     def pending_bytes(self) -> int:
-        return 0 if self._is_loaded else self.bytes
+        return self._standing.pending_bytes
+
+    def load_standing(self) -> None:
+        self.load()
 
     def load(self) -> bool:
-        """As of every placement; after an error all of it is on the host again."""
-        if self._is_loaded:
-            return False
-        hosts = [(tensor, tensor.data) for tensor in all_tensors(self.module)]
-        try:
-            self._move(self.transfers.upload)
-        except BaseException:
-            for tensor, host in hosts:
-                tensor.data = host
-            raise
-        self._is_loaded = True
-        return True
+        return self._standing.load()
 
     def unload(self) -> None:
         """A resident model stays."""
 
     def detach(self) -> nn.Module:
-        if self._is_loaded:
-            self._move(self.transfers.download)
-            self._is_loaded = False
+        self._standing.detach()
         return self.module
 
-    def _move(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor in all_tensors(self.module):
-                tensor.data = copy(tensor.data)
 
+class StandingGroups:
+    """Groups that are uploaded once and leave no copy on the host."""
 
-class OffloadedModel(PlacedModel):
-    """Model offload: uploaded when it is borrowed, dropped when other models need the room."""
-
-    def __init__(self, module: nn.Module, transfers: Transfers) -> None:
-        vars(module).pop("forward", None)  # a graph of the whole model knows only the addresses that it was made with
-        super().__init__(module, transfers)
-        self._offloaded = TensorGroup(self.offloaded_modules(), transfers)
-
-    def offloaded_modules(self) -> Iterable[nn.Module]:
-        """The modules whose own tensors are on the device for as long as the model is borrowed."""
-        return self.module.modules()
+    def __init__(self, groups: Sequence[TensorGroup]) -> None:
+        self._groups = groups
 
     @property
-    def is_loaded(self) -> bool:
-        return self._offloaded.is_loaded
+    def bytes(self) -> int:
+        """Of what is on the device only."""
+        return sum(group.bytes for group in self._groups if not group.size)
 
     @property
     def pending_bytes(self) -> int:
-        return 0 if self.is_loaded else self._offloaded.bytes
+        return sum(group.size for group in self._groups)
 
     def load(self) -> bool:
-        return self._offloaded.load()
+        """As of every placement; after an error all of it is on the host again."""
+        try:
+            loaded = [group.load() for group in self._groups]
+        except BaseException:
+            for group in self._groups:
+                group.unload()
+            raise
+        for group in self._groups:
+            group.drop_host_copy()
+        return any(loaded)
 
-    def unload(self) -> None:
-        self._offloaded.unload()
-
-    def detach(self) -> nn.Module:
-        self.unload()
-        return self.module
+    def detach(self) -> None:
+        for group in self._groups:
+            group.detach()
 
 
-class StreamedModel(OffloadedModel):
-    """Its parts are loaded when their forward begins and unloaded when it ends.
+class StreamedModel(PlacedModel):
+    """Its parts pass through slots on the device: uploaded when their forward begins or, with two slots, while the part
+    before computes.
 
-    ``parts`` has for each part the modules whose tensors it needs, in the order in which the parts run. With
-    ``prefetch`` the next part is uploaded while one computes, so two are on the device at a time.
+    ``parts`` has for each part the modules whose tensors it needs, in the order in which the parts run. All other
+    tensors are on the device while the model is borrowed, or always if they stand.
     """
 
     is_streamed = True
 
     def __init__(
-        self, module: nn.Module, transfers: Transfers, parts: Mapping[nn.Module, Iterable[nn.Module]], prefetch: bool
+        self,
+        module: nn.Module,
+        transfers: Transfers,
+        parts: Mapping[nn.Module, Collection[nn.Module]],
+        slots: int,
+        others_stand: bool = False,
     ) -> None:
-        self._inside = {id(inner) for modules in parts.values() for inner in modules}
         super().__init__(module, transfers)
+        inside = {id(inner) for modules in parts.values() for inner in modules}
+        others = tensor_groups(module, transfers, moves_often=not others_stand, without=inside)
+        self._others: list[TensorGroup] = [] if others_stand else others
+        self._standing = StandingGroups(others if others_stand else [])
         self._groups = [TensorGroup(modules, transfers) for modules in parts.values()]
-        self._hooks: list[RemovableHandle] = []
-        for part, group, following in zip(parts, self._groups, [*self._groups[1:], None], strict=True):
-            self._hooks.append(part.register_forward_pre_hook(self._before(group, following if prefetch else None)))
-            self._hooks.append(part.register_forward_hook(self._after(group)))
+        self._cycle = SlotCycle(self._groups, transfers, slots)
+        self._forwards = [(part, vars(part).get("forward")) for part in parts]
+        for index, part in enumerate(parts):
+            self._stream(part, index)
 
-    def offloaded_modules(self) -> Iterable[nn.Module]:
-        return [module for module in self.module.modules() if id(module) not in self._inside]
+    def _stream(self, part: nn.Module, index: int) -> None:
+        """Wraps the part's forward. Not by hooks of the module: those run also where diffusers' first-block cache skips
+        the forward, and a compiled forward need not know."""
+        cycle, forward = self._cycle, part.forward
 
-    def _before(self, group: TensorGroup, following: TensorGroup | None) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object) -> None:
-            group.load()
-            self.transfers.synchronize()
-            if following:
-                following.load()
+        @wraps(forward)
+        def streamed(*args: Any, **kwargs: Any) -> Any:
+            cycle.begin(index)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                cycle.end()
 
-        return hook
+        part.forward = streamed
 
-    @staticmethod
-    def _after(group: TensorGroup) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            group.unload()
+    @property
+    def standing_bytes(self) -> int:
+        return self._standing.bytes
 
-        return hook
+    @property
+    def is_loaded(self) -> bool:
+        return not self.pending_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        others = sum(group.size for group in self._others if not group.is_loaded)
+        return self._standing.pending_bytes + others + self._cycle.pending_bytes
+
+    def load_standing(self) -> None:
+        self._standing.load()
+
+    def load(self) -> bool:
+        try:
+            loaded = [self._standing.load(), *(group.load() for group in self._others), self._cycle.open()]
+        except BaseException:
+            self.unload()
+            raise
+        return any(loaded)
 
     def unload(self) -> None:
-        super().unload()
-        for group in self._groups:  # a forward that failed leaves some of them loaded
+        self._cycle.close()
+        for group in self._others:
             group.unload()
 
     def detach(self) -> nn.Module:
-        for hook in self._hooks:
-            hook.remove()
-        return super().detach()
+        self.unload()
+        for part, forward in self._forwards:
+            del part.forward
+            if forward:
+                part.forward = forward
+        for group in (*self._groups, *self._others):
+            group.detach()
+        self._standing.detach()
+        return self.module
+
+
+def tensor_groups(
+    module: nn.Module, transfers: Transfers, moves_often: bool, without: Collection[int] = ()
+) -> list[TensorGroup]:
+    """All tensors of a model, but for the modules ``without`` (by ``id``): a group for each block, and one for what
+    lies outside of the blocks."""
+    blocks = [[part for part in block.modules() if id(part) not in without] for block in block_modules(module)]
+    inside = {id(part) for block in blocks for part in block}
+    outside = [part for part in module.modules() if id(part) not in inside and id(part) not in without]
+    return [TensorGroup(parts, transfers, moves_often) for parts in (*blocks, outside) if any(map(own_tensors, parts))]
+
+
+def partial(module: nn.Module, transfers: Transfers, kept: int) -> PlacedModel:
+    """Keeps ``kept`` of the model's blocks on the device and streams those between them."""
+    blocks = block_modules(module)
+    streamed = [blocks[index] for index in streamed_blocks(len(blocks), kept)]
+    return StreamedModel(module, transfers, _with_children(streamed), slots=2, others_stand=True)
 
 
 def block_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:
     """Streams the model's blocks; while one computes the next is uploaded."""
-    parts = {block: list(block.modules()) for block in block_modules(module)}
-    return StreamedModel(module, transfers, parts, prefetch=True)
+    return StreamedModel(module, transfers, _with_children(block_modules(module)), slots=2)
 
 
 def layer_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:
-    """Streams the model's layers one at a time: the least memory, and the slowest."""
+    """Streams the model's layers one at a time: the least memory, and the slowest. Tensors beside layers, of the module
+    that holds them, stay while the model is borrowed."""
     for block in block_modules(module):
-        vars(block).pop("forward", None)  # a compiled forward would not run the hooks of its layers
-    layers = [part for part in module.modules() if own_tensors(part)]
-    return StreamedModel(module, transfers, {layer: [layer] for layer in layers}, prefetch=False)
+        vars(block).pop("forward", None)  # a compiled forward would not call those of its layers
+    layers = [part for part in module.modules() if own_tensors(part) and not any(part.children())]
+    return StreamedModel(module, transfers, {layer: [layer] for layer in layers}, slots=1)
 
 
-def own_tensors(module: nn.Module) -> list[torch.Tensor]:
-    """The parameters and buffers of a module without those of its children."""
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+def _with_children(blocks: Iterable[nn.Module]) -> dict[nn.Module, list[nn.Module]]:
+    return {block: list(block.modules()) for block in blocks}
 
 
 def all_tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -266,11 +312,16 @@ def _unet_parts(blocks: nn.Module) -> Iterator[nn.Module]:
         yield from getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ()
 
 
-PLACED_MODELS: Mapping[Kind, Callable[[nn.Module, Transfers], PlacedModel]] = MappingProxyType(
-    {
+def placed_model(module: nn.Module, transfers: Transfers, kind: Kind, kept: int = 0) -> PlacedModel:
+    """The model in a placement of that kind; ``kept`` blocks stay if it is partial."""
+    if kind != "resident":
+        vars(module).pop("forward", None)  # a graph of the whole model knows only the addresses that it was made with
+    if kind == "partial":
+        return partial(module, transfers, kept)
+    places = {
         "resident": ResidentModel,
         "model offload": OffloadedModel,
         "block offload": block_offload,
         "layer offload": layer_offload,
     }
-)
+    return places[kind](module, transfers)

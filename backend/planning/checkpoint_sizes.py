@@ -12,11 +12,31 @@ from backend.core.errors import WeightsError
 from backend.planning.model_specs import Component
 
 REPEATED = re.compile(
-    r"^((?:single_)?transformer_blocks|encoder\.block)\.\d+\."
-    r"|^(down_blocks|up_blocks)\.\d+\.(resnets|attentions|downsamplers|upsamplers)\.\d+\."
-    r"|^mid_block\.(resnets|attentions)\.\d+\."
+    r"(?P<list>(?:single_)?transformer_blocks|encoder\.block)\.(?P<index>\d+)\."
+    r"|(?P<block>down_blocks|up_blocks|mid_block)\.(?:(?P<of>\d+)\.)?"
+    r"(?P<part>resnets|attentions|downsamplers|upsamplers)\.(?P<number>\d+)\."
 )
 """The blocks that ``backend/offload/placements.py`` streams, by the beginnings of their tensors' names."""
+RUN_ORDER = (
+    "transformer_blocks", "single_transformer_blocks", "encoder.block", "down_blocks", "mid_block", "up_blocks"
+)  # fmt: skip
+
+
+def _run_order(name: str) -> tuple[int, ...]:
+    """Sorts blocks as they run: in a UNet resnets and attentions in turn, then what resamples."""
+    found = REPEATED.match(name)
+    assert found
+    if found["list"]:
+        return RUN_ORDER.index(found["list"]), int(found["index"])
+    resamples = found["part"].endswith("samplers")
+    return (
+        RUN_ORDER.index(found["block"]),
+        int(found["of"] or 0),
+        resamples,
+        int(found["number"]),
+        found["part"] != "resnets",
+    )
+
 
 MODULATION = re.compile(r"(^|\.)norm\w*\.|modulation|adaln", re.IGNORECASE)
 """The layers of a block that compute scales and shifts from the timestep, by their names in diffusers. They run on one
@@ -42,12 +62,13 @@ def component(
         if repeated := REPEATED.match(name):
             blocks[repeated[0]] = blocks.get(repeated[0], 0) + count
     largest = max(layers.values(), default=0)
+    ordered = tuple(blocks[name] for name in sorted(blocks, key=_run_order))
     modulations = sum(count for layer, count in layers.items() if REPEATED.match(layer) and MODULATION.search(layer))
     kept = sum(count for layer, count in layers.items() if float32 and layer.endswith(float32))
     return Component(
         sum(layers.values()),
         dtype,
-        tuple(blocks.values()),
+        ordered,
         len(layers),
         largest,
         rounds,

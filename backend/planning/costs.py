@@ -12,8 +12,8 @@ from backend.checkpoints.entries import WEIGHTS_AT_ONCE
 from backend.planning.activations import TILING_WORK, Step
 from backend.planning.model_specs import PACKED, SLOWDOWN, Component
 
-Kind = Literal["resident", "model offload", "block offload", "layer offload"]
-KINDS: tuple[Kind, ...] = ("resident", "model offload", "block offload", "layer offload")
+Kind = Literal["resident", "model offload", "partial", "block offload", "layer offload"]
+KINDS: tuple[Kind, ...] = ("resident", "model offload", "partial", "block offload", "layer offload")
 """From what touches the weights least to what needs the least memory."""
 
 PAGEABLE_SPEED = 0.25
@@ -36,6 +36,9 @@ PACKED_SCRATCH_BYTES = 16.5
 """While packed weights are dequantized, bytes of each that is on its way: bits, and values in float32 before and after
 the scale. Counted on every format; Q5_K takes most."""
 
+FEWEST_STREAMED = 3
+"""Blocks of a partial model: two would never leave their two slots, and so need as much memory as if they stayed."""
+
 LAYER_SECONDS = 1e-4
 """Hook and synchronization per layer when weights are copied layer by layer. Assumed."""
 
@@ -45,14 +48,15 @@ class Placement:
     """Where one model is kept, and in which dtype.
 
     ``kind``: "resident" is always on the device; "model offload" is copied there when a step begins that needs it, and
-    dropped without a copy back when a step begins that does not; "block offload" streams its blocks, two on the device
-    at a time; "layer offload" streams its layers, one at a time. ``tiled`` (autoencoder only): it works in overlapping
-    tiles.
+    dropped without a copy back when a step begins that does not; "partial" keeps ``kept_blocks`` of its blocks on the
+    device and streams those between them; "block offload" streams all of them, two on the device at a time; "layer
+    offload" streams its layers, one at a time. ``tiled`` (autoencoder only): it works in overlapping tiles.
     """
 
     kind: Kind
     dtype: str
     tiled: bool = False
+    kept_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,34 @@ class DeviceMemory:
         return 0 if self.free_bytes is None else self.total_bytes - self.free_bytes
 
 
+def streamed_blocks(blocks: int, kept: int) -> tuple[int, ...]:
+    """Which of so many blocks are streamed when ``kept`` stay on the device: evenly spread, the last one among them."""
+    streamed = blocks - kept
+    return tuple((index + 1) * blocks // streamed - 1 for index in range(streamed))
+
+
+def _streamed_sizes(placement: Placement, component: Component) -> list[int]:
+    """Bytes of every block that is streamed, in order."""
+    indices = streamed_blocks(len(component.blocks), placement.kept_blocks)
+    return [component.blocks_bytes(component.blocks[index], placement.dtype) for index in indices]
+
+
+def waiting_bytes(placement: Placement, component: Component) -> int:
+    """Bytes that are in host memory, ready to be copied to the device."""
+    if placement.kind == "resident":
+        return 0
+    return (
+        sum(_streamed_sizes(placement, component)) if placement.kind == "partial" else component.size(placement.dtype)
+    )
+
+
+def standing_bytes(placement: Placement, component: Component) -> int:
+    """Bytes that are always on the device."""
+    if placement.kind not in ("resident", "partial"):
+        return 0
+    return component.size(placement.dtype) - waiting_bytes(placement, component)
+
+
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
     # while a layer computes, its weights are also there in the dtype that it computes in
@@ -91,13 +123,10 @@ def passing_bytes(placement: Placement, component: Component) -> int:
     if placement.dtype == PACKED:
         dequantized += int(PACKED_SCRATCH_BYTES * min(component.largest_layer, WEIGHTS_AT_ONCE))
     dequantized += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
-    if placement.kind == "block offload":
-        # the block that computes, the one that is being copied, and what is outside of blocks
-        return (
-            component.blocks_bytes(sum(sorted(component.blocks)[-2:]), placement.dtype)
-            + component.bytes_of(component.outside_blocks)
-            + dequantized
-        )
+    if placement.kind in ("partial", "block offload"):
+        # a slot for the block that computes and one for the block that is being copied, and what is outside of blocks
+        outside = component.bytes_of(component.outside_blocks) if placement.kind == "block offload" else 0
+        return 2 * max(_streamed_sizes(placement, component)) + outside + dequantized
     if placement.kind == "layer offload":
         return component.bytes_of(component.largest_layer)
     return dequantized + (component.size(placement.dtype) if placement.kind == "model offload" else 0)
@@ -109,6 +138,11 @@ def moved_bytes(placement: Placement, component: Component, step: Step, previous
         placement.kind == "model offload" and previous and previous.components == step.components
     ):
         return 0
+    if placement.kind in ("partial", "block offload"):
+        # behind the last block of a forward comes the first one of the next, and nobody knows which forward is the last
+        sizes = _streamed_sizes(placement, component)
+        outside = component.bytes_of(component.outside_blocks) if placement.kind == "block offload" else 0
+        return sum(sizes) * step.forwards + sizes[0] + outside
     return component.size(placement.dtype) * (1 if placement.kind == "model offload" else step.forwards)
 
 
@@ -132,7 +166,7 @@ def step_seconds(
         compute *= TILING_WORK
     copy = moved / device.copy_bandwidth
     pageable = copy * (1 - pinned) / PAGEABLE_SPEED + moved * reread / DISK_BANDWIDTH
-    if placement.kind == "block offload" and device.type == "cuda":
+    if placement.kind in ("partial", "block offload") and device.type == "cuda":
         # only pinned memory is copied beside the computation
         return max(compute, copy * pinned) + OVERLAP_LOSS * copy * pinned + pageable
     hooks = LAYER_SECONDS * component.layers * step.forwards if placement.kind == "layer offload" else 0

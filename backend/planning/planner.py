@@ -91,6 +91,8 @@ def _plan(search: PlanSearch, choice: Choice, why_precision: str) -> MemoryPlan:
         upscale_tile=search.workload.upscale_tile,
         pin_bytes=pin_bytes,
         reread_bytes=use.reread,
+        pin_limit=search.pin_limit if device.type == "cuda" else 0,
+        step_bytes=search.step_bytes(choice),
         use_streams=device.type == "cuda",
         predicted_peak_bytes=search.demand(choice)[0] + search.reserve,
         predicted_seconds=round(search.seconds(choice), SECONDS_DIGITS),

@@ -22,6 +22,7 @@ from backend.planning.search import Choice, PlanSearch, activations
 OFFLOADED: Mapping[Kind, str] = MappingProxyType(
     {
         "model offload": "is copied to the device when a step needs it and dropped afterwards",
+        "partial": "keeps {kept} of its {blocks} blocks on the device and streams the others, two at a time",
         "block offload": "streams through the device block by block, two at a time",
         "layer offload": "passes through the device layer by layer, which is slow",
     }
@@ -90,8 +91,9 @@ def _placement(search: PlanSearch, choice: Choice, index: int) -> Iterator[str]:
         resident = search.option(name, _resident(placement))
         over = search.demand((*choice[:index], resident, *choice[index + 1 :]))[0] - search.usable
         yield (
-            f"{name} ({size} in {placement.dtype}) {OFFLOADED[placement.kind]}: to stay it would need "
-            f"{format_bytes(over)} more."
+            f"{name} ({size} in {placement.dtype}) "
+            f"{OFFLOADED[placement.kind].format(kept=placement.kept_blocks, blocks=len(component.blocks))}: "
+            f"to stay it would need {format_bytes(over)} more."
         )
     if placement.dtype == PACKED:
         yield (

@@ -8,7 +8,7 @@ from typing import Any
 
 from backend.core.units import format_bytes
 from backend.planning.costs import Placement
-from backend.planning.model_specs import ModelSpec
+from backend.planning.model_specs import Component, ModelSpec
 from backend.planning.plan import MemoryPlan
 
 
@@ -24,7 +24,7 @@ def plan_as_data(plan: MemoryPlan) -> dict[str, Any]:
 def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
     """A short table and the reasons."""
     rows = [
-        (name, format_bytes(models.components[name].size(p.dtype)), p.dtype, _kind(p))
+        (name, format_bytes(models.components[name].size(p.dtype)), p.dtype, _kind(p, models.components[name]))
         for name, p in plan.placements.items()
     ]
     lines = [
@@ -55,10 +55,15 @@ def described_placements(placements: Mapping[str, Placement], models: ModelSpec)
     large = sorted(
         (name for name in placements if models.components[name].blocks), key=lambda name: name != models.denoiser
     )
-    main = [f"{models.labels.get(name, name)} {placements[name].dtype} {_kind(placements[name])}" for name in large]
-    others = [f"{name} {_kind(p)}" for name, p in placements.items() if name not in large and _kind(p) != "resident"]
+    main = [
+        f"{models.labels.get(name, name)} {placements[name].dtype} {_kind(placements[name], models.components[name])}"
+        for name in large
+    ]
+    told = {name: _kind(p, models.components[name]) for name, p in placements.items() if name not in large}
+    others = [f"{name} {kind}" for name, kind in told.items() if kind != "resident"]
     return ", ".join([*main, *others])
 
 
-def _kind(placement: Placement) -> str:
-    return placement.kind + (", tiled" if placement.tiled else "")
+def _kind(placement: Placement, component: Component) -> str:
+    kept = f" ({placement.kept_blocks} of {len(component.blocks)} blocks stay)" * (placement.kind == "partial")
+    return placement.kind + kept + (", tiled" if placement.tiled else "")

@@ -37,8 +37,8 @@ class MemoryRules:
     aside and keep back ``context_bytes`` for the driver's context and ``fragmentation_share`` of their memory (1.25 GiB
     of 50, the document's figure). ``weight_precision`` is one of :data:`WEIGHT_PRECISIONS`; ``formats`` are the
     quantized formats that can be loaded. A denoiser that can be rounded is stored in one of ``denoiser_formats``, where
-    they are given. At most ``host_share`` of the host's memory is filled with weights that are no pages of a file, and
-    at most ``pinned_share`` is pinned.
+    they are given; without ``partial`` it does not keep a part of its blocks. At most ``host_share`` of the host's
+    memory is filled with weights that are no pages of a file, and at most ``pinned_share`` is pinned.
 
     Raises SettingsError for an unknown weight_precision.
     """
@@ -54,6 +54,7 @@ class MemoryRules:
     weight_precision: str = "bf16"
     formats: frozenset[str] = LOADED_FORMATS
     denoiser_formats: frozenset[str] = frozenset()
+    partial: bool = True
     host_share: float = 0.75
     pinned_share: float = 0.5
 

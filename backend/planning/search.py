@@ -12,7 +12,18 @@ from operator import itemgetter, le
 from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
-from backend.planning.costs import KINDS, DeviceMemory, Kind, Placement, moved_bytes, passing_bytes, step_seconds
+from backend.planning.costs import (
+    FEWEST_STREAMED,
+    KINDS,
+    DeviceMemory,
+    Kind,
+    Placement,
+    moved_bytes,
+    passing_bytes,
+    standing_bytes,
+    step_seconds,
+    waiting_bytes,
+)
 from backend.planning.model_specs import BYTES_PER_PARAMETER, PACKED, Component, ModelSpec
 from backend.planning.rules import ROUNDING, UNROUNDED, MemoryRules, computes_fp8, has_own_memory, usable_bytes
 
@@ -111,7 +122,45 @@ class PlanSearch:
         return max(0, self.demand(choice)[0] - self.usable), max(0, anonymous - self.host_limit)
 
     def choices(self) -> Iterator[Choice]:
-        return product(*(self.options(name, component) for name, component in self.models.components.items()))
+        """Every combination, and with a partial denoiser those that fit the device."""
+        options = [self.options(name, component) for name, component in self.models.components.items()]
+        yield from product(*options)
+        if self.rules.partial and self.models.denoiser in self.models.components and has_own_memory(self.device):
+            yield from self._partial_choices(options)
+
+    def _partial_choices(self, options: list[list[Option]]) -> Iterator[Choice]:
+        """The denoiser, which runs in every step, keeps as many of its blocks as the other models leave room for."""
+        index = list(self.models.components).index(self.models.denoiser)
+        component = self.models.components[self.models.denoiser]
+        dtypes = self._dtypes(self.models.denoiser, component)
+        most = len(component.blocks) - FEWEST_STREAMED
+        partial = [
+            [
+                self.option(self.models.denoiser, Placement("partial", dtype, kept_blocks=kept))
+                for kept in range(most, 0, -1)
+            ]
+            for dtype in dtypes
+        ]
+        for others in product(*options[:index], *options[index + 1 :]):
+            before, after = others[:index], others[index:]
+            for dtype_options in partial:
+                if not dtype_options:
+                    continue
+                with_it, without_it = self._peaks_beside((*before, dtype_options[0], *after), index)
+                for option in dtype_options:
+                    if option.standing + max(with_it + option.passing, without_it) <= self.usable:
+                        yield (*before, option, *after)
+                        break
+
+    def _peaks_beside(self, choice: Choice, index: int) -> tuple[int, int]:
+        """What the models beside the one at ``index`` and all activations need, in steps with it and without it."""
+        standing = sum(option.standing for option in choice) - choice[index].standing + self.remembered
+        peaks = [0, 0]
+        for step, used in self.demands:
+            passing = sum(choice[i].passing for i in used if i != index) + activations(step, choice[used[-1]].placement)
+            which = index not in used
+            peaks[which] = max(peaks[which], passing)
+        return standing + peaks[0], standing + peaks[1]
 
     def leanest(self) -> Choice:
         """The combination that lacks least. Of each model only the options count that need least of something."""
@@ -119,14 +168,17 @@ class PlanSearch:
         return min(product(*lists), key=lambda choice: sum(self.missing(choice)))
 
     def options(self, name: str, component: Component) -> list[Option]:
-        """The placements that one model may have on this device, under these rules."""
+        """The placements that one model may have on this device, under these rules, whatever the others have."""
         dtypes = self._dtypes(name, component)
         # layer by layer is for the checkpoint's own dtype
         streamed: dict[Kind, list[str]] = {
             "block offload": [component.dtype, PACKED, "fp8", "fp8_compute", "nf4"],
             "layer offload": [component.dtype],
         }
-        kinds = KINDS[: 4 if component.blocks else 2] if has_own_memory(self.device) else KINDS[:1]
+        whole: tuple[Kind, ...] = ("resident", "model offload")
+        kinds = (*whole, *streamed) if component.blocks else whole
+        if not has_own_memory(self.device):
+            kinds = ("resident",)
         pairs = [(kind, dtype) for kind, dtype in product(kinds, dtypes) if dtype in streamed.get(kind, dtypes)]
         return [
             self.option(name, Placement(kind, dtype, tiled))
@@ -155,11 +207,16 @@ class PlanSearch:
 
     def option(self, name: str, placement: Placement) -> Option:
         component = self.models.components[name]
-        size = component.size(placement.dtype)
-        standing, waiting = (size, 0) if placement.kind == "resident" else (0, size)
-        seconds = self._option_seconds(name, placement, pinned=1)
-        anonymous = 0 if component.is_mapped(placement.dtype) else waiting
-        return Option(name, placement, standing, passing_bytes(placement, component), waiting, anonymous, seconds)
+        waiting = waiting_bytes(placement, component)
+        return Option(
+            name,
+            placement,
+            standing_bytes(placement, component),
+            passing_bytes(placement, component),
+            waiting,
+            0 if component.is_mapped(placement.dtype) else waiting,
+            self._option_seconds(name, placement, pinned=1),
+        )
 
     def demand(self, choice: Choice) -> tuple[int, Step]:
         """Bytes of weights and activations at the worst moment, and the step at which that is."""
@@ -175,6 +232,14 @@ class PlanSearch:
     def inference_need(self, choice: Choice) -> int:
         """Bytes of activations of the step that needs most."""
         return max(activations(step, choice[used[-1]].placement) for step, used in self.demands)
+
+    def step_bytes(self, choice: Choice) -> dict[str, int]:
+        """For every model the bytes of activations of the largest step that needs it; 0 where none does."""
+        most = dict.fromkeys(self.models.components, 0)
+        for step, used in self.demands:
+            for name in step.components:
+                most[name] = max(most[name], activations(step, choice[used[-1]].placement))
+        return most
 
     def seconds(self, choice: Choice) -> float:
         """A warm prediction with a new prompt."""

@@ -8,7 +8,8 @@ machines with 64 GB of memory, or 32 GB for cards up to 12 GB. "bf16" and "fp8" 
 in the checkpoint. A figure is the mean of its trace, with the first upload and without reading files.
 
 - **our plan** is what ``plan_memory`` decides for the trace. "rounded" may quantize down to nf4; the other columns
-  compute alike.
+  compute alike. "without partial" streams all blocks of a transformer that does not fit, as before version 2.
+- **everything resident** is our plan on a card of this speed that has room for all models.
 - **component offload** is accelerate's: a model is copied to the device at its first use, and back when the next model
   is used or the pipeline ends. Where a model does not fit beside its activations this cannot run: "no", with the bytes
   that it would move.
@@ -31,7 +32,14 @@ from dataclasses import asdict, dataclass, replace
 
 from backend.memory_management import MemoryPlanError, MemoryRules, plan_memory
 from backend.planning.activations import TILING_WORK, Step, Workload, prediction_steps
-from backend.planning.costs import PAGEABLE_SPEED, DeviceMemory, moved_bytes, step_seconds
+from backend.planning.costs import (
+    PAGEABLE_SPEED,
+    DeviceMemory,
+    moved_bytes,
+    standing_bytes,
+    step_seconds,
+    waiting_bytes,
+)
 from backend.planning.gpu_specs import card_named
 from backend.planning.model_specs import SLOWDOWN, ModelSpec
 from modules.families.registry import known_models
@@ -40,6 +48,7 @@ SIMULATED = ("H100 SXM", "L40S", "RTX 4090", "RTX 4080", "RTX 4070", "RTX 4060")
 PREDICTIONS = 20
 SMALL_HOST, LARGE_HOST = 32 * 10**9, 64 * 10**9
 CONTEXT = MemoryRules().context_bytes
+DESKTOP_BYTES = 3 * 2**29
 PLAIN = Workload(1024, 1024)
 RICH = Workload(1024, 1024, hires=(1536, 1536), detail_crop=1024)
 FLUX_DEV = known_models()["flux-dev"]
@@ -91,7 +100,10 @@ def activations(step: Step, models: ModelSpec, room: int) -> tuple[int, float]:
 
 def component_offload(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome:
     """One component on the device at a time; every change of component copies one back and the next in."""
-    size, room = {name: c.size() for name, c in models.components.items()}, device.total_bytes - CONTEXT
+    size, room = (
+        {name: c.size() for name, c in models.components.items()},
+        device.total_bytes - device.held_bytes - CONTEXT,
+    )
     moved, work, runs = 0, 0.0, True
     for steps in trace.predictions(models):
         inside = ""
@@ -109,7 +121,10 @@ def component_offload(trace: Trace, models: ModelSpec, device: DeviceMemory) -> 
 def webui_rule(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome:
     """Models stay until the next load wants 1.3 x its size; a model that does not fit is kept in part, the rest
     streamed."""
-    size, room = {name: c.size() for name, c in models.components.items()}, device.total_bytes - CONTEXT
+    size, room = (
+        {name: c.size() for name, c in models.components.items()},
+        device.total_bytes - device.held_bytes - CONTEXT,
+    )
     loaded: dict[str, int] = {}  # bytes on the device, the longest unused first
     moved, work, runs = 0, 0.0, True
     for steps in trace.predictions(models):
@@ -135,21 +150,21 @@ def webui_rule(trace: Trace, models: ModelSpec, device: DeviceMemory) -> Outcome
     return Outcome(moved, work / device.flops + moved / (device.copy_bandwidth * PAGEABLE_SPEED), runs)
 
 
-def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_precision: str = "bf16") -> Outcome:
-    """What the plan for the trace's workload does, step by step."""
+def our_plan(
+    trace: Trace, models: ModelSpec, device: DeviceMemory, weight_precision: str = "bf16", partial: bool = True
+) -> Outcome:
+    """What the plan for the trace's workload does, step by step; without ``partial`` no model keeps a part of its
+    blocks."""
+    rules = MemoryRules(weight_precision=weight_precision, partial=partial)
     try:
-        plan = plan_memory(device, models, trace.workload, MemoryRules(weight_precision=weight_precision))
+        plan = plan_memory(device, models, trace.workload, rules)
     except MemoryPlanError:
         return Outcome(0, 0.0, runs=False)
-    waiting = sum(models.components[name].size(p.dtype) for name, p in plan.placements.items() if p.kind != "resident")
+    waiting = sum(waiting_bytes(p, models.components[name]) for name, p in plan.placements.items())
     pinned, reread = (plan.pin_bytes / waiting, plan.reread_bytes / waiting) if waiting else (1.0, 0.0)
     predictions = list(trace.predictions(models))
     used = {name for steps in predictions for step in steps for name in step.components}
-    total = sum(
-        models.components[name].size(p.dtype)
-        for name, p in plan.placements.items()
-        if p.kind == "resident" and name in used
-    )
+    total = sum(standing_bytes(p, models.components[name]) for name, p in plan.placements.items() if name in used)
     seconds = total / device.copy_bandwidth
     for steps in predictions:
         for step, previous in zip(steps, (None, *steps)):
@@ -166,27 +181,50 @@ def our_plan(trace: Trace, models: ModelSpec, device: DeviceMemory, weight_preci
 class Row:
     """One card, precision and trace under every strategy."""
 
-    gigabytes: int
     card: str
     precision: str
     trace: str
+    everything_resident: Outcome
     component_offload: Outcome
     webui_rule: Outcome
+    without_partial: Outcome
     our_plan: Outcome
     our_plan_rounded: Outcome
+
+    @property
+    def gigabytes(self) -> int:
+        return int(self.card.partition(" ")[0])
 
 
 def simulate() -> list[Row]:
     rows = []
-    for card in sorted(map(card_named, SIMULATED), key=lambda card: -card.gib):
-        device = card.device(host_bytes=SMALL_HOST if card.gib <= 12 else LARGE_HOST)
+    for name, device in simulated_cards():
         alike = replace(device, capability=None)  # without fp8 matmuls, which the others have not either
+        roomy = replace(alike, total_bytes=200 * 10**9, free_bytes=None)
         for precision, models in MODELS.items():
             for trace in TRACES:
-                offload, webui = component_offload(trace, models, alike), webui_rule(trace, models, alike)
-                ours, rounded = our_plan(trace, models, alike), our_plan(trace, models, device, "nf4")
-                rows.append(Row(card.gib, card.name, precision, trace.name, offload, webui, ours, rounded))
+                outcomes = (
+                    our_plan(trace, models, roomy),
+                    component_offload(trace, models, alike),
+                    webui_rule(trace, models, alike),
+                    our_plan(trace, models, alike, partial=False),
+                    our_plan(trace, models, alike),
+                    our_plan(trace, models, device, "nf4"),
+                )
+                rows.append(Row(name, precision, trace.name, *outcomes))
     return rows
+
+
+def simulated_cards() -> Iterator[tuple[str, DeviceMemory]]:
+    """Cards by name, the largest first; the one of 24 GB also with a desktop on it."""
+    for card in sorted(map(card_named, SIMULATED), key=lambda card: -card.gib):
+        device = card.device(host_bytes=SMALL_HOST if card.gib <= 12 else LARGE_HOST)
+        yield f"{card.gib} GB {card.name}", device
+        if card.gib == 24:
+            yield (
+                f"{card.gib} GB {card.name}, 1.5 GiB held",
+                replace(device, free_bytes=device.total_bytes - DESKTOP_BYTES),
+            )
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -198,10 +236,12 @@ def markdown(rows: Sequence[Row]) -> str:
             return f"no ({numbers})" if hypothetical else "no"
         return f"{numbers}, {outcome.seconds / PREDICTIONS:.1f} s"
 
-    head = ["Card", "Checkpoint", "Trace", "component offload", "WebUI rule", "our plan", "our plan, rounded"]
+    head = ["Card", "Checkpoint", "Trace", "everything resident", "component offload", "WebUI rule"]
+    head += ["our plan without partial", "our plan", "our plan, rounded"]
     body = [
-        [f"{row.gigabytes} GB {row.card}", row.precision, row.trace, cell(row.component_offload, hypothetical=True)]
-        + [cell(outcome) for outcome in (row.webui_rule, row.our_plan, row.our_plan_rounded)]
+        [row.card, row.precision, row.trace, cell(row.everything_resident)]
+        + [cell(row.component_offload, hypothetical=True), cell(row.webui_rule)]
+        + [cell(outcome) for outcome in (row.without_partial, row.our_plan, row.our_plan_rounded)]
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])

@@ -97,8 +97,14 @@ def set_up(
         runtime = plan_device(device, spec, files.workload(settings), emulated, settings.weight_precision)
     optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
     optimizer.set_process_options()
-    kinds, reserved = files.kinds(runtime.kinds), runtime.plan.inference_bytes
-    models = ModelCache(device.torch_device, runtime.transfers, kinds, reserved, optimizer.improve)
+    models = ModelCache(
+        device.torch_device,
+        runtime.transfers,
+        files.kinds(runtime.kinds),
+        runtime.plan.step_bytes,
+        optimizer.improve,
+        runtime.kept_blocks,
+    )
     fallback = OomFallback(models)
     with timeline.span("stages"):
         assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)

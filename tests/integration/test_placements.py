@@ -34,7 +34,7 @@ def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, 
 
 @pytest.fixture(scope="module", params=["fp8", "fp8_compute", "nf4"])
 def rounded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[Kind, Run]:
-    kinds: tuple[Kind, ...] = ("resident", "model offload", "block offload")
+    kinds: tuple[Kind, ...] = ("resident", "model offload", "partial", "block offload")
     return {
         kind: placed(kind, tmp_path_factory.mktemp(f"{request.param}-{kind}"), dtype=request.param) for kind in kinds
     }
@@ -106,6 +106,9 @@ def test_the_set_up_and_requests_go_on_where_memory_was_taken_after_the_plan(
 
 def test_a_placement_that_keeps_less_on_the_device_has_a_lower_peak(runs: dict[Kind, Run]) -> None:
     peaks = [runs[kind].device.peak_bytes for kind in ("resident", "model offload", "block offload", "layer offload")]
+    assert (
+        runs["block offload"].device.peak_bytes < runs["partial"].device.peak_bytes < runs["resident"].device.peak_bytes
+    )
     assert peaks == sorted(peaks, reverse=True) and peaks[1] < 0.8 * peaks[0]
 
 
@@ -115,6 +118,8 @@ def test_resident_models_move_once_and_the_others_leave_nothing(runs: dict[Kind,
         whole = sum(models.stats().model_bytes.values())
         if kind == "resident":
             assert device.bytes_uploaded == whole and device.allocated_bytes >= whole
+        elif kind == "partial":
+            assert whole / 8 < device.allocated_bytes < whole / 2
         else:
             # what a prediction remembers, such as the prompt's embeddings, is small
             assert device.allocated_bytes < 2_000_000, kind

@@ -29,6 +29,8 @@ from modules.request.image_request import ImageRequest
 
 STREAMED = ("text_encoder_2", "transformer")
 """The models that have blocks; the others can only be resident or offloaded whole."""
+KEPT = {"text_encoder_2": 1, "transformer": 4}
+"""How many of their 4 and 8 blocks stay when they are partial."""
 
 
 REQUEST = ImageRequest(
@@ -93,7 +95,8 @@ def emulated_pipeline(
     plan = replace(runtime.plan, placements=placements)
     optimizer = FluxMemoryOptimizer(DEVICE, plan, settings)
     kinds = files.kinds({name: placement.kind for name, placement in placements.items()})
-    models = ModelCache(torch.device("cpu"), device, kinds, prepare=optimizer.improve)
+    kept = {name: placement.kept_blocks for name, placement in placements.items()}
+    models = ModelCache(torch.device("cpu"), device, kinds, plan.step_bytes, optimizer.improve, kept)
     fallback = OomFallback(models)
     selection = select(settings).without(files.missing_models)
     pipeline = assemble(files, selection, settings, DEVICE, plan, models, fallback, folder).pipeline
@@ -123,6 +126,9 @@ def placed(kind: Kind, folder: Path, budget: int = 10**9, dtype: str = "fp32") -
     lighter: Kind = "model offload" if kind != "resident" else "resident"
     components = find_files(replace(Settings(), model="embedded")).spec().components
     placements = {
-        name: Placement(kind, dtype) if name in STREAMED else Placement(lighter, "fp32") for name in components
+        name: Placement(kind, dtype, kept_blocks=KEPT[name] * (kind == "partial"))
+        if name in STREAMED
+        else Placement(lighter, "fp32")
+        for name in components
     }
     return run_emulated(placements, budget, folder)

@@ -105,7 +105,7 @@ def every_model_placed(kind: Kind, pin_bytes: int | None = None) -> Iterator[Non
         )
         peak = predicted_peak(device, spec, replace(workload, upscale_tile=made.upscale_tile), placements)
         pinned = waiting if pin_bytes is None else pin_bytes
-        return replace(made, placements=placements, pin_bytes=pinned, predicted_peak_bytes=peak)
+        return replace(made, placements=placements, pin_bytes=pinned, pin_limit=pinned, predicted_peak_bytes=peak)
 
     with patch.object(backend.devices.runtime, "plan_memory", plan):
         yield

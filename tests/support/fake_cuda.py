@@ -277,6 +277,7 @@ class _Functions(TorchFunctionMode):
         self.handlers: dict[Any, Callable[..., Any]] = {
             torch.nn.functional.scaled_dot_product_attention: _attention,
             torch.Tensor.to: _to,
+            torch.frombuffer: lambda buffer, dtype: card.empty((len(buffer) // dtype.itemsize,), dtype, HOST),
             torch.Tensor.data_ptr: lambda tensor: card.address(tensor),
             torch.Tensor.is_pinned: lambda tensor, device=None: card.driver.is_registered(
                 card.address(tensor), tensor.numel() * tensor.element_size()

@@ -19,9 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from backend.checkpoints.loader import load_diffusers_module
 from backend.core.settings import ROOT, Settings
+from backend.devices.emulated import EmulatedDevice
 from backend.devices.probe import Device, probe_device
 from backend.memory_management import MemoryPlan, Placement
-from backend.offload.placements import PLACED_MODELS, block_modules
+from backend.offload.placements import block_modules, placed_model
 from backend.offload.quantized_linear import FORMATS, quantize
 from backend.stream import HostTransfers
 from modules.app.service import Service
@@ -237,14 +238,17 @@ def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
     assert any(compile_cache.rglob("*.so"))
 
 
-@pytest.mark.parametrize("kind", ["model offload", "block offload", "layer offload"])
+@pytest.mark.parametrize("kind", ["model offload", "partial", "block offload", "layer offload"])
 def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, kind: Any) -> None:
     transformer = small_transformer(double_blocks=0)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
-    placed = PLACED_MODELS[kind](transformer, HostTransfers())
+    placed = placed_model(transformer, EmulatedDevice(10**9), kind, kept=1)
     placed.load()
-    assert torch.allclose(forward(transformer), right, atol=1e-4)
+    for _ in range(3):
+        assert torch.allclose(forward(transformer), right, atol=1e-4)
+    # no graph more for another slot, or for weights that were uploaded again
+    assert counters["stats"]["unique_graphs"] == (0 if kind == "layer offload" else 2)
     # layers that come one by one need hooks inside of the blocks, which compiled code does not run
     assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
 
@@ -286,7 +290,7 @@ def test_the_whole_transformer_is_one_graph_only_where_its_weights_stay(
     made = optimizer(plan, compile="whole", compile_cache=str(compile_cache))
     made.improve("transformer", resident)
     assert entry(made, whole)[0] and "forward" in vars(resident)
-    PLACED_MODELS["model offload"](resident, HostTransfers())  # as the fallback does when memory is full
+    placed_model(resident, HostTransfers(), "model offload")  # as the fallback does when memory is full
     assert "forward" not in vars(resident) and "forward" in vars(block_modules(resident)[0])
 
     moved = replace(plan.placements["transformer"], kind="block offload")

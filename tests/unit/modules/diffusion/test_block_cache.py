@@ -14,9 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.pictures import PROMPT
 from support.services import flux_of
+from support.small_flux import forward, small_transformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.core.timeline import Timeline
+from backend.devices.emulated import EmulatedDevice
+from backend.offload.placements import placed_model
+from backend.planning.costs import Kind
 from modules.app.service import Service
 from modules.diffusion.block_cache import MOST_SKIPPED, THRESHOLD, BlockCache, block_cache, computed_steps
 from modules.diffusion.denoise_request import DenoiseRequest
@@ -153,3 +157,16 @@ def test_go_fast_pictures_do_not_depend_on_those_beside_them(service: Service) -
     assert all(
         np.abs(a - b).max() <= 2 for a, b in zip(together, alone, strict=True)
     )  # sums of a batch round otherwise
+
+
+@pytest.mark.parametrize("kind", ["partial", "block offload"])
+def test_no_block_is_uploaded_for_a_step_that_skips_it(kind: Kind) -> None:
+    def uploaded(cached: bool) -> int:
+        model, device = small_transformer(), EmulatedDevice(10**9)
+        placed_model(model, device, kind, kept=2).load()
+        with block_cache(model, LEVELS if cached else None), model.cache_context("cond"):  # type: ignore[operator]
+            for _ in range(len(LEVELS) if cached else computed_steps(LEVELS).count(True)):
+                forward(model)
+        return device.bytes_uploaded
+
+    assert uploaded(cached=True) == uploaded(cached=False)
