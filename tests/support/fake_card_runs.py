@@ -19,7 +19,7 @@ import backend.devices.runtime
 from backend.core.settings import Settings
 from backend.memory_management import MemoryPlan, ModelSpec, Workload, plan_memory, predicted_peak
 from backend.planning.activations import prediction_steps
-from backend.planning.costs import DeviceMemory, Kind, moved_bytes
+from backend.planning.costs import DeviceMemory, Kind, Placement, moved_bytes
 from backend.planning.model_specs import Curve
 from modules.app.service import Service, start
 from modules.detection.detections import Detections, rectangle_masks
@@ -95,7 +95,7 @@ def every_model_placed(kind: Kind, pin_bytes: int | None = None) -> Iterator[Non
     def plan(device: Any, spec: ModelSpec, workload: Workload, *rules: Any) -> MemoryPlan:
         made = plan_memory(device, spec, workload, *rules)
         placements = {
-            name: replace(made.placements[name], kind=kind if component.blocks else lighter)
+            name: Placement(kind if component.blocks else lighter, made.placements[name].dtype)
             for name, component in spec.components.items()
         }
         waiting = sum(
