@@ -163,6 +163,7 @@ def test_the_text_encoder_of_a_gguf_file_stays_packed_and_computes_the_same(tmp_
         config=module.config,
         state_dict={name: quantized(t, kinds[name]) for name, t in tensors.items()},
         dtype=torch.float32,
+        trust_remote_code=False,
     )
     tokens = torch.arange(12).view(1, 12)
     with torch.no_grad():

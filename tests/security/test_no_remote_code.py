@@ -20,6 +20,8 @@ WITHOUT: Mapping[str, str] = {
     "DPMSolverMultistepScheduler.from_config": "as above",
     "FluxTransformer2DModel.from_config": "as above",
     "kind.from_config": "as above; kind is a class of diffusers that a family names",
+    "module_class.from_config": "as above",
+    "AutoencoderKL.from_config": "as above",
     "Model.from_config": "exllamav3's, from a configuration that it has read; it has no such argument",
     "Tokenizer.from_config": "as above",
 }

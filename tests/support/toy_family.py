@@ -65,11 +65,12 @@ class Toy(FamilyDescriptor):
         costs = dict.fromkeys(
             ("encode", "denoise", "encode_image", "decode"), Cost(Curve(linear=2e3), Curve(linear=1e4))
         )
-        return ModelSpec("toy", 64, 2, parts, costs, "made up", 1, 3, 32, 4, ("text_encoder",), "denoiser")
+        names = {"encoders": ("text_encoder",), "denoiser": "denoiser"}
+        return ModelSpec("toy", 64, 2, parts, costs, "made up", token_pixels=1, text_tokens=3, vae_tile=32, **names)
 
     def load(self, source: Source, component: str, dtype: torch.dtype) -> nn.Module:
         module: nn.Module = MODULES[component]().to(dtype)
-        module.load_state_dict(load_file(source.folder / component / "model.safetensors"))
+        module.load_state_dict(load_file(source.path / component / "model.safetensors"))
         return module
 
     def service(self, source: Source, models: Any, dtype: torch.dtype, fallback: Any, prompt_cache_entries: int) -> Any:
