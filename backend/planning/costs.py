@@ -97,7 +97,9 @@ def streamed_blocks(blocks: int, kept: int) -> tuple[int, ...]:
 def _streamed_sizes(placement: Placement, component: Component) -> list[int]:
     """Bytes of every block that is streamed, in order."""
     indices = streamed_blocks(len(component.blocks), placement.kept_blocks)
-    return [component.blocks_bytes(component.blocks[index], placement.dtype) for index in indices]
+    # a model has many blocks, and few kinds of them
+    sizes = {count: component.blocks_bytes(count, placement.dtype) for count in set(component.blocks)}
+    return [sizes[component.blocks[index]] for index in indices]
 
 
 def waiting_bytes(placement: Placement, component: Component) -> int:

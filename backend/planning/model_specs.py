@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 BYTES_PER_PARAMETER: Mapping[str, float] = MappingProxyType(
@@ -53,7 +54,7 @@ class Component:
     packed: float = 0
     kept_in_fp32: int = 0
 
-    @property
+    @cached_property
     def outside_blocks(self) -> int:
         return self.parameters - sum(self.blocks) if self.blocks else 0
 
