@@ -13,6 +13,7 @@ from backend.core.validation import STRICT, Text, WholeNumber
 from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
 from modules.request.adetailer_unit import AdetailerUnit
+from modules.request.lora_use import LoraUse
 
 MAX_SEED = 2**32 - 1
 MAX_AREA = 1440 * 1440
@@ -75,6 +76,8 @@ class ImageRequest:
     output_quality: Annotated[WholeNumber, Field(ge=0, le=100)] = 80
     prompt_upsampling: bool = False
     prompt_upsampling_seed: Seed = 0
+    loras: tuple[LoraUse, ...] = ()
+    """For all pictures. Tags in a prompt of the detail pass are for its regions alone."""
     original_prompt: str = ""
     """The user's prompt, if a language model rewrote it or failed to; ``prompt_note`` says which."""
     prompt_note: str = ""

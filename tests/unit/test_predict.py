@@ -39,7 +39,7 @@ REQUEST_FIELDS = {
 }
 SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
-DERIVED = {"hires", "original_prompt", "prompt_note", "notices", "stage_options"}
+DERIVED = {"hires", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
 """Fields of the request that no input has the name of."""
 NOT_READ_BY_STAGES = {"num_outputs", "seed", "original_prompt", "prompt_note", "notices", "aspect_ratio", "megapixels"}
 """Fields that are read through a property of the request, or only written into the file's record."""

@@ -1,0 +1,21 @@
+"""A LoRA's file on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file that has been checked to be safetensors.
+
+    Attributes:
+        name: What messages and the parameters of a picture call it; without ``.safetensors``.
+        path: The file.
+        sha256: Of its content, in hexadecimal digits.
+    """
+
+    name: str
+    path: Path
+    sha256: str
