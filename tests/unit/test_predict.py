@@ -41,7 +41,16 @@ SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
 DERIVED = {"hires", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
 """Fields of the request that no input has the name of."""
-NOT_READ_BY_STAGES = {"num_outputs", "seed", "original_prompt", "prompt_note", "notices", "aspect_ratio", "megapixels"}
+NOT_READ_BY_STAGES = {
+    "num_outputs",
+    "seed",
+    "original_prompt",
+    "prompt_note",
+    "notices",
+    "aspect_ratio",
+    "megapixels",
+    "loras",
+}
 """Fields that are read through a property of the request, or only written into the file's record."""
 CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
 COUNTS_ONLY_WITH: Mapping[str, Mapping[str, Any]] = {
