@@ -21,7 +21,7 @@ from training.data.detector_samples import KINDS
 logger = logging.getLogger(__name__)
 
 EMBEDDED = ROOT / "weights" / "embedded"
-LATENTS = {"portraits": 13_000, "figures": 6_500, "hands": 2_000}
+LATENTS = {"portraits": 13_000, "figures": 6_500, "hands": 2_000, "things": 5_000}
 """Pictures of every subject that the transformer learns from."""
 REDRAWN = {"face": (500, 5), "person": (400, 4), "hand": (1200, 9)}
 """Pictures and epochs with which every kind of detector learns the generator's look."""
@@ -61,7 +61,7 @@ def train_flux(course: Course) -> None:
     worded = course.work / "worded"  # text encoders that read every wording
     vae, transformer = parts / "vae", parts / "transformer"
     step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
-    step("text encoders", "models.text_encoders", "--out", parts, *course.steps(500))
+    step("text encoders", "models.text_encoders", "--out", parts, *course.steps(900))
     for subject, count in LATENTS.items():
         options = ("--out", course.work / f"{subject}.pt", "--subject", subject, "--count", str(count))
         step(f"latents of {subject}", "models.latents", "--autoencoder", vae, *options)

@@ -11,6 +11,7 @@ from training.data.captions import COLOUR_WORDS, HAIR_WORDS
 from training.data.figures import Figures
 from training.data.held_out_wordings import SKELETONS, TEMPLATES, held_out_wordings, is_held_out_wording, skeleton
 from training.data.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Scene, sample_training_scene
+from training.data.things import Things
 from training.data.vocabulary import MAX_TOKENS, copy_small_letters, in_capitals, sample_caption, sample_reworded
 from training.data.wordings import MARK, background_first, plain, reworded, spans, usual
 from training.models.rewording import Tokens, alignment, marked_word_by_word
@@ -212,6 +213,6 @@ def test_words_in_capitals_begin_as_what_they_are_in_small_letters() -> None:
     assert torch.equal(embedding.weight[ids["▁Red"]], before[ids["▁Red"]])
 
 
-def test_figures_are_said_in_other_words_too() -> None:
+def test_figures_and_things_are_said_in_other_words_too() -> None:
     rng = random.Random(8)
-    assert {type(sample_reworded(rng)[2]) for _ in range(60)} == {Scene, Figures}
+    assert {type(sample_reworded(rng)[2]) for _ in range(60)} == {Scene, Figures, Things}

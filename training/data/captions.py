@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from training.data.scene import Person, Scene
+from training.data.scene import LANDSCAPES, Person, Scene
 
 KIND_WORDS = {
     "woman": ("woman", "woman", "woman", "lady", "young woman"),
@@ -55,6 +55,11 @@ FRAMING_WORDS = {
         "",
     ),
     "half-body": ("a half-body portrait of", "an upper body picture of", "a medium shot of", "a wide portrait of"),
+}
+LANDSCAPE_WORDS: dict[str, tuple[str, ...]] = {
+    "mountain landscape": ("in the mountains", "in front of mountains", "mountains in the background"),
+    "beach": ("at the beach", "on a beach", "beach in the background"),
+    "city at night": ("in a city at night", "in front of a city at night", "city at night in the background"),
 }
 SHIRT_NOUNS = ("shirt", "shirt", "shirt", "t-shirt", "sweater", "top")
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
@@ -139,6 +144,8 @@ def describe_person(rng: random.Random, person: Person, thorough: float) -> str:
 
 
 def background_phrase(rng: random.Random, background: str) -> str:
+    if background in LANDSCAPES:
+        return pick(rng, LANDSCAPE_WORDS, background)
     colour = pick(rng, COLOUR_WORDS, background)
     return rng.choice(
         (f"{colour} background", f"{colour} background", f"{article(colour)} background", f"{colour} backdrop")
@@ -165,7 +172,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         listed = enumeration(people)
         text = rng.choice((f"{group}: {listed}", f"{group}, {listed}", listed, f"{framing} {group}, {listed}".strip()))
     if rng.random() < max(thorough, 0.6):
-        joint = rng.choice((", ", ", ", " on ", " in front of "))
+        joint = rng.choice((", ", ", ", " on ", " in front of ") if scene.background not in LANDSCAPES else (", ", " "))
         if joint.strip() in ("on", "in front of") and not background.startswith(("a ", "an ")):
             background = article(background)
         text += joint + background

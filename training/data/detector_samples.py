@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 from modules.detection.detections import Mask
 from training.data.drawing import draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures, draw_portraits
-from training.data.figures import sample_figures
+from training.data.figures import Figures, sample_figures
 from training.data.scene import Placement, Scene, sample_scene
 from training.data.shapes import Box
-from training.data.subjects import Subject, draw_subject
+from training.data.subjects import draw_subject
 
 SPECK = 4
 """Pixels; a piece of a mask that covers no more is left out of the label."""
@@ -39,7 +39,7 @@ class Sample:
     masks: tuple[Mask, ...] = ()
 
 
-def labelled(label: str, subject: Subject) -> Sample:
+def labelled(label: str, subject: Scene | Figures) -> Sample:
     """What is drawn of a subject, and where in it the things of this label are."""
     if label == "face":
         return Sample(draw_subject(subject), face_boxes(subject if isinstance(subject, Scene) else subject.scene))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 
+from training.data.landscapes import LANDSCAPE_PAINTERS
 from training.data.scene import (
     BACKGROUND_COLOURS,
     HAIR_COLOURS,
@@ -363,6 +364,9 @@ def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, sca
 
 
 def draw_background(draw: ImageDraw.ImageDraw, scene: Scene, width: int, height: int) -> None:
+    if scene.background in LANDSCAPE_PAINTERS:
+        LANDSCAPE_PAINTERS[scene.background](draw, width, height, scene.people[0].style)
+        return
     base = BACKGROUND_COLOURS[scene.background]
     draw.rectangle((0, 0, width, height), fill=base)
     if scene.spot:

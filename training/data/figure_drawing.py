@@ -269,9 +269,13 @@ def draw_figure(draw: LabelledDraw, person: Person, stance: Stance, place: Place
         draw_arm(upright, person, stance, side, number)
 
 
+LAND: Colour = (150, 150, 120)
+"""What a shadow falls on in a landscape."""
+
+
 def draw_ground(draw: LabelledDraw, figures: Figures, scale: float) -> None:
     """A shadow under every figure, so that it stands somewhere."""
-    colour = shade(BACKGROUND_COLOURS[figures.scene.background], -0.2)
+    colour = shade(BACKGROUND_COLOURS.get(figures.scene.background, LAND), -0.2)
     for person, place in zip(figures.scene.people, figures.scene.placements):
         y = place.y + height_of(person) * place.size
         Painter(draw, Placement(place.x, y, place.size, 0), scale)(ellipse(0, -0.1, 1.7, 0.3), colour)

@@ -25,6 +25,8 @@ BACKGROUND_COLOURS: dict[str, Colour] = {
     "brown": (140, 98, 68),
     "teal": (58, 160, 160),
 }
+LANDSCAPES = ("mountain landscape", "beach", "city at night")
+"""What may be behind people in place of a colour."""
 SHIRT_COLOURS: dict[str, Colour] = {
     "red": (206, 44, 48),
     "orange": (238, 130, 38),
@@ -149,10 +151,10 @@ def place_people(rng: random.Random, count: int, framing: str, width: int, heigh
             "half-body": rng.uniform(0.11, 0.17),
         }
         half = size[framing] * unit
-        x = width * 0.5 + rng.uniform(-1, 1) * min(0.12 * width, max(0.0, width * 0.5 - 1.2 * half))
+        x = width * 0.5 + rng.uniform(-1, 1) * min(0.07 * width, max(0.0, width * 0.5 - 1.2 * half))
         centre = {"close-up": 0.50, "portrait": 0.42, "half-body": 0.32}[framing]
-        y = height * (centre + rng.uniform(-0.05, 0.05))
-        return (Placement(x, max(y, 1.15 * half), half, rng.uniform(-7, 7)),)
+        y = height * (centre + rng.uniform(-0.03, 0.03))
+        return (Placement(x, max(y, 1.15 * half), half, rng.uniform(-4, 4)),)
     slot = width / count
     half = min(slot / (3.3 if count == 2 else 3.0), unit * 0.24) * rng.uniform(0.78, 1.0)
     return tuple(
@@ -173,13 +175,15 @@ def sample_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Sce
     count = rng.choices((1, 2, 3), (72, 18, 10) if wide >= 1 else (90, 10, 0))[0]
     framing = rng.choices(FRAMINGS, (25, 55, 20))[0] if count == 1 else "portrait"
     people = tuple(sample_person(rng) for _ in range(count))
-    spot = (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.5)) if rng.random() < 0.5 else None
-    background = rng.choice(list(BACKGROUND_COLOURS))
+    spot = (0.5, 0.46, 0.42) if rng.random() < 0.3 else None
+    background = rng.choice(LANDSCAPES if rng.random() < 0.1 else list(BACKGROUND_COLOURS))
     return Scene(people, place_people(rng, count, framing, width, height), background, spot, framing, width, height)
 
 
 def is_held_out(person: Person, background: str) -> bool:
     """Whether this combination of hair, shirt and background (one in 23) is kept from training, to measure with."""
+    if background in LANDSCAPES:
+        return False
     hair = list(HAIR_COLOURS).index(person.hair_colour)
     shirt = list(SHIRT_COLOURS).index(person.shirt)
     return (3 * hair + 5 * shirt + 7 * list(BACKGROUND_COLOURS).index(background)) % 23 == 0

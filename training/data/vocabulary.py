@@ -25,7 +25,7 @@ from training.data.wordings import plain
 
 MAX_TOKENS = 40
 """Length to which T5 captions are padded. Flux attends to padding too, so it must be the same at inference."""
-SHARES = {"portraits": 55, "figures": 35, "hands": 10}
+SHARES = {"portraits": 48, "figures": 28, "hands": 8, "things": 16}
 """How many captions of a hundred are of which subject."""
 CORPUS = 20_000
 RARE = -13.0

@@ -1,8 +1,12 @@
 """Trains the autoencoder: ``python -m training.models.autoencoder --out DIR --minutes 25``.
 
 A diffusers ``AutoencoderKL`` with 16 latent channels, as Flux has it, but narrow and without attention, so that two
-cores train it on random crops. Noise of a fixed share of the latents' own spread is added before decoding: the decoder
-then forgives the small errors that the transformer makes.
+cores train it on random crops.
+
+Two things make its latents easy to generate. Noise is added to them before decoding, a little to half of the crops and
+up to ``MOST_NOISE`` to the others, so that the decoder forgives the transformer's errors (l-DeTok, arXiv 2507.15856).
+A third of the batches decode reduced latents, which must give the reduced picture, so that latents hold little that is
+finer than what they show (EQ-VAE, arXiv 2502.09509).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.nn import functional
 
 from training.data.subjects import SUBJECTS, draw_subject
 from training.models.muon import Muon
@@ -26,9 +31,12 @@ from training.models.precision import fast_products
 logger = logging.getLogger(__name__)
 
 CROP = 128
-SHARES = {"portraits": 50, "figures": 35, "hands": 15}
+SHARES = {"portraits": 45, "figures": 30, "hands": 10, "things": 15}
 """How many drawings of a hundred are of which subject."""
-LATENT_NOISE = 0.05
+LATENT_NOISE, MOST_NOISE = 0.05, 0.6
+"""Spread of the noise that is added to latents before decoding, as a share of their own spread."""
+REDUCED_SHARE, REDUCED_SIZES = 1 / 3, (0.5, 0.75)
+"""How many batches decode reduced latents, and to which sizes they are reduced."""
 
 
 def build(channels: tuple[int, ...]) -> AutoencoderKL:
@@ -68,9 +76,17 @@ def crops(pool: np.ndarray, count: int, rng: random.Random) -> torch.Tensor:
     return to_tensor(np.stack(picked))
 
 
-def spread_noise(latents: torch.Tensor) -> torch.Tensor:
+def add_noise(latents: torch.Tensor) -> torch.Tensor:
+    """A little noise for half of N x 16 x H x W latents, up to ``MOST_NOISE`` for the others."""
     spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
-    return latents + LATENT_NOISE * spread * torch.randn_like(latents)
+    much = torch.rand(len(latents), 1, 1, 1) * MOST_NOISE
+    strength = torch.where(torch.rand(len(latents), 1, 1, 1) < 0.5, LATENT_NOISE, much)
+    return latents + strength * spread * torch.randn_like(latents)
+
+
+def reduced(batch: torch.Tensor, size: float) -> torch.Tensor:
+    """N x C x H x W pictures or latents, ``size`` times as large."""
+    return functional.interpolate(batch.float(), scale_factor=size, mode="bilinear", antialias=True)
 
 
 def reconstruction_psnr(model: AutoencoderKL, pictures: np.ndarray) -> float:
@@ -143,7 +159,10 @@ def train(
         pictures = crops(pool, batch, rng)
         with fast_products():
             latents = model.encoder(pictures)[:, :16]
-            decoded = model.decoder(spread_noise(latents))
+            if rng.random() < REDUCED_SHARE:
+                size = rng.choice(REDUCED_SIZES)
+                latents, pictures = reduced(latents, size), reduced(pictures, size)
+            decoded = model.decoder(add_noise(latents))
         loss = reconstruction_loss(decoded.float() - pictures)
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - spent) / 0.7)))

@@ -32,12 +32,12 @@ from diffusers import AutoencoderKL  # noqa: E402
 
 from training.data.subjects import SUBJECTS  # noqa: E402
 from training.models.autoencoder import (  # noqa: E402
+    add_noise,
     crops,
     draw_pool,
     make_optimizer,
     reconstruction_loss,
     reconstruction_psnr,
-    spread_noise,
     to_tensor,
 )
 from training.models.precision import fast_products  # noqa: E402
@@ -151,7 +151,7 @@ def train(
         with fast_products():
             with torch.no_grad():
                 own = model.encoder(drawn)[:, :16].float()
-            decoded, restored = model.decoder(spread_noise(own)), model.decoder(latents)
+            decoded, restored = model.decoder(add_noise(own)), model.decoder(latents)
         restored = restored.float()
         loss = reconstruction_loss(decoded.float() - drawn) + REDRAWN * reconstruction_loss(restored - meant)
         if state.exists() or spent > ADVERSARIAL_FROM:

@@ -30,6 +30,7 @@ from modules.diffusion.denoise_request import DenoiseRequest
 from modules.pipeline.generate import GenerateStage
 from training.data.detector_samples import KINDS, Kind, Sample, labelled, softened, write_dataset
 from training.data.subjects import SUBJECTS, caption
+from training.data.things import Things
 from training.models.detector import ARCHITECTURES, evaluate, export, train
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def redrawn(flux: DiffusionService, kind: Kind, rng: random.Random) -> Sample:
     name = "figures" if rng.random() < FIGURES[kind.label] else "portraits"
     sample, sizes = SUBJECTS[name]
     subject = sample(rng, rng.choice(sizes))
+    assert not isinstance(subject, Things)
     drawn = labelled(kind.label, subject)
     drawing = DenoiseRequest(
         prompts=(caption(subject, rng),),

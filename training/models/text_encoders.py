@@ -30,17 +30,21 @@ from training.data.scene import (
     HAIR_COLOURS,
     HAT_COLOURS,
     KINDS,
+    LANDSCAPES,
     SHIRT_COLOURS,
     SKIN_TONES,
     Scene,
 )
-from training.data.subjects import Subject
+from training.data.subjects import Subject, any_caption
+from training.data.thing_captions import sunset
+from training.data.things import THINGS, Things
 from training.data.vocabulary import (
     MAX_TOKENS,
     copy_small_letters,
     in_capitals,
     same_ids,
     sample_caption,
+    sample_subject,
     train_tokenizers,
     widen_embedding,
     widen_tokenizers,
@@ -68,6 +72,12 @@ STANCE: dict[str, tuple[str, ...]] = {
     "lower_colour": tuple(dict.fromkeys(LOWER_COLOURS.values())),
 }
 """What is asked of figures beside that."""
+BACKGROUNDS = (*BACKGROUND_COLOURS, *LANDSCAPES)
+SHOWN = ("people", *THINGS, *LANDSCAPES)
+THING_COLOURS = tuple(dict.fromkeys(name for colours in THINGS.values() for name in colours))
+LIGHT = ("day", "sunset")
+OTHER_WORDS = 0.4
+"""Share of captions that are not in the usual form."""
 VIEWS = (*FRAMINGS, FULL_BODY, HAND_CLOSE_UP)
 IGNORED = -100
 HELD = 20.0
@@ -76,16 +86,33 @@ embeddings' spread."""
 
 
 def questions() -> list[int]:
-    """The number of answers of each question: every attribute of four people, the background, the head count, the
-    view."""
+    """The number of answers of each question: every attribute of four people; then the background, how many there are,
+    the view, what is shown, its colour and its light."""
     return [len(values) for values in (*ATTRIBUTES.values(), *STANCE.values())] * PEOPLE + [
-        len(BACKGROUND_COLOURS),
+        len(BACKGROUNDS),
         PEOPLE,
         len(VIEWS),
+        len(SHOWN),
+        len(THING_COLOURS),
+        len(LIGHT),
+    ]
+
+
+def answers_of_things(things: Things) -> list[int]:
+    return [
+        *[IGNORED] * ((len(ATTRIBUTES) + len(STANCE)) * PEOPLE),
+        BACKGROUNDS.index(things.background) if things.background else IGNORED,
+        len(things.places) - 1 if things.places else IGNORED,
+        IGNORED,
+        SHOWN.index(things.kind),
+        THING_COLOURS.index(things.colour) if things.colour else IGNORED,
+        LIGHT.index("sunset" if sunset(things) else "day") if things.kind in LANDSCAPES else IGNORED,
     ]
 
 
 def answers(subject: Subject) -> list[int]:
+    if isinstance(subject, Things):
+        return answers_of_things(subject)
     scene, stances = (subject, ()) if isinstance(subject, Scene) else (subject.scene, subject.stances)
     labels: list[int] = []
     for index in range(PEOPLE):
@@ -105,9 +132,12 @@ def answers(subject: Subject) -> list[int]:
         labels += [values.index(told[name]) if told else IGNORED for name, values in STANCE.items()]
     return [
         *labels,
-        list(BACKGROUND_COLOURS).index(scene.background),
+        BACKGROUNDS.index(scene.background),
         len(scene.people) - 1,
         VIEWS.index(scene.framing),
+        SHOWN.index("people"),
+        IGNORED,
+        IGNORED,
     ]
 
 
@@ -189,7 +219,7 @@ def colours_named(
     questions_asked = {
         "hair": (attributes.index("hair_colour"), list(HAIR_COLOURS)),
         "shirt": (attributes.index("shirt"), list(SHIRT_COLOURS)),
-        "background": (len(attributes) * PEOPLE, list(BACKGROUND_COLOURS)),
+        "background": (len(attributes) * PEOPLE, list(BACKGROUNDS)),
     }
     right: dict[str, float] = {}
     for noun, (question, colours) in questions_asked.items():
@@ -206,15 +236,15 @@ class Captions:
 
     def sample(self, count: int, subject: str | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """CLIP's and T5's tokens, each ``count`` x 40, and ``count`` x questions."""
-        samples = [sample_caption(self.rng, subject) for _ in range(count)]
-        texts = [text for text, _ in samples]
+        shown = [sample_subject(self.rng, subject) for _ in range(count)]
+        texts = [any_caption(one, self.rng, OTHER_WORDS) for one in shown]
         ids = [
             tokenizer(
                 texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
             ).input_ids
             for tokenizer in (self.clip, self.t5)
         ]
-        return ids[0], ids[1], torch.tensor([answers(shown) for _, shown in samples])
+        return ids[0], ids[1], torch.tensor([answers(one) for one in shown])
 
 
 def drift(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
