@@ -10,19 +10,16 @@ from types import MappingProxyType
 
 from PIL import Image, ImageDraw
 
+from training.data.face_drawing import INK, WHITE, Painter
 from training.data.landscapes import LANDSCAPE_PAINTERS
 from training.data.scene import BACKGROUND_COLOURS, Colour
 from training.data.shapes import Point, ellipse, mirrored, mix, shade, smooth, stroke
 from training.data.things import THINGS, Place, Things
 
 SUPERSAMPLE = 3
-INK: Colour = (44, 34, 38)
-WHITE: Colour = (252, 252, 252)
 WINDOW: Colour = (176, 214, 236)
 WOOD: Colour = (122, 84, 56)
 LEAF: Colour = (70, 140, 72)
-
-Painter = Callable[[Sequence[Point], Colour], None]
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> list[Point]:
