@@ -14,8 +14,10 @@ class LoraFile:
         name: What messages and the parameters of a picture call it; without ``.safetensors``.
         path: The file.
         sha256: Of its content, in hexadecimal digits.
+        tensors_sha256: Of what follows its header. WebUIs call the first 12 digits the hash of a LoRA.
     """
 
     name: str
     path: Path
     sha256: str
+    tensors_sha256: str = ""

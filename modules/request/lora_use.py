@@ -15,7 +15,9 @@ MOST_SCALE = 3.0
 
 @dataclass(frozen=True, config=STRICT)
 class LoraUse:
-    """One LoRA. ``reference`` is the name of a file or what else the user wrote; at scale 0 it does nothing."""
+    """One LoRA. ``reference`` is the name of a file or what else the user wrote; at scale 0 it does nothing.
+    ``input_name`` is the input that it was given in, which errors name."""
 
     reference: Text
     scale: Annotated[float, Field(ge=-MOST_SCALE, le=MOST_SCALE)] = 1.0
+    input_name: Text = "prompt"
