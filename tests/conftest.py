@@ -26,6 +26,7 @@ from backend.devices.torchvision_ops import ensure_torchvision_operators
 
 ensure_torchvision_operators()  # before any test module imports diffusers
 
+from support.lora_hub import LoraHub, make_certificate  # noqa: E402
 from support.pictures import PICTURE  # noqa: E402
 from support.processes import START_SECONDS, Drawn, Server, answers, free_port  # noqa: E402
 
@@ -115,3 +116,18 @@ def service() -> Service:
     """The package on its embedded models, in this process; in float32 on every machine, so that pictures can be
     compared to a 255th."""
     return start(replace(Settings(), model="embedded", dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def _lora_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraHub]:
+    hub = LoraHub(make_certificate(tmp_path_factory.mktemp("certificate")))
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def hub(_lora_hosts: LoraHub) -> LoraHub:
+    """Hosts of LoRA files on this machine, without pages."""
+    for kept in (_lora_hosts.pages, _lora_hosts.seen, _lora_hosts.addresses):
+        kept.clear()
+    return _lora_hosts

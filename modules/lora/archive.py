@@ -37,7 +37,7 @@ class _Careful(io.RawIOBase):
         return self._file.tell()
 
 
-def extract_weights(archive: BinaryIO, target: Path, max_bytes: int) -> str:
+def extract_weights(archive: BinaryIO, target: Path) -> str:
     """Copies the only safetensors file of a tar to ``target`` and returns its name, without folders.
 
     Raises :class:`ArchiveError` for a tar that is damaged or compressed, that has links, devices or names outside of
@@ -46,8 +46,6 @@ def extract_weights(archive: BinaryIO, target: Path, max_bytes: int) -> str:
     try:
         with tarfile.open(fileobj=_Careful(archive), mode="r:") as tar:
             member = _only_weights(tar)
-            if member.size > max_bytes:
-                raise ArchiveError(f"holds a file of {member.size} bytes; at most {max_bytes} are read")
             content = tar.extractfile(member)
             assert content is not None  # it is a regular file
             with target.open("wb") as file:

@@ -107,10 +107,10 @@ class Downloader:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return asyncio.run(self._watched(work))
-        except TimeoutError:
-            raise DownloadError(f"does not send it within {self.limits.seconds:.0f} seconds") from None
         except (aiohttp.ClientError, HttpProcessingError) as error:
             raise DownloadError(_in_words(error)) from None
+        except TimeoutError:
+            raise DownloadError(f"does not send it within {self.limits.seconds:.0f} seconds") from None
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which ends when ``check`` raises or the time is over."""

@@ -93,11 +93,11 @@ def _of_hugging_face(reference: HubFile, token: str, downloader: Downloader) -> 
     about = f"huggingface.co/api/models/{model}/revision/{reference.revision}?blobs=true"
     found = downloader.json(_place(HUGGING_FACE, about, token))
     files = {str(one.get("rfilename", "")): one for one in _objects(found.get("siblings"))}
-    weights = [name for name in files if name.lower().endswith(SUFFIXES)]
+    weights = [name for name in files if name.lower().endswith(SUFFIXES) and not {".", "..", ""} & set(name.split("/"))]
     file = reference.file or (weights[0] if len(weights) == 1 else "")
     if not file:
         _refuse_choice(weights)
-    if file not in files:
+    if file not in weights:
         raise DownloadError(f"has no '{shortened(file)}' in this model{nearest(file, weights)}")
     commit = str(found.get("sha", ""))
     revision = commit if _COMMIT.fullmatch(commit) else reference.revision

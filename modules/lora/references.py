@@ -149,8 +149,13 @@ def meanings(text: str, home: str = "") -> tuple[Reference, ...]:
     text = text.strip()
     if not text or len(text) > MAX_LENGTH or not text.isprintable() or "\\" in text:
         raise ReferenceProblem(f"is no reference to a LoRA; give {FORMS}")
+    found = _meanings(text, home)
     if _TOKEN.search(text):
         raise ReferenceProblem("holds a token; give it as hf_api_token, and here only what is to be loaded")
+    return found
+
+
+def _meanings(text: str, home: str) -> tuple[Reference, ...]:
     if match := _CIVITAI.fullmatch(text):
         return (CivitaiModel(match[1], match[2] or ""),)
     scheme, separator, rest = text.partition("://")

@@ -5,7 +5,7 @@ Light: the gateway refuses with it what the worker would refuse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,13 +41,17 @@ class LoraSources:
         there = [one for one in found if not isinstance(one, LocalName) or self.file(one.name)]
         if there:
             return tuple(there)
-        if found or all(isinstance(one, LocalName) for one in meant):
-            raise InputError(input_name, self._not_there(meant[0].text))
-        sources = " or ".join(one.source for one in meant if not isinstance(one, LocalName))
-        raise InputError(
-            input_name,
-            f"'{shown(text)}' would be downloaded from {sources}, which the setting lora_sources does not allow; put "
-            f"the file into weights/{FOLDER} and give its name",
+        raise InputError(input_name, self._refusal(text, meant))
+
+    def _refusal(self, text: str, meant: Sequence[Reference]) -> str:
+        """Why none of these meanings counts here."""
+        remote = " or ".join(dict.fromkeys(one.source for one in meant if not isinstance(one, LocalName)))
+        if not remote:
+            return self._not_there(meant[0].text)
+        beside = f"is not in weights/{FOLDER}, and " if isinstance(meant[0], LocalName) else ""
+        return (
+            f"'{shown(text)}' {beside}would be downloaded from {remote}, which the setting lora_sources does not "
+            f"allow; put the file into weights/{FOLDER} and give its name"
         )
 
     def names(self) -> Mapping[str, Path]:

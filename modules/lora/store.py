@@ -199,7 +199,7 @@ def _received(
     with tempfile.TemporaryFile(dir=part.parent) as archive:  # without a name: nothing is left of it in any case
         save(archive)
         archive.seek(0)
-        return extract_weights(archive, part, downloader.limits.file_bytes)
+        return extract_weights(archive, part)
 
 
 def _check_file(path: Path) -> None:
