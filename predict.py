@@ -29,10 +29,24 @@ class Predictor(BasePredictor):
             max_length=20000,
             description="What the picture should not show. For SDXL and SD 1.5; Flux has none.",
         ),
-        aspect_ratio: str = Input(
-            default="1:1",
-            choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
-            description="Shape of the picture. With custom, width and height decide. Not used when an image is given: the picture then has the shape of the image.",
+        aspect_ratio: Optional[str] = Input(
+            default=None,
+            choices=[
+                "1:1",
+                "16:9",
+                "21:9",
+                "3:2",
+                "2:3",
+                "4:5",
+                "5:4",
+                "3:4",
+                "4:3",
+                "9:16",
+                "9:21",
+                "match_input_image",
+                "custom",
+            ],
+            description="Shape of the picture. With custom, width and height decide; match_input_image is the shape of input_image. Not used when an image is given: the picture then has the shape of the image. Left out: 1:1; match_input_image with FLUX.1 Kontext.",
         ),
         width: Optional[int] = Input(
             default=None,
@@ -48,8 +62,8 @@ class Predictor(BasePredictor):
         ),
         megapixels: str = Input(
             default="1",
-            choices=["1", "0.25"],
-            description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it.",
+            choices=["1", "0.25", "match_input"],
+            description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it, match_input that of the given picture, at most 1440 pixels a side.",
         ),
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
         num_inference_steps: Optional[int] = Input(
@@ -61,11 +75,11 @@ class Predictor(BasePredictor):
         guidance_scale: Optional[float] = Input(
             default=None,
             ge=0,
-            le=10,
-            description="How strictly the picture follows the prompt. Left out: 3.5 (FLUX.1-dev; 3 with the profile hosted), 5 (SDXL), 7.5 (SD 1.5).",
+            le=100,
+            description="How strictly the picture follows the prompt, at most 10 for most models. Left out: 3.5 (FLUX.1-dev; 3 with the profile hosted), 30 (FLUX.1 Fill and Canny), 10 (Depth), 2.5 (Kontext), 5 (SDXL), 7.5 (SD 1.5).",
         ),
         guidance: Optional[float] = Input(
-            default=None, ge=0, le=10, description="Another name of guidance_scale, as hosted Flux models have it."
+            default=None, ge=0, le=100, description="Another name of guidance_scale, as hosted Flux models have it."
         ),
         sampler: str = Input(
             default="Euler",
@@ -97,8 +111,21 @@ class Predictor(BasePredictor):
             regex="^(data:|https?://)",
             description="White where the image is repainted, black where it stays, also in Hires fix and ADetailer. Same size as the image.",
         ),
-        prompt_strength: float = Input(
-            default=0.8, ge=0, le=1, description="How much of the image is repainted: 0 keeps it, 1 ignores it."
+        prompt_strength: Optional[float] = Input(
+            default=None,
+            ge=0,
+            le=1,
+            description="How much of the image is repainted: 0 keeps it, 1 ignores it. Left out: 0.8; 1 with FLUX.1 Fill.",
+        ),
+        input_image: Optional[Path] = Input(
+            default=None,
+            regex="^(data:|https?://)",
+            description="A picture that the prompt changes, for models that edit: FLUX.1 Kontext.",
+        ),
+        control_image: Optional[Path] = Input(
+            default=None,
+            regex="^(data:|https?://)",
+            description="A picture that says what is where, for FLUX.1 Canny (any picture, or its edges) and FLUX.1 Depth (a depth map).",
         ),
         enable_hr: bool = Input(
             default=False,

@@ -109,8 +109,9 @@ def _problem(error: ErrorDetails, fields: Mapping[str, FieldInfo], given: object
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a field takes whose type is a ``Literal``; empty for any other type."""
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    """The values that a field takes whose type is a ``Literal``, or that or None; empty for any other type."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def bounds(field: FieldInfo) -> tuple[float, float]:

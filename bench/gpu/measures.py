@@ -25,6 +25,7 @@ from backend.offload.oom_fallback import OutOfMemory
 from bench.gpu.ground import Ground, Row
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.flux1.service import FluxService
 from modules.families.registry import known_models
@@ -202,8 +203,8 @@ def our_steps(ground: Ground, name: str, **changes: Any) -> list[Row]:
     with served(ground, **changes) as service, torch.inference_mode(), service.runtime.activate():
         flux, drawing = flux_of(service), drawing_of(ground, go_fast=go_fast)
         embeddings = flux.encode([PROMPT])
-        first = seconds(ground, lambda: flux.denoise(drawing, embeddings, None, None))
-        taken = median_seconds(ground, lambda: flux.denoise(drawing, embeddings, None, None))
+        first = seconds(ground, lambda: flux.denoise(drawing, embeddings, PictureLatents(), None))
+        taken = median_seconds(ground, lambda: flux.denoise(drawing, embeddings, PictureLatents(), None))
         return [Row("steps", name, taken, "s", floor_seconds(ground), f"the first time {first:.1f} s")]
 
 

@@ -32,6 +32,7 @@ ensure_torchvision_operators()  # before anything imports diffusers
 from modules.detection.yolo import Detector  # noqa: E402
 from modules.diffusion.base import DiffusionService  # noqa: E402
 from modules.diffusion.denoise_request import DenoiseRequest  # noqa: E402
+from modules.diffusion.picture_latents import PictureLatents  # noqa: E402
 from modules.diffusion.prompt_cache import PromptEmbeddings  # noqa: E402
 from modules.pipeline.generate import GenerateStage  # noqa: E402
 from modules.upscaling.tiled import Upscaler, UpscalerNetwork  # noqa: E402
@@ -116,7 +117,7 @@ def denoising(flux: DiffusionService, side: int, batch: int) -> Callable[[], obj
     drawing = DenoiseRequest(("",) * batch, tuple(range(batch)), side, side, 2, 3.5)
     one = flux.encode([""])
     embeddings = PromptEmbeddings.concatenate([one] * batch)
-    return lambda: flux.denoise(drawing, embeddings, None, None)
+    return lambda: flux.denoise(drawing, embeddings, PictureLatents(), None)
 
 
 def line(points: list[Measurement]) -> str:

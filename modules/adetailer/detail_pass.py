@@ -111,6 +111,7 @@ class DetailPass:
             schedule=schedule,
             go_fast=request.go_fast,
             negative=batch[0].negative,
+            references=tuple((crop,) for crop in crops) if self.service.profile.inputs.references[0] else (),
         )
         inpainted = self.service.generate(denoise_request, timeline, check=check)
         if unit.restore_face:

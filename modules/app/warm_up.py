@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -14,7 +15,22 @@ from modules.request.image_request import ImageRequest
 
 def first_request(profile: ModelProfile) -> ImageRequest:
     """One picture of the model's own size in a single step: reserves the memory."""
-    return ImageRequest(prompt="a", width=profile.native, height=profile.native, seed=0, num_inference_steps=1)
+    side = profile.native
+    return ImageRequest(
+        prompt="a", width=side, height=side, seed=0, num_inference_steps=1, **needed_pictures(profile, (side, side))
+    )
+
+
+def needed_pictures(profile: ModelProfile, size: tuple[int, int]) -> dict[str, Any]:
+    """The pictures that the model cannot do without: grey ones of this size, all of them to be painted over."""
+    grey = Image.new("RGB", size, "grey")
+    made: dict[str, tuple[str, object]] = {
+        "image": ("image", grey),
+        "mask": ("mask", Image.new("L", size, "white")),
+        "input_image": ("references", (grey,)),
+        "control_image": ("control_image", grey),
+    }
+    return dict(made[name] for name in profile.inputs.needs)
 
 
 def thorough_requests(profile: ModelProfile, stages: Collection[str]) -> list[ImageRequest]:
@@ -34,6 +50,7 @@ def thorough_requests(profile: ModelProfile, stages: Collection[str]) -> list[Im
         num_inference_steps=2,
         prompt_strength=0.5,
         image=Image.new("RGB", (side, half), "grey") if profile.inputs.image else None,
+        mask=Image.new("L", (side, half), "white") if single.mask else None,
         adetailer=(AdetailerUnit(),) if "adetailer" in stages else (),
         scale=2.0 if "upscale" in stages else 1.0,
     )

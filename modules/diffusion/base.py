@@ -28,6 +28,7 @@ from modules.compat import set_execution_device
 from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
+from modules.diffusion.picture_latents import ConditionedDenoiser, PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
@@ -149,21 +150,20 @@ class DiffusionService(ABC):
 
         with timeline.span("encode"):
             embeddings = self._encode_with_retry(request, check)
-        start: torch.Tensor | None = None
-        if request.images:
+        given = PictureLatents()
+        if request.reads_pictures:
+            largest = request.images[0].size if request.images else size
             with timeline.span("encode_image"):
-                start = self._with_or_without_tiles(
-                    "encode_image",
-                    request.images[0].size,
-                    len(request.images),
-                    lambda: self._start_latents(request, check),
+                given = self._with_or_without_tiles(
+                    "encode_image", largest, len(request.seeds), lambda: self.encode_given(request, check)
                 )
         with timeline.span("denoise"):
-            whole = Strategy("all pictures together", lambda: self.denoise(request, embeddings, start, after_step))
-            single = Strategy(
-                "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, start, after_step)
-            )
-            strategies = [whole, single]
+            strategies = [
+                Strategy("all pictures together", lambda: self.denoise(request, embeddings, given, after_step)),
+                Strategy(
+                    "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, given, after_step)
+                ),
+            ]
             step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds)), SIZE_INPUTS)
             latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
@@ -179,12 +179,15 @@ class DiffusionService(ABC):
         ]
         return self.fallback.run(Step("encode", self.profile.encoders, (), "prompt"), strategies)
 
-    def _start_latents(self, request: DenoiseRequest, check: Check) -> torch.Tensor:
-        """The latents of the request's images, at the request's size."""
+    def encode_given(self, request: DenoiseRequest, check: Check) -> PictureLatents:
+        """The pictures of the request: here its images, at the request's size. A family adds what its denoiser reads
+        beside them."""
+        if not request.images:
+            return PictureLatents()
         latents = self.encode_images(request.images, check)
-        if not request.latent_resize:
-            return latents
-        return functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
+        if request.latent_resize:
+            latents = functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
+        return PictureLatents(latents)
 
     def _with_or_without_tiles(self, name: str, size: tuple[int, int], batch: int, run: Callable[[], Result]) -> Result:
         """Runs the autoencoder on whole pictures of ``size``, or in tiles where these do not fit into memory."""
@@ -209,7 +212,7 @@ class DiffusionService(ABC):
         self,
         request: DenoiseRequest,
         embeddings: PromptEmbeddings,
-        start: torch.Tensor | None,
+        given: PictureLatents,
         report: StepReport | None,
     ) -> torch.Tensor:
         """:meth:`denoise`, one picture at a time. The noise depends on the seed only, so the pictures are the same."""
@@ -221,8 +224,7 @@ class DiffusionService(ABC):
                 if report:
                     report(before + done, count * steps)
 
-            own_start = None if start is None else start[index : index + 1]
-            latents.append(self.denoise(request.only(index), embeddings.only(index), own_start, report_of_all))
+            latents.append(self.denoise(request.only(index), embeddings.only(index), given.only(index), report_of_all))
         return torch.cat(latents)
 
     def encode(
@@ -268,13 +270,18 @@ class DiffusionService(ABC):
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Image.Image], check: Check = never_canceled) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x channels x rows x columns. One at a time, which needs the least
-        memory. ``check`` is called before every picture or tile."""
+        """Pictures of one size to scaled latents, N x channels x rows x columns. ``check`` is called before every
+        picture or tile."""
+        return self.encode_pixels([self._processor.preprocess(image) for image in images], check)
+
+    def encode_pixels(self, pixels: Sequence[torch.Tensor], check: Check = never_canceled) -> torch.Tensor:
+        """The same for pixels, each 1 x 3 x height x width in -1..1. One at a time, which needs the least memory."""
         with self.models.on_device("vae") as loan, _checked(loan[0], check):
             vae: Any = loan[0]
-            pixels = [self._processor.preprocess(image).to(self.models.device, vae.dtype) for image in images]
             # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
-            latents = torch.cat([vae.encode(one).latent_dist.mode() for one in pixels])
+            latents = torch.cat(
+                [vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in pixels]
+            )
             return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
 
     def decode(
@@ -304,10 +311,10 @@ class DiffusionService(ABC):
         self,
         request: DenoiseRequest,
         embeddings: PromptEmbeddings,
-        start: torch.Tensor | None,
+        given: PictureLatents,
         report: StepReport | None,
     ) -> torch.Tensor:
-        """From noise, or from the latents ``start`` with noise added, to packed latents."""
+        """From noise, or from given latents with noise added, to packed latents."""
         # drawn on the CPU, so that a seed gives the same noise on every machine
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
         shape = (len(generators), self.profile.latent_channels, *self._latent_size(request))
@@ -315,7 +322,7 @@ class DiffusionService(ABC):
         arguments = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
             self._pipeline.scheduler.generators = generators
-        original = None if start is None else self.pack(start)
+        original = None if given.start is None else self.pack(given.start)
         latents = noise
         if original is not None and request.steps_run() < request.steps:
             level = self._pipeline.scheduler.sigmas[0].to(noise)
@@ -324,7 +331,7 @@ class DiffusionService(ABC):
         denoiser = self.profile.denoiser
         levels = self.levels(request, noise.shape[1]) if request.go_fast else None
         with self.models.on_device(denoiser) as (network,), block_cache(network, levels):
-            setattr(self._pipeline, denoiser, network)
+            setattr(self._pipeline, denoiser, ConditionedDenoiser(network, given) if given.conditions else network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]
                     **self.conditions(embeddings),
@@ -350,7 +357,8 @@ class DiffusionService(ABC):
         """The callback of the pipeline. It restores the original, with the noise of that step, outside of the mask,
         prefetches the autoencoder after the last step and calls ``report``."""
         total = request.steps_run()
-        mask = self._packed_mask(request) if request.masks else None
+        blends = request.masks and (request.differential or not self.profile.inputs.fills)
+        mask = self._packed_mask(request) if blends else None
 
         def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             done = index + 1

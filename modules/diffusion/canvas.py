@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -26,6 +26,10 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
 """The area of a picture, as a share of the native area."""
+MATCH_INPUT = "match_input"
+"""The megapixels with which a picture gets the area of the given one."""
+MOST_MATCHED = 1440
+"""Pixels of the longer side of a picture that is as large as the given one."""
 
 
 MAX_ASPECT_RATIO = 8
@@ -38,11 +42,23 @@ MAX_AREA_CHANGE = 1.5
 
 @dataclass(frozen=True)
 class Canvas:
-    """The sizes that a model family draws: its native side in pixels (1024 for Flux) and the grid that sizes must
-    lie on."""
+    """The sizes that a model draws.
+
+    Attributes:
+        native: Its native side in pixels, 1024 for Flux.
+        multiple: Of which both sides must be multiples.
+        aspect_ratios: Width and height by aspect ratio, at a native side of 1024.
+        after_image: Of which both sides are multiples, rounded down, where the size follows from a given picture; 0 for
+            the size of the most similar shape.
+        preferred: Sizes at a native side of 1024, of which a picture gets the one nearest to the shape of a reference
+            picture; without any it gets that shape.
+    """
 
     native: int
     multiple: int
+    aspect_ratios: Mapping[str, tuple[int, int]] = field(default_factory=lambda: ASPECT_RATIOS)
+    after_image: int = 0
+    preferred: tuple[tuple[int, int], ...] = ()
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:
         """The size on the grid that is nearest."""
@@ -79,9 +95,31 @@ class Canvas:
 
     def size(self, aspect_ratio: str, megapixels: str) -> tuple[int, int]:
         """Width and height for an aspect ratio, on the family's grid. "1" megapixel is the family's native area."""
+        return self._scaled(self.aspect_ratios[aspect_ratio], megapixels)
+
+    def size_like(self, width: int, height: int, megapixels: str) -> tuple[int, int]:
+        """The size of a picture that gets the shape of a given one, and with ``MATCH_INPUT`` its area too."""
+        if megapixels == MATCH_INPUT:
+            scale = min(1.0, MOST_MATCHED / max(width, height))
+        else:
+            scale = (self.native**2 * MEGAPIXELS[megapixels] / (width * height)) ** 0.5
+        if not self.after_image:
+            return self.in_shape(width * scale, height * scale)
+        grid = math.lcm(self.after_image, self.multiple)
+        return max(grid, int(width * scale) // grid * grid), max(grid, int(height * scale) // grid * grid)
+
+    def size_for_reference(self, width: int, height: int, megapixels: str) -> tuple[int, int]:
+        """The size of a picture in the shape of a reference picture, which is not its beginning."""
+        if not self.preferred or megapixels == MATCH_INPUT:
+            return self.size_like(width, height, megapixels)
+        return self._scaled(self.nearest_preferred(width, height), megapixels)
+
+    def nearest_preferred(self, width: int, height: int) -> tuple[int, int]:
+        """The preferred size of the most similar shape, at a native side of 1024."""
+        return min(self.preferred, key=lambda size: (abs(width / height - size[0] / size[1]), size))
+
+    def _scaled(self, size: tuple[int, int], megapixels: str) -> tuple[int, int]:
+        """A size at a native side of 1024, for this side and area."""
         scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5
-        width, height = (
-            max(self.multiple, round(side * scale / self.multiple) * self.multiple)
-            for side in ASPECT_RATIOS[aspect_ratio]
-        )
+        width, height = (max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in size)
         return width, height

@@ -18,7 +18,9 @@ class DenoiseRequest:
     the step from which it may change. ``sampler`` and ``schedule`` are names of ``modules/diffusion/samplers.py``; with
     ``images`` the sampler is always Euler. ``go_fast`` skips steps that change little. With ``latent_resize`` (a mode
     of ``torch.nn.functional.interpolate``) the images may have another size; their latents are resized to this one.
-    ``negative`` is the negative prompt, which families without one ignore.
+    ``negative`` is the negative prompt, which families without one ignore. ``references`` has for each picture those
+    that the model looks at beside the prompt, and ``controls`` one each that says what is where; their sizes are up to
+    the family.
     """
 
     prompts: tuple[str, ...]
@@ -36,6 +38,8 @@ class DenoiseRequest:
     go_fast: bool = False
     latent_resize: str = ""
     negative: str = ""
+    references: tuple[tuple[Image.Image, ...], ...] = ()
+    controls: tuple[Image.Image, ...] = ()
 
     def only(self, index: int) -> DenoiseRequest:
         """The request for one picture of the batch."""
@@ -46,7 +50,14 @@ class DenoiseRequest:
             seeds=self.seeds[chosen],
             images=self.images[chosen],
             masks=self.masks[chosen],
+            references=self.references[chosen],
+            controls=self.controls[chosen],
         )
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether there are pictures to encode."""
+        return bool(self.images or self.controls or any(self.references))
 
     @property
     def sampler_used(self) -> str:

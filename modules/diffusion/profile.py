@@ -5,9 +5,10 @@ Light: without torch. A family's descriptor (``modules/families``) makes one fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from modules.diffusion.canvas import Canvas
+from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 
 
@@ -20,9 +21,16 @@ class FamilyInputs:
         negative_prompt: Whether the model can be told what to avoid, by a second forward in every step.
         guidance: The least and the greatest ``guidance_scale``; None = the model takes none.
         image, mask: Whether it starts from a picture, and repaints a part of one.
+        needs: Inputs that every request must give, by name.
+        fills: Whether the model itself reads the mask, and fits what it paints to the rest of the picture. Else the
+            rest is put back after every step.
+        references: The least and the greatest number of reference pictures that it looks at beside the prompt.
+        control: Whether it takes a picture that says what is where.
         go_fast: Whether steps that change little may be skipped.
         samplers, schedules: What it offers, by the names of ``modules/diffusion/sampler_names.py``.
         solver_schedules: The schedules of samplers other than Euler, which place their steps themselves.
+        aspect_ratios, after_image, preferred_sizes: How the size of a picture follows from the inputs; see
+            :class:`modules.diffusion.canvas.Canvas`.
     """
 
     label: str
@@ -30,10 +38,17 @@ class FamilyInputs:
     guidance: tuple[float, float] | None = (0, 10)
     image: bool = True
     mask: bool = True
+    needs: tuple[str, ...] = ()
+    fills: bool = False
+    references: tuple[int, int] = (0, 0)
+    control: bool = False
     go_fast: bool = False
     samplers: tuple[str, ...] = SAMPLERS
     schedules: tuple[str, ...] = SCHEDULES
     solver_schedules: tuple[str, ...] = SCHEDULES[:1]
+    aspect_ratios: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(ASPECT_RATIOS))
+    after_image: int = 0
+    preferred_sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class ModelProfile:
             models that take any words.
         guidance_of_host: The guidance scale that hosts of the model use by default; None = its own.
         safety_check: Whether its licence asks for a check of the pictures that are given out.
+        strength, aspect_ratio: The ``prompt_strength`` and ``aspect_ratio`` that a request gets which names none.
     """
 
     name: str
@@ -67,8 +83,12 @@ class ModelProfile:
     knows: str = ""
     guidance_of_host: float | None = None
     safety_check: bool = False
+    strength: float = 0.8
+    aspect_ratio: str = "1:1"
 
     @property
     def canvas(self) -> Canvas:
         """Sizes lie on a grid of two latents: a token of Flux, and what the halvings of a UNet take."""
-        return Canvas(self.native, 2 * self.latent_factor)
+        has = self.inputs
+        multiple = 2 * self.latent_factor
+        return Canvas(self.native, multiple, has.aspect_ratios, has.after_image, has.preferred_sizes)

@@ -36,6 +36,8 @@ class GenerateStage(Stage):
         "image",
         "mask",
         "prompt_strength",
+        "input_image",
+        "control_image",
     )
 
     def __init__(self, service: DiffusionService) -> None:
@@ -85,6 +87,8 @@ class GenerateStage(Stage):
             schedule=request.scheduler,
             go_fast=request.go_fast,
             negative=request.negative_prompt,
+            references=(request.references,) * count if request.references else (),
+            controls=(request.control_image,) * count if request.control_image else (),
         )
 
     def parameters(self, request: ImageRequest, sampler_used: str) -> dict[str, object]:

@@ -80,11 +80,16 @@ class HiresStage(Stage):
             [picture.changed(image, **parameters) for picture, image in zip(batch.pictures, images, strict=True)]
         )
 
-    @staticmethod
     def denoise_request(
-        request: ImageRequest, hires: Hires, images: Sequence[Image.Image], seeds: Sequence[int], size: tuple[int, int]
+        self,
+        request: ImageRequest,
+        hires: Hires,
+        images: Sequence[Image.Image],
+        seeds: Sequence[int],
+        size: tuple[int, int],
     ) -> DenoiseRequest:
-        """The second pass over these images, at ``size`` (width, height)."""
+        """The second pass over these images, at ``size`` (width, height). A model that fills reads the mask too."""
+        mask = request.mask if self.service.profile.inputs.fills else None
         return DenoiseRequest(
             prompts=(request.prompt,) * len(images),
             seeds=tuple(seeds),
@@ -93,10 +98,13 @@ class HiresStage(Stage):
             steps=hires.steps or request.num_inference_steps,
             guidance=request.guidance_scale,
             images=tuple(images),
+            masks=(mask.resize(size, Image.Resampling.BILINEAR),) * len(images) if mask else (),
             strength=min(hires.strength, MOST_STRENGTH),
             schedule=request.scheduler,
             go_fast=request.go_fast,
             negative=request.negative_prompt,
+            references=(request.references,) * len(images) if request.references else (),
+            controls=(request.control_image,) * len(images) if request.control_image else (),
             latent_resize=LATENT_MODES.get(hires.upscaler, ""),
         )
 

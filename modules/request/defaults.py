@@ -42,6 +42,8 @@ class Defaults:
             "go_fast": self.go_fast and honours,
             "num_inference_steps": profile.steps,
             "guidance_scale": profile.guidance if host is None else host,
+            "prompt_strength": profile.strength,
+            "aspect_ratio": profile.aspect_ratio,
         }
         return given | {name: value for name, value in left_out.items() if given[name] is None}
 

@@ -13,7 +13,9 @@ from modules.request.infotext import Filled
 from modules.request.parser import HIRES_INPUTS
 from modules.request.sizes import CUSTOM
 
-OWN = ("image", "mask", "width", "height", "adetailer", "prompt_upsampling")
+PICTURES = {"image": "image", "mask": "mask", "references": "input_image", "control_image": "control_image"}
+"""The input of every field of the request that holds pictures."""
+OWN = (*PICTURES.values(), "width", "height", "adetailer", "prompt_upsampling")
 """Inputs that are not taken as they stand in the record."""
 
 
@@ -41,8 +43,8 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
     inputs |= {"adetailer": bool(units)} | ({"adetailer_args": json.dumps(units)} if units else {})
     notices = [
         f"{name}: the picture was made from another one, which is not in the file; give it as {name}=@FILE"
-        for name in ("image", "mask")
-        if request.get(name)
+        for field, name in PICTURES.items()
+        if request.get(field)
     ]
     return Filled(inputs, notices, picture)
 

@@ -75,6 +75,12 @@ def to_mask(image: Image.Image) -> Image.Image:
     return Image.fromarray(strokes.clip(0, 255).astype(np.uint8))
 
 
+def transparency(image: Image.Image) -> Image.Image:
+    """8-bit grey: white where the picture is transparent, black where it is opaque."""
+    alpha = _alpha(image)
+    return Image.new("L", image.size) if alpha is None else ImageOps.invert(alpha)
+
+
 def _alpha(image: Image.Image) -> Image.Image | None:
     """The opacity, L; None for an opaque picture. A BMP without any opacity means that nobody has set it."""
     if not image.has_transparency_data:

@@ -21,8 +21,10 @@ MAX_AREA = 1440 * 1440
 
 HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
 HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
-AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"]
-Megapixels = Literal["1", "0.25"]
+AspectRatio = Literal[
+    "1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "match_input_image", "custom"
+]
+Megapixels = Literal["1", "0.25", "match_input"]
 OutputFormat = Literal["webp", "jpg", "png"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
@@ -60,12 +62,15 @@ class ImageRequest:
     megapixels: Megapixels = "1"
     num_outputs: Annotated[WholeNumber, Field(ge=1, le=4)] = 1
     num_inference_steps: Annotated[WholeNumber, Field(ge=1, le=50)] = 28
-    guidance_scale: Annotated[float, Field(ge=0, le=10)] = 3.5
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 3.5
     sampler: Sampler = SAMPLERS[0]
     scheduler: Schedule = SCHEDULES[0]
     go_fast: bool = False
     image: Image.Image | None = None
     mask: Image.Image | None = None
+    references: tuple[Image.Image, ...] = ()
+    """Pictures that the model looks at beside the prompt."""
+    control_image: Image.Image | None = None
     prompt_strength: Strength = 0.8
     hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()

@@ -18,7 +18,7 @@ from backend.core.errors import InputError
 from backend.core.texts import shortened
 from backend.core.validation import fields_of
 from modules.detection.classes import ClassSet
-from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
+from modules.diffusion.canvas import MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 from modules.request.adetailer_args import MAX_UNITS, PREFIX, units_from_json
@@ -184,10 +184,12 @@ class _Reader:
         if not math.isfinite(value):
             self.notices.append(f"{name}: '{shortened(text)}' is no number")
             return
-        within = min(max(value, prop.get("minimum", value)), prop.get("maximum", value))
+        least, most = prop.get("minimum", value), prop.get("maximum", value)
+        if target == "guidance_scale":
+            least, most = self.targets.profile.inputs.guidance or (least, most)
+        within = min(max(value, least), most)
         if within != value:
-            used = int(within) if prop["type"] == "integer" else within
-            self.notices.append(f"{name}: {shortened(text)} is out of range, {used} is used")
+            self.notices.append(f"{name}: {shortened(text)} is out of range, {within:.10g} is used")
         self.inputs[target] = int(within) if prop["type"] == "integer" else within
 
     def steps(self) -> None:
@@ -229,7 +231,7 @@ class _Reader:
             self.notices += [f"Size: '{shortened(text)}' is no size"] if text else []
             return
         canvas, limits = self.targets.profile.canvas, self.targets.properties
-        shapes = [(ratio, area) for area in MEGAPIXELS for ratio in ASPECT_RATIOS]
+        shapes = [(ratio, area) for area in MEGAPIXELS for ratio in canvas.aspect_ratios]
         if same := next((shape for shape in shapes if canvas.size(*shape) == (width, height)), None):
             self.inputs["aspect_ratio"], self.inputs["megapixels"] = same
         elif canvas.fitted(width, height) == (width, height) and all(

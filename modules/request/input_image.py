@@ -28,7 +28,7 @@ from modules.request.image_file import (
     orientation,
     relevant_parts,
 )
-from modules.request.image_modes import to_mask, to_rgb
+from modules.request.image_modes import to_mask, to_rgb, transparency
 from modules.request.tiff_pages import is_misread, show_picture
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,11 @@ def read_image(path: Path, field: str) -> Image.Image:
 def read_mask(path: Path, field: str) -> Image.Image:
     """The same for a mask: L, white where the picture may change, transparency on black."""
     return _read(path, field, lambda image, profile: to_mask(image))
+
+
+def read_transparency(path: Path, field: str) -> Image.Image:
+    """How transparent a picture given as an input is: L, white where nothing of it is seen, black for an opaque one."""
+    return _read(path, field, lambda image, profile: transparency(image))
 
 
 def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.Image]) -> Image.Image:

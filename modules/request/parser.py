@@ -23,7 +23,7 @@ from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
-from modules.request.input_image import read_image, read_mask
+from modules.request.pictures import check_pictures, read_pictures
 from modules.request.sizes import check_finished_size, check_mask, choose_size
 
 HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
@@ -134,10 +134,16 @@ def build_request(
     _refuse_unsupported(inputs, profile)
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers, left_out)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
-    for name, read in (("image", read_image), ("mask", read_mask)):
-        fields[name] = read(Path(str(inputs[name])), name) if inputs[name] else None
+    pictures = read_pictures(inputs, profile.inputs)
+    fields |= pictures
     fields["width"], fields["height"] = choose_size(
-        profile.canvas, inputs["aspect_ratio"], inputs["megapixels"], inputs["width"], inputs["height"], fields["image"]
+        profile.canvas,
+        inputs["aspect_ratio"],
+        inputs["megapixels"],
+        inputs["width"],
+        inputs["height"],
+        pictures["image"] or pictures["control_image"],
+        next(iter(pictures["references"]), None),
     )
     seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
     seeds = {"seed": seed, "prompt_upsampling_seed": seed}
@@ -185,9 +191,9 @@ def _refuse_unsupported(inputs: Mapping[str, Any], profile: ModelProfile) -> Non
             "negative_prompt",
             f"{name} has none; leave it empty, and say in 'prompt' what the picture should show instead",
         )
-    for field, allowed in (("image", honoured.image), ("mask", honoured.mask), ("go_fast", honoured.go_fast)):
-        if inputs[field] and not allowed:
-            raise InputError(field, f"is not for {name}; leave it out")
+    if inputs["go_fast"] and not honoured.go_fast:
+        raise InputError("go_fast", f"is not for {name}; leave it out")
+    check_pictures(inputs, honoured)
     guidance, (least, most) = inputs["guidance_scale"], honoured.guidance or (0, math.inf)
     if guidance is not None and not least <= guidance <= most:
         raise InputError("guidance_scale", f"must be from {least} to {most} for {name}, not {guidance}")

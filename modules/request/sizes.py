@@ -8,12 +8,14 @@ from types import MappingProxyType
 from PIL import Image
 
 from backend.core.errors import InputError, nearest
-from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS, Canvas
+from modules.diffusion.canvas import MATCH_INPUT, Canvas
 from modules.request.image_modes import HALF
 from modules.request.image_request import ImageRequest
 
 CUSTOM = "custom"
 """The aspect ratio with which width and height count."""
+MATCH_INPUT_IMAGE = "match_input_image"
+"""The aspect ratio that is that of the reference picture."""
 MAX_SIDES: Mapping[str, int] = MappingProxyType({"webp": 16383, "jpg": 65500})
 """The longest side in pixels that a format holds."""
 MAX_FINISHED_PIXELS = 150_000_000
@@ -21,17 +23,34 @@ MAX_FINISHED_PIXELS = 150_000_000
 
 
 def choose_size(
-    canvas: Canvas, aspect_ratio: str, megapixels: str, width: int | None, height: int | None, image: Image.Image | None
+    canvas: Canvas,
+    aspect_ratio: str,
+    megapixels: str,
+    width: int | None,
+    height: int | None,
+    image: Image.Image | None,
+    reference: Image.Image | None = None,
 ) -> tuple[int, int]:
-    """The size of the first pass: the image's shape at the native area, the custom size, or the ratio's. Raises
-    :class:`InputError` for a custom size that is missing or not on the grid."""
+    """The size of the first pass: in the image's shape, which is repainted or says what is where; the custom size; the
+    ratio's; or in the shape of the ``reference`` picture.
+
+    Raises :class:`InputError` for a custom size that is missing or not on the grid, and where a picture is to be
+    matched and none is given.
+    """
     if image is not None:
-        area = canvas.native**2 * MEGAPIXELS[megapixels]
-        scale = (area / (image.width * image.height)) ** 0.5
-        return canvas.in_shape(image.width * scale, image.height * scale)
+        return canvas.size_like(*image.size, megapixels)
+    if reference is not None and (aspect_ratio == MATCH_INPUT_IMAGE or megapixels == MATCH_INPUT):
+        return canvas.size_for_reference(*reference.size, megapixels)
+    for field, value, matching in (
+        ("megapixels", megapixels, MATCH_INPUT),
+        ("aspect_ratio", aspect_ratio, MATCH_INPUT_IMAGE),
+    ):
+        if value == matching:
+            raise InputError(field, f"'{matching}' takes the size of a given picture, and there is none; give another")
     if aspect_ratio != CUSTOM:
-        if aspect_ratio not in ASPECT_RATIOS:
-            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{nearest(aspect_ratio, ASPECT_RATIOS)}")
+        if aspect_ratio not in canvas.aspect_ratios:
+            near = nearest(aspect_ratio, canvas.aspect_ratios)
+            raise InputError("aspect_ratio", f"unknown ratio '{aspect_ratio}'{near}")
         return canvas.size(aspect_ratio, megapixels)
     return _on_the_grid("width", width, canvas), _on_the_grid("height", height, canvas)
 

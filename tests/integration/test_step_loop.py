@@ -21,6 +21,7 @@ from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.flux1 import FLUX1
 from modules.families.flux1.service import FluxService
@@ -73,11 +74,11 @@ def embeddings() -> PromptEmbeddings:
 )
 def test_no_step_asks_the_device_for_a_value(change: dict[str, Any]) -> None:
     drawing = DenoiseRequest(**{**vars(DRAWING), **change})
-    start = torch.empty(1, 16, 16, 16, device=META) if drawing.images else None
+    given = PictureLatents(torch.empty(1, 16, 16, 16, device=META) if drawing.images else None)
     told: list[tuple[int, int]] = []
     with torch.inference_mode():
         latents = without_data(lambda name, module: module).denoise(
-            drawing, embeddings(), start, lambda done, total: told.append((done, total))
+            drawing, embeddings(), given, lambda done, total: told.append((done, total))
         )
     assert latents.device == META and latents.shape == (1, 64, 64)
     assert told[-1] == (drawing.steps_run(),) * 2
@@ -91,7 +92,7 @@ def test_the_device_without_data_notices_who_asks() -> None:
         return module
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="meta"):
-        without_data(nosy).denoise(DRAWING, embeddings(), None, None)
+        without_data(nosy).denoise(DRAWING, embeddings(), PictureLatents(), None)
 
 
 def test_noise_is_drawn_once_and_more_steps_read_no_more_values(service: Service) -> None:

@@ -23,13 +23,13 @@ from backend.api.input_schema import InputSchema
 from backend.core.settings import ROOT, Settings
 from backend.core.validation import bounds, choices, fields_of
 from modules.detection.classes import ClassSet
-from modules.diffusion.canvas import ASPECT_RATIOS, MEGAPIXELS
+from modules.diffusion.canvas import ASPECT_RATIOS, MATCH_INPUT, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
 from modules.request.defaults import STUDIO
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import HIRES_INPUTS, build_request
-from modules.request.sizes import CUSTOM
+from modules.request.sizes import CUSTOM, MATCH_INPUT_IMAGE
 from predict import Predictor
 
 SCHEMA = InputSchema()
@@ -39,7 +39,7 @@ REQUEST_FIELDS = {
 }
 SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
-DERIVED = {"hires", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
+DERIVED = {"hires", "references", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
 """Fields of the request that no input has the name of."""
 NOT_READ_BY_STAGES = {
     "num_outputs",
@@ -64,6 +64,16 @@ VALUES: Mapping[str, str] = {
     "adetailer_args_hands": "{}",
 }
 """Values for inputs that do not take any text."""
+
+PROFILES: Mapping[str, ModelProfile] = {
+    "go_fast": EMBEDDED,
+    "input_image": replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, references=(0, 1))),
+    "control_image": replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, control=True)),
+    **dict.fromkeys(
+        ("guidance_scale", "guidance"), replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, guidance=(0, 100)))
+    ),
+}
+"""Models for inputs that SDXL does not honour."""
 
 
 def built(inputs: Mapping[str, Any], profile: ModelProfile) -> ImageRequest:
@@ -90,9 +100,9 @@ def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name == "mask" else {})}
-    meant = getattr(STUDIO, name, None) if base[name] is None else base[name]
+    meant = {**vars(STUDIO), "aspect_ratio": "1:1"}.get(name) if base[name] is None else base[name]
     changed = {**base, name: another(name, meant, picture)}
-    profile = EMBEDDED if name == "go_fast" else SDXL  # which honours all others
+    profile = PROFILES.get(name, SDXL)
     assert built(changed, profile) != built(base, profile), (
         f"{name} has no effect: give ImageRequest a field of that name, or its stage an option"
     )
@@ -118,8 +128,8 @@ def test_the_default_is_that_of_the_request(name: str) -> None:
 
 
 def test_the_choices_of_shape_and_area_are_those_of_the_canvas() -> None:
-    assert SCHEMA.properties["aspect_ratio"]["enum"] == [*ASPECT_RATIOS, CUSTOM]
-    assert SCHEMA.properties["megapixels"]["enum"] == list(MEGAPIXELS)
+    assert SCHEMA.properties["aspect_ratio"]["enum"] == [*ASPECT_RATIOS, MATCH_INPUT_IMAGE, CUSTOM]
+    assert SCHEMA.properties["megapixels"]["enum"] == [*MEGAPIXELS, MATCH_INPUT]
 
 
 def test_the_readme_has_a_row_for_every_input() -> None:
