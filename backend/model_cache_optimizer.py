@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +19,9 @@ from torch import nn
 from backend.devices.probe import host_memory
 from backend.offload.oom_fallback import OutOfMemory, clear_memory, is_out_of_memory
 from backend.offload.placements import PlacedModel, block_modules, placed_model
+from backend.offload.tensor_groups import ordinary_tensors
 from backend.planning.costs import FEWEST_STREAMED, Kind
-from backend.stream import HostTransfers, Transfers
+from backend.stream import HostTransfers, Transfers, packed
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,18 @@ class ModelCache:
             self._stats = replace(self._stats, prefetches=self._stats.prefetches + 1)
             return True
 
+    def module(self, name: str) -> nn.Module:
+        """A model as it is built, to look at; its weights may be anywhere."""
+        with self._lock:
+            return self._placed_model(name).module
+
+    def upload(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies on the device of tensors that are none of a model's, ready to compute with."""
+        with self._lock, ordinary_tensors():
+            copies = self._transfers.upload(packed(tensors))
+            self._transfers.synchronize()
+            return copies
+
     def load(self, name: str) -> None:
         """Reads a model, unless it has been read, and uploads what of it stays on the device.
 
@@ -265,7 +278,6 @@ class ModelCache:
         for name, (kind, kept) in places.items():
             placed = self._placed[name]
             if placed.borrowers or placed.standing_bytes > host_memory()[1]:
-                continue
                 continue
             self._placed[name] = placed_model(placed.detach(), self._transfers, kind, kept)
             self._placements[name], self._kept_blocks[name] = kind, kept

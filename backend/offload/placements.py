@@ -7,8 +7,10 @@ what a model computes, only where its bytes wait.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial as partial_of
+from functools import update_wrapper
 from itertools import zip_longest
 from typing import Any
 
@@ -171,6 +173,44 @@ class StandingGroups:
             group.detach()
 
 
+class StreamedForward:
+    """The forward of a part that is streamed. Not a hook of the module: those run also where diffusers' first-block
+    cache skips the forward, and a compiled forward need not know."""
+
+    def __init__(self, cycle: SlotCycle, index: int, forward: Callable[..., Any]) -> None:
+        update_wrapper(self, forward)
+        self.cycle, self.index, self.forward = cycle, index, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.cycle.begin(self.index)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            self.cycle.end()
+
+
+@contextmanager
+def computing_with(module: nn.Module, changed: Callable[..., Any]) -> Iterator[None]:
+    """Inside, the module computes with another forward, which gets the plain one before its arguments. The weights of a
+    module that is streamed are on the device meanwhile."""
+    own = vars(module).get("forward")
+    if isinstance(own, StreamedForward):
+        plain = own.forward
+        own.forward = partial_of(changed, plain)
+        try:
+            yield
+        finally:
+            own.forward = plain
+        return
+    module.forward = partial_of(changed, module.forward)
+    try:
+        yield
+    finally:
+        del module.forward
+        if own:
+            module.forward = own
+
+
 class StreamedModel(PlacedModel):
     """Its parts pass through slots on the device: uploaded when their forward begins or, with two slots, while the part
     before computes.
@@ -198,22 +238,7 @@ class StreamedModel(PlacedModel):
         self._cycle = SlotCycle(self._groups, transfers, slots)
         self._forwards = [(part, vars(part).get("forward")) for part in parts]
         for index, part in enumerate(parts):
-            self._stream(part, index)
-
-    def _stream(self, part: nn.Module, index: int) -> None:
-        """Wraps the part's forward. Not by hooks of the module: those run also where diffusers' first-block cache skips
-        the forward, and a compiled forward need not know."""
-        cycle, forward = self._cycle, part.forward
-
-        @wraps(forward)
-        def streamed(*args: Any, **kwargs: Any) -> Any:
-            cycle.begin(index)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                cycle.end()
-
-        part.forward = streamed
+            part.forward = StreamedForward(self._cycle, index, part.forward)
 
     @property
     def standing_bytes(self) -> int:

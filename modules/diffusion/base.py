@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -33,6 +33,8 @@ from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
 from modules.diffusion.samplers import SeededSDE
+from modules.lora.adapters import Adapters, Loras
+from modules.lora.names import LoraNames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +58,9 @@ class DiffusionService(ABC):
     ``pipeline`` is diffusers' own, made without any model; it holds the denoiser for as long as that is borrowed.
     """
 
+    lora_names: ClassVar[LoraNames] = LoraNames()
+    """How LoRA files of the family name the layers of its models."""
+
     def __init__(
         self,
         models: ModelCache,
@@ -69,6 +74,7 @@ class DiffusionService(ABC):
         self.fallback = fallback
         self.profile = profile
         self.dtype = dtype
+        self.adapters = Adapters(models, profile, self.lora_names, dtype)
         self._prompt_cache = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=profile.latent_factor * 2)
         self._pipeline = pipeline
@@ -174,7 +180,7 @@ class DiffusionService(ABC):
     def _encode_with_retry(self, request: DenoiseRequest, check: Check) -> PromptEmbeddings:
         negative = request.negative if self.profile.inputs.negative_prompt and request.guidance > 1 else None
         strategies = [
-            Strategy(way, lambda: self.encode(request.prompts, negative, check), exact=True)
+            Strategy(way, lambda: self.encode(request.prompts, negative, check, request.loras), exact=True)
             for way in ("all encoders", "once more after clearing")
         ]
         return self.fallback.run(Step("encode", self.profile.encoders, (), "prompt"), strategies)
@@ -228,10 +234,14 @@ class DiffusionService(ABC):
         return torch.cat(latents)
 
     def encode(
-        self, prompts: Sequence[str], negative: str | None = None, check: Check = never_canceled
+        self,
+        prompts: Sequence[str],
+        negative: str | None = None,
+        check: Check = never_canceled,
+        loras: Loras = (),
     ) -> PromptEmbeddings:
-        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given. ``check`` is
-        called before each.
+        """The embeddings of all prompts, in order, each with those of ``negative`` where it is given, by text encoders
+        that ``loras`` change. ``check`` is called before each.
 
         The text encoders are borrowed only for prompts that are not in the cache.
         """
@@ -239,15 +249,20 @@ class DiffusionService(ABC):
         counts = {prompt: self.chunk_count(prompt) for prompt in wanted}
         if len(set(counts.values())) > 1:  # a shorter one gets chunks without words
             wanted.append("")
-        found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get(prompt))}
+        changes = self.adapters.key(self.profile.encoders, loras)
+        found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get((prompt, changes)))}
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
-            with self.models.on_device(*self.profile.encoders) as encoders:
+            names = self.profile.encoders
+            with (
+                self.models.on_device(*names) as encoders,
+                self.adapters.applied(dict(zip(names, encoders, strict=True)), loras),
+            ):
                 self.models.prefetch(self.profile.denoiser)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     check()
                     found[prompt] = self.embed(prompt, encoders)
-                    self._prompt_cache.put(prompt, found[prompt])
+                    self._prompt_cache.put((prompt, changes), found[prompt])
         longest = max(counts.values())
         found.update(
             {
@@ -330,7 +345,11 @@ class DiffusionService(ABC):
         after_step = self._after_step(request, original, noise, report)
         denoiser = self.profile.denoiser
         levels = self.levels(request, noise.shape[1]) if request.go_fast else None
-        with self.models.on_device(denoiser) as (network,), block_cache(network, levels):
+        with (
+            self.models.on_device(denoiser) as (network,),
+            self.adapters.applied({denoiser: network}, request.loras),
+            block_cache(network, levels),
+        ):
             setattr(self._pipeline, denoiser, ConditionedDenoiser(network, given) if given.conditions else network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from modules.diffusion.sampler_names import EULER, SIMPLE
+from modules.lora.lora_file import LoraFile
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class DenoiseRequest:
     of ``torch.nn.functional.interpolate``) the images may have another size; their latents are resized to this one.
     ``negative`` is the negative prompt, which families without one ignore. ``references`` has for each picture those
     that the model looks at beside the prompt, and ``controls`` one each that says what is where; their sizes are up to
-    the family.
+    the family. ``loras`` change the models meanwhile,
+    each at its scale.
     """
 
     prompts: tuple[str, ...]
@@ -40,6 +42,7 @@ class DenoiseRequest:
     negative: str = ""
     references: tuple[tuple[Image.Image, ...], ...] = ()
     controls: tuple[Image.Image, ...] = ()
+    loras: tuple[tuple[LoraFile, float], ...] = ()
 
     def only(self, index: int) -> DenoiseRequest:
         """The request for one picture of the batch."""

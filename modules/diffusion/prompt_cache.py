@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,19 +48,20 @@ class PromptEmbeddings:
 
 
 class PromptCache:
-    """The embeddings of the ``entries`` prompts used last, so that a repeated prompt runs no text encoder."""
+    """The embeddings of the ``entries`` prompts used last, so that a repeated prompt runs no text encoder. A key has
+    the prompt and whatever else decides its embeddings."""
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._embeddings: OrderedDict[str, PromptEmbeddings] = OrderedDict()
+        self._embeddings: OrderedDict[Hashable, PromptEmbeddings] = OrderedDict()
 
-    def get(self, prompt: str) -> PromptEmbeddings | None:
-        if prompt in self._embeddings:
-            self._embeddings.move_to_end(prompt)
-        return self._embeddings.get(prompt)
+    def get(self, key: Hashable) -> PromptEmbeddings | None:
+        if key in self._embeddings:
+            self._embeddings.move_to_end(key)
+        return self._embeddings.get(key)
 
-    def put(self, prompt: str, embeddings: PromptEmbeddings) -> None:
-        self._embeddings[prompt] = embeddings
+    def put(self, key: Hashable, embeddings: PromptEmbeddings) -> None:
+        self._embeddings[key] = embeddings
         while len(self._embeddings) > self._entries:
             self._embeddings.popitem(last=False)
 

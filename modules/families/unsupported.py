@@ -8,34 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from modules.families.source import Source
+from modules.lora.recognition import is_adapter, made_for
 
 Table = Sequence[tuple[str, str]]
-
-ADAPTER = (
-    r"[._]lora\d?[._]?(A|B|down|up|mid)\b|\.(hada_[wt]\d|lokr_[wt]\d\w*|dora_scale|oft_(blocks|diag)|boft_\w+)\b"
-    r"|\.(diff|diff_b|set_weight)$|^(bundle_emb|lora_\w+)\."
-)
-"""A file with such tensors changes a model instead of being one: LoRA, LoHa, LoKr, DoRA and the like."""
-ADAPTED: Table = (
-    (r"double_stream_modulation|to_qkv_mlp_proj", "FLUX.2"),
-    (r"distilled_guidance_layer", "Chroma"),
-    (r"img_mod_1|txt_mod_1|transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)", "Qwen-Image"),
-    (r"joint_blocks|joint_transformer_blocks", "Stable Diffusion 3"),
-    (r"double_blocks|single_blocks|single_transformer_blocks", "Flux"),
-    (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)", "a video model of the Wan family"),
-    (r"(^|[._])(noise_refiner|context_refiner|layers[._]\d+[._](attention|feed_forward))", "Z-Image or Lumina"),
-    (
-        r"caption_projection|adaln_single|^(transformer\.|diffusion_model\.)?transformer_blocks\.\d+\.attn[12]\.",
-        "a transformer of another family",
-    ),
-    (r"lora_te2_|lora_unet_input_blocks|text_encoder_2\.", "SDXL"),
-    (r"lora_te_|lora_te1_|lora_unet_|unet\.|down_blocks|text_encoder\.", "SD 1.5"),
-    (r"(^|\.)transformer_blocks\.", "Flux"),
-)
-ADAPTED_WIDTHS: Mapping[int, str] = MappingProxyType({2048: "SDXL", 1024: "SD 2.1", 768: "SD 1.5"})
-"""Of the text that the adapted layers read, where the model has a UNet."""
-UNET_FAMILIES = frozenset(("SDXL", "SD 1.5"))
-READ_TEXT = re.compile(r"attn2[._]to_[kv]")
 
 CONTROL = r"control_model\.|controlnet_|input_hint_block|zero_convs|pos_embed_input\."
 CONTROLLED: Table = (
@@ -127,8 +102,9 @@ def refused(source: Source) -> str:
     if not source.file:
         return _first(PIPELINES, source.pipeline_class) if source.pipeline_class else ""
     names = "\n".join(source.tensors)
-    if re.search(ADAPTER, names, re.MULTILINE):
-        return _adapter(source, names)
+    if is_adapter(source.tensors):
+        family = made_for(source.tensors)
+        return f"a LoRA for {family}" if family else "a LoRA"
     if re.search(CONTROL, names, re.MULTILINE):
         return _first(CONTROLLED, names)
     # Kontext's tensors are those of dev; only its words tell it
@@ -142,14 +118,6 @@ def described(source: Source) -> str:
     if not source.file:
         return f"a {source.pipeline_class}" if source.pipeline_class else ""
     return _first(PARTS, "\n".join(source.tensors)) or source.header.metadata.get(ARCHITECTURE, "")
-
-
-def _adapter(source: Source, names: str) -> str:
-    family = _first(ADAPTED, names)
-    if family in UNET_FAMILIES:
-        read = {side for name, shape in source.tensors.items() if READ_TEXT.search(name) for side in shape}
-        family = next((what for width, what in ADAPTED_WIDTHS.items() if width in read), family)
-    return f"a LoRA for {family}" if family else "a LoRA"
 
 
 def _first(table: Table, text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class LoraFile:
@@ -21,3 +23,7 @@ class LoraFile:
     path: Path
     sha256: str
     tensors_sha256: str = ""
+
+
+class LoraError(UserError):
+    """A LoRA that this model cannot use."""

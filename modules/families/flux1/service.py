@@ -27,6 +27,7 @@ from modules.diffusion.prompt_text import (
 )
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
+from modules.families.flux1.lora_names import LORA_NAMES
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 class FluxService(DiffusionService):
     """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers``
     are CLIP's and T5's."""
+
+    lora_names = LORA_NAMES
 
     def __init__(
         self,

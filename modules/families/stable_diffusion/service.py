@@ -24,6 +24,7 @@ from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import noise_levels, solver
 from modules.families.stable_diffusion.chunks import MARKS, MAX_CHUNKS, divided
 from modules.families.stable_diffusion.emphasis import edits
+from modules.families.stable_diffusion.lora_names import LORA_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +49,8 @@ class StableDiffusionService(DiffusionService):
     ``scheduler`` is the model's own configuration of one; ``zero_when_empty``: nothing to avoid is zeros, and not the
     empty prompt.
     """
+
+    lora_names = LORA_NAMES
 
     def __init__(
         self,
