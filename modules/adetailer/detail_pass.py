@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.regions import ChosenRegions, choose_regions
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
+from modules.lora.lora_file import LoraFile
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from modules.diffusion.base import DiffusionService
     from modules.face_restoration.service import FaceRestoration
 
+NO_LORAS: Mapping[str, LoraFile] = MappingProxyType({})
 LOWER = "adetailer"
 """The input to lower, for the error when memory is too small."""
 
@@ -67,18 +70,19 @@ class DetailPass:
         timeline: Timeline,
         progress: Callable[[int, int], None] = lambda done, total: None,
         check: Check = never_canceled,
+        loras: Mapping[str, LoraFile] = NO_LORAS,
     ) -> list[Image.Image]:
         """The images with their chosen regions inpainted. ``progress`` is told the regions done and the total;
-        ``check`` is called after every step."""
+        ``check`` is called after every step; ``loras`` has the files by what the request calls them."""
         result = list(images)
         jobs = inpaint_jobs(chosen, seeds, unit, request, self.max_batch)
         total, done = sum(map(len, jobs)), 0
         for batch in jobs:
             progress(done, total)
             done += len(batch)
-            for job, crop in zip(
-                batch, self._inpaint_batch(result, batch, unit, request, timeline, check), strict=True
-            ):
+            files = tuple((loras[use.reference], use.scale) for use in batch[0].loras)
+            crops = self._inpaint_batch(result, batch, unit, request, timeline, check, files)
+            for job, crop in zip(batch, crops, strict=True):
                 result[job.picture] = composite(result[job.picture], crop, job.region.box, job.region.mask)
         progress(total, total)
         return result
@@ -91,6 +95,7 @@ class DetailPass:
         request: ImageRequest,
         timeline: Timeline,
         check: Check,
+        loras: tuple[tuple[LoraFile, float], ...],
     ) -> list[Image.Image]:
         """The new content of the regions' boxes, at the size at which it was inpainted."""
         first = batch[0].region
@@ -112,6 +117,7 @@ class DetailPass:
             go_fast=request.go_fast,
             negative=batch[0].negative,
             references=tuple((crop,) for crop in crops) if self.service.profile.inputs.references[0] else (),
+            loras=loras,
         )
         inpainted = self.service.generate(denoise_request, timeline, check=check)
         if unit.restore_face:

@@ -21,8 +21,7 @@ class DenoiseRequest:
     of ``torch.nn.functional.interpolate``) the images may have another size; their latents are resized to this one.
     ``negative`` is the negative prompt, which families without one ignore. ``references`` has for each picture those
     that the model looks at beside the prompt, and ``controls`` one each that says what is where; their sizes are up to
-    the family. ``loras`` change the models meanwhile,
-    each at its scale.
+    the family. ``loras`` change the models, each at its scale.
     """
 
     prompts: tuple[str, ...]

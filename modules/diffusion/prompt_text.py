@@ -15,7 +15,7 @@ CHARACTERS_A_TOKEN = 16
 LISTED = 300
 """Characters of unread words that a message lists at most."""
 
-_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+_NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _MARKUP = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\bBREAK\b")
 
@@ -25,10 +25,19 @@ def without_networks(prompt: str) -> str:
     return _NETWORK.sub("", prompt) if "<" in prompt else prompt
 
 
+def networks(prompt: str) -> str:
+    """The adapters that the prompt names, as it has them."""
+    return " ".join(match[0] for match in _NETWORK.finditer(prompt))
+
+
 def network_notes(name: str, prompt: str) -> list[str]:
-    """A line for the adapters that the prompt names; ``name`` is that of the input."""
-    found = [shortened(match[0]) for match in _NETWORK.finditer(prompt)]
-    return [f"{name}: {', '.join(found[:3])} is left out, LoRA is not supported"] if found else []
+    """A line for the adapters that the prompt names and nothing honours; ``name`` is that of the input."""
+    found = list(_NETWORK.finditer(prompt))
+    hypernets = [shortened(match[0]) for match in found if match[1].lower() == "hypernet"]
+    notes = [f"{name}: {', '.join(hypernets[:3])} is left out, only LoRA is supported"] if hypernets else []
+    if name.endswith("negative_prompt") and len(found) > len(hypernets):
+        notes.append(f"{name}: a LoRA in it does nothing; name it in the prompt, with a negative scale to weaken")
+    return notes
 
 
 def plain_words_notes(name: str, prompt: str, label: str) -> list[str]:

@@ -4,8 +4,7 @@ with what has such tensors, the most telling first."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from modules.families.source import Source
 from modules.lora.recognition import is_adapter, made_for

@@ -79,7 +79,7 @@ class LowRank(Delta):
         return functional.conv2d(inner, up[:, :, None, None])
 
     def matrix(self) -> torch.Tensor:
-        return torch.tensordot(self.up, self.down, dims=1)
+        return contracted(self.up, self.down)
 
 
 @dataclass(eq=False)
@@ -122,7 +122,8 @@ class Kronecker(Composed):
 
     def _composed(self) -> torch.Tensor:
         first = self.first.reshape(self.first.shape + (1,) * (self.second.ndim - self.first.ndim))
-        return torch.kron(first, self.second.contiguous())
+        composed: torch.Tensor = torch.kron(first, self.second.contiguous())
+        return composed
 
 
 @dataclass(eq=False)
@@ -135,8 +136,7 @@ class Hadamard(Composed):
 
     def _composed(self) -> torch.Tensor:
         one, other = (
-            torch.tensordot(up, down, dims=1)
-            for up, down in ((self.first, self.first_down), (self.second, self.second_down))
+            contracted(up, down) for up, down in ((self.first, self.first_down), (self.second, self.second_down))
         )
         return one * other
 
@@ -187,10 +187,16 @@ class Dora(Delta):
         changed = weight + self.inner.matrix().float()
         kept = 1 if self.of_inputs else 0
         length = torch.linalg.vector_norm(changed, dim=[one for one in range(changed.ndim) if one != kept])
-        return self.magnitude.float() / length
+        gain: torch.Tensor = self.magnitude.float() / length
+        return gain
 
     def matrix(self) -> torch.Tensor:
         raise NotImplementedError("depends on the layer's own weight")
+
+
+def contracted(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The product of outputs x rank and rank x inputs (and a kernel's sides)."""
+    return torch.tensordot(up, down, dims=1)  # type: ignore[no-any-return]
 
 
 def own_weight(layer: Layer) -> torch.Tensor:

@@ -18,7 +18,7 @@ from backend.checkpoints.header import read_headers
 from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 from backend.stream import tensor_bytes
-from modules.lora.deltas import Biased, Delta, Dora, Hadamard, Kronecker, LowRank, Whole, chosen_rows
+from modules.lora.deltas import Biased, Delta, Dora, Hadamard, Kronecker, LowRank, Whole, chosen_rows, contracted
 from modules.lora.lora_file import LoraFile
 from modules.lora.names import Layers, Shape, Table, Target, split_name, targets
 from modules.lora.recognition import made_for
@@ -80,7 +80,7 @@ class _Layer:
 
 
 def read_lora(file: LoraFile, table: Table, layers: Mapping[str, Layers]) -> ReadLora:
-    """Reads a file for a model with these layers, by component. Raises :class:`WeightsError` for one that is damaged."""
+    """Reads a file for a model with these layers, by component. Raises :class:`WeightsError` for a damaged one."""
     header = read_headers([file.path], as_stored=True)
     from safetensors import safe_open
 
@@ -208,9 +208,9 @@ def _kronecker(parts: Parts, target: Target, shape: Shape, strength: float) -> D
     if "lokr_w2" in parts:
         second = parts["lokr_w2"]
     elif "lokr_t2" in parts:
-        second = torch.tensordot(parts["lokr_w2_a"].T, _with_kernel(parts["lokr_w2_b"], parts["lokr_t2"]), dims=1)
+        second = contracted(parts["lokr_w2_a"].T, _with_kernel(parts["lokr_w2_b"], parts["lokr_t2"]))
     else:
-        second = torch.tensordot(parts["lokr_w2_a"], parts["lokr_w2_b"], dims=1)
+        second = contracted(parts["lokr_w2_a"], parts["lokr_w2_b"])
     return Kronecker(shape, strength, target.rows, first, second)
 
 

@@ -83,7 +83,9 @@ class AdetailerStage(Stage):
                 batch.debug_sink(f"found-{index}-unit-{number + 1}", draw_regions(image, of_picture))
         seeds = [picture.seed for picture in batch.pictures]
         progress = partial(batch.progress, self.name)
-        images = self.detail_pass.inpaint(images, seeds, chosen, unit, request, batch.timeline, progress, batch.check)
+        images = self.detail_pass.inpaint(
+            images, seeds, chosen, unit, request, batch.timeline, progress, batch.check, batch.loras
+        )
         default = self.detail_pass.detectors.default
         return batch.with_pictures(
             picture.changed(image, **unit_parameters(unit, number, of_picture, request, default))

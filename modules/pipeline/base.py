@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from PIL import Image
 
 from backend.core.cancellation import Check, never_canceled
 from backend.core.timeline import Timeline
+from modules.lora.lora_file import LoraFile
 from modules.request.image_request import ImageRequest
+from modules.request.lora_use import LoraUse
 
 if TYPE_CHECKING:
     from backend.memory_management import MemoryPlan
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from modules.upscaling.service import UpscaleService
 
 logger = logging.getLogger(__name__)
+
+NO_LORAS: Mapping[str, LoraFile] = MappingProxyType({})
 
 
 class Progress(Protocol):
@@ -55,7 +60,7 @@ class Picture:
 class ImageBatch:
     """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
     images; ``check`` is called between two pieces of work; ``notices`` is what of the request could not be honoured, a
-    line each; ``metrics`` is what stages count, by name."""
+    line each; ``metrics`` is what stages count, by name; ``loras`` has the files by what requests call them."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
@@ -64,6 +69,11 @@ class ImageBatch:
     notices: tuple[str, ...] = ()
     check: Check = never_canceled
     metrics: Mapping[str, float] = field(default_factory=dict)
+    loras: Mapping[str, LoraFile] = field(default_factory=dict)
+
+    def lora_files(self, uses: Iterable[LoraUse]) -> tuple[tuple[LoraFile, float], ...]:
+        """The files that are meant, with their scales."""
+        return tuple((self.loras[use.reference], use.scale) for use in uses)
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         """The batch with other pictures."""
@@ -164,8 +174,10 @@ class ImagePipeline:
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
         check: Check = never_canceled,
+        loras: Mapping[str, LoraFile] = NO_LORAS,
     ) -> ImageBatch:
-        """The finished pictures. Errors and cancellations of a stage are passed on unchanged."""
+        """The finished pictures. ``loras`` has the files of the request's ``all_loras``. Errors and cancellations
+        of a stage are passed on unchanged."""
         show = progress or no_progress
 
         def checked(stage: str, done: int, total: int) -> None:
@@ -177,7 +189,7 @@ class ImagePipeline:
         notices = list(dict.fromkeys(notices))
         for notice in notices:
             logger.warning("%s", notice)
-        batch = ImageBatch((), timeline or Timeline(), checked, debug_sink, tuple(notices), check)
+        batch = ImageBatch((), timeline or Timeline(), checked, debug_sink, tuple(notices), check, loras=loras)
         for stage in wanted:
             check()
             with batch.timeline.span(stage.name):

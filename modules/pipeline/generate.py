@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -59,7 +60,7 @@ class GenerateStage(Stage):
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         size = (request.width, request.height)
         image = request.image.resize(size, Image.Resampling.LANCZOS) if request.image else None
-        denoise_request = self.denoise_request(request, image)
+        denoise_request = replace(self.denoise_request(request, image), loras=batch.lora_files(request.loras))
         images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
         if image and request.mask:
             mask = inpaint_mask(request.mask, size)

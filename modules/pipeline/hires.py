@@ -7,6 +7,7 @@ had no pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -70,6 +71,7 @@ class HiresStage(Stage):
             ]
         seeds = [picture.seed for picture in batch.pictures]
         denoise_request = self.denoise_request(request, hires, upscaled, seeds, size)
+        denoise_request = replace(denoise_request, loras=batch.lora_files(request.loras))
         images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
         if request.mask:
             mask = inpaint_mask(request.mask, size)

@@ -16,6 +16,7 @@ from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from backend.weights.resolver import EMBEDDED
+from modules.diffusion.prompt_text import networks, without_networks
 from modules.pipeline.base import Feature
 from modules.request.image_request import ImageRequest
 
@@ -153,7 +154,8 @@ def upsampled(
         return request
     with timeline.span("prompt_upsampling"):
         try:
-            prompt = upsampler.rewrite(request.prompt, request.prompt_upsampling_seed, check)
+            words, tags = without_networks(request.prompt), networks(request.prompt)
+            prompt = upsampler.rewrite(words, request.prompt_upsampling_seed, check)
         except PromptTooLong:
             return _not_rewritten(request, f"the prompt is longer than {upsampler.label} reads")
         except WeightsError as error:  # a line of ours says it all
@@ -162,6 +164,7 @@ def upsampled(
         except Exception as error:  # the picture does not depend on it; the log has the cause
             logger.warning("the prompt stays as it is", exc_info=True)
             return _not_rewritten(request, type(error).__name__)
+    prompt = f"{prompt} {tags}".strip()
     logger.info("prompt rewritten by %s: %s", upsampler.label, prompt)
     return replace(
         request, original_prompt=request.prompt, prompt=prompt, prompt_note=f"rewritten by {upsampler.label}"

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from backend.core.validation import STRICT, Text, WholeNumber
 from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
-from modules.request.adetailer_unit import AdetailerUnit
-from modules.request.lora_use import LoraUse
+from modules.request.adetailer_unit import AdetailerUnit, region_prompts
+from modules.request.lora_use import LoraUse, in_region
 
 MAX_SEED = 2**32 - 1
 MAX_AREA = 1440 * 1440
@@ -117,6 +117,13 @@ class ImageRequest:
         if mask is not None and image is not None and not _same_shape(mask.size, image.size):
             raise ValueError(f"must have the size of the image ({_size(image)}) or its shape, not {_size(mask)}")
         return mask
+
+    @property
+    def all_loras(self) -> tuple[LoraUse, ...]:
+        """What the pictures and their regions use, every reference once."""
+        regions = (prompt for unit in self.adetailer for prompt in region_prompts(unit.prompt, self.prompt))
+        uses = (*self.loras, *(use for prompt in regions for use in in_region(prompt, ())))
+        return tuple({use.reference: use for use in reversed(uses)}.values())
 
     @property
     def seeds(self) -> tuple[int, ...]:

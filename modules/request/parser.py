@@ -23,6 +23,7 @@ from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
+from modules.request.lora_use import LoraUse, tagged
 from modules.request.pictures import check_pictures, read_pictures
 from modules.request.sizes import check_finished_size, check_mask, choose_size
 
@@ -59,6 +60,7 @@ def adetailer_units(
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
     for unit in units:
+        _tagged(unit.prompt, "ad_prompt")
         for own, main in ((unit.prompt, "prompt"), (unit.negative_prompt, "negative_prompt")):
             if (length := longest_prompt(own, inputs[main])) > MAX_TEXT:
                 raise InputError(
@@ -148,6 +150,7 @@ def build_request(
     seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
     seeds = {"seed": seed, "prompt_upsampling_seed": seed}
     fields |= {name: value for name, value in seeds.items() if inputs[name] is None}
+    fields["loras"] = _tagged(inputs["prompt"], "prompt")
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
     units = adetailer_units(inputs, profile, detectors, restores_faces, left_out)
     if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
@@ -159,6 +162,13 @@ def build_request(
     if request.mask:
         check_mask(request.mask, (request.width, request.height))
     return request
+
+
+def _tagged(prompt: str, field: str) -> tuple[LoraUse, ...]:
+    try:
+        return tagged(prompt, field)
+    except ValueError as problem:
+        raise InputError(field, str(problem)) from None
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:

@@ -22,7 +22,9 @@ def lora_file(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[st
     return LoraFile(path.stem, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def random_pairs(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, size: float = 0.15, rank: int = RANK) -> dict[str, Pair]:
+def random_pairs(
+    shapes: Mapping[str, tuple[int, ...]], seed: int = 0, size: float = 0.15, rank: int = RANK
+) -> dict[str, Pair]:
     """A LoRA for layers of these shapes, as strong as can be seen at once."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -33,9 +35,13 @@ def random_pairs(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, size: flo
     return pairs
 
 
-def named(pairs: Mapping[str, Pair], name: Callable[[str], str], down: str = "lora_A.weight", up: str = "lora_B.weight") -> Tensors:
+def named(
+    pairs: Mapping[str, Pair], name: Callable[[str], str], down: str = "lora_A.weight", up: str = "lora_B.weight"
+) -> Tensors:
     """The pairs under ``name`` of their path and these endings."""
-    return {f"{name(path)}.{end}": one for path, pair in pairs.items() for end, one in zip((down, up), pair, strict=True)}
+    return {
+        f"{name(path)}.{end}": one for path, pair in pairs.items() for end, one in zip((down, up), pair, strict=True)
+    }
 
 
 def underscored(prefix: str) -> Callable[[str], str]:

@@ -82,7 +82,9 @@ def peft_named(pairs: Pairs) -> Tensors:
 
 FLUX: Mapping[str, Callable[[Pairs], Tensors]] = {
     "diffusers": lambda pairs: named(pairs, lambda path: f"transformer.{path}"),
-    "old diffusers": lambda pairs: named(pairs, lambda path: f"transformer.{path}", "lora.down.weight", "lora.up.weight"),
+    "old diffusers": lambda pairs: named(
+        pairs, lambda path: f"transformer.{path}", "lora.down.weight", "lora.up.weight"
+    ),
     "peft": peft_named,
     "without a prefix": lambda pairs: named(pairs, str),
     "ai-toolkit": lambda pairs: named(pairs, lambda path: f"diffusion_model.{path}"),

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from modules.families.flux1.single_file import DOUBLE, EMBEDDERS, SINGLE
 from modules.lora.names import CLIP, T5, Layers, LoraNames, Target
 
 BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)")
-FUSED_DOUBLE = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+Fused = Mapping[str, Sequence[str]]
+QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+TEXT_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+FUSED_DOUBLE: Fused = {
+    "img_attn.qkv": QKV,
+    "txt_attn.qkv": TEXT_QKV,
+    "processor.qkv_lora1": QKV,
+    "processor.qkv_lora2": TEXT_QKV,
 }
-FUSED_SINGLE = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
-XLABS_DOUBLE = {"proj_lora1": "attn.to_out.0", "proj_lora2": "attn.to_add_out"}
-XLABS_FUSED_DOUBLE = {"qkv_lora1": FUSED_DOUBLE["img_attn.qkv"], "qkv_lora2": FUSED_DOUBLE["txt_attn.qkv"]}
-XLABS_SINGLE = {"proj": "proj_out"}
-XLABS_FUSED_SINGLE = {"qkv": ("attn.to_q", "attn.to_k", "attn.to_v")}
+FUSED_SINGLE: Fused = {"linear1": (*QKV, "proj_mlp"), "processor.qkv": QKV}
+"""Layers of which the file has one in place of several."""
+XLABS_DOUBLE = {"processor.proj_lora1": "attn.to_out.0", "processor.proj_lora2": "attn.to_add_out"}
+XLABS_SINGLE = {"processor.proj": "proj_out"}
 
 
 def aliases(component: str, layers: Layers) -> Iterator[tuple[str, Target]]:
@@ -36,14 +40,9 @@ def aliases(component: str, layers: Layers) -> Iterator[tuple[str, Target]]:
         own = f"{kind}.{index}"
         double = kind == "transformer_blocks"
         theirs = f"{'double' if double else 'single'}_blocks.{index}"
-        for name, path in (DOUBLE if double else SINGLE).items():
+        for name, path in ({**DOUBLE, **XLABS_DOUBLE} if double else {**SINGLE, **XLABS_SINGLE}).items():
             yield f"{theirs}.{name}", Target(component, f"{own}.{path}")
-        for name, path in (XLABS_DOUBLE if double else XLABS_SINGLE).items():
-            yield f"{theirs}.processor.{name}", Target(component, f"{own}.{path}")
-        fused = {**FUSED_DOUBLE} if double else {**FUSED_SINGLE}
-        xlabs = XLABS_FUSED_DOUBLE if double else XLABS_FUSED_SINGLE
-        fused |= {f"processor.{name}": paths for name, paths in xlabs.items()}
-        for name, paths in fused.items():
+        for name, paths in (FUSED_DOUBLE if double else FUSED_SINGLE).items():
             for target in _pieces(component, [f"{own}.{path}" for path in paths], layers):
                 yield f"{theirs}.{name}", target
 

@@ -11,6 +11,7 @@ from backend.core.settings import ROOT
 from modules.diffusion.prompt_text import (
     length_notes,
     network_notes,
+    networks,
     plain_words_notes,
     split_at_limit,
     unknown_words_notes,
@@ -76,11 +77,14 @@ def test_of_a_text_of_a_hundred_megabytes_little_is_tokenized(tokenizer: CLIPTok
     assert time.perf_counter() - begin < 5
 
 
-def test_adapters_are_told_and_left_out() -> None:
+def test_names_of_files_are_no_words_and_those_without_effect_are_told() -> None:
     prompt = "a fox <lora:watercolor:0.8>, red <LyCO:x>"
     assert without_networks(prompt) == "a fox , red "
-    assert network_notes("prompt", prompt) == [
-        "prompt: <lora:watercolor:0.8>, <LyCO:x> is left out, LoRA is not supported"
+    assert networks(prompt) == "<lora:watercolor:0.8> <LyCO:x>"
+    assert network_notes("prompt", prompt) == []
+    assert network_notes("ad_negative_prompt", prompt)[0].startswith("ad_negative_prompt: a LoRA in it does nothing")
+    assert network_notes("prompt", "a <hypernet:x:1> b") == [
+        "prompt: <hypernet:x:1> is left out, only LoRA is supported"
     ]
     assert network_notes("prompt", "a < b: c > d") == []
     assert without_networks("<lora:" * 4_000) == "<lora:" * 4_000
