@@ -253,24 +253,15 @@ class DiffusionService(ABC):
         found = {prompt: known for prompt in wanted if (known := self._prompt_cache.get((prompt, changes)))}
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
-            names = self.profile.encoders
-            with (
-                self.models.on_device(*names) as encoders,
-                self.adapters.applied(dict(zip(names, encoders, strict=True)), loras),
-            ):
+            with self.adapters.on_device(self.profile.encoders, loras) as encoders:
                 self.models.prefetch(self.profile.denoiser)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     check()
                     found[prompt] = self.embed(prompt, encoders)
                     self._prompt_cache.put((prompt, changes), found[prompt])
         longest = max(counts.values())
-        found.update(
-            {
-                name: found[name].extended(longest - count, found[""])
-                for name, count in counts.items()
-                if count < longest
-            }
-        )
+        short = {name: longest - count for name, count in counts.items() if count < longest}
+        found |= {name: found[name].extended(lacking, found[""]) for name, lacking in short.items()}
         if negative is not None:
             avoid = found[negative]
             null = None if negative else self.null_embedding(avoid)
@@ -345,11 +336,7 @@ class DiffusionService(ABC):
         after_step = self._after_step(request, original, noise, report)
         denoiser = self.profile.denoiser
         levels = self.levels(request, noise.shape[1]) if request.go_fast else None
-        with (
-            self.models.on_device(denoiser) as (network,),
-            self.adapters.applied({denoiser: network}, request.loras),
-            block_cache(network, levels),
-        ):
+        with self.adapters.on_device((denoiser,), request.loras) as (network,), block_cache(network, levels):
             setattr(self._pipeline, denoiser, ConditionedDenoiser(network, given) if given.conditions else network)
             try:
                 return self._pipeline(  # type: ignore[no-any-return]

@@ -86,15 +86,20 @@ class Adapters:
         return tuple(sorted(touching))
 
     @contextmanager
-    def applied(self, lent: Mapping[str, nn.Module], loras: Loras) -> Iterator[None]:
-        """Inside, these models, by the names of their components, compute with the files at their scales.
+    def on_device(self, components: Sequence[str], loras: Loras) -> Iterator[tuple[nn.Module, ...]]:
+        """Lends models as :meth:`ModelCache.on_device` does; inside they compute with the files at their scales.
 
-        To be used inside of the loan, by one thread at a time.
+        By one thread at a time: the layers of a lent model are changed.
         """
+        with self._models.on_device(*components) as lent, self._applied(components, lent, loras):
+            yield lent
+
+    @contextmanager
+    def _applied(self, components: Sequence[str], lent: Sequence[nn.Module], loras: Loras) -> Iterator[None]:
         wanted = _summed(loras)
         uploaded = [(self._on_device(lora, wanted), scale) for lora, scale in wanted]
         with ExitStack() as stack:
-            for component, module in lent.items():
+            for component, module in zip(components, lent, strict=True):
                 changed: dict[str, list[tuple[Delta, float]]] = {}
                 for changes, scale in uploaded:
                     for path, delta in changes.get(component, {}).items():

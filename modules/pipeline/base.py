@@ -176,7 +176,7 @@ class ImagePipeline:
         check: Check = never_canceled,
         loras: Mapping[str, LoraFile] = NO_LORAS,
     ) -> ImageBatch:
-        """The finished pictures. ``loras`` has the files of the request's ``all_loras``. Errors and cancellations
+        """The finished pictures. ``loras`` has the files of the request's ``lora_references``. Errors and cancellations
         of a stage are passed on unchanged."""
         show = progress or no_progress
 

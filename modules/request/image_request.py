@@ -119,11 +119,11 @@ class ImageRequest:
         return mask
 
     @property
-    def all_loras(self) -> tuple[LoraUse, ...]:
-        """What the pictures and their regions use, every reference once."""
+    def lora_references(self) -> tuple[str, ...]:
+        """Every LoRA that the pictures or their regions use, once."""
         regions = (prompt for unit in self.adetailer for prompt in region_prompts(unit.prompt, self.prompt))
         uses = (*self.loras, *(use for prompt in regions for use in in_region(prompt, ())))
-        return tuple({use.reference: use for use in reversed(uses)}.values())
+        return tuple(dict.fromkeys(use.reference for use in uses))
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
+from support import original_names
 from support.lora_files import RANK, Pair, Tensors, named, underscored, with_alpha
 
 from modules.families.flux1.lora_names import DOUBLE, EMBEDDERS, SINGLE
@@ -90,8 +91,42 @@ FLUX: Mapping[str, Callable[[Pairs], Tensors]] = {
     "ai-toolkit": lambda pairs: named(pairs, lambda path: f"diffusion_model.{path}"),
     "OneTrainer": lambda pairs: with_alpha(named(pairs, underscored("lora_transformer_"), DOWN, UP), RANK),
     "LyCORIS": lambda pairs: with_alpha(named(pairs, underscored("lycoris_"), DOWN, UP), RANK),
-    "kohya": lambda pairs: with_alpha(named(bfl_names(pairs), underscored("lora_unet_"), DOWN, UP), 4 * RANK) | {},
+    "kohya": lambda pairs: named(bfl_names(pairs), underscored("lora_unet_"), DOWN, UP),
     "ComfyUI": lambda pairs: named(bfl_names(pairs), lambda path: f"diffusion_model.{path}", DOWN, UP),
     "BFL": lambda pairs: named(bfl_names(pairs), str),
+    "XLabs": xlabs_names,
 }
-"""All have every layer of the transformer."""
+"""All have every layer of the transformer, but for XLabs'."""
+
+
+def original_unet_names(pairs: Pairs, layers: int) -> dict[str, Pair]:
+    """Layers of a UNet with so many layers a block by the names of the first code."""
+    weights = {f"{path}.weight": pair for path, pair in pairs.items()}
+    found = original_names.unet(weights, layers)  # type: ignore[arg-type]
+    return {name.removeprefix("model.diffusion_model.").removesuffix(".weight"): pair for name, pair in found.items()}  # type: ignore[misc]
+
+
+def old_attention(pairs: Pairs) -> Tensors:
+    """As diffusers' first LoRA files: the object that computes the attention is in the name."""
+
+    def renamed(path: str) -> str:
+        found = re.fullmatch(r"(.+\.attn\d)\.(\w+)(\.0)?", path)
+        return f"unet.{found[1]}.processor.{found[2]}_lora" if found else f"unet.{path}.lora"
+
+    return named(pairs, renamed, "down.weight", "up.weight")
+
+
+def unet(layers: int) -> Mapping[str, Callable[[Pairs], Tensors]]:
+    """The layouts for a UNet with so many layers a block."""
+    return {
+        "diffusers": lambda pairs: named(pairs, lambda path: f"unet.{path}"),
+        "old diffusers": old_attention,
+        "peft": peft_named,
+        "kohya": lambda pairs: with_alpha(named(pairs, underscored("lora_unet_"), DOWN, UP), RANK),
+        "first code": lambda pairs: with_alpha(
+            named(original_unet_names(pairs, layers), underscored("lora_unet_"), DOWN, UP), RANK
+        ),
+        "ComfyUI": lambda pairs: named(
+            original_unet_names(pairs, layers), lambda path: f"diffusion_model.{path}", DOWN, UP
+        ),
+    }

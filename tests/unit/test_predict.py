@@ -49,7 +49,6 @@ NOT_READ_BY_STAGES = {
     "notices",
     "aspect_ratio",
     "megapixels",
-    "loras",
 }
 """Fields that are read through a property of the request, or only written into the file's record."""
 CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
