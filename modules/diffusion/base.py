@@ -33,7 +33,7 @@ from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
 from modules.diffusion.samplers import SeededSDE
-from modules.lora.adapters import Adapters, Loras
+from modules.lora.adapters import Adapted, Adapters, Loras
 from modules.lora.names import LoraNames
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class DiffusionService(ABC):
         self.fallback = fallback
         self.profile = profile
         self.dtype = dtype
-        self.adapters = Adapters(models, profile, self.lora_names, dtype)
+        components = (*profile.encoders, profile.denoiser)
+        adapted = Adapted(profile.name, profile.inputs.label, components, self.lora_names)
+        self.adapters = Adapters(models, adapted, dtype)
         self._prompt_cache = PromptCache(prompt_cache_entries)
         self._processor = VaeImageProcessor(vae_scale_factor=profile.latent_factor * 2)
         self._pipeline = pipeline

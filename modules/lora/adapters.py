@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from modules.lora.reading import Changes, ReadLora, changes_bytes, mapped_change
 
 if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
-    from modules.diffusion.profile import ModelProfile
 
 Loras = tuple[tuple[LoraFile, float], ...]
 """Files with their scales."""
@@ -39,16 +38,27 @@ LISTED = 300
 """Characters of the names that a message lists at most."""
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What adapters are for: the model's name, its family as messages call it, the components that they may change, and
+    how files of the family name their layers."""
+
+    name: str
+    family: str
+    components: tuple[str, ...]
+    names: LoraNames
+
+
 class Adapters:
-    """The adapters of one model. ``names`` is how files of its family name the layers.
+    """The adapters of one model.
 
     Attributes:
         limit: How many bytes of the device they may take; None where nothing says.
     """
 
-    def __init__(self, models: ModelCache, profile: ModelProfile, names: LoraNames, dtype: torch.dtype) -> None:
+    def __init__(self, models: ModelCache, model: Adapted, dtype: torch.dtype) -> None:
         self.limit: int | None = None
-        self._models, self._profile, self._names, self._dtype = models, profile, names, dtype
+        self._models, self._model, self._dtype = models, model, dtype
         self._read: OrderedDict[str, ReadLora] = OrderedDict()
         """In the host's memory, by the hash of the file; the one used last at the end."""
         self._uploaded: OrderedDict[str, Changes] = OrderedDict()
@@ -66,7 +76,7 @@ class Adapters:
             if read.unplaced:
                 notices.append(
                     f"LoRA '{shortened(lora.name)}': {len(read.unplaced)} of its {read.count} tensors fit no layer of "
-                    f"{self._profile.name} and are left out: {shortened(', '.join(read.unplaced), LISTED)}"
+                    f"{self._model.name} and are left out: {shortened(', '.join(read.unplaced), LISTED)}"
                 )
         total = sum({lora.sha256: changes_bytes(self._of(lora).changes) for lora in loras}.values())
         if self.limit is not None and total > self.limit:
@@ -119,13 +129,13 @@ class Adapters:
         return self._read[lora.sha256]
 
     def _checked(self, lora: LoraFile) -> ReadLora:
-        label, own = f"LoRA '{shortened(lora.name)}'", self._profile.inputs.label
+        label, own = f"LoRA '{shortened(lora.name)}'", self._model.family
         read = read_lora(lora, self._table, self._layers)
         if read.unplaced and read.made_for not in ("", own):
-            raise LoraError(f"{label} is for {read.made_for}, and the model is {own} ({self._profile.name})")
+            raise LoraError(f"{label} is for {read.made_for}, and the model is {own} ({self._model.name})")
         if not read.changes:
             raise LoraError(
-                f"{label} changes nothing of {self._profile.name}: none of its {read.count} tensors fits one of the "
+                f"{label} changes nothing of {self._model.name}: none of its {read.count} tensors fits one of the "
                 f"model's layers ({shortened(', '.join(read.unplaced), LISTED)})"
             )
         return replace(read, changes=mapped_changes(read.changes, lambda tensor: tensor.to(self._dtype)))
@@ -146,12 +156,11 @@ class Adapters:
 
     @cached_property
     def _layers(self) -> Mapping[str, Layers]:
-        names = (*self._profile.encoders, self._profile.denoiser)
-        return {name: _changeable(self._models.module(name)) for name in names}
+        return {name: _changeable(self._models.module(name)) for name in self._model.components}
 
     @cached_property
     def _table(self) -> Table:
-        return self._names.table(self._layers)
+        return self._model.names.table(self._layers)
 
 
 def _summed(loras: Loras) -> Loras:

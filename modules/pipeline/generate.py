@@ -58,6 +58,8 @@ class GenerateStage(Stage):
         return notes
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
+        notices = self.service.adapters.check(list(batch.loras.values()))
+        batch = replace(batch, notices=(*batch.notices, *notices))
         size = (request.width, request.height)
         image = request.image.resize(size, Image.Resampling.LANCZOS) if request.image else None
         denoise_request = replace(self.denoise_request(request, image), loras=batch.lora_files(request.loras))

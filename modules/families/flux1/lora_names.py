@@ -34,8 +34,8 @@ def aliases(component: str, layers: Layers) -> Iterator[tuple[str, Target]]:
     if "norm_out.linear" in layers:
         half = layers["norm_out.linear"][0] // 2
         # diffusers has the scale first
-        swapped = ((half, 2 * half), (0, half))
-        yield "final_layer.adaLN_modulation.1", Target(component, "norm_out.linear", swapped)
+        exchanged = ((half, 2 * half), (0, half))
+        yield "final_layer.adaLN_modulation.1", Target(component, "norm_out.linear", exchanged)
     for kind, index in {(found[1], int(found[2])) for path in layers if (found := BLOCK.fullmatch(path))}:
         own = f"{kind}.{index}"
         double = kind == "transformer_blocks"
