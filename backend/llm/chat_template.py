@@ -33,8 +33,9 @@ def is_plain(template: str) -> bool:
     return all(type(part) in PLAIN and (not isinstance(part, nodes.Filter) or part.name in FILTERS) for part in parts)
 
 
-def render_chat(tokenizer: Any, conversations: Sequence[Conversation], label: str) -> str:
-    """The first of the conversations that the tokenizer's template takes, up to where the model answers.
+def render_chat(tokenizer: Any, conversations: Sequence[Conversation], label: str, **switches: bool) -> str:
+    """The first of the conversations that the tokenizer's template takes, up to where the model answers; ``switches``
+    are variables of the template.
 
     The template is rendered in a process of its own, with a limit on time and memory; one that can take neither is
     rendered here, which is a tenth of a second faster. Raises :class:`WeightsError`,
@@ -42,6 +43,7 @@ def render_chat(tokenizer: Any, conversations: Sequence[Conversation], label: st
     """
     template = tokenizer.get_chat_template()
     variables = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "add_generation_prompt": True}
+    variables |= switches
     given = {"template": template, "conversations": conversations, "variables": variables}
     if len(template) > MAX_CHARACTERS:
         raise WeightsError(f"{label}: its chat template is longer than {MAX_CHARACTERS} characters")

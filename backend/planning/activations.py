@@ -82,16 +82,18 @@ class _StepMaker:
         whole, tiled = int(cost.memory(width * height)), int(cost.memory(tile))
         return Step(stage, ("vae",), whole, tiled, cost.work(width * height), self.workload.outputs, lower)
 
-    def denoise(self, stage: str, width: int, height: int, strength: float, lower: str) -> Step:
+    def denoise(self, stage: str, width: int, height: int, strength: float, lower: str, views: int = 1) -> Step:
+        """``views``: how often the picture's tokens stand before the denoiser."""
         models, pixels = self.models, self.models.token_pixels
-        tokens = models.text_tokens + math.ceil(width / pixels) * math.ceil(height / pixels)
+        tokens = models.text_tokens + views * math.ceil(width / pixels) * math.ceil(height / pixels)
         forwards = max(1, int(self.workload.steps * strength))
         return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
 
-    def repaint(self, stage: str, width: int, height: int, strength: float, lower: str) -> list[Step]:
+    def repaint(self, stage: str, width: int, height: int, strength: float, lower: str, views: int = 1) -> list[Step]:
+        denoised = lower if self.workload.outputs == 1 else "num_outputs"
         return [
             self.autoencoder(stage, "encode_image", width, height, lower),
-            self.denoise(stage, width, height, strength, lower if self.workload.outputs == 1 else "num_outputs"),
+            self.denoise(stage, width, height, strength, denoised, views),
             self.autoencoder(stage, "decode", width, height, lower),
         ]
 
@@ -136,7 +138,8 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
     if w.detail_crop:
         steps.append(make.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
         for _ in range(w.details):
-            steps += make.repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer")
+            side, views = w.detail_crop, models.masked_views
+            steps += make.repaint("detail", side, side, w.detail_strength, "adetailer", views)
     passes = math.ceil(math.log(w.scale, models.upscale_factor) - 1e-9)
     for index in range(passes):  # the network runs again on its own result, reduced to what the next run needs
         share = w.scale / models.upscale_factor ** (passes - index) if index else 1

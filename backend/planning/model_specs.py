@@ -119,6 +119,8 @@ class ModelSpec:
         text_tokens: Length that prompts are padded to.
         prompt_bytes: Of the embeddings of one prompt, which are remembered.
         vae_tile: Side in pixels of the autoencoder's tiles, where it works in tiles.
+        masked_views: How often the tokens of a picture stand before the denoiser where it repaints a part of it: 2
+            where it also sees the picture as it was.
         upscale_factor: Of one pass of the upscaler.
         encoders: The components that read the prompt together.
         denoiser: The component that runs in every step.
@@ -135,6 +137,7 @@ class ModelSpec:
     text_tokens: int = 512
     prompt_bytes: int = 0
     vae_tile: int = 512
+    masked_views: int = 1
     upscale_factor: int = 4
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"

@@ -8,7 +8,7 @@ without the autoencoder on the device meanwhile.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
@@ -27,6 +26,7 @@ from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.compat import set_execution_device
 from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.latent_forms import LatentForms
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.picture_latents import ConditionedDenoiser, PictureLatents
 from modules.diffusion.profile import ModelProfile
@@ -52,7 +52,7 @@ TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
 Result = TypeVar("Result")
 
 
-class DiffusionService(ABC):
+class DiffusionService(LatentForms):
     """Generates with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
 
     ``pipeline`` is diffusers' own, made without any model; it holds the denoiser for as long as that is borrowed.
@@ -89,10 +89,6 @@ class DiffusionService(ABC):
         """The embeddings of one prompt by the family's text encoders, without a negative prompt."""
 
     @abstractmethod
-    def add_noise(self, original: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """Packed latents with as much noise as the family has at that level."""
-
-    @abstractmethod
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         """Sets the pipeline's scheduler for a request with so many tokens (or rows) of latents, and returns the
         pipeline's arguments that name the steps."""
@@ -104,18 +100,6 @@ class DiffusionService(ABC):
     @abstractmethod
     def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Any]:
         """The pipeline's arguments for these embeddings."""
-
-    def scale_initial_noise(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents with noise added, in the scale in which the pipeline takes its initial latents."""
-        return latents
-
-    def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """N x channels x rows x columns to what the denoiser takes; unchanged here."""
-        return latents
-
-    def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """The inverse of :meth:`pack`, for pictures of that size in pixels."""
-        return latents
 
     def chunk_count(self, prompt: str) -> int:
         """How many times the length of the text encoder's input the embeddings of a prompt have."""
@@ -290,7 +274,7 @@ class DiffusionService(ABC):
             latents = torch.cat(
                 [vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in pixels]
             )
-            return ((latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).to(self.dtype)  # type: ignore[no-any-return]
+            return self.normalised(latents, vae).to(self.dtype)
 
     def decode(
         self, latents: torch.Tensor, width: int, height: int, check: Check = never_canceled
@@ -303,7 +287,7 @@ class DiffusionService(ABC):
         with self.models.on_device("vae") as loan, _checked(loan[0], check):
             vae: Any = loan[0]
             unpacked = self.unpack(latents, width, height).to(vae.dtype)
-            scaled = unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+            scaled = self.denormalised(unpacked, vae)
             pictures: list[Image.Image] = []
             for one in scaled.split(1):
                 pixels = vae.decode(one, return_dict=False)[0]
@@ -326,7 +310,7 @@ class DiffusionService(ABC):
         # drawn on the CPU, so that a seed gives the same noise on every machine
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
         shape = (len(generators), self.profile.latent_channels, *self._latent_size(request))
-        noise = self.pack(randn_tensor(shape, generator=generators, device=self.models.device, dtype=self.dtype))
+        noise = self.pack(self.draw_noise(shape, generators))
         arguments = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
             self._pipeline.scheduler.generators = generators
@@ -341,10 +325,10 @@ class DiffusionService(ABC):
         with self.adapters.on_device((denoiser,), request.loras) as (network,), block_cache(network, levels):
             setattr(self._pipeline, denoiser, ConditionedDenoiser(network, given) if given.conditions else network)
             try:
-                return self._pipeline(  # type: ignore[no-any-return]
+                result = self._pipeline(
                     **self.conditions(embeddings),
                     **arguments,
-                    latents=latents,
+                    latents=self.to_pipeline(latents, request),
                     width=request.width,
                     height=request.height,
                     guidance_scale=request.guidance,
@@ -352,6 +336,7 @@ class DiffusionService(ABC):
                     output_type="latent",
                     return_dict=False,
                 )[0]
+                return self.from_pipeline(result)
             finally:
                 setattr(self._pipeline, denoiser, None)  # it is no longer borrowed
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_prompt_tokenizer(kind: Any, folder: Path, encoder: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``, of class ``kind``, for the text encoder with this configuration.
+def load_prompt_tokenizer(kind: Any, folder: Path, encoder: Config, tokens: int = 0) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``, of class ``kind``, for the text encoder with this configuration. ``tokens`` is the
+    length that prompts are padded to; 0 = what the tokenizer says.
 
     Raises :class:`WeightsError` for files that are damaged, and for a tokenizer that does not fit its encoder: it
     writes longer sequences than that reads, or has more words.
@@ -23,7 +24,7 @@ def load_prompt_tokenizer(kind: Any, folder: Path, encoder: Config) -> PreTraine
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(kind, folder)
     with untrusted(f"{folder.name}/tokenizer_config.json"):
         tokenizer("a", padding="max_length", max_length=2, truncation=True, return_tensors="pt")
-        length, words = tokenizer.model_max_length, len(tokenizer)
+        length, words = tokens or tokenizer.model_max_length, len(tokenizer)
     longest, known = encoder.get("max_position_embeddings"), encoder.get("vocab_size")
     if longest and not (type(length) is int and 1 <= length <= longest):
         raise WeightsError(

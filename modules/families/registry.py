@@ -17,6 +17,7 @@ from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import ModelProfile
 from modules.families.descriptor import FamilyDescriptor, Match
 from modules.families.flux1 import FLUX1
+from modules.families.flux2_klein import FLUX2_KLEIN
 from modules.families.parts import separate_files
 from modules.families.source import Source
 from modules.families.stable_diffusion import SD15, SDXL
@@ -27,7 +28,7 @@ Families = Sequence[FamilyDescriptor]
 MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a family raises for configurations and shapes that contradict each other."""
 
-FAMILIES: Families = (FLUX1, SDXL, SD15)
+FAMILIES: Families = (FLUX1, FLUX2_KLEIN, SDXL, SD15)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ CONTROLLED: Table = (
 )
 
 RELATIVES: Table = (
-    (r"double_stream_modulation_img\.", "FLUX.2"),
     (r"distilled_guidance_layer\.", "Chroma"),
     (r"redux_(up|down)\.", "FLUX.1 Redux, which turns a picture into a prompt"),
     (
@@ -72,7 +71,7 @@ PIPELINES: Table = (
     (r"^FluxControl", "FLUX.1 Canny or Depth, which takes a control image"),
     (r"^FluxKontext", "FLUX.1 Kontext, which edits a picture"),
     (r"^FluxPriorRedux|^ReduxImageEncoder", "FLUX.1 Redux, which turns a picture into a prompt"),
-    (r"^Flux2", "FLUX.2"),
+    (r"^Flux2(?!Klein)", "FLUX.2 dev, whose text encoder is Mistral"),
     (r"^Chroma", "Chroma"),
     (r"^(StableDiffusion3|SD3)", "Stable Diffusion 3 or 3.5"),
     (r"^QwenImage", "Qwen-Image"),

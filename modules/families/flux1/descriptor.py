@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from modules.diffusion.base import DiffusionService
 
 TRANSFORMER_CLASSES = {
-    "Flux2Transformer2DModel": "FLUX.2",
     "ChromaTransformer2DModel": "Chroma",
     "FluxControlNetModel": "a ControlNet for Flux",
 }
@@ -112,7 +112,7 @@ def _check_positions(config: Config) -> None:
 
 def _detect_folder(source: Source) -> Match | NoMatch:
     if not source.has("transformer"):  # without its configuration it is still clear what the folder should hold
-        return Match() if source.pipeline_class.startswith("Flux") else NoMatch()
+        return Match() if re.match("Flux(?!2)", source.pipeline_class) else NoMatch()
     config = source.config("transformer")
     kind = config.get("_class_name")
     if kind != "FluxTransformer2DModel":

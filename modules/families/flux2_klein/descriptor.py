@@ -1,0 +1,117 @@
+"""How FLUX.2 klein is recognized, and where its parts are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from backend.checkpoints.config import Config, read_config
+from backend.planning.model_specs import ModelSpec
+from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.families.autoencoder import block_channels
+from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
+from modules.families.flux2_klein.parts import FLOW, PARTS
+from modules.families.flux2_klein.spec import KNOWN_MODELS, klein_spec
+from modules.families.scheduler import SCHEDULER_FILE
+from modules.families.source import Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from backend.model_cache_optimizer import ModelCache
+    from backend.offload.oom_fallback import OomFallback
+    from modules.diffusion.base import DiffusionService
+
+TOKENS = 512
+DEV = "FLUX.2 dev, whose text encoder is Mistral"
+GUIDED = "guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight"
+"""A layer that dev's transformer has and klein's has not."""
+OF_BASE = re.compile(r"(^|[^a-z])base([^a-z]|$)", re.IGNORECASE)
+
+
+class Flux2Klein(FamilyDescriptor):
+    """The published klein is distilled: four steps, without guidance. Its base model takes fifty, with a negative
+    prompt; the tensors of both have the same shapes."""
+
+    name = "flux2-klein"
+    inputs = FamilyInputs(label="FLUX.2 klein", negative_prompt=True, references=(0, 5))
+    parts = PARTS
+
+    def detect(self, source: Source) -> Match | NoMatch:
+        if source.file:
+            if not any(PARTS["transformer"].prefixes(source.tensors)):
+                return NoMatch()
+            return NoMatch(DEV) if source.shape(PARTS["transformer"], *GUIDED) else Match()
+        if not source.has("transformer"):
+            return Match() if source.pipeline_class.startswith("Flux2Klein") else NoMatch()
+        config = source.config("transformer")
+        if config.get("_class_name") != "Flux2Transformer2DModel":
+            return NoMatch()
+        return NoMatch(DEV) if config.get("guidance_embeds", True) else Match()
+
+    def profile(self, source: Source) -> ModelProfile:
+        if source.file:
+            source.require(PARTS)
+        vae = source.part("vae", PARTS).config
+        distilled = is_distilled(source)
+        takes = replace(self.inputs, negative_prompt=False, guidance=None) if distilled else self.inputs
+        return ModelProfile(
+            name=source.name,
+            native=int(vae.get("sample_size", 1024)),
+            tokens=TOKENS,
+            latent_factor=2 ** (len(block_channels(vae)) - 1),
+            latent_channels=int(vae.get("latent_channels", 32)),
+            steps=4 if distilled else 50,
+            guidance=1.0 if distilled else 4.0,
+            inputs=takes,
+            encoders=("text_encoder",),
+        )
+
+    def spec(self, source: Source, dtype: str) -> ModelSpec:
+        return klein_spec(source, self.profile(source), dtype)
+
+    def load(self, source: Source, component: str, dtype: torch.dtype) -> nn.Module:
+        from modules.families.flux2_klein.loading import load_component
+
+        return load_component(source, component, dtype)
+
+    def service(
+        self,
+        source: Source,
+        models: ModelCache,
+        dtype: torch.dtype,
+        fallback: OomFallback,
+        prompt_cache_entries: int,
+    ) -> DiffusionService:
+        from modules.families.flux2_klein.loading import load_chat, load_scheduler
+        from modules.families.flux2_klein.service import KleinService
+
+        profile = self.profile(source)
+        chat, scheduler = load_chat(source, profile.tokens), load_scheduler(flow_config(source))
+        return KleinService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
+
+    def known_models(self) -> Mapping[str, ModelSpec]:
+        return KNOWN_MODELS
+
+
+FLUX2_KLEIN = Flux2Klein()
+
+
+def is_distilled(source: Source) -> bool:
+    """What the model's own ``model_index.json`` says. A single file has none: there the word "base" in its name or its
+    metadata tells the base model."""
+    if not source.file:
+        return bool(source.index.get("is_distilled", False))
+    told = "\n".join((source.name, *source.header.metadata.values()))
+    return OF_BASE.search(told) is None
+
+
+def flow_config(source: Source) -> Config:
+    """The configuration of the scheduler. Raises :class:`backend.core.errors.WeightsError` where it is damaged."""
+    folder = source.folder_with(f"scheduler/{SCHEDULER_FILE}")
+    return read_config(folder / "scheduler" / SCHEDULER_FILE) if folder else Config(SCHEDULER_FILE, FLOW)
+
+

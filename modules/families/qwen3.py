@@ -1,0 +1,125 @@
+"""Qwen3 as a text encoder: how it is known, its first layers, and what they cost.
+
+Several families read prompts with the same Qwen3-4B. Each takes hidden states from between its layers, so what lies
+behind the last layer that a family reads is neither loaded nor counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from backend.checkpoints.config import Config
+from backend.checkpoints.header import Header
+from backend.core.errors import WeightsError
+from backend.planning.checkpoint_sizes import component
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve
+from modules.families.parts import Part, PartKind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+QWEN3_4B = PartKind(
+    "the text encoder Qwen3-4B",
+    ("layers.0.self_attn.q_proj.weight",),
+    {"hidden_size": 1},
+    {
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 40960,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000},
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+)
+QWEN3_TOKENIZERS = ("FLUX.2-klein-4B/tokenizer", "Z-Image-Turbo/tokenizer")
+"""Folders under the weights that hold its tokenizer, which is the same in all of them."""
+PREFIX = "model."
+"""What its tensors' names begin with in a folder of transformers, beside those of the layer that writes words."""
+
+
+def layer_count(config: Config) -> int:
+    """How many layers the file has. Raises :class:`WeightsError` where the configuration does not say."""
+    count = config.get("num_hidden_layers")
+    if not isinstance(count, int):
+        raise WeightsError(f"{config.name} does not say num_hidden_layers; this is no Qwen3 that can be used")
+    return count
+
+
+def first_layers(part: Part, count: int) -> Part:
+    """The text encoder without what lies behind its first ``count`` layers. Raises :class:`WeightsError` for one that
+    has fewer."""
+    if count > layer_count(part.config):
+        raise WeightsError(f"{part.label} has {layer_count(part.config)} layers, and {count} are read; {_OTHER}")
+    kept = [name for name in part.header.shapes if _is_read(name.removeprefix(PREFIX), count)]
+    header = part.header
+    shapes, formats = ({name: table[name] for name in kept} for table in (header.shapes, header.formats))
+    return replace(part, header=Header(shapes, formats, header.metadata))
+
+
+_OTHER = "name a folder of its own model in 'base_model'"
+
+
+def _is_read(name: str, count: int) -> bool:
+    place, _, rest = name.partition(".")
+    return place == "embed_tokens" or (place == "layers" and int(rest.partition(".")[0]) < count)
+
+
+def encoder_component(part: Part, count: int, dtype: str) -> Component:
+    """The first ``count`` layers as the plan counts them."""
+    header = first_layers(part, count).header
+    shapes = {name.removeprefix(PREFIX): shape for name, shape in header.shapes.items()}
+    packed = header.packed_bytes(BYTES_PER_PARAMETER[dtype])
+    return component(shapes, dtype, header.precision, packed=packed)
+
+
+def encode_cost(config: Mapping[str, Any], read: Component, kept: int, tokens: int, dtype: str) -> Cost:
+    """One prompt of at most ``tokens`` tokens (x: text tokens), of which ``kept`` hidden states are given out. Beside
+    those a token has three vectors of the width and three of the inner width, sine and cosine of its position, and a
+    byte for each token that it may look at."""
+    width, inner, head = (int(config[name]) for name in ("hidden_size", "intermediate_size", "head_dim"))
+    numbers = (kept + 3) * width + 3 * inner + 2 * head
+    return Cost(Curve(linear=numbers * BYTES_PER_PARAMETER[dtype] + tokens), Curve(linear=2 * sum(read.blocks)))
+
+
+@dataclass(frozen=True)
+class _FirstLayers:
+    """Makes the network of the first layers, as diffusers' classes make theirs."""
+
+    count: int
+
+    def from_config(self, config: Mapping[str, Any]) -> nn.Module:
+        import torch
+        from torch import nn
+        from transformers import Qwen3Config, Qwen3Model
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+        settings = Qwen3Config.from_dict({**config, "num_hidden_layers": self.count, "layer_types": None})
+        model = Qwen3Model(settings)
+        model.norm = nn.Identity()  # belongs behind the last layer of all
+        with torch.device("cpu"):  # its tables are computed, and in no file
+            model.rotary_emb = Qwen3RotaryEmbedding(settings)
+        return model
+
+
+def load_first_layers(part: Part, count: int, dtype: torch.dtype) -> nn.Module:
+    """The words' table and the first ``count`` layers, of class ``Qwen3Model``. Raises :class:`WeightsError` where the
+    files are damaged or do not fit."""
+    from modules.families.part_loading import load_diffusers_part
+
+    def renamed(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+    return load_diffusers_part(_FirstLayers(count), first_layers(part, count), dtype, renamed)
+
+
