@@ -34,9 +34,7 @@ class ChatPrompt:
     def ids_and_mask(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The token ids of a prompt and which of them are not padding, both 1 x tokens, on the host."""
         part, _ = split_at_limit(self.tokenizer, f"{self.before}{prompt}{self.after}", self.tokens)
-        found = self.tokenizer(
-            part, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        )
+        found = self.tokenizer(part, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt")
         return found.input_ids, found.attention_mask
 
     def unread(self, prompt: str) -> str:

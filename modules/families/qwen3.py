@@ -121,5 +121,3 @@ def load_first_layers(part: Part, count: int, dtype: torch.dtype) -> nn.Module:
         return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
     return load_diffusers_part(_FirstLayers(count), first_layers(part, count), dtype, renamed)
-
-

@@ -19,7 +19,7 @@ from support.fake_card_runs import (
     steps_watched,
 )
 from support.fake_cuda import WRITTEN_FOR, FakeCard
-from support.sparse_checkpoints import write_flux, write_stable_diffusion
+from support.sparse_checkpoints import write_flux, write_klein, write_stable_diffusion
 
 from backend.core.errors import UserError
 from backend.devices.probe import probe_device
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of models of the published sizes, without their bytes."""
     folder = tmp_path_factory.mktemp("models")
     others = {family: write_stable_diffusion(folder / family, family) for family in ("sdxl", "sd15")}
-    return {"flux1": write_flux(folder / "flux1"), **others}
+    return {"flux1": write_flux(folder / "flux1"), "klein": write_klein(folder / "klein"), **others}
 
 
 def test_the_folders_take_no_room(models: dict[str, Path]) -> None:
@@ -81,6 +81,8 @@ MATRIX: Sequence[tuple[str, float, Kind, str]] = [
     ("sd15", 8, "model offload", "bfloat16"),
     ("sd15", 8, "block offload", "float16"),
     ("sd15", 8, "layer offload", "bfloat16"),
+    ("klein", 24, "resident", "bfloat16"),
+    ("klein", 8, "block offload", "float16"),
 ]
 """Every family in every placement, on the smallest card of a usual size that it is meant for."""
 

@@ -108,7 +108,25 @@ def test_inpainting_gives_the_pictures_of_diffusers(both: Any, strength: float) 
     ours = drawn(service, steps=5, strength=strength, **both_of_them)
     inpaint = Flux2KleinInpaintPipeline(**pipeline.components, is_distilled=pipeline.config.is_distilled)
     inpaint.set_progress_bar_config(disable=True)
-    theirs = peer(
-        inpaint, PROMPTS[:2], image=image, mask_image=masks(), strength=strength, num_inference_steps=5
-    )
+    theirs = peer(inpaint, PROMPTS[:2], image=image, mask_image=masks(), strength=strength, num_inference_steps=5)
+    assert_same(ours, theirs)
+
+
+def test_references_give_the_pictures_of_diffusers(both: Any) -> None:
+    """Of two sizes, neither of which is on the grid."""
+    service, pipeline = both
+    shown = (picture().crop((0, 0, 70, 90)), picture().crop((100, 30, 196, 97)))
+    ours = drawn(service, prompts=PROMPTS[:2], seeds=(3, 4), references=(shown,) * 2)
+    assert_same(ours, peer(pipeline, PROMPTS[:2], image=list(shown)))
+    without = drawn(service, prompts=PROMPTS[:2], seeds=(3, 4))
+    assert np.abs(ours[0] - without[0]).max() > 1
+
+
+def test_inpainting_with_a_reference_gives_the_pictures_of_diffusers(both: Any) -> None:
+    service, pipeline = both
+    image, shown = picture().crop((20, 20, 20 + WIDTH, 20 + HEIGHT)), picture().crop((0, 0, 64, 96))
+    ours = drawn(service, steps=5, strength=0.6, images=(image,), masks=(masks(),), references=((shown,),))
+    inpaint = Flux2KleinInpaintPipeline(**pipeline.components, is_distilled=pipeline.config.is_distilled)
+    inpaint.set_progress_bar_config(disable=True)
+    theirs = peer(inpaint, image=image, mask_image=masks(), image_reference=shown, strength=0.6, num_inference_steps=5)
     assert_same(ours, theirs)

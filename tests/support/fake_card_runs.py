@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
 from support.fake_cuda import FakeCard
 from torch import nn
 
@@ -29,6 +29,7 @@ from modules.families.autoencoder_costs import DECODE_MAPS, DECODE_MAPS_16_BIT
 
 ALONE: Mapping[str, Any] = {"disabled_extensions": list(optional_features())}
 """Settings that leave nothing but the model that generates."""
+DENOISERS = (Flux2Transformer2DModel, FluxTransformer2DModel, UNet2DConditionModel)
 REQUEST: Mapping[str, Any] = {
     "prompt": "a woman with red hair",
     "seed": 1,
@@ -122,7 +123,7 @@ def steps_watched(card: FakeCard, service: Service) -> Iterator[None]:
         return denoise(*args, **kwargs)  # type: ignore[no-any-return]
 
     def forward(module: nn.Module, args: Any) -> None:
-        if type(module) in (FluxTransformer2DModel, UNet2DConditionModel):
+        if type(module) in DENOISERS:
             card.steps[-1].append(len(card.waits))
 
     hook = nn.modules.module.register_module_forward_pre_hook(forward)

@@ -16,14 +16,20 @@ from unittest.mock import patch
 
 import safetensors
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+from support.small_flux2 import INDEX as KLEIN_INDEX
+from support.small_qwen3 import write_qwen3 as write_small_qwen3
 from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import backend.checkpoints.page_cache
 from backend.core.settings import ROOT
 from backend.devices.torchvision_ops import ensure_torchvision_operators
 from bench.gpu import checkpoint
 from bench.speed import stable_diffusion
+from modules.families.flux2_klein.parts import FLOW
+from modules.families.flux2_klein.parts import PARTS as KLEIN_PARTS
+from modules.families.qwen3 import QWEN3_4B
 from training.package import MODEL_INDEX
 
 if TYPE_CHECKING:
@@ -33,6 +39,13 @@ ensure_torchvision_operators()
 
 NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 FORMATS = {dtype: name for name, dtype in NAMES.items()}
+KLEIN = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 TOKENIZERS = ROOT / "weights" / "embedded" / "flux"
 
 
@@ -55,7 +68,8 @@ def write_sparse_component(folder: Path, module: Any) -> None:
     """The folder of a component as large as ``module``, which may be on the meta device."""
     transformers_made = hasattr(module, "get_input_embeddings")
     name = "model.safetensors" if transformers_made else "diffusion_pytorch_model.safetensors"
-    write_sparse(folder / name, {name: tuple(tensor.shape) for name, tensor in module.named_parameters()})
+    kept, own = module.state_dict(), dict([*module.named_parameters(), *module.named_buffers()])
+    write_sparse(folder / name, {name: tuple(tensor.shape) for name, tensor in own.items() if name in kept})
     (module.config if transformers_made else module).save_pretrained(folder) if transformers_made else (
         module.save_config(folder)
     )
@@ -82,6 +96,27 @@ def write_stable_diffusion(folder: Path, family: str) -> Path:
         with torch.device("meta"):
             module = stable_diffusion.build(component, sizes)
         write_sparse_component(folder / component, module)
+    return folder
+
+
+def write_qwen3(folder: Path) -> None:
+    """Qwen3-4B, 8 GB, with a small tokenizer."""
+    write_small_qwen3(folder)
+    shutil.rmtree(folder / "text_encoder")
+    with torch.device("meta"):
+        module = Qwen3ForCausalLM(Qwen3Config.from_dict({**QWEN3_4B.published}))
+    write_sparse_component(folder / "text_encoder", module)
+
+
+def write_klein(folder: Path) -> Path:
+    """FLUX.2 klein 4B, 16 GB."""
+    write_qwen3(folder)
+    with torch.device("meta"):
+        write_sparse_component(folder / "transformer", Flux2Transformer2DModel(**KLEIN))
+        vae = AutoencoderKLFlux2.from_config({**KLEIN_PARTS["vae"].published})
+        write_sparse_component(folder / "vae", vae)
+    FlowMatchEulerDiscreteScheduler(**FLOW).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({**KLEIN_INDEX, "is_distilled": True}))
     return folder
 
 

@@ -113,5 +113,3 @@ def flow_config(source: Source) -> Config:
     """The configuration of the scheduler. Raises :class:`backend.core.errors.WeightsError` where it is damaged."""
     folder = source.folder_with(f"scheduler/{SCHEDULER_FILE}")
     return read_config(folder / "scheduler" / SCHEDULER_FILE) if folder else Config(SCHEDULER_FILE, FLOW)
-
-

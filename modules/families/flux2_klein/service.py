@@ -6,6 +6,7 @@ repaints. Both as diffusers' ``Flux2KleinInpaintPipeline`` has it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from PIL import Image
 
 from backend.core.cancellation import Check
 from backend.offload.oom_fallback import OomFallback
-from modules.diffusion.base import DiffusionService
+from modules.diffusion.base import DiffusionService, StepReport
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.profile import ModelProfile
@@ -62,6 +63,17 @@ class KleinService(DiffusionService):
         pipeline.vae = _without_statistics(models.device)
         self._scheduler, self._chat = scheduler, chat
 
+    def denoise(
+        self,
+        request: DenoiseRequest,
+        embeddings: PromptEmbeddings,
+        given: PictureLatents,
+        report: StepReport | None,
+    ) -> torch.Tensor:
+        if self.profile.inputs.guidance is None:  # else the pipeline would say of every request that it ignores it
+            request = replace(request, guidance=1.0)
+        return super().denoise(request, embeddings, given, report)
+
     def encode_given(self, request: DenoiseRequest, check: Check) -> PictureLatents:
         """Also what the model looks at beside the prompt: the picture that it repaints a part of, and references."""
         given = super().encode_given(request, check)
@@ -81,11 +93,11 @@ class KleinService(DiffusionService):
 
     def _reference_pixels(self, image: Image.Image) -> torch.Tensor:
         """A reference in its own shape, and no larger than the native area."""
-        processor = self._pipeline.image_processor
-        if image.width * image.height > self.profile.native**2:
-            image = processor._resize_to_target_area(image, self.profile.native**2)
+        if (shrink := self.profile.native / math.sqrt(image.width * image.height)) < 1:
+            image = image.resize((int(image.width * shrink), int(image.height * shrink)), Image.Resampling.LANCZOS)
         side = PATCH * self.profile.latent_factor
-        width, height = (length // side * side for length in image.size)
+        width, height = (max(1, length // side) * side for length in image.size)
+        processor = self._pipeline.image_processor
         return processor.preprocess(image, height=height, width=width, resize_mode="crop")  # type: ignore[no-any-return]
 
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:

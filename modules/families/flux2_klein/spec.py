@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
-from backend.planning.model_specs import BYTES_PER_PARAMETER, Cost, Curve, ModelSpec
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
 from modules.diffusion.profile import ModelProfile
-from modules.families.autoencoder_costs import autoencoder_costs, autoencoder_dtype, autoencoder_work
+from modules.families.autoencoder_costs import (
+    PUBLISHED_AUTOENCODER,
+    autoencoder_costs,
+    autoencoder_dtype,
+    autoencoder_work,
+)
 from modules.families.flux2_klein.parts import PARTS, PATCH, TEXT_LAYERS
 from modules.families.parts import Part
 from modules.families.qwen3 import encode_cost, encoder_component
@@ -116,4 +120,27 @@ def token_parameters(shapes: Mapping[str, Shape]) -> float:
     )
 
 
-KNOWN_MODELS: Mapping[str, Any] = MappingProxyType({})
+KLEIN_4B = ModelSpec(
+    name="flux2-klein",
+    native=1024,
+    steps=4,
+    components=MappingProxyType(
+        {  # counted on the real classes, diffusers 0.42.1 and transformers 5
+            "text_encoder": Component(3_114_088_192, "bf16", (100_930_816,) * 27, 298, 388_956_160),
+            "transformer": Component(3_875_544_576, "bf16", (245_367_296,) * 5 + (122_683_648,) * 20, 169, 84_934_656),
+            "vae": Component(84_046_115),
+        }
+    ),
+    costs=MappingProxyType(
+        {
+            "encode": Cost(Curve(linear=90.1e3), Curve(linear=5.45e9)),
+            "denoise": Cost(Curve(linear=148e3), Curve(linear=6.134e9, square=307_200)),
+            **PUBLISHED_AUTOENCODER,
+        }
+    ),
+    costs_source=COSTS_SOURCE,
+    prompt_bytes=prompt_bytes(512, 2560, "bf16"),
+    masked_views=2,
+    encoders=("text_encoder",),
+)
+KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType({KLEIN_4B.name: KLEIN_4B})
