@@ -63,8 +63,8 @@ def first_layers(part: Part, count: int) -> Part:
         raise WeightsError(f"{part.label} has {layer_count(part.config)} layers, and {count} are read; {_OTHER}")
     kept = [name for name in part.header.shapes if _is_read(name.removeprefix(PREFIX), count)]
     header = part.header
-    shapes, formats = ({name: table[name] for name in kept} for table in (header.shapes, header.formats))
-    return replace(part, header=Header(shapes, formats, header.metadata))
+    shapes = {name: header.shapes[name] for name in kept}
+    return replace(part, header=Header(shapes, {name: header.formats[name] for name in kept}, header.metadata))
 
 
 _OTHER = "name a folder of its own model in 'base_model'"
@@ -105,7 +105,7 @@ class _FirstLayers:
         from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
         settings = Qwen3Config.from_dict({**config, "num_hidden_layers": self.count, "layer_types": None})
-        model = Qwen3Model(settings)
+        model: nn.Module = Qwen3Model(settings)
         model.norm = nn.Identity()  # belongs behind the last layer of all
         with torch.device("cpu"):  # its tables are computed, and in no file
             model.rotary_emb = Qwen3RotaryEmbedding(settings)

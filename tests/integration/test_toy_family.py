@@ -86,5 +86,5 @@ def test_it_says_which_inputs_it_does_not_honour(service: Service, inputs: dict[
 
 
 def test_without_its_descriptor_the_model_is_not_known(settings: Settings) -> None:
-    with pytest.raises(WeightsError, match=r"^toy is a ToyPipeline; 'model' takes .* flux1, sdxl, sd15$"):
+    with pytest.raises(WeightsError, match=r"^toy is a ToyPipeline; 'model' takes .* flux1, .*sd15$"):
         start(settings)

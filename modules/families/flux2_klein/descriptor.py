@@ -29,7 +29,8 @@ TOKENS = 512
 DEV = "FLUX.2 dev, whose text encoder is Mistral"
 GUIDED = "guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight"
 """A layer that dev's transformer has and klein's has not."""
-OF_BASE = re.compile(r"(^|[^a-z])base([^a-z]|$)", re.IGNORECASE)
+OF_BASE = re.compile(r"(^|[^a-z])base([^a-z]|$)|un-?distilled", re.IGNORECASE)
+"""What names and metadata of files say of the base model, and of models that were made from it."""
 
 
 class Flux2Klein(FamilyDescriptor):
@@ -101,8 +102,8 @@ FLUX2_KLEIN = Flux2Klein()
 
 
 def is_distilled(source: Source) -> bool:
-    """What the model's own ``model_index.json`` says. A single file has none: there the word "base" in its name or its
-    metadata tells the base model."""
+    """What the model's own ``model_index.json`` says. A single file has none: there its name or its metadata tells the
+    base model."""
     if not source.file:
         return bool(source.index.get("is_distilled", False))
     told = "\n".join((source.name, *source.header.metadata.values()))

@@ -151,7 +151,8 @@ class KleinService(DiffusionService):
     def _grid(self, tokens: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """N x tokens x channels to N x channels x rows x columns of tokens, for pictures of that size in pixels."""
         side = PATCH * self.profile.latent_factor
-        return tokens.transpose(1, 2).unflatten(2, (height // side, width // side))
+        grid: torch.Tensor = tokens.transpose(1, 2).unflatten(2, (height // side, width // side))
+        return grid
 
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         if request.sampler_used != EULER:

@@ -21,10 +21,12 @@ FLUX = {
     "double_blocks.0.img_mod.lin.weight": (6, 6),
     "final_layer.linear.weight": (64, 3072),
 }
+FLUX2_DEV = {"double_stream_modulation_img.lin.weight": (36, 6), "guidance_in.in_layer.weight": (6, 4)}
 SD_UNET = {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3), f"{UNET}out.2.weight": (4, 320, 3, 3)}
 SDXL = {**SD_UNET, "conditioner.embedders.1.model.ln_final.weight": (1280,)}
 SD15 = {**SD_UNET, "cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,)}
 KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
+NAMES = ", ".join(family.name for family in FAMILIES)
 
 
 def nine_channels(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -37,7 +39,7 @@ def nine_channels(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
         ({**FLUX, "img_in.weight": (3072, 384)}, "FLUX.1 Fill"),
         ({**FLUX, "img_in.weight": (3072, 128)}, "FLUX.1 Canny or Depth"),
         ({**FLUX, "distilled_guidance_layer.in_proj.weight": (5, 5)}, "Chroma"),
-        ({**FLUX, "double_stream_modulation_img.lin.weight": (5, 5)}, "FLUX.2"),
+        (FLUX2_DEV, "FLUX.2 dev"),
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 192)}, "a LoRA for Flux"),
         ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 192)}, "a LoRA for Flux"),
         ({"double_blocks.0.processor.qkv_lora1.down.weight": (4, 192)}, "a LoRA for Flux"),
@@ -63,7 +65,7 @@ def test_a_file_that_no_family_takes_is_called_by_its_name(
     file = write_header(tmp_path / "mine.safetensors", shapes)
     with pytest.raises(WeightsError) as caught:
         identify(Source(file, EMBEDDED))
-    assert str(caught.value).startswith(f"mine.safetensors is {what}") and "flux1, sdxl, sd15" in str(caught.value)
+    assert str(caught.value).startswith(f"mine.safetensors is {what}") and NAMES in str(caught.value)
 
 
 def test_an_unknown_file_is_called_what_its_metadata_says(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ VAE = {"block_out_channels": [1, 1, 1, 1], "latent_channels": 16}
             {"transformer": {"_class_name": "FluxTransformer2DModel", "in_channels": 384}, "vae": VAE},
             "FLUX.1 Fill",
         ),
-        ("Flux2Pipeline", {"transformer": {"_class_name": "Flux2Transformer2DModel"}}, "FLUX.2"),
+        ("Flux2Pipeline", {"transformer": {"_class_name": "Flux2Transformer2DModel"}}, "FLUX.2 dev"),
         ("StableDiffusionPipeline", {"unet": {"cross_attention_dim": 1024}, "text_encoder": {}}, "SD 2.1"),
         (
             "StableDiffusionXLImg2ImgPipeline",
@@ -150,6 +152,6 @@ def test_the_embedded_model_is_found_wherever_its_folder_lies(tmp_path: Path) ->
 
 
 def test_the_families_and_the_models_whose_sizes_are_known_without_files() -> None:
-    assert [family.name for family in FAMILIES] == ["flux1", "sdxl", "sd15"]
+    assert [family.name for family in FAMILIES] == ["flux1", "flux2-klein", "sdxl", "sd15"]
     assert list(known_models()) == ["flux-dev", "flux-schnell", "sdxl", "sd15"]
     assert all({"detectors", "upscaler"} <= set(spec.components) for spec in known_models().values())

@@ -83,7 +83,12 @@ def test_a_text_encoder_of_llama_cpp_is_read_by_its_names(folder: Path, tmp_path
 def test_the_base_model_is_told_by_the_name_of_its_file(folder: Path, tmp_path: Path) -> None:
     """The tensors of both have the same shapes."""
     tensors = transformer_names(tensors_of(folder, "transformer"))
-    for name, steps in (("flux-2-klein-4b", 4), ("flux-2-klein-base-4b", 50), ("database-klein", 4)):
+    for name, steps in (
+        ("flux-2-klein-4b", 4),
+        ("flux-2-klein-base-4b", 50),
+        ("database-klein", 4),
+        ("kleinUndistilled", 50),
+    ):
         profile = found_model(save(tmp_path / f"{name}.safetensors", tensors), folder).profile
         assert profile.steps == steps and profile.inputs.negative_prompt == (steps == 50), name
 
