@@ -27,6 +27,7 @@ from backend.offload.quantized_linear import Fp8ComputeLinear
 from backend.planning.rules import FP8_COMPUTE_CAPABILITY
 from modules.compat import attend
 from modules.compilation import Compilation, why_no_compiler
+from modules.diffusion.rotary_cache import CachedRotaryEmbedding
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class FluxMemoryOptimizer:
         if name == "transformer":
             self._note_products(module)
             self._choose_attention(module)
+            self._cache_rotary_embedding(module)
             self._compile_transformer(module)
         elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
@@ -150,6 +152,16 @@ class FluxMemoryOptimizer:
         if best != "native":
             set_attention(transformer, best)
         self._note(name, best != "native", reason)
+
+    def _cache_rotary_embedding(self, transformer: Any) -> None:
+        name, embedding = "cached rotary embedding", getattr(transformer, "pos_embed", None)
+        if embedding is None or any(embedding.parameters()):
+            self._note(name, False, "the transformer has no rotary embedding of that kind")
+        elif self.device.kind == "cuda":
+            self._note(name, False, "to compare positions the host would wait for the device")
+        else:
+            transformer.pos_embed = CachedRotaryEmbedding(embedding)
+            self._note(name, True, "computed once for all steps of a picture")
 
     def _order_channels_last(self, name: str, module: nn.Module) -> None:
         if self.device.kind == "cuda" and any(isinstance(part, nn.GroupNorm) for part in module.modules()):

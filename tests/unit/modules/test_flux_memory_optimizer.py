@@ -76,6 +76,7 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
     assert {one.name for one in made.report if one.applied} == {
         "threads",
         "block cache",
+        "cached rotary embedding",
         "channels last: vae",
         "channels last: upscaler",
     }
