@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +17,9 @@ LARGE_BYTES = 39 * 10**9
 """A card of 40 GB reports 42 * 10**9 bytes, or a little less."""
 SMALL_BYTES = 14 * 10**9
 """A card of 12 GB reports less, one of 16 GB more."""
+WORTH_ROUNDING = 0.9
+"""4 bits are taken in place of 8 where a prediction then takes at most this share of the time. They cost far more
+quality, and times are predicted no better than that."""
 
 
 def resolved_rules(
@@ -39,22 +43,40 @@ def resolved_rules(
         why = "weights are not rounded where they need not be"
     elif models.components[models.denoiser].packed:
         why = "what the file has in few bits is not rounded again"
-    elif device.total_bytes < SMALL_BYTES:
-        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits"
-        # also where copies of larger weights would hide behind the computation: small cards are in small machines
-        yield _automatic(replace(rules, denoiser_formats=rules.formats & {"nf4"}), first, why)
+    elif device.total_bytes < SMALL_BYTES and four_bits_pay(device, models, workload, rules):
+        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits, and 8 bits would be slower"
+        yield _automatic(four_bits(rules), first, why)
     elif device.total_bytes < LARGE_BYTES:
         first, why = "fp8", "a card of less than 40 GB may hold FLUX.1 in 8 bits"
     for level in LEVELS[LEVELS.index(first) :]:
         yield _automatic(rules, level, why if level == first else "less rounding does not fit")
 
 
+def four_bits(rules: MemoryRules) -> MemoryRules:
+    """The rules for a transformer in 4 bits."""
+    return replace(rules, weight_precision="nf4", denoiser_formats=rules.formats & {"nf4"})
+
+
+def four_bits_pay(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:
+    """Whether the transformer in 4 bits makes a prediction that much faster than in 8 or more, in small tiles."""
+
+    def seconds(allowed: MemoryRules) -> float:
+        best = _in_small_tiles(device, models, workload, allowed).fastest()
+        return best[0][0] if best else math.inf
+
+    return seconds(four_bits(rules)) <= WORTH_ROUNDING * seconds(replace(rules, weight_precision="fp8"))
+
+
 def everything_stays(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:
     """Whether the device holds all models as they are, beside the activations of the workload in small tiles."""
-    tile = upscale_tile_sides(workload, device.type == "cpu")[-1]
-    search = PlanSearch(device, models, replace(workload, upscale_tile=tile), rules)
+    search = _in_small_tiles(device, models, workload, rules)
     choice = tuple(search.option(name, Placement("resident", one.dtype)) for name, one in models.components.items())
     return search.fits(choice, search.demand(choice)[0])
+
+
+def _in_small_tiles(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> PlanSearch:
+    tile = upscale_tile_sides(workload, device.type == "cpu")[-1]
+    return PlanSearch(device, models, replace(workload, upscale_tile=tile), rules)
 
 
 def _automatic(rules: MemoryRules, level: str, why: str) -> tuple[MemoryRules, str]:

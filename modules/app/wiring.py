@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Assembled:
     profile: ModelProfile
@@ -108,8 +105,10 @@ def set_up(
     fallback = OomFallback(models)
     with timeline.span("stages"):
         assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)
+    # what waits is pinned in this order, and the denoiser is uploaded in every step
+    denoiser_first = sorted(models.names(), key=lambda name: name != files.profile.denoiser)
     with timeline.span("models"):
-        for name in models.names():
+        for name in denoiser_first:
             with timeline.span(name):
                 load_or_leave_out(name, files, models, assembled)
     return SetUp(files, selection, spec, runtime, optimizer, models, fallback, assembled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,14 @@ def test_a_host_of_any_usual_size_has_a_plan_or_one_line(models: dict[str, Path]
             assert "\n" not in str(refusal) and host_gib == 16
         else:
             assert service.runtime.plan.pin_bytes < host_gib * 2**30
+
+
+def test_where_the_host_pins_less_than_waits_the_denoiser_comes_first(models: dict[str, Path]) -> None:
+    """Its blocks are uploaded in every step, those of T5 once a prompt."""
+    denoiser = 24 * 10**9  # all of its 23.8 GB, none of the 9.5 GB of T5
+    with FakeCard(24) as card, every_model_placed("block offload", pin_bytes=denoiser):
+        service = start_on_card(models["flux1"], weight_precision="bf16", **ALONE)
+        did = predict_on_card(card, service, num_inference_steps=2)
+        del service
+        gc.collect()  # it unpins its memory while the card is there
+    assert did.moved > 2 * denoiser and did.pageable < 12 * 10**9
