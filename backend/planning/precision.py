@@ -44,7 +44,7 @@ def resolved_rules(
     elif models.components[models.denoiser].packed:
         why = "what the file has in few bits is not rounded again"
     elif device.total_bytes < SMALL_BYTES and four_bits_pay(device, models, workload, rules):
-        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits, and 8 bits would be slower"
+        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits, and in 8 bits it would be slower"
         yield _automatic(four_bits(rules), first, why)
     elif device.total_bytes < LARGE_BYTES:
         first, why = "fp8", "a card of less than 40 GB may hold FLUX.1 in 8 bits"
@@ -58,13 +58,16 @@ def four_bits(rules: MemoryRules) -> MemoryRules:
 
 
 def four_bits_pay(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:
-    """Whether the transformer in 4 bits makes a prediction that much faster than in 8 or more, in small tiles."""
+    """Whether the transformer in 4 bits makes a prediction that much faster than in 8 or more, or saves reading weights
+    from the disk in every prediction. In small tiles."""
 
-    def seconds(allowed: MemoryRules) -> float:
-        best = _in_small_tiles(device, models, workload, allowed).fastest()
-        return best[0][0] if best else math.inf
+    def cost(allowed: MemoryRules) -> tuple[float, int]:
+        search = _in_small_tiles(device, models, workload, allowed)
+        best = search.fastest()
+        return (best[0][0], search.host_use(best[1]).reread) if best else (math.inf, 0)
 
-    return seconds(four_bits(rules)) <= WORTH_ROUNDING * seconds(replace(rules, weight_precision="fp8"))
+    (four, four_reread), (eight, eight_reread) = cost(four_bits(rules)), cost(replace(rules, weight_precision="fp8"))
+    return four <= WORTH_ROUNDING * eight or four_reread < eight_reread
 
 
 def everything_stays(device: DeviceMemory, models: ModelSpec, workload: Workload, rules: MemoryRules) -> bool:

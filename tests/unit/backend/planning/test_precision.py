@@ -57,7 +57,7 @@ def test_from_16_to_24_gb_ampere_takes_no_fewer_than_8_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["RTX 2080 Ti", "RTX 3060", "RTX 3080", "RTX 4060", "RTX 4070", "RTX 5070"])
 @pytest.mark.parametrize("host_gb", [16, 64])
-def test_up_to_12_gb_the_transformer_has_4_bits_only_where_8_are_slower_by_more_than_a_tenth(
+def test_up_to_12_gb_the_transformer_has_4_bits_only_where_8_are_much_slower_or_read_from_the_disk(
     name: str, host_gb: int
 ) -> None:
     card = card_named(name)
@@ -65,12 +65,10 @@ def test_up_to_12_gb_the_transformer_has_4_bits_only_where_8_are_slower_by_more_
     eight = plan_memory(device, FLUX_DEV, PLAIN, MemoryRules(weight_precision="fp8"))
     four = plan_memory(device, FLUX_DEV, PLAIN, four_bits(MemoryRules()))
     plan = automatic(device)
-    if plan.placements["transformer"].dtype == "nf4":
-        assert four.predicted_seconds < 0.91 * eight.predicted_seconds and plan.placements == four.placements
-        assert plan.reasons[0].startswith("weight_precision 'auto' means 'nf4' here: ")
-    else:
-        assert four.predicted_seconds > 0.89 * eight.predicted_seconds and plan.placements == eight.placements
-    assert (plan.placements["transformer"].dtype == "nf4") == ((name, host_gb) == ("RTX 4060", 16))
+    pays = four.predicted_seconds < 0.9 * eight.predicted_seconds or eight.reread_bytes > 0
+    assert plan.placements == (four if pays else eight).placements
+    assert plan.reasons[0].startswith(f"weight_precision 'auto' means '{'nf4' if pays else 'fp8'}' here: ")
+    assert pays == ((name, host_gb) in {("RTX 3060", 16), ("RTX 4060", 16)})
 
 
 @pytest.mark.parametrize("device", [emulated_memory(10**9, 16 * GB), DeviceMemory("cpu", 16 * GB)])
