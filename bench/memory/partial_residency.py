@@ -135,9 +135,8 @@ class Ground:
 
 
 def settings_of(folder: Path) -> Settings:
-    return replace(
-        Settings(), model=str(folder), dtype="float32", log_level="ERROR", disabled_extensions=list(optional_features())
-    )
+    nothing_else = tuple(optional_features())
+    return replace(Settings(), model=str(folder), dtype="float32", log_level="ERROR", disabled_extensions=nothing_else)
 
 
 def prepare(folder: Path, steps: int) -> Ground:
