@@ -6,7 +6,7 @@ running it.
 
 from typing import Optional
 
-from cog import BasePredictor, Input, Path
+from cog import BasePredictor, Input, Path, Secret
 
 
 class Predictor(BasePredictor):
@@ -64,6 +64,11 @@ class Predictor(BasePredictor):
             default="1",
             choices=["1", "0.25", "match_input"],
             description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it, match_input that of the given picture, at most 1440 pixels a side.",
+        ),
+        model: Optional[str] = Input(
+            default=None,
+            choices=["dev", "schnell"],
+            description="The variant of FLUX.1 that a fine-tune of a host draws with. Here it must be the one that is installed; leave it out.",
         ),
         num_outputs: int = Input(default=1, ge=1, le=4, description="Number of pictures. Picture i uses seed + i."),
         num_inference_steps: Optional[int] = Input(
@@ -186,6 +191,45 @@ class Predictor(BasePredictor):
         face_enhance: bool = Input(
             default=False,
             description="Restore the faces of the finished picture with GFPGAN or RestoreFormer, where their weights are installed.",
+        ),
+        lora_weights: Optional[str] = Input(
+            default=None,
+            max_length=2048,
+            description="A LoRA for all pictures: the name of a file in weights/loras, owner/model, huggingface.co/owner/model, civitai.com/models/ID, replicate.com/owner/model, or the https address of a .safetensors file. lora_sources says which are allowed.",
+        ),
+        lora_scale: Optional[float] = Input(
+            default=None,
+            ge=-3,
+            le=3,
+            description="How strongly the LoRA changes the pictures. 0 does nothing, a negative number turns it round. Left out: 1; 0.8 with hf_lora.",
+        ),
+        extra_lora: Optional[str] = Input(
+            default=None,
+            max_length=2048,
+            description="A second LoRA, as in lora_weights. More go into the prompt, as <lora:name:0.8>.",
+        ),
+        extra_lora_scale: float = Input(
+            default=1.0, ge=-3, le=3, description="How strongly the second LoRA changes the pictures."
+        ),
+        hf_lora: Optional[str] = Input(
+            default=None,
+            max_length=2048,
+            description="Another name of lora_weights, in which owner/model is a model of Hugging Face.",
+        ),
+        replicate_weights: Optional[str] = Input(
+            default=None,
+            max_length=2048,
+            description="Another name of lora_weights, in which owner/model is a fine-tune of Replicate.",
+        ),
+        hf_api_token: Optional[Secret] = Input(
+            default=None,
+            max_length=1000,
+            description="Token of Hugging Face, for a LoRA that is private or gated. It is sent there and kept nowhere.",
+        ),
+        civitai_api_token: Optional[Secret] = Input(
+            default=None,
+            max_length=1000,
+            description="Token of Civitai, for a LoRA that asks for one. It is sent there and kept nowhere.",
         ),
         prompt_upsampling: bool = Input(
             default=False, description="Let a language model rewrite the prompt as a full description first."

@@ -16,6 +16,7 @@ from backend.api.input_schema import InputSchema
 from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
+from modules.lora.sources import LoraSources
 from modules.pipeline.stages import STAGES
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import ImageRequest
@@ -39,6 +40,7 @@ class Installed:
         missing: Models whose files are not installed.
         defaults: What a request gets that leaves inputs out.
         left_out: Why other files cannot be used, by the names that inputs would give them.
+        lora_sources: Where a LoRA may come from.
     """
 
     profile: ModelProfile
@@ -49,6 +51,7 @@ class Installed:
     missing: frozenset[str]
     defaults: Defaults = STUDIO
     left_out: Mapping[str, str] = field(default_factory=dict)
+    lora_sources: LoraSources = field(default_factory=LoraSources)
 
     def to_json(self) -> bytes:
         return _AS_JSON.dump_json(self)
@@ -90,7 +93,14 @@ class InputChecks:
         wanted = self.extensions.turn_off(values, self.schema.defaults)
         has = self.installed
         request = build_request(
-            wanted, has.profile, has.detectors, has.upscalers, has.restores_faces, has.defaults, has.left_out
+            wanted,
+            has.profile,
+            has.detectors,
+            has.upscalers,
+            has.restores_faces,
+            has.defaults,
+            has.left_out,
+            has.lora_sources,
         )
         return replace(
             request, stage_options=self.extensions.stage_options(wanted), notices=(*notices, *request.notices)
@@ -99,4 +109,6 @@ class InputChecks:
     def filled_in(self, infotext: str) -> Filled:
         """The inputs that a WebUI's text of parameters names, as far as they can be honoured here."""
         has = self.installed
-        return filled_in(infotext, Targets(has.profile, has.detectors, has.upscalers, self.schema.properties))
+        return filled_in(
+            infotext, Targets(has.profile, has.detectors, has.upscalers, self.schema.properties, has.lora_sources)
+        )

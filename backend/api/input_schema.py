@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, Field, SecretStr, create_model
 
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
 from backend.core.texts import MAX_TEXT, bounded
-from backend.core.validation import STRICT, WholeNumber, from_text, validated
+from backend.core.validation import STRICT, Secret, WholeNumber, from_text, validated
 
 PREDICTOR_FILE = ROOT / "predict.py"
 Schema = dict[str, Any]
@@ -29,6 +29,7 @@ _TYPES: Mapping[str, Schema] = {
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "Path": {"type": "string", "format": "uri"},
+    "Secret": {"type": "string", "format": "password", "writeOnly": True, "x-cog-secret": True},
 }
 _KEYWORDS: Mapping[str, str] = {
     "default": "default",
@@ -145,6 +146,9 @@ class InputSchema:
         self.defaults: dict[str, object] = {
             name: prop["default"] for name, prop in self.properties.items() if "default" in prop
         }
+        self.secrets: frozenset[str] = frozenset(
+            name for name, prop in self.properties.items() if prop.get("x-cog-secret")
+        )
         definitions: dict[str, Any] = {name: _definition(prop) for name, prop in self.properties.items()}
         self._model = create_model("Inputs", __config__=STRICT, **definitions)
 
@@ -176,12 +180,20 @@ class InputSchema:
 def _definition(prop: Schema) -> tuple[Any, Any]:
     """The type and the field of one input, as pydantic's ``create_model`` takes them."""
     kind: Any = Literal[tuple(prop["enum"])] if "enum" in prop else _python_type(prop)
+    most = prop.get("maxLength", MAX_TEXT)
     if kind is str:  # not Field(max_length=...), which refuses half a surrogate pair
-        kind = Annotated[str, AfterValidator(partial(bounded, most=prop.get("maxLength", MAX_TEXT)))]
+        kind = Annotated[str, AfterValidator(partial(bounded, most=most))]
+    elif kind is Secret:
+        kind = Annotated[Secret, AfterValidator(partial(_bounded_secret, most=most))]
     if prop.get("minLength"):
         kind = Annotated[kind, AfterValidator(_not_empty)]
     field = Field(prop.get("default", ...), ge=prop.get("minimum"), le=prop.get("maximum"))
     return kind | None if prop.get("nullable") else kind, field
+
+
+def _bounded_secret(secret: SecretStr, most: int) -> SecretStr:
+    bounded(secret.get_secret_value(), most)
+    return secret
 
 
 def _not_empty(text: str) -> str:
@@ -193,12 +205,14 @@ def _not_empty(text: str) -> str:
 def _python_type(prop: Schema) -> Any:
     if prop.get("format") == "uri":
         return Path
+    if prop.get("format") == "password":
+        return Secret
     return {"string": str, "integer": WholeNumber, "number": float, "boolean": bool}[prop["type"]]
 
 
 def _typed(name: str, prop: Schema, text: str) -> object:
     kind = _python_type(prop)
-    if kind is str:
+    if kind in (str, Secret):
         return text
     if kind is Path:
         if not text.startswith("@"):

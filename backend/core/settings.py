@@ -36,6 +36,8 @@ RENAMED_VALUES: Mapping[tuple[str, object], str] = {("weight_precision", "exact"
 """Values of a setting by their old names, likewise."""
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, and no tuples
+LoraSource = Literal["local", "huggingface", "civitai", "replicate", "https"]
+LoraSourceNames = Annotated[tuple[LoraSource, ...], Field(strict=False)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -56,6 +58,9 @@ class Settings:
     cpu_threads: Annotated[WholeNumber, Field(ge=0)] = 0
     weights_dir: str = "weights"
     allow_downloads: bool = False
+    lora_sources: LoraSourceNames = ("local",)
+    lora_cache: str = ".lora_cache"
+    lora_cache_gb: Annotated[WholeNumber, Field(ge=0)] = 20
     upscaler: str = "auto"
     face_restorer: str = "auto"
     face_detector: str = "auto"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -46,6 +46,25 @@ WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 Text = Annotated[str, AfterValidator(bounded)]
 """The type of a text field: at most 20,000 characters."""
+
+
+def unveiled(value: object) -> object:
+    """The text of a secret of Cog, which has the same method as pydantic's."""
+    veiled = getattr(value, "get_secret_value", None)
+    text = veiled() if veiled else value
+    return text.strip() if isinstance(text, str) else text
+
+
+def _one_word(secret: SecretStr) -> SecretStr:
+    """Raises ValueError, which does not quote it, for what cannot be sent as a token."""
+    text = secret.get_secret_value()
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("is no token: it must be one word of printable ASCII characters")
+    return secret
+
+
+Secret = Annotated[SecretStr, BeforeValidator(unveiled), AfterValidator(_one_word)]
+"""The type of a token. It is shown as asterisks wherever it may be printed, and no error quotes it."""
 
 
 def fields_of(kind: type) -> Mapping[str, FieldInfo]:
@@ -97,21 +116,32 @@ def _problem(error: ErrorDetails, fields: Mapping[str, FieldInfo], given: object
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "literal_error":
-        offered = choices(fields[name])
-        close = nearest(given, offered) if isinstance(given, str) else ""
-        return f"must be one of {', '.join(offered)}, not {_shown(given)}{close}"
+        offered, wrong = choices(fields[name]), error["input"]
+        close = nearest(wrong, offered) if isinstance(wrong, str) else ""
+        return f"must be one of {', '.join(offered)}, not {_shown(wrong)}{close}"
     if kind in _OUT_OF_RANGE:
         return f"must be {_range(fields[name])}, not {_shown(error['input'])}"
+    if name in fields and _mentions(fields[name].annotation, SecretStr):
+        return "must be text"  # without the value
     wanted = error["ctx"]["class"] if kind == "is_instance_of" else kind.partition("_")[0]
     if len(error["loc"]) > 1:  # an item of a list
         wanted = "tuple"
     return f"must be {_TYPES.get(wanted, wanted)}, not {_shown(given)}"
 
 
+def _mentions(annotation: object, kind: type) -> bool:
+    return annotation is kind or any(_mentions(one, kind) for one in get_args(annotation))
+
+
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a field takes whose type is a ``Literal``, or that or None; empty for any other type."""
-    kinds = (field.annotation, *get_args(field.annotation))
-    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+    """The values that a field takes whose type is a ``Literal``, or a list of such; empty for any other type."""
+    return _literals(field.annotation)
+
+
+def _literals(annotation: object) -> tuple[str, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(_literals, get_args(annotation))), ())
 
 
 def bounds(field: FieldInfo) -> tuple[float, float]:

@@ -182,10 +182,11 @@ def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path, check: 
 def _row(number: int, record: _Record, schema: InputSchema, folder: Path, check: Check | None) -> Row:
     values = {name: value for name, value in record.values.items() if value is not None}
     name = bounded(str(values.pop(ID, ""))[: MAX_ID + 1]).strip() or f"{number:05}"
+    public = {column: value for column, value in values.items() if column not in schema.secrets}
     if len(name) > MAX_ID:
-        return Row(f"{number:05}", values, f"{ID}: has more than {MAX_ID} characters; shorten it")
+        return Row(f"{number:05}", public, f"{ID}: has more than {MAX_ID} characters; shorten it")
     if record.problem:
-        return Row(name, values, record.problem)
+        return Row(name, public, record.problem)
     for column, value in values.items():
         if _is_file(schema, column) and isinstance(value, str | Path):
             values[column] = folder / value
@@ -197,4 +198,4 @@ def _row(number: int, record: _Record, schema: InputSchema, folder: Path, check:
             check(inputs)
         return Row(name, inputs)
     except InputError as error:
-        return Row(name, values, str(error))
+        return Row(name, {column: values[column] for column in (*public, "seed")}, str(error))

@@ -22,7 +22,7 @@ def checks_before_loading(settings: Settings) -> InputChecks:
     """
     selection = select(settings)
     set_environment(settings, os.environ, sys.modules)  # before torch is imported
-    from modules.app.model_files import find_files
+    from modules.app.model_files import find_files, lora_sources
     from modules.detection.registry import stated_classes
 
     files = find_files(settings, selection)
@@ -38,5 +38,6 @@ def checks_before_loading(settings: Settings) -> InputChecks:
         selection.missing,
         DEFAULTS[settings.profile],
         files.left_out,
+        lora_sources(settings),
     )
     return InputChecks(InputSchema(), selection, installed)

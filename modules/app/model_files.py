@@ -36,6 +36,8 @@ from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
 from modules.families.parts import folder_of_parts
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
+from modules.lora.sources import FOLDER as LORA_FOLDER
+from modules.lora.sources import LoraSources
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
 from modules.safety.discovery import SAFETY_CHECKER, CheckerSource, find_safety_checker
@@ -181,6 +183,11 @@ class Files:
 
 def is_embedded(source: Source) -> bool:
     return not source.file and source.path.parent.name == EMBEDDED
+
+
+def lora_sources(settings: Settings) -> LoraSources:
+    """Where the LoRA of a request may come from."""
+    return LoraSources(settings.lora_sources, settings.weights_path / LORA_FOLDER)
 
 
 def find_files(settings: Settings, selection: Selection | None = None, families: Families = FAMILIES) -> Files:

@@ -26,19 +26,22 @@ from backend.core.settings import Settings
 from backend.core.timeline import Timeline, process_began
 from backend.planning.model_specs import ModelSpec
 from modules.app.environment import set_environment
+from modules.app.lora_files import lora_files
 from modules.app.warm_up import first_request, thorough_requests
 from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
 from modules.families.registry import FAMILIES, Families
 from modules.input_checks import INSTALLED_FILE, InputChecks, Installed
+from modules.lora.store import LoraStore
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
 from modules.output.summary import unit_results
-from modules.pipeline.base import DebugSink, ImagePipeline, Progress, Stage
+from modules.pipeline.base import DebugSink, ImageBatch, ImagePipeline, Progress, Stage
 from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.defaults import DEFAULTS, Defaults
+from modules.request.image_request import ImageRequest
 from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
     from backend.offload.oom_fallback import OomFallback
     from modules.app.wiring import SetUp
+    from modules.lora.adapters import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,8 @@ class Service:
     timeline: Timeline
     outputs: Path
     uploads: Uploads
+    loras: LoraStore
+    adapters: Adapters
 
     def predict(
         self,
@@ -115,17 +121,12 @@ class Service:
             with timeline.span("inputs"):
                 request = self.checks.request(inputs)
             with ProgressBars() as bars, self.runtime.activate():
+                show = progress or bars
+                loras = lora_files(self.loras, request, inputs, show, timeline, check, self.adapters.check)
                 if self.upsampler:
                     request = upsampled(request, self.upsampler, timeline, check)
-                batch = self.pipeline.run(request, progress or bars, timeline, debug_sink, check)
-            report("seed", request.seed)
-            if request.adetailer:
-                parameters = [picture.parameters for picture in batch.pictures]
-                report("adetailer.units", unit_results(parameters, len(request.adetailer)))
-            for name, count in batch.metrics.items():
-                report(name, count)
-            if batch.notices:
-                report("notices", list(batch.notices))
+                batch = self.pipeline.run(request, show, timeline, debug_sink, check, loras)
+            _report_results(report, request, batch)
             check()
             with timeline.span("outputs"):
                 files = write_pictures(batch, request, directory, self.model)
@@ -154,6 +155,7 @@ class Service:
             selection.missing,
             self.defaults,
             self.left_out,
+            self.loras.sources,
         )
         return InputChecks(self.schema, selection, installed)
 
@@ -171,6 +173,18 @@ class Service:
         with self.runtime.activate():
             for request in requests:
                 self.pipeline.run(request)
+
+
+def _report_results(report: Report, request: ImageRequest, batch: ImageBatch) -> None:
+    """The metrics that are known once the pictures are made."""
+    report("seed", request.seed)
+    if request.adetailer:
+        parameters = [picture.parameters for picture in batch.pictures]
+        report("adetailer.units", unit_results(parameters, len(request.adetailer)))
+    for name, count in batch.metrics.items():
+        report(name, count)
+    if batch.notices:
+        report("notices", list(batch.notices))
 
 
 def since_launch(served: bool) -> Timeline:
@@ -249,6 +263,8 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
     outputs, uploads = scratch / "outputs", Uploads(scratch / "uploads")
     for folder in (outputs, uploads.folder):
         folder.mkdir()
+    from modules.app.wiring import lora_store
+
     assembled = parts.assembled
     return Service(
         schema=schema,
@@ -269,6 +285,8 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
         timeline=timeline,
         outputs=outputs,
         uploads=uploads,
+        loras=lora_store(settings),
+        adapters=assembled.adapters,
     )
 
 

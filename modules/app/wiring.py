@@ -27,13 +27,16 @@ from backend.offload.packed_linear import keep_packed
 from backend.offload.quantized_cache import QuantizedCache
 from backend.offload.quantized_linear import FORMATS, quantize, why_no_products
 from backend.planning.model_specs import PACKED, ModelSpec
-from modules.app.model_files import Files, find_files
+from modules.app.model_files import Files, find_files, lora_sources
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
 from modules.families.registry import Families
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
+from modules.lora.adapters import Adapters
+from modules.lora.disk_cache import DiskCache
+from modules.lora.store import LoraStore
 from modules.output.image_writer import ModelInfo
 from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler
@@ -60,6 +63,7 @@ class Assembled:
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
     restores_faces: bool
+    adapters: Adapters
     left_out: dict[str, str]
     """Why other files cannot be used, by the names that inputs would give them."""
 
@@ -163,15 +167,26 @@ def assemble(
         services.detectors.class_sets if services.detectors else {},
         tuple(files.upscalers),
         files.face_restorer is not None,
+        diffusion.adapters,
         dict(files.left_out),
     )
 
 
 def quantized_cache(settings: Settings) -> QuantizedCache:
     """Where quantized weights are kept: in the folder of the settings, else in the user's cache."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folders = (ROOT / settings.quantized_cache, users / "cog-flux-adetailer" / "quantized")
+    folders = (ROOT / settings.quantized_cache, _cache_of_user() / "quantized")
     return QuantizedCache(folders, settings.quantized_cache_gb * 10**9)
+
+
+def lora_store(settings: Settings) -> LoraStore:
+    """Where LoRA files come from, and where downloaded ones are kept: in the folder of the settings, else in the user's
+    cache."""
+    folders = (ROOT / settings.lora_cache, _cache_of_user() / "loras")
+    return LoraStore(lora_sources(settings), DiskCache(folders, settings.lora_cache_gb * 10**9))
+
+
+def _cache_of_user() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cog-flux-adetailer"
 
 
 def register_models(

@@ -66,6 +66,7 @@ class ModelProfile:
         knows: What a demo model draws, where its tokenizer has all words that it knows as one token each; "" for
             models that take any words.
         guidance_of_host: The guidance scale that hosts of the model use by default; None = its own.
+        hosted_as: What hosts of fine-tunes call the model in their input ``model``; "" = nothing.
         safety_check: Whether its licence asks for a check of the pictures that are given out.
         strength, aspect_ratio: The ``prompt_strength`` and ``aspect_ratio`` that a request gets which names none.
     """
@@ -82,6 +83,7 @@ class ModelProfile:
     denoiser: str = "transformer"
     knows: str = ""
     guidance_of_host: float | None = None
+    hosted_as: str = ""
     safety_check: bool = False
     strength: float = 0.8
     aspect_ratio: str = "1:1"

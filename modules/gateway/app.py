@@ -61,8 +61,9 @@ class Gateway:
         self._openapi = json.dumps(openapi(source))
         self._bodies, self._webhooks = Bodies(), Webhooks()
         self._folders = PredictionFolders()
-        self._predictions = Predictions(options.cog.slots, self._webhooks, self._folders)
-        self._inputs = InputValidator(InputSchema(source), Fetcher(options.private), scratch)
+        schema = InputSchema(source)
+        self._predictions = Predictions(options.cog.slots, self._webhooks, self._folders, schema.secrets)
+        self._inputs = InputValidator(schema, Fetcher(options.private), scratch)
         self._supervisor = Supervisor(options.cog, scratch, self._predictions, self._inputs, options.stall_seconds)
         self._closing = False
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +52,10 @@ class Predictions:
     Cog's server is always asked to answer when the prediction has ended, also where the client does not wait for it.
     """
 
-    def __init__(self, limit: int, webhooks: Webhooks, folders: PredictionFolders) -> None:
+    def __init__(
+        self, limit: int, webhooks: Webhooks, folders: PredictionFolders, secrets: Collection[str] = ()
+    ) -> None:
+        """``secrets`` are the inputs that no answer may repeat."""
         self.limit = limit
         self.url = ""
         """Of Cog's server."""
@@ -61,7 +64,7 @@ class Predictions:
         self.running: dict[str, Running] = {}
         self.worker_died = asyncio.Event()
         """Set by an answer that says so; the supervisor need not wait for its next look."""
-        self._webhooks, self._folders = webhooks, folders
+        self._webhooks, self._folders, self._secrets = webhooks, folders, frozenset(secrets)
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
@@ -110,7 +113,7 @@ class Predictions:
                 # without inputs: a prediction that has ended meanwhile is refused, and not begun anew
                 async with self._session.put(f"{self.url}/predictions/{prediction.id}", json={}) as answer:
                     if answer.status == 202:
-                        return Answer(202, await answer.read())
+                        return Answer(202, _without(self._secrets, await answer.read()))
                 await asyncio.sleep(0.02)
         return await asyncio.shield(prediction.task)
 
@@ -147,6 +150,13 @@ class Predictions:
             if answer.status != 409 or time.monotonic() > deadline:
                 return answer
             await asyncio.sleep(0.02)
+
+
+def _without(names: Collection[str], state: bytes) -> bytes:
+    """The state of a prediction without these inputs, which Cog's server repeats."""
+    content = json.loads(state)
+    content["input"] = {name: value for name, value in content.get("input", {}).items() if name not in names}
+    return json.dumps(content).encode()
 
 
 def _failure(prediction: str, error: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ Light: the gateway refuses with it what the worker would refuse.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from backend.core.errors import InputError, nearest
@@ -21,10 +21,10 @@ MAX_FILES = 10_000
 @dataclass(frozen=True)
 class LoraSources:
     """``allowed`` are names of the setting ``lora_sources``, the first one to be asked first; ``folder`` holds the
-    files of "local"."""
+    files of "local", None where there are none."""
 
     allowed: tuple[str, ...] = (LOCAL,)
-    folder: Path = field(default_factory=Path)
+    folder: Path | None = None
 
     def references(self, text: str, input_name: str, home: str = "") -> tuple[Reference, ...]:
         """What the text may mean, in the order in which it is looked for; the first is a :class:`LocalName` only where
@@ -56,7 +56,7 @@ class LoraSources:
 
     def names(self) -> Mapping[str, Path]:
         """The files by their paths in the folder, without suffix."""
-        if not self.folder.is_dir():
+        if self.folder is None or not self.folder.is_dir():
             return {}
         files = sorted(file for file in self.folder.rglob("*") if file.suffix.lower() in SUFFIXES)[:MAX_FILES]
         return {file.relative_to(self.folder).with_suffix("").as_posix(): file for file in files}
@@ -80,6 +80,10 @@ class LoraSources:
         hint = nearest(wanted, names) or nearest(wanted, short)
         others = "" if hint or not names else f"; there are {', '.join(list(names)[:5])}" + ", ..." * (len(names) > 5)
         return f"'{shown(name)}' is not in weights/{FOLDER}{hint or others}"
+
+
+LOCAL_ONLY = LoraSources()
+"""Without any files."""
 
 
 def _without_suffix(name: str) -> str:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from backend.checkpoints.file_type import check_safetensors, is_pickle
 from backend.core.cancellation import Check, never_canceled
 from backend.core.data_files import DataError, require_regular
 from backend.core.errors import InputError, StorageError, WeightsError
 from backend.core.files import is_safe_name
+from backend.core.validation import unveiled
 from modules.lora.digests import DigestMemo, digests
 from modules.lora.disk_cache import DiskCache, Kept
-from modules.lora.lora_file import LoraFile
+from modules.lora.lora_file import LoraError, LoraFile
 from modules.lora.references import SUFFIXES, TOKEN_INPUTS, LocalName, Reference, shown
 from modules.lora.sources import LoraSources
 
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes of a download so far, and those of the file; 0 where its host does not say."""
+Accept = Callable[[LoraFile], object]
 
 
 def no_progress(done: int, total: int) -> None:
     """Progress for callers that do not want any."""
+
+
+def accept_any(file: LoraFile) -> None:
+    """For callers that take every file."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,12 @@ class Tokens:
     """By the name of a source. They are not shown, and not kept."""
 
     by_source: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_inputs(cls, inputs: Mapping[str, Any]) -> Tokens:
+        """Those among the inputs of a request."""
+        given = {source: unveiled(inputs.get(name)) for source, name in TOKEN_INPUTS.items()}
+        return cls({source: str(token) for source, token in given.items() if token})
 
     def of(self, source: str) -> str:
         return self.by_source.get(source, "")
@@ -54,6 +66,7 @@ class Fetch:
         tokens: Of the request.
         check: Ends waiting and downloads by raising.
         on_progress: Told of every piece of a download.
+        accept: Told of the file, before a downloaded one is installed; raises LoraError for one that is of no use here.
         keep: Hashes of files that must not be deleted to make room, such as the other ones of the request.
     """
 
@@ -61,6 +74,7 @@ class Fetch:
     tokens: Tokens = field(default_factory=Tokens)
     check: Check = never_canceled
     on_progress: OnProgress = no_progress
+    accept: Accept = accept_any
     keep: frozenset[str] = frozenset()
 
     def refused(self, reference: Reference, problem: str) -> InputError:
@@ -94,7 +108,13 @@ class LoraStore:
         there, too large, or no safetensors file. Then nothing of it is left on disk.
         """
         how = how or Fetch()
-        meant = self.sources.references(reference, how.input_name)
+        try:
+            return self._found(self.sources.references(reference, how.input_name), how)
+        except LoraError as problem:
+            raise InputError(how.input_name, str(problem)) from None
+
+    def _found(self, meant: Sequence[Reference], how: Fetch) -> LoraFile:
+        """The file of the first meaning that has one."""
         if isinstance(meant[0], LocalName):
             return self._local(meant[0], how)
         for one in meant:
@@ -114,11 +134,13 @@ class LoraStore:
             if path is None:
                 raise FileNotFoundError(reference.name)
             _check_file(path)
-            return self._file(path, path.stem)
+            file = self._file(path, path.stem)
         except (WeightsError, DataError) as problem:
             raise how.refused(reference, str(problem)) from None
         except OSError as error:
             raise how.refused(reference, f"cannot be read ({error.strerror or 'it is gone'})") from None
+        how.accept(file)
+        return file
 
     def _file(self, path: Path, name: str) -> LoraFile:
         found = self.memo.of(path)
@@ -135,6 +157,7 @@ class LoraStore:
             except OSError:  # deleted by another process
                 continue
             if file.sha256 == kept.sha256:
+                how.accept(file)
                 return file
             self.cache.forget(kept.sha256)
         return None
@@ -164,10 +187,12 @@ class LoraStore:
             target = target_of(reference, token, downloader)
             name = _received(target, part, downloader, self._room(folder, how), how.on_progress)
             _check_file(part)
-            sha256 = digests(part).sha256
-            if target.sha256 not in ("", sha256):
+            found = digests(part)
+            if target.sha256 not in ("", found.sha256):
                 raise WeightsError("has another checksum than its hub says; try again")
-            return Kept(sha256, _plain(target.name or name) or sha256[:12], target.reference)
+            kept = Kept(found.sha256, _plain(target.name or name) or found.sha256[:12], target.reference)
+            how.accept(LoraFile(kept.name, part, found.sha256, found.tensors))
+            return kept
 
         try:
             kept = self.cache.add(folder, key, write)

@@ -22,7 +22,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from backend.core.files import atomic_files
 from backend.core.texts import json_from
-from modules.pipeline.base import ImageBatch, Picture
+from modules.lora.lora_file import LoraFile
+from modules.output.lora_text import HASHES, hashes, prompt_with_tags
+from modules.pipeline.base import NO_LORAS, ImageBatch, Picture
 from modules.request.image_request import ImageRequest
 
 logger = logging.getLogger(__name__)
@@ -62,11 +64,18 @@ class ModelInfo:
     version: str
 
 
-def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo, notices: Sequence[str] = ()) -> str:
+def parameters_text(
+    request: ImageRequest,
+    picture: Picture,
+    model: ModelInfo,
+    notices: Sequence[str] = (),
+    loras: Mapping[str, LoraFile] = NO_LORAS,
+) -> str:
     """The generation parameters in WebUI's format: the prompt, the negative prompt if any, and one line of fields.
 
     Entries of ``picture.parameters`` under a WebUI key follow our own fields. An entry with the key of one of ours
-    replaces it (a stage that used another sampler writes ``"Sampler": "Euler"``); None leaves the field out.
+    replaces it (a stage that used another sampler writes ``"Sampler": "Euler"``); None leaves the field out. ``loras``
+    has the files by what the request calls them.
     """
     extras = {key: value for key, value in picture.parameters.items() if _is_text_field(key, value)}
     negative = extras.pop(_NEGATIVE, None)
@@ -82,12 +91,14 @@ def parameters_text(request: ImageRequest, picture: Picture, model: ModelInfo, n
         "Model": model.name,
         "Denoising strength": request.prompt_strength if request.image is not None else None,
         **extras,
+        HASHES: hashes(loras),
         "Notes": "; ".join(notices) or None,
         "Version": model.version,
     }
     # Readers cut the text at "Negative prompt:", some of them anywhere in a line, and sd-parsers fails when it finds
     # two. A space before the colon keeps the prompt in one piece; the JSON record has it unchanged.
-    prompts = [text.replace(f"{_NEGATIVE}:", f"{_NEGATIVE} :") for text in (request.prompt, str(negative or ""))]
+    texts = (prompt_with_tags(request, loras), str(negative or ""))
+    prompts = [text.replace(f"{_NEGATIVE}:", f"{_NEGATIVE} :") for text in texts]
     line = ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value is not None)
     return _sound("\n".join([prompts[0], *([f"{_NEGATIVE}: {prompts[1]}"] if prompts[1] else []), line]))
 
@@ -113,8 +124,8 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
             picture.image,
             part,
             request,
-            parameters_text(request, picture, model, batch.notices),
-            _record(replace(request, notices=batch.notices), picture, model, seconds),
+            parameters_text(request, picture, model, batch.notices, batch.loras),
+            _record(replace(request, notices=batch.notices), picture, model, seconds, batch.loras),
         )
 
     try:
@@ -182,13 +193,20 @@ def _sound(text: str) -> str:
     return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace").replace("\0", "")
 
 
-def _record(request: ImageRequest, picture: Picture, model: ModelInfo, seconds: Mapping[str, float]) -> str:
-    """Our record as ASCII JSON: the request (of images only their size), the model, the seconds of the stages, and what
-    the text leaves out."""
+def _record(
+    request: ImageRequest,
+    picture: Picture,
+    model: ModelInfo,
+    seconds: Mapping[str, float],
+    loras: Mapping[str, LoraFile],
+) -> str:
+    """Our record as ASCII JSON: the request (of images only their size), the model, the LoRA files by their SHA-256,
+    the seconds of the stages, and what the text leaves out."""
     remembered = {key: value for key, value in picture.parameters.items() if not _is_text_field(key, value)}
     record = {
         "request": request,
         "model": model,
+        "loras": {reference: file.sha256 for reference, file in loras.items()},
         "seed": picture.seed,
         "size": picture.image,
         "seconds": seconds,

@@ -8,18 +8,42 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from PIL import Image
+
 from backend.core.errors import InputError
+from modules.diffusion.canvas import MOST_MATCHED, Canvas
 from modules.diffusion.profile import ModelProfile
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """``guidance_of_host``: where the model has one, the guidance scale that hosts use, in place of its own."""
+    """``guidance_of_host``: where the model has one, the guidance scale that hosts use, in place of its own.
+    ``rounds_sizes``: width and height become the nearest sizes that the model draws, where others are refused.
+    ``size_of_image``: a picture that starts from an image has its size, and not only its shape."""
 
     adetailer: bool = True
     scale: float = 2.0
     go_fast: bool = False
     guidance_of_host: bool = False
+    rounds_sizes: bool = False
+    size_of_image: bool = False
+
+    def size_from(self, image: Image.Image | None, megapixels: str, profile: ModelProfile) -> tuple[int, int] | None:
+        """Width and height of a picture that starts from ``image`` (scaled down to at most 1440 pixels a side, as hosts
+        do it); None where other inputs decide."""
+        if image is None or not self.size_of_image or megapixels != "1" or "image" in profile.inputs.needs:
+            return None
+        scale = min(1.0, MOST_MATCHED / max(image.size))
+        return profile.canvas.fitted(int(image.width * scale), int(image.height * scale))
+
+    def on_the_grid(self, inputs: Mapping[str, Any], canvas: Canvas) -> tuple[dict[str, Any], list[str]]:
+        """The inputs with a width and a height that the model draws, and a line where they are others than given."""
+        given = {side: inputs[side] for side in ("width", "height") if inputs[side] is not None}
+        if not self.rounds_sizes or inputs["aspect_ratio"] != "custom":
+            return dict(inputs), []
+        drawn = {side: canvas.fitted(pixels, pixels)[0] for side, pixels in given.items()}
+        changed = [f"{side}: {given[side]} is no size of this model, {drawn[side]} is drawn" for side in given]
+        return dict(inputs) | drawn, [line for side, line in zip(given, changed) if drawn[side] != given[side]]
 
     def filled(self, inputs: Mapping[str, Any], profile: ModelProfile) -> dict[str, Any]:
         """The inputs with those filled in that are None, and one name for the guidance scale.
@@ -34,7 +58,8 @@ class Defaults:
             raise InputError(
                 "guidance", f"is {guidance:g}, and guidance_scale is {given['guidance_scale']:g}; give one"
             )
-        host = profile.guidance_of_host if self.guidance_of_host else None
+        # the host that has the input hf_lora takes the model's own guidance scale
+        host = profile.guidance_of_host if self.guidance_of_host and not given.get("hf_lora") else None
         honours = profile.inputs.go_fast and not given["image"]  # as on hosts, which draw from an image without it
         left_out = {
             "adetailer": self.adetailer,
@@ -50,6 +75,11 @@ class Defaults:
 
 STUDIO = Defaults()
 DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
-    {"studio": STUDIO, "hosted": Defaults(adetailer=False, scale=1.0, go_fast=True, guidance_of_host=True)}
+    {
+        "studio": STUDIO,
+        "hosted": Defaults(
+            adetailer=False, scale=1.0, go_fast=True, guidance_of_host=True, rounds_sizes=True, size_of_image=True
+        ),
+    }
 )
 """By the setting ``profile``."""

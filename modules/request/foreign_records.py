@@ -76,10 +76,29 @@ def _written(record: Mapping[str, Any]) -> str:
     if "None" not in size:
         fields["Size"] = size
     known = {*LABELS, *PROMPTS, *NEGATIVES, "width", "height", "resolution"}
+    tags = _lora_tags(record)
+    known |= {"loras", "loraweights"} if tags else set()
     fields |= {name.replace("_", " "): "given" for name, value in record.items() if value and name not in known}
     line = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
     prompt, negative = (_first_text(record, names) for names in (PROMPTS, NEGATIVES))
-    return "\n".join([prompt, *([f"{NEGATIVE} {negative}"] if negative else []), line])
+    return "\n".join([" ".join([prompt, *tags]), *([f"{NEGATIVE} {negative}"] if negative else []), line])
+
+
+def _lora_tags(record: Mapping[str, Any]) -> list[str]:
+    """The LoRA of a record as tags: objects with a model and a weight (InvokeAI), lists of name, weight and hash
+    (Fooocus), or names with their weights in a list of their own (SwarmUI)."""
+    given, weights = record.get("loras"), record.get("loraweights")
+    tags: list[str] = []
+    one: Any
+    for index, one in enumerate(given if isinstance(given, list) else ()):
+        weight: Any = weights[index] if isinstance(weights, list) and index < len(weights) else 1
+        if isinstance(one, dict):
+            one, weight = one.get("model", one.get("lora")), one.get("weight", 1)
+        elif isinstance(one, list) and len(one) > 1:
+            one, weight = one[0], one[1]
+        if (name := _scalar(one)) and (scale := _scalar(weight)):
+            tags.append(f"<lora:{name.replace(chr(92), '/').removesuffix('.safetensors')}:{scale}>")
+    return tags
 
 
 def _of_graph(graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +111,9 @@ def _of_graph(graph: Mapping[str, Any]) -> dict[str, Any]:
         for name in _NODES:
             if isinstance(inputs.get(name), str | int | float):
                 found.setdefault(name, inputs[name])
+    found["loras"] = [
+        [inputs["lora_name"], inputs.get("strength_model", 1)] for inputs in nodes if "lora_name" in inputs
+    ]
     nodes.sort(key=lambda inputs: "steps" not in inputs)  # samplers first: others have links of these names too
     for wanted, names in (("prompt", ("positive", "guider")), ("negative_prompt", ("negative",))):
         links = (inputs[name] for name in names for inputs in nodes if name in inputs)

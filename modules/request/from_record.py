@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modules.request.adetailer_args import PREFIX
 from modules.request.adetailer_unit import FACES
 from modules.request.image_request import MAX_SEED
 from modules.request.infotext import Filled
+from modules.request.loras import EXTRA, MAIN
 from modules.request.parser import HIRES_INPUTS
 from modules.request.sizes import CUSTOM
 
@@ -39,6 +40,7 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
     hires = request.get("hires")
     inputs["enable_hr"] = hires is not None
     inputs |= {HIRES_INPUTS[name]: value for name, value in (hires or {}).items() if name in HIRES_INPUTS}
+    inputs |= _loras(request.get("loras") or ())
     units = [_changed(unit) for unit in request.get("adetailer") or ()]
     inputs |= {"adetailer": bool(units)} | ({"adetailer_args": json.dumps(units)} if units else {})
     notices = [
@@ -47,6 +49,17 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
         if request.get(field)
     ]
     return Filled(inputs, notices, picture)
+
+
+def _loras(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The inputs of the LoRA that the prompt does not name."""
+    names = {MAIN: "lora_scale", EXTRA: "extra_lora_scale"}
+    inputs: dict[str, Any] = {}
+    for use in uses:
+        if use["input_name"] != "prompt":
+            name = EXTRA if use["input_name"] == EXTRA else MAIN
+            inputs |= {name: use["reference"], names[name]: use["scale"]}
+    return inputs
 
 
 def _picture(seed: int, request: Mapping[str, Any]) -> int | None:

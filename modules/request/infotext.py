@@ -21,9 +21,12 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
+from modules.lora.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, PREFIX, units_from_json
 from modules.request.adetailer_unit import FACES, AdetailerUnit
 from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED
+from modules.request.lora_use import changed_tags
+from modules.request.loras import tag_uses
 
 NEGATIVE = "Negative prompt:"
 SUFFIXES = ("", " 2nd", " 3rd", " 4th")
@@ -33,7 +36,10 @@ UNIT_LABELS: Mapping[str, str] = MappingProxyType(
 )
 """ADetailer's labels in these texts -> its arguments without ``ad_``."""
 SILENT = frozenset(
-    {"Model hash", "Version", "Hashes", "Notes", "Resources", "VAE hash", "ADetailer version", "Created Date"}
+    {
+        *("Model hash", "VAE hash", "Lora hashes", "Hashes", "Resources"),
+        *("Version", "ADetailer version", "Notes", "Created Date"),
+    }
 )
 """Fields that ask for nothing."""
 SAME: Mapping[str, str] = MappingProxyType({"Scheduler": "Schedule type", "Base model": "Model"})
@@ -55,6 +61,7 @@ class Targets:
     upscalers: Collection[str]
     properties: Mapping[str, Mapping[str, Any]]
     """The schema of every input."""
+    lora_sources: LoraSources = LOCAL_ONLY
 
 
 @dataclass
@@ -138,7 +145,7 @@ def filled_in(text: str, targets: Targets) -> Filled:
     """The inputs that an infotext names. What it does not have of hires fix, ADetailer and upscaling is off."""
     prompt, negative, found = parse(text)
     reader = _Reader(found, targets)
-    reader.inputs.update(prompt=prompt, enable_hr=False, adetailer=False, scale=1.0)
+    reader.inputs.update(prompt=reader.with_known_loras("prompt", prompt), enable_hr=False, adetailer=False, scale=1.0)
     if negative and targets.profile.inputs.negative_prompt:
         reader.inputs["negative_prompt"] = negative
     elif negative:
@@ -168,6 +175,19 @@ class _Reader:
         self.inputs: dict[str, Any] = {}
         self.notices: list[str] = []
         self.first_pass = _size(self.left.get("Size", ""))
+
+    def with_known_loras(self, name: str, prompt: str) -> str:
+        """A prompt without the tags of LoRA that are not here."""
+
+        def kept(tag: str) -> str:
+            try:
+                tag_uses(tag, name, self.targets.lora_sources)
+            except InputError as error:
+                self.notices.append(f"{error}; it is left out")
+                return ""
+            return tag
+
+        return changed_tags(prompt, kept)
 
     def taken(self, name: str) -> str:
         return self.left.pop(name, "").strip()
@@ -299,6 +319,8 @@ class _Reader:
                 if key not in SILENT:
                     self.notices.append(f"{key}: is left out")
                 continue
+            if label == "prompt":
+                text = self.with_known_loras(f"ADetailer prompt{suffix}", text)
             argument = {PREFIX + UNIT_LABELS[label]: _typed(UNIT_LABELS[label], text)}
             try:
                 units_from_json(json.dumps(argument), key)

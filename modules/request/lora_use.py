@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from backend.core.texts import shortened
 from backend.core.validation import STRICT, Text
+from modules.lora.references import shown
 
 MOST_SCALE = 3.0
 """Scales lie between this and its negative."""
@@ -39,6 +39,17 @@ def tagged(prompt: str, input_name: str = "prompt") -> tuple[LoraUse, ...]:
     return tuple(_use(match[0], match[1], input_name) for match in _TAG.finditer(prompt))
 
 
+def written(reference: str, scale: float) -> str:
+    """The tag of a LoRA."""
+    return f"<lora:{reference}:{scale:g}>"
+
+
+def changed_tags(prompt: str, change: Callable[[str], str]) -> str:
+    """The prompt with every tag as ``change`` makes it; without spaces around those that are left out."""
+    changed = _TAG.sub(lambda match: change(match[0]), prompt)
+    return changed if changed == prompt else re.sub(r"  +", " ", changed).strip()
+
+
 def in_region(prompt: str, whole: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
     """What is used for a region of this prompt: its own, and of the whole picture's those that it does not name."""
     own = tagged(prompt, "ad_prompt")
@@ -53,10 +64,10 @@ def _use(tag: str, content: str, input_name: str) -> LoraUse:
     rest = reference.rpartition(":")[2]
     two_scales = rest != reference and _is_number(rest) and not _NUMBERED.fullmatch(reference)
     if not reference.strip() or two_scales:
-        raise ValueError(f"has {shortened(tag)}; write <lora:name:scale>, with one scale")
+        raise ValueError(f"has {shown(tag)}; write <lora:name:scale>, with one scale")
     scale = float(last)
     if not -MOST_SCALE <= scale <= MOST_SCALE:
-        raise ValueError(f"has {shortened(tag)}; a scale is from {-MOST_SCALE:g} to {MOST_SCALE:g}")
+        raise ValueError(f"has {shown(tag)}; a scale is from {-MOST_SCALE:g} to {MOST_SCALE:g}")
     return LoraUse(reference.strip(), scale, input_name)
 
 

@@ -19,11 +19,12 @@ from modules.detection.mediapipe import unavailable_reason
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
+from modules.lora.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
-from modules.request.lora_use import LoraUse, tagged
+from modules.request.loras import loras_of
 from modules.request.pictures import check_pictures, read_pictures
 from modules.request.sizes import check_finished_size, check_mask, choose_size
 
@@ -60,7 +61,6 @@ def adetailer_units(
             raise InputError(field, f"has {len(hands)} units beside {len(units)} others; at most {MAX_UNITS} are run")
         units += hands
     for unit in units:
-        _tagged(unit.prompt, "ad_prompt")
         for own, main in ((unit.prompt, "prompt"), (unit.negative_prompt, "negative_prompt")):
             if (length := longest_prompt(own, inputs[main])) > MAX_TEXT:
                 raise InputError(
@@ -124,21 +124,48 @@ def build_request(
     restores_faces: bool = False,
     defaults: Defaults = STUDIO,
     left_out: Mapping[str, str] = NOTHING,
+    lora_sources: LoraSources = LOCAL_ONLY,
 ) -> ImageRequest:
     """The request for the inputs of ``predict.py``, all of them, with the schema's defaults filled in.
 
     ``profile`` says what the model family honours; ``detectors`` (the first is the default), ``upscalers`` and
     ``restores_faces`` what is installed, ``left_out`` why other files cannot be used, by name; ``defaults`` what is
-    meant by None. Raises :class:`InputError` for what cannot
-    be honoured.
+    meant by None; ``lora_sources`` where a LoRA may come from. Raises :class:`InputError` for what cannot be honoured.
     """
     inputs = defaults.filled(inputs, profile)
     _refuse_unsupported(inputs, profile)
+    notices = _variant_notices(inputs["model"], profile)
+    inputs, rounded = defaults.on_the_grid(inputs, profile.canvas)
+    notices += rounded
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers, left_out)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     pictures = read_pictures(inputs, profile.inputs)
     fields |= pictures
-    fields["width"], fields["height"] = choose_size(
+    fields["width"], fields["height"] = _size(inputs, pictures, profile, defaults)
+    seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
+    seeds = {"seed": seed, "prompt_upsampling_seed": seed}
+    fields |= {name: value for name, value in seeds.items() if inputs[name] is None}
+    fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
+    units = adetailer_units(inputs, profile, detectors, restores_faces, left_out)
+    if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
+        units = tuple(replace(unit, negative_prompt="") for unit in units)
+        notices.append(f"ad_negative_prompt: is left out, {profile.inputs.label} has no negative prompt")
+    loras = loras_of(inputs, units, lora_sources)
+    fields |= {"adetailer": units, "loras": loras.uses, "notices": (*notices, *loras.notices)}
+    request = validated(ImageRequest, fields, InputError)
+    check_finished_size(request, profile.canvas)
+    if request.mask:
+        check_mask(request.mask, (request.width, request.height))
+    return request
+
+
+def _size(
+    inputs: Mapping[str, Any], pictures: Mapping[str, Any], profile: ModelProfile, defaults: Defaults
+) -> tuple[int, int]:
+    """Width and height of the first pass. Raises :class:`InputError`."""
+    if size := defaults.size_from(pictures["image"], inputs["megapixels"], profile):
+        return size
+    return choose_size(
         profile.canvas,
         inputs["aspect_ratio"],
         inputs["megapixels"],
@@ -147,28 +174,19 @@ def build_request(
         pictures["image"] or pictures["control_image"],
         next(iter(pictures["references"]), None),
     )
-    seed = secrets.randbelow(MAX_SEED + 1) if inputs["seed"] is None else inputs["seed"]
-    seeds = {"seed": seed, "prompt_upsampling_seed": seed}
-    fields |= {name: value for name, value in seeds.items() if inputs[name] is None}
-    fields["loras"] = _tagged(inputs["prompt"], "prompt")
-    fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
-    units = adetailer_units(inputs, profile, detectors, restores_faces, left_out)
-    if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
-        units = tuple(replace(unit, negative_prompt="") for unit in units)
-        fields["notices"] = (f"ad_negative_prompt: is left out, {profile.inputs.label} has no negative prompt",)
-    fields["adetailer"] = units
-    request = validated(ImageRequest, fields, InputError)
-    check_finished_size(request, profile.canvas)
-    if request.mask:
-        check_mask(request.mask, (request.width, request.height))
-    return request
 
 
-def _tagged(prompt: str, field: str) -> tuple[LoraUse, ...]:
-    try:
-        return tagged(prompt, field)
-    except ValueError as problem:
-        raise InputError(field, str(problem)) from None
+def _variant_notices(variant: str | None, profile: ModelProfile) -> list[str]:
+    """A line where the model is none of those that hosts offer. Raises :class:`InputError` where it is another one."""
+    if variant is None or variant == profile.hosted_as:
+        return []
+    if profile.hosted_as:
+        raise InputError(
+            "model",
+            f"'{variant}' is asked for, and {profile.name} is installed here; leave it out, or set up FLUX.1-{variant} "
+            "with the setting 'model'",
+        )
+    return [f"model: has no effect, the pictures are by {profile.name}"]
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:

@@ -26,6 +26,8 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import ASPECT_RATIOS, MATCH_INPUT, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
+from modules.lora.references import SOURCES
+from modules.lora.sources import LoraSources
 from modules.request.defaults import STUDIO
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import HIRES_INPUTS, build_request
@@ -51,13 +53,19 @@ NOT_READ_BY_STAGES = {
     "megapixels",
 }
 """Fields that are read through a property of the request, or only written into the file's record."""
+LORA = "https://loras.example/ink.safetensors"
 CUSTOM_SIZE = {"aspect_ratio": CUSTOM, "width": 512, "height": 512}
 COUNTS_ONLY_WITH: Mapping[str, Mapping[str, Any]] = {
     "width": CUSTOM_SIZE,
     "height": CUSTOM_SIZE,
     **dict.fromkeys(HIRES_INPUTS.values(), {"enable_hr": True}),
+    "lora_scale": {"lora_weights": LORA},
+    "extra_lora_scale": {"extra_lora": LORA},
 }
 VALUES: Mapping[str, str] = {
+    **dict.fromkeys(("lora_weights", "extra_lora"), LORA),
+    "hf_lora": "huggingface.co/alice/ink",
+    "replicate_weights": "replicate.com/alice/ink",
     "upscaler": "4x-sharp",
     "adetailer_args": '{"ad_mask_k": 1}',
     "adetailer_args_hands": "{}",
@@ -77,7 +85,8 @@ PROFILES: Mapping[str, ModelProfile] = {
 
 def built(inputs: Mapping[str, Any], profile: ModelProfile) -> ImageRequest:
     detectors = {**DETECTORS, "hand_yolov8n.pt": ClassSet(("hand",))}
-    request = build_request(inputs, profile, detectors, ["4x-sharp"], restores_faces=True)
+    sources = LoraSources(SOURCES)
+    request = build_request(inputs, profile, detectors, ["4x-sharp"], restores_faces=True, lora_sources=sources)
     return replace(request, stage_options=select(Settings()).stage_options(inputs))
 
 
@@ -94,7 +103,10 @@ def another(name: str, than: object, picture: Path) -> object:
     return next(value for value in offered if value != than)
 
 
-@pytest.mark.parametrize("name", SCHEMA.properties)
+SECRETS = [name for name, prop in SCHEMA.properties.items() if prop.get("x-cog-secret")]
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMA.properties if name not in SECRETS])
 def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "red").save(picture)
@@ -105,6 +117,13 @@ def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     assert built(changed, profile) != built(base, profile), (
         f"{name} has no effect: give ImageRequest a field of that name, or its stage an option"
     )
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_token_is_no_part_of_the_request(name: str) -> None:
+    inputs = SCHEMA.validate({"prompt": "a fox", "seed": 0, name: "hf_nobody-reads-this"})
+    assert built(inputs, SDXL) == built({**inputs, name: None}, SDXL)
+    assert "nobody" not in repr(inputs)
 
 
 def test_every_field_of_the_request_has_an_input() -> None:

@@ -71,6 +71,7 @@ class Flux1(FamilyDescriptor):
             inputs=self.inputs if guided else replace(self.inputs, guidance=None),
             knows=knows,
             guidance_of_host=3.0 if guided else None,
+            hosted_as="" if knows else "dev" if guided else "schnell",
             safety_check=guided and not knows,  # the licence of FLUX.1-dev asks for it
         )
 

@@ -14,6 +14,7 @@ from backend.api.input_schema import PREDICTOR_FILE, InputSchema, read_inputs
 from backend.api.openapi import openapi
 from backend.core.errors import InputError
 from backend.core.texts import MAX_TEXT
+from backend.core.validation import unveiled
 
 SOURCE = PREDICTOR_FILE.read_text()
 FIELDS = {
@@ -40,8 +41,14 @@ def test_an_input_is_as_cog_sees_it_at_run_time(schema: InputSchema, name: str) 
     field, prop, hint = FIELDS[name], schema.properties[name], HINTS[name]
     optional = type(None) in typing.get_args(hint)
     kind = typing.get_args(hint)[0] if optional else hint
-    assert prop["type"] == {str: "string", int: "integer", float: "number", bool: "boolean", cog.Path: "string"}[kind]
-    assert (prop.get("format") == "uri") == (kind is cog.Path)
+    assert (
+        prop["type"]
+        == {str: "string", int: "integer", float: "number", bool: "boolean", cog.Path: "string", cog.Secret: "string"}[
+            kind
+        ]
+    )
+    assert prop.get("format") == {cog.Path: "uri", cog.Secret: "password"}.get(kind)
+    assert prop.get("x-cog-secret", False) == prop.get("writeOnly", False) == (kind is cog.Secret)
     assert prop.get("nullable", False) == optional
     assert (name in schema.required) == (field.default is None and not optional)
     assert prop.get("default") == field.default
@@ -137,6 +144,21 @@ def test_good_texts_become_typed_values_with_the_defaults(schema: InputSchema) -
     assert (values["num_outputs"], values["width"], values["denoising_strength"]) == (1, None, 0.3)
 
 
+@pytest.mark.parametrize("given", ["hf_read-this", " hf_read-this\n", cog.Secret("hf_read-this")])
+def test_a_token_is_read_and_never_shown(schema: InputSchema, given: object) -> None:
+    value = schema.validate({"prompt": "x", "hf_api_token": given})["hf_api_token"]
+    assert unveiled(value) == "hf_read-this" and "read" not in f"{value} {value!r}"
+
+
+@pytest.mark.parametrize(
+    "given", [123456, ["123456"], {"123456": 1}, "123456 x", "123456\tx", "123456é", "123456" * 999]
+)
+def test_an_error_does_not_quote_a_token(schema: InputSchema, given: object) -> None:
+    with pytest.raises(InputError, match="^hf_api_token: ") as error:
+        schema.validate({"prompt": "x", "hf_api_token": given})
+    assert "123456" not in str(error.value)
+
+
 def test_a_whole_number_from_json_is_an_int(schema: InputSchema) -> None:
     steps = schema.validate({"prompt": "x", "num_inference_steps": 4.0})["num_inference_steps"]
     assert steps == 4
@@ -160,7 +182,7 @@ TEXTS = [
 def test_every_text_input_has_a_limit_that_cog_reads_too(name: str) -> None:
     most = SCHEMA.properties[name]["maxLength"]
     assert 0 < most <= MAX_TEXT
-    assert SCHEMA.validate({"prompt": "x", name: "x" * most})[name] == "x" * most
+    assert unveiled(SCHEMA.validate({"prompt": "x", name: "x" * most})[name]) == "x" * most
     with pytest.raises(InputError, match=f"^{name}: is {most + 1} characters long; at most {most} are read"):
         SCHEMA.validate({"prompt": "x", name: "x" * (most + 1)})
 

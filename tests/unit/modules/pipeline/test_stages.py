@@ -27,8 +27,9 @@ from modules.output.image_writer import read_parameters
 from modules.pipeline.base import Feature, ImageBatch, Services, Stage
 from modules.pipeline.stages import STAGES
 from modules.request.image_request import ImageRequest
+from modules.request.loras import LORA_INPUTS
 
-REQUEST_INPUTS = ("prompt", "seed", "num_outputs", "output_format", "output_quality")
+REQUEST_INPUTS = ("prompt", "seed", "num_outputs", "model", *LORA_INPUTS, "output_format", "output_quality")
 """The inputs that belong to no stage."""
 FEATURES = {**optional_features(), **{stage.name: stage for stage in STAGES}}
 MODELS = {"detectors", "face_restorer", "upscaler", "prompt_upsampler", "safety_checker"}
