@@ -8,7 +8,7 @@ Pure, without torch. The bytes are a function of the workload with coefficients 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.planning.model_specs import ModelSpec
 from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
@@ -85,7 +85,8 @@ class _StepMaker:
     def denoise(self, stage: str, width: int, height: int, strength: float, lower: str, views: int = 1) -> Step:
         """``views``: how often the picture's tokens stand before the denoiser."""
         models, pixels = self.models, self.models.token_pixels
-        tokens = models.text_tokens + views * math.ceil(width / pixels) * math.ceil(height / pixels)
+        image = math.ceil(width / pixels) * math.ceil(height / pixels)
+        tokens = models.text_tokens + models.reference_tokens + views * image
         forwards = max(1, int(self.workload.steps * strength))
         return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
 
@@ -127,6 +128,9 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
         steps.append(make.step("prompt", "write", ("prompt_upsampler",), tokens, 1, tokens, "prompt_upsampler"))
     if new_prompt:
         steps.append(make.step("encode", "encode", models.encoders, tokens, 1, 1, ""))
+    if models.pictures_read:  # once for all outputs
+        read = make.autoencoder("encode_image", "encode_image", w.width, w.height, "width and height")
+        steps += [replace(read, forwards=1)] * models.pictures_read
     size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
     steps.append(make.denoise("denoise", w.width, w.height, 1, size_inputs))
     steps.append(make.autoencoder("decode", "decode", w.width, w.height, "width and height"))

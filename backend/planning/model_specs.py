@@ -125,6 +125,9 @@ class ModelSpec:
         encoders: The components that read the prompt together.
         denoiser: The component that runs in every step.
         labels: What tables call a component, where that is not its name.
+        pictures_read: How many pictures of the generated size every request gives, which are encoded before the first
+            step.
+        reference_tokens: Tokens of reference pictures that the denoiser reads in every step beside its own.
     """
 
     name: str
@@ -142,3 +145,5 @@ class ModelSpec:
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
     labels: Mapping[str, str] = field(default_factory=dict)
+    pictures_read: int = 0
+    reference_tokens: int = 0

@@ -116,8 +116,10 @@ class DetailPass:
             schedule=schedule,
             go_fast=request.go_fast,
             negative=batch[0].negative,
+            # a model that edits looks at what it repaints, whatever the request's own reference pictures show
             references=tuple((crop,) for crop in crops) if self.service.profile.inputs.references[0] else (),
             loras=loras,
+            controls=self._control_crops(images, batch, request.control_image),
         )
         inpainted = self.service.generate(denoise_request, timeline, check=check)
         if unit.restore_face:
@@ -129,3 +131,13 @@ class DetailPass:
         if unit.color_correction:
             return [correct_colors(new, crop, mask) for new, crop, mask in zip(inpainted, crops, masks, strict=True)]
         return inpainted
+
+    @staticmethod
+    def _control_crops(
+        images: Sequence[Image.Image], batch: Sequence[InpaintJob], control: Image.Image | None
+    ) -> tuple[Image.Image, ...]:
+        """What the control image shows of every region."""
+        if control is None:
+            return ()
+        whole = control.resize(images[0].size, Image.Resampling.LANCZOS)  # all pictures have one size
+        return tuple(job.region.crop(whole) for job in batch)

@@ -174,7 +174,8 @@ def _as_options(changes: Sequence[Change]) -> str:
 def _tables(options: argparse.Namespace) -> str:
     known = known_models()
     if options.cards:
-        return cards_document(known.values())
+        # those that read pictures are FLUX.1-dev but for what their own rows say elsewhere
+        return cards_document(spec for spec in known.values() if not spec.pictures_read)
     return one_card_table(card_named(options.card), known.values()) if options.card else card_table(known["flux-dev"])
 
 

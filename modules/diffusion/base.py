@@ -9,8 +9,7 @@ without the autoencoder on the device meanwhile.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -24,6 +23,7 @@ from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.compat import set_execution_device
+from modules.diffusion.autoencoder_use import checked, in_tiles
 from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_forms import LatentForms
@@ -47,8 +47,6 @@ StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]
 """diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
 SIZE_INPUTS = "width and height"
 """The inputs to lower when memory is full."""
-TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
-"""The attributes by which an ``AutoencoderKL`` works in tiles."""
 Result = TypeVar("Result")
 
 
@@ -185,17 +183,11 @@ class DiffusionService(LatentForms):
         """Runs the autoencoder on whole pictures of ``size``, or in tiles where these do not fit into memory."""
 
         def tiled() -> Result:
-            with self.models.on_device("vae") as loan:
-                vae: Any = loan[0]
-                before = {attribute: getattr(vae, attribute) for attribute in TILING}
-                side = self.profile.native // 2
-                vae.use_tiling, vae.tile_sample_min_size = True, side
-                vae.tile_latent_min_size = side // self.profile.latent_factor
-                try:
-                    return run()
-                finally:
-                    for attribute, value in before.items():  # the plan may have asked for tiles of another size
-                        setattr(vae, attribute, value)
+            with (
+                self.models.on_device("vae") as (vae,),
+                in_tiles(vae, self.profile.native // 2, self.profile.latent_factor),
+            ):
+                return run()
 
         strategies = [Strategy("whole pictures", run), Strategy("tiles", tiled)]
         return self.fallback.run(Step(name, ("vae",), (*size, batch), SIZE_INPUTS), strategies)
@@ -264,16 +256,18 @@ class DiffusionService(LatentForms):
     def encode_images(self, images: Sequence[Image.Image], check: Check = never_canceled) -> torch.Tensor:
         """Pictures of one size to scaled latents, N x channels x rows x columns. ``check`` is called before every
         picture or tile."""
-        return self.encode_pixels([self._processor.preprocess(image) for image in images], check)
+        pixels = {id(image): self._processor.preprocess(image) for image in images}
+        return self.encode_pixels([pixels[id(image)] for image in images], check)
 
     def encode_pixels(self, pixels: Sequence[torch.Tensor], check: Check = never_canceled) -> torch.Tensor:
-        """The same for pixels, each 1 x 3 x height x width in -1..1. One at a time, which needs the least memory."""
-        with self.models.on_device("vae") as loan, _checked(loan[0], check):
+        """The same for pixels, each 1 x 3 x height x width in -1..1. One at a time, which needs the least memory, and
+        one that is given several times only once."""
+        with self.models.on_device("vae") as loan, checked(loan[0], check):
             vae: Any = loan[0]
+            unique = {id(one): one for one in pixels}.values()
             # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
-            latents = torch.cat(
-                [vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in pixels]
-            )
+            encoded = {id(one): vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in unique}
+            latents = torch.cat([encoded[id(one)] for one in pixels])
             return self.normalised(latents, vae).to(self.dtype)
 
     def decode(
@@ -284,7 +278,7 @@ class DiffusionService(LatentForms):
 
         Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
         """
-        with self.models.on_device("vae") as loan, _checked(loan[0], check):
+        with self.models.on_device("vae") as loan, checked(loan[0], check):
             vae: Any = loan[0]
             unpacked = self.unpack(latents, width, height).to(vae.dtype)
             scaled = self.denormalised(unpacked, vae)
@@ -372,14 +366,3 @@ class DiffusionService(LatentForms):
         plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
         channels = plane.expand(-1, self.profile.latent_channels, -1, -1).contiguous()
         return self.pack(channels).to(self.models.device, self.dtype)
-
-
-@contextmanager
-def _checked(vae: Any, check: Check) -> Iterator[None]:
-    """Inside, ``check`` is called before every picture or tile that the autoencoder encodes or decodes."""
-    hooks = [part.register_forward_pre_hook(lambda module, inputs: check()) for part in (vae.encoder, vae.decoder)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

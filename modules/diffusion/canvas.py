@@ -118,6 +118,16 @@ class Canvas:
         """The preferred size of the most similar shape, at a native side of 1024."""
         return min(self.preferred, key=lambda size: (abs(width / height - size[0] / size[1]), size))
 
+    def reference_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size at which a reference picture of this size is read: the preferred one, rounded down to the grid (as
+        in diffusers' ``FluxKontextPipeline``)."""
+        scale = self.native / 1024
+        wide, high = (
+            max(self.multiple, int(side * scale) // self.multiple * self.multiple)
+            for side in self.nearest_preferred(width, height)
+        )
+        return wide, high
+
     def _scaled(self, size: tuple[int, int], megapixels: str) -> tuple[int, int]:
         """A size at a native side of 1024, for this side and area."""
         scale = self.native / 1024 * MEGAPIXELS[megapixels] ** 0.5

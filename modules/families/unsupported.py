@@ -66,10 +66,7 @@ PARTS: Table = (
 """Parts of a model, and what works beside one."""
 
 PIPELINES: Table = (
-    (r"^FluxFill", "FLUX.1 Fill, which takes a picture and its mask"),
     (r"^FluxControlNet", "a ControlNet for Flux"),
-    (r"^FluxControl", "FLUX.1 Canny or Depth, which takes a control image"),
-    (r"^FluxKontext", "FLUX.1 Kontext, which edits a picture"),
     (r"^FluxPriorRedux|^ReduxImageEncoder", "FLUX.1 Redux, which turns a picture into a prompt"),
     (r"^Flux2(?!Klein)", "FLUX.2 dev, whose text encoder is Mistral"),
     (r"^Chroma", "Chroma"),
@@ -92,7 +89,6 @@ PIPELINES: Table = (
 """By the class that ``model_index.json`` or a component's ``config.json`` names."""
 ARCHITECTURE = "modelspec.architecture"
 """Where a file's metadata names what it is (Stability AI's model specification)."""
-KONTEXT = "FLUX.1 Kontext, which edits a picture"
 
 
 def refused(source: Source) -> str:
@@ -105,9 +101,6 @@ def refused(source: Source) -> str:
         return f"a LoRA for {family}" if family else "a LoRA"
     if re.search(CONTROL, names, re.MULTILINE):
         return _first(CONTROLLED, names)
-    # Kontext's tensors are those of dev; only its words tell it
-    if re.search("kontext", "\n".join((source.name, *source.header.metadata.values())), re.IGNORECASE):
-        return KONTEXT
     return _first(RELATIVES, names)
 
 

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 from backend.checkpoints.config import Config
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
-from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.diffusion.profile import ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
 from modules.families.flux1.parts import PARTS
+from modules.families.flux1.published import DEV, Variant
 from modules.families.flux1.spec import KNOWN_MODELS, flux_spec
-from modules.families.flux1.variant import check_widths, flow_config, is_guided, remarks, variant
+from modules.families.flux1.variant import (
+    CONTROLLED,
+    check_widths,
+    flow_config,
+    is_guided,
+    mask_channels,
+    remarks,
+    token_channels,
+    variant,
+)
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -30,22 +40,16 @@ TRANSFORMER_CLASSES = {
     "ChromaTransformer2DModel": "Chroma",
     "FluxControlNetModel": "a ControlNet for Flux",
 }
-LATENTS_OF_A_TOKEN = 4
-FIRST_LAYER = "img_in.weight", "x_embedder.weight"
-LAST_LAYER = "final_layer.linear.weight", "proj_out.weight"
-VARIANTS = {
-    6: "FLUX.1 Fill, which takes a picture and its mask",
-    2: "FLUX.1 Canny or Depth, which takes a control image",
-}
-"""By how many times the channels of FLUX.1 dev the transformer takes."""
+MOST_HALVINGS = 6
+"""How often an autoencoder halves a picture at most."""
 
 
 class Flux1(FamilyDescriptor):
     """FLUX.1-dev takes a guidance scale as an input of the transformer; schnell, which runs in four steps, takes
-    none."""
+    none. Fill, Canny and Depth read pictures as further channels, Kontext as further tokens."""
 
     name = "flux1"
-    inputs = FamilyInputs(label="Flux", go_fast=True)
+    inputs = DEV.inputs
     parts = PARTS
 
     def detect(self, source: Source) -> Match | NoMatch:
@@ -60,18 +64,22 @@ class Flux1(FamilyDescriptor):
         vae = source.part("vae", PARTS)
         own, guided, published = remarks(source), is_guided(source), variant(source)
         knows = "" if source.file else str(own.get("knows", ""))
+        factor = 2 ** (len(block_channels(vae.config)) - 1)
+        _check_mask_channels(source, published, factor)
         return ModelProfile(
             name=source.name if source.file else str(own.get("name", source.name)),
             native=int(own.get("native", 1024)),
             tokens=int(own.get("tokens", published.tokens)),
-            latent_factor=2 ** (len(block_channels(vae.config)) - 1),
+            latent_factor=factor,
             latent_channels=int(vae.config.get("latent_channels", 16)),
             steps=published.steps,
-            guidance=3.5,
-            inputs=self.inputs if guided else replace(self.inputs, guidance=None),
+            guidance=published.guidance,
+            inputs=published.inputs if guided else replace(published.inputs, guidance=None),
             knows=knows,
-            guidance_of_host=3.0 if guided else None,
-            hosted_as="" if knows else "dev" if guided else "schnell",
+            guidance_of_host=published.guidance_of_host,
+            hosted_as="" if knows else published.hosted_as,
+            strength=published.strength,
+            aspect_ratio=published.aspect_ratio,
             safety_check=guided and not knows,  # the licence of FLUX.1-dev asks for it
         )
 
@@ -94,8 +102,16 @@ class Flux1(FamilyDescriptor):
         from modules.families.flux1.loading import load_scheduler, load_tokenizers
         from modules.families.flux1.service import FluxService
 
-        tokenizers, scheduler = load_tokenizers(source), load_scheduler(flow_config(source))
-        return FluxService(models, self.profile(source), scheduler, tokenizers, dtype, fallback, prompt_cache_entries)
+        return FluxService(
+            models,
+            self.profile(source),
+            load_scheduler(flow_config(source)),
+            load_tokenizers(source),
+            dtype,
+            fallback,
+            prompt_cache_entries,
+            edges=variant(source).edges,
+        )
 
     def known_models(self) -> Mapping[str, ModelSpec]:
         return KNOWN_MODELS
@@ -114,28 +130,31 @@ def _check_positions(config: Config) -> None:
 def _detect_folder(source: Source) -> Match | NoMatch:
     if not source.has("transformer"):  # without its configuration it is still clear what the folder should hold
         return Match() if re.match("Flux(?!2)", source.pipeline_class) else NoMatch()
-    config = source.config("transformer")
-    kind = config.get("_class_name")
+    kind = source.config("transformer").get("_class_name")
     if kind != "FluxTransformer2DModel":
         return NoMatch(TRANSFORMER_CLASSES.get(str(kind), ""))
-    taken, offered = (
-        config.get("in_channels", 64),
-        LATENTS_OF_A_TOKEN * int(source.config("vae").get("latent_channels", 16)),
-    )
-    return _detect_variant(taken, offered)
+    return _detect_variant(*token_channels(source))
 
 
 def _detect_file(source: Source) -> Match | NoMatch:
     if not any(PARTS["transformer"].prefixes(source.tensors)):
         return NoMatch()
-    first, last = (source.shape(PARTS["transformer"], *names) for names in (FIRST_LAYER, LAST_LAYER))
-    return _detect_variant(first[1], last[0]) if len(first) > 1 and last else Match()
+    return _detect_variant(*token_channels(source))
 
 
-def _detect_variant(taken: int, offered: int) -> Match | NoMatch:
-    """By the channels of a token that the transformer takes, and those that text-to-image offers."""
-    if taken == offered:
+def _detect_variant(taken: int, own: int) -> Match | NoMatch:
+    """By the channels of a token that the transformer takes, and those of the latents."""
+    masks = [mask_channels(2**halvings) for halvings in range(MOST_HALVINGS + 1)]
+    if taken in (own, CONTROLLED * own) or taken - CONTROLLED * own in masks:
         return Match()
-    return NoMatch(
-        VARIANTS.get(taken // offered, f"a Flux transformer that takes {taken} channels in place of {offered}")
-    )
+    return NoMatch(f"a Flux transformer that takes {taken} channels in place of {own}")
+
+
+def _check_mask_channels(source: Source, published: Variant, latent_factor: int) -> None:
+    """Raises :class:`WeightsError` for a Fill transformer whose masks are not those of its autoencoder."""
+    taken, own = token_channels(source)
+    if published.inputs.fills and taken != CONTROLLED * own + mask_channels(latent_factor):
+        raise WeightsError(
+            f"{source.label} takes {taken} channels, and with its autoencoder there are "
+            f"{CONTROLLED * own + mask_channels(latent_factor)}; name the folder of its own model in 'base_model'"
+        )

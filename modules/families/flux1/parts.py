@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from modules.families.autoencoder import autoencoder_kind
 from modules.families.parts import PartKind
@@ -31,26 +29,3 @@ PARTS: Mapping[str, PartKind] = MappingProxyType(
         ),
     }
 )
-_FLOW: Mapping[str, Any] = MappingProxyType(
-    {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What the published variants differ in, beside their transformers."""
-
-    tokens: int
-    steps: int
-    scheduler: Mapping[str, Any]
-
-
-DEV = Variant(512, 28, MappingProxyType({**_FLOW, "shift": 3.0, "use_dynamic_shifting": True}))
-SCHNELL = Variant(256, 4, MappingProxyType({**_FLOW, "shift": 1.0, "use_dynamic_shifting": False}))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
 
+from backend.core.cancellation import Check
 from backend.offload.oom_fallback import OomFallback
 from modules.compat import pack_latents, unpack_latents
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.diffusion.prompt_text import (
@@ -28,6 +32,7 @@ from modules.diffusion.prompt_text import (
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
 from modules.families.flux1.lora_names import LORA_NAMES
+from modules.families.flux1.pictures import binary_masks, edges_of, masks_as_channels, reference_positions
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -35,10 +40,13 @@ if TYPE_CHECKING:
 
     from backend.model_cache_optimizer import ModelCache
 
+LANCZOS = Image.Resampling.LANCZOS
+
 
 class FluxService(DiffusionService):
-    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline`` and ``FluxInpaintPipeline`` do. ``tokenizers``
-    are CLIP's and T5's."""
+    """Draws as diffusers' ``FluxPipeline``, ``FluxImg2ImgPipeline``, ``FluxInpaintPipeline``, ``FluxFillPipeline``,
+    ``FluxKontextPipeline`` and ``FluxControlPipeline`` do. ``tokenizers`` are CLIP's and T5's; with ``edges`` the
+    transformer was trained on the edges of its control image."""
 
     lora_names = LORA_NAMES
 
@@ -51,6 +59,7 @@ class FluxService(DiffusionService):
         dtype: torch.dtype,
         fallback: OomFallback,
         prompt_cache_entries: int = 32,
+        edges: bool = False,
     ) -> None:
         super().__init__(
             models,
@@ -62,6 +71,7 @@ class FluxService(DiffusionService):
         )
         self._tokenizers = tokenizers
         self._scheduler = scheduler
+        self._edges = edges
 
     def embed(self, prompt: str, encoders: tuple[Any, ...]) -> PromptEmbeddings:
         (clip_tokenizer, t5_tokenizer), (clip, t5) = self._tokenizers, encoders
@@ -94,6 +104,47 @@ class FluxService(DiffusionService):
 
     def unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         return unpack_latents(latents, width, height, self.profile.latent_factor)
+
+    def encode_given(self, request: DenoiseRequest, check: Check) -> PictureLatents:
+        # a whole run of Fill starts from noise alone, and puts nothing back
+        whole = self.profile.inputs.fills and request.steps_run() == request.steps and not request.differential
+        given = PictureLatents() if whole else super().encode_given(request, check)
+        if self.profile.inputs.fills:
+            return replace(given, channels=self._fill_channels(request, check))
+        if request.controls:
+            return replace(given, channels=self._control_channels(request, check))
+        return self._with_references(given, request, check) if any(request.references) else given
+
+    def _fill_channels(self, request: DenoiseRequest, check: Check) -> torch.Tensor:
+        """The pictures without what is painted, and the masks, packed: N x tokens x channels. Without a mask everything
+        is painted."""
+        size, count = (request.width, request.height), len(request.seeds)
+        given = request.masks or (Image.new("L", size, "white"),) * count
+        masks = binary_masks(given, size)
+        kept: dict[tuple[int, int], torch.Tensor] = {}
+        pairs = [(id(image), id(mask)) for image, mask in zip(request.images, given, strict=True)]
+        for pair, image, mask in zip(pairs, request.images, masks.split(1), strict=True):
+            if pair not in kept:
+                kept[pair] = self._processor.preprocess(image.resize(size, LANCZOS)) * (1 - mask)
+        latents = self.encode_pixels([kept[pair] for pair in pairs], check)
+        plane = masks_as_channels(masks, self.profile.latent_factor).to(latents)
+        return torch.cat([self.pack(latents), self.pack(plane)], dim=-1)
+
+    def _control_channels(self, request: DenoiseRequest, check: Check) -> torch.Tensor:
+        """The control images, packed: N x tokens x channels."""
+        controls = [image.resize((request.width, request.height), LANCZOS) for image in request.controls]
+        return self.pack(self.encode_images([edges_of(one) if self._edges else one for one in controls], check))
+
+    def _with_references(self, given: PictureLatents, request: DenoiseRequest, check: Check) -> PictureLatents:
+        """The reference pictures as tokens, each at the size that the model was trained on."""
+        tokens, positions = [], []
+        for number, images in enumerate(zip(*request.references, strict=True), start=1):
+            size = self.profile.canvas.reference_size(*images[0].size)
+            latents = self.encode_images([image.resize(size, LANCZOS) for image in images], check)
+            tokens.append(self.pack(latents))
+            positions.append(reference_positions(latents.shape[2] // 2, latents.shape[3] // 2, number))
+        ids = torch.cat(positions).to(tokens[0])
+        return replace(given, tokens=torch.cat(tokens, dim=1), token_ids=ids)
 
     def prepare_steps(self, request: DenoiseRequest, tokens: int) -> dict[str, Any]:
         total = request.steps_run()

@@ -11,7 +11,8 @@ from typing import Any
 from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
-from modules.diffusion.profile import ModelProfile
+from modules.diffusion.canvas import Canvas
+from modules.diffusion.profile import FamilyInputs, ModelProfile
 from modules.families.autoencoder import autoencoder_header
 from modules.families.autoencoder_costs import (
     PUBLISHED_AUTOENCODER,
@@ -20,6 +21,7 @@ from modules.families.autoencoder_costs import (
     autoencoder_work,
 )
 from modules.families.flux1.parts import PARTS
+from modules.families.flux1.published import KONTEXT_SIZES
 from modules.families.parts import Part
 from modules.families.source import Source
 
@@ -68,7 +70,11 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
             int(t5["d_ff"]), int(t5["num_heads"]) * profile.tokens, components["text_encoder_2"].parameters, dtype
         ),
         "denoise": denoise_cost(
-            shapes["x_embedder.weight"][0], len(components["transformer"].blocks), token_parameters(shapes), dtype
+            shapes["x_embedder.weight"][0],
+            len(components["transformer"].blocks),
+            token_parameters(shapes),
+            dtype,
+            added=shapes["x_embedder.weight"][1] - shapes["proj_out.weight"][0],
         ),
         **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtypes["vae"]),
     }
@@ -84,7 +90,19 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         prompt_bytes=prompt_bytes(profile.tokens, int(t5["d_model"]), parts["text_encoder"].config, dtype),
         vae_tile=profile.native // 2,
         labels=LABELS,
+        pictures_read=_pictures_read(profile.inputs),
+        reference_tokens=profile.inputs.references[0] * reference_tokens(profile.canvas),
     )
+
+
+def _pictures_read(inputs: FamilyInputs) -> int:
+    return inputs.references[0] + int(inputs.fills) + int(inputs.control)
+
+
+def reference_tokens(canvas: Canvas) -> int:
+    """Of a reference picture, at most."""
+    sizes = (canvas.reference_size(*size) for size in canvas.preferred)
+    return max((width // canvas.multiple * (height // canvas.multiple) for width, height in sizes), default=0)
 
 
 def _transformer_shapes(part: Part) -> Mapping[str, Shape]:
@@ -121,12 +139,14 @@ def prompt_bytes(tokens: int, width: int, clip: Mapping[str, Any], dtype: str) -
     return int((tokens * width + int(clip["hidden_size"])) * BYTES_PER_PARAMETER[dtype])
 
 
-def denoise_cost(width: int, blocks: int, count: float, dtype: str) -> Cost:
-    """The transformer (x: text and image tokens); ``count`` is :func:`token_parameters`. Beside the linear layers each
+def denoise_cost(width: int, blocks: int, count: float, dtype: str, added: int = 0) -> Cost:
+    """The transformer (x: text and image tokens); ``count`` is :func:`token_parameters`, ``added`` the channels of
+    pictures beside the latents', which are there twice: alone, and behind the latents. Beside the linear layers each
     block attends from every token to every token."""
     vectors = TRANSFORMER_VECTORS if dtype == "fp32" else TRANSFORMER_VECTORS_16_BIT
     return Cost(
-        Curve(linear=vectors * width * BYTES_PER_PARAMETER[dtype]), Curve(linear=2 * count, square=4 * width * blocks)
+        Curve(linear=(vectors * width + 2 * added) * BYTES_PER_PARAMETER[dtype]),
+        Curve(linear=2 * count, square=4 * width * blocks),
     )
 
 
@@ -173,6 +193,29 @@ FLUX_DEV = ModelSpec(
     prompt_bytes=prompt_bytes(512, 4096, {"hidden_size": 768}, "bf16"),
     labels=LABELS,
 )
-KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {"flux-dev": FLUX_DEV, "flux-schnell": replace(FLUX_DEV, name="flux-schnell", steps=4)}
+TRANSFORMER_WIDTH, FILL_CHANNELS = 3072, 64 + 256
+"""Of FLUX.1-dev's transformer; and what Fill's first layer reads of a token beside the latents."""
+FLUX_FILL = replace(
+    FLUX_DEV,
+    name="flux-fill-dev",
+    components=MappingProxyType(
+        {
+            **FLUX_DEV.components,
+            "transformer": replace(
+                FLUX_DEV.components["transformer"],
+                parameters=FLUX_DEV.components["transformer"].parameters + TRANSFORMER_WIDTH * FILL_CHANNELS,
+            ),
+        }
+    ),
+    pictures_read=1,
 )
+FLUX_KONTEXT = replace(
+    FLUX_DEV,
+    name="flux-kontext-dev",
+    pictures_read=1,
+    reference_tokens=reference_tokens(Canvas(1024, 16, preferred=KONTEXT_SIZES)),
+)
+KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {spec.name: spec for spec in (FLUX_DEV, replace(FLUX_DEV, name="flux-schnell", steps=4), FLUX_FILL, FLUX_KONTEXT)}
+)
+"""Canny and Depth are as Fill, but for half a million parameters."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from backend.checkpoints.config import Config, read_config, read_optional_config
 from backend.checkpoints.header import Shape
 from backend.core.errors import WeightsError
-from modules.families.flux1.parts import DEV, PARTS, SCHNELL, Variant
+from modules.families.flux1.parts import PARTS
+from modules.families.flux1.published import CANNY, DEPTH, DEV, FILL, KONTEXT, SCHNELL, Variant
 from modules.families.scheduler import SCHEDULER_FILE
 from modules.families.source import Source
 
@@ -25,6 +26,13 @@ READ_WIDTHS = (
 )
 """By text encoder: the entry that says how wide its output is, and the layers of the transformer that read it."""
 
+LATENTS_OF_A_TOKEN = 4
+FIRST_LAYER = "img_in.weight", "x_embedder.weight"
+LAST_LAYER = "final_layer.linear.weight", "proj_out.weight"
+CONTROLLED = 2
+"""How many times the latents' channels Canny and Depth take, with the control image behind them. Fill takes more: the
+picture without what is masked, and the mask."""
+
 
 def is_guided(source: Source) -> bool:
     """Whether the transformer takes a guidance scale."""
@@ -34,7 +42,32 @@ def is_guided(source: Source) -> bool:
 
 
 def variant(source: Source) -> Variant:
-    return DEV if is_guided(source) else SCHNELL
+    """Which of the published ones the model is. Kontext has the tensors of dev, and Depth those of Canny: words tell
+    them apart."""
+    words = "\n".join((source.name, source.pipeline_class, *source.header.metadata.values())).lower()
+    taken, own = token_channels(source)
+    if taken > CONTROLLED * own:
+        return FILL
+    if taken == CONTROLLED * own:
+        return DEPTH if "depth" in words else CANNY
+    if not is_guided(source):
+        return SCHNELL
+    return KONTEXT if "kontext" in words else DEV
+
+
+def token_channels(source: Source) -> tuple[int, int]:
+    """The channels of a token that the transformer takes, and those of the latents themselves; twice the same where a
+    damaged file does not tell. Raises :class:`WeightsError` for a configuration that is missing."""
+    if not source.file:
+        own = LATENTS_OF_A_TOKEN * int(source.config("vae").get("latent_channels", 16))
+        return int(source.config("transformer").get("in_channels", 64)), own
+    first, last = (source.shape(PARTS["transformer"], *names) for names in (FIRST_LAYER, LAST_LAYER))
+    return (first[1], last[0]) if len(first) > 1 and last else (1, 1)
+
+
+def mask_channels(latent_factor: int) -> int:
+    """The channels of a token that hold the mask of Fill: one for each of its pixels."""
+    return LATENTS_OF_A_TOKEN * latent_factor**2
 
 
 def own_folder(source: Source) -> Path | None:

@@ -36,8 +36,7 @@ def nine_channels(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
 @pytest.mark.parametrize(
     ("shapes", "what"),
     [
-        ({**FLUX, "img_in.weight": (3072, 384)}, "FLUX.1 Fill"),
-        ({**FLUX, "img_in.weight": (3072, 128)}, "FLUX.1 Canny or Depth"),
+        ({**FLUX, "img_in.weight": (3072, 100)}, "a Flux transformer that takes 100 channels in place of 64"),
         ({**FLUX, "distilled_guidance_layer.in_proj.weight": (5, 5)}, "Chroma"),
         (FLUX2_DEV, "FLUX.2 dev"),
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 192)}, "a LoRA for Flux"),
@@ -113,9 +112,9 @@ VAE = {"block_out_channels": [1, 1, 1, 1], "latent_channels": 16}
     ("pipeline", "configs", "what"),
     [
         (
-            "FluxFillPipeline",
-            {"transformer": {"_class_name": "FluxTransformer2DModel", "in_channels": 384}, "vae": VAE},
-            "FLUX.1 Fill",
+            "FluxPipeline",
+            {"transformer": {"_class_name": "FluxTransformer2DModel", "in_channels": 100}, "vae": VAE},
+            "a Flux transformer that takes 100 channels in place of 64",
         ),
         ("Flux2Pipeline", {"transformer": {"_class_name": "Flux2Transformer2DModel"}}, "FLUX.2 dev"),
         ("StableDiffusionPipeline", {"unet": {"cross_attention_dim": 1024}, "text_encoder": {}}, "SD 2.1"),
@@ -153,5 +152,6 @@ def test_the_embedded_model_is_found_wherever_its_folder_lies(tmp_path: Path) ->
 
 def test_the_families_and_the_models_whose_sizes_are_known_without_files() -> None:
     assert [family.name for family in FAMILIES] == ["flux1", "flux2-klein", "sdxl", "sd15"]
-    assert list(known_models()) == ["flux-dev", "flux-schnell", "flux2-klein", "sdxl", "sd15"]
+    flux1 = ["flux-dev", "flux-schnell", "flux-fill-dev", "flux-kontext-dev"]
+    assert list(known_models()) == [*flux1, "flux2-klein", "sdxl", "sd15"]
     assert all({"detectors", "upscaler"} <= set(spec.components) for spec in known_models().values())

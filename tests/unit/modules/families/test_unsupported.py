@@ -37,8 +37,6 @@ FILES: dict[str, tuple[Shapes, str]] = {
     "Wan's": (shapes("diffusion_model.blocks.0.self_attn.q.lora_A.weight"), "a LoRA for a video model"),
     "SDXL's": ({"lora_unet_down_blocks_1_attentions_0_attn2_to_k.lora_down.weight": (8, 2048)}, "a LoRA for SDXL"),
     "SD 1.5's": (shapes("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), "a LoRA for SD 1.5"),
-    "Fill": ({**FLUX, "img_in.weight": (8, 384)}, "FLUX.1 Fill"),
-    "Canny": ({**FLUX, "img_in.weight": (8, 128)}, "FLUX.1 Canny or Depth"),
     "Redux": (shapes("redux_up.weight", "redux_down.weight"), "FLUX.1 Redux"),
     "FLUX.2": (shapes("double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"), "FLUX.2 dev"),
     "Chroma": ({**FLUX, **shapes("distilled_guidance_layer.layers.0.in_layer.weight")}, "Chroma"),
@@ -120,9 +118,6 @@ def test_a_file_that_holds_no_weights_is_called_by_its_name(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("pipeline", "what"),
     [
-        ("FluxFillPipeline", "FLUX.1 Fill"),
-        ("FluxControlPipeline", "FLUX.1 Canny or Depth"),
-        ("FluxKontextPipeline", "FLUX.1 Kontext"),
         ("FluxPriorReduxPipeline", "FLUX.1 Redux"),
         ("Flux2Pipeline", "FLUX.2 dev"),
         ("ChromaPipeline", "Chroma"),
@@ -137,13 +132,6 @@ def test_a_file_that_holds_no_weights_is_called_by_its_name(tmp_path: Path, name
 def test_a_folder_is_called_by_what_its_index_says(tmp_path: Path, pipeline: str, what: str) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     assert told(model=str(tmp_path)).startswith(f"{tmp_path.name} is {what}")
-
-
-def test_kontext_is_told_by_its_words(tmp_path: Path) -> None:
-    """Its tensors are those of dev."""
-    for name, metadata in (("flux1-dev-kontext_fp8", None), ("mine", {"modelspec.architecture": "flux-1-kontext"})):
-        save_file({one: torch.zeros(shape) for one, shape in FLUX.items()}, tmp_path / f"{name}.safetensors", metadata)
-        assert told(model=str(tmp_path / f"{name}.safetensors")).startswith(f"{name}.safetensors is FLUX.1 Kontext")
 
 
 def test_a_folder_of_separate_files_says_what_is_in_it(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Models that read pictures, in every placement of the memory plan, on the emulated device: FLUX.1 Fill, whose tokens
+have more channels, and Kontext, which has more tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.emulated_runs import Run, run_emulated
+from support.flux_pictures import picture
+from support.pictures import PROMPT
+from support.small_flux import write_small_flux
+
+from backend.core.settings import Settings
+from backend.planning.costs import KINDS, Kind, Placement
+from modules.app.model_files import find_files
+from modules.request.image_request import ImageRequest
+
+REQUEST = ImageRequest(PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=30.0)
+
+
+def given(variant: str) -> dict[str, object]:
+    if variant == "kontext":
+        return {"references": (picture(),)}
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (50, 30, 131, 190))
+    return {"image": picture(), "mask": mask, "prompt_strength": 1.0}
+
+
+@pytest.fixture(scope="module", params=["fill", "kontext"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
+    """The same request with the models in every placement."""
+    folder = write_small_flux(tmp_path_factory.mktemp("models") / request.param, request.param)
+    components = find_files(replace(Settings(), model=str(folder))).spec().components
+    asked = replace(REQUEST, **given(request.param))
+
+    def placed(kind: Kind) -> Run:
+        lighter: Kind = "model offload" if kind != "resident" else "resident"
+        placements = {
+            name: Placement(kind, "fp32", kept_blocks=1 * (kind == "partial"))
+            if component.blocks
+            else Placement(lighter, "fp32")
+            for name, component in components.items()
+        }
+        return run_emulated(placements, 10**9, tmp_path_factory.mktemp("run"), str(folder), asked)
+
+    return {kind: placed(kind) for kind in KINDS}
+
+
+def test_every_placement_gives_the_same_bits(runs: dict[Kind, Run]) -> None:
+    for kind, one in runs.items():
+        assert np.array_equal(one.picture, runs["resident"].picture), kind
+
+
+def test_the_peak_is_predicted_within_a_tenth(runs: dict[Kind, Run]) -> None:
+    for kind, one in runs.items():
+        assert one.predicted_peak == pytest.approx(one.device.peak_bytes, rel=0.1), kind
