@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from support.emulated_runs import Run, run_emulated
+from support.emulated_runs import Run, emulated_pipeline, run_emulated
 from support.flux_pictures import picture
 from support.pictures import PROMPT
 from support.small_flux import write_small_flux
 
+from backend.core.cancellation import never_canceled
 from backend.core.settings import Settings
 from backend.planning.costs import KINDS, Kind, Placement
 from modules.app.model_files import find_files
+from modules.pipeline.generate import GenerateStage
 from modules.request.image_request import ImageRequest
 
 REQUEST = ImageRequest(PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=30.0)
@@ -57,3 +60,26 @@ def test_every_placement_gives_the_same_bits(runs: dict[Kind, Run]) -> None:
 def test_the_peak_is_predicted_within_a_tenth(runs: dict[Kind, Run]) -> None:
     for kind, one in runs.items():
         assert one.predicted_peak == pytest.approx(one.device.peak_bytes, rel=0.1), kind
+
+
+@pytest.mark.parametrize("variant", ["fill", "kontext"])
+def test_what_a_step_needs_is_predicted_with_the_pictures_that_it_reads(
+    variant: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = write_small_flux(tmp_path_factory.mktemp("models") / variant, variant)
+    made = emulated_pipeline(None, 10**9, tmp_path_factory.mktemp("run"), str(folder), REQUEST)
+    stage = made.pipeline.stages[0]
+    assert isinstance(stage, GenerateStage)
+    image = picture() if variant == "fill" else None
+    asked = stage.denoise_request(replace(REQUEST, **given(variant)), image)
+    with made.device, torch.inference_mode():
+        embeddings = stage.service.encode([PROMPT])
+        pictures = stage.service.encode_given(asked, never_canceled)
+        held = made.device.allocated_bytes
+        made.device.reset_peak()
+        stage.service.denoise(asked, embeddings, pictures, None)
+    read = sum(part.nbytes for part in (pictures.channels, pictures.tokens) if part is not None)
+    spec = find_files(replace(Settings(), model=str(folder))).spec()
+    tokens = spec.text_tokens + spec.reference_tokens + (256 // spec.token_pixels) ** 2
+    needed = made.device.peak_bytes - held + read
+    assert spec.costs["denoise"].memory(tokens) == pytest.approx(needed, rel=0.1)

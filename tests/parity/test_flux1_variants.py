@@ -18,8 +18,11 @@ from diffusers import (
     FluxKontextPipeline,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.flux_pictures import picture, pixels
+from support.gguf_files import write_gguf
 from support.model_pictures import found_model, service_of
+from support.original_flux import original_layout
 from support.pictures import PROMPT
 from support.small_flux import write_small_flux
 
@@ -202,3 +205,34 @@ def test_go_fast_skips_steps_of_a_model_that_reads_pictures(ours: Any) -> None:
     request = denoise_request(steps=20, references=((picture(),),), go_fast=True)
     fast, slow = (drawn(ours("kontext"), replace(request, go_fast=go_fast))[0] for go_fast in (True, False))
     assert 0 < np.abs(fast - slow).max() < 128
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("variant", ["fill", "kontext"])
+def test_a_single_file_draws_what_the_folder_draws(
+    ours: Any, folders: Any, tmp_path: Path, variant: str, prefix: str
+) -> None:
+    """In the names of Black Forest Labs, and with ComfyUI's prefix."""
+    tensors = load_file(folders(variant) / "transformer" / "diffusion_pytorch_model.safetensors")
+    named = {prefix + name: tensor for name, tensor in original_layout(tensors).items()}
+    save_file(named, tmp_path / f"flux1-{variant}-dev.safetensors")
+    one = service_of(found_model(tmp_path / f"flux1-{variant}-dev.safetensors", folders(variant)))
+    given = {"references": ((scene(),),)} if variant == "kontext" else {"images": (scene(),), "masks": (box_mask(),)}
+    request = denoise_request(steps=1, **given)
+    assert_same(drawn(one, request), drawn(ours(variant), request))
+
+
+def test_a_gguf_file_and_one_in_fp8_draw_nearly_the_same(ours: Any, folders: Any, tmp_path: Path) -> None:
+    tensors = original_layout(load_file(folders("fill") / "transformer" / "diffusion_pytorch_model.safetensors"))
+    matrices = {name for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] % 32 == 0}
+    kinds = {name: "Q8_0" if name in matrices else "F32" for name in tensors}
+    write_gguf(tmp_path / "fill.gguf", {name: (tensor, kinds[name]) for name, tensor in tensors.items()})
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) if name in matrices else tensor for name, tensor in tensors.items()},
+        tmp_path / "fill.safetensors",
+    )
+    request = denoise_request(steps=1, images=(scene(),), masks=(box_mask(),))
+    exact = drawn(ours("fill"), request)[0]
+    for name in ("fill.gguf", "fill.safetensors"):
+        rounded = drawn(service_of(found_model(tmp_path / name, folders("fill"))), request)[0]
+        assert np.abs(rounded - exact).mean() < 6, name

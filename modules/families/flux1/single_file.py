@@ -76,12 +76,14 @@ def transformer_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, object]
         inner, channels = tensors["x_embedder.weight"].shape
         text = tensors["context_embedder.weight"].shape[1]
         pooled = tensors["time_text_embed.text_embedder.linear_1.weight"].shape[1]
+        predicted = tensors["proj_out.weight"].shape[0]
     except KeyError as missing:
         raise WeightsError(f"the checkpoint has no tensor {missing}; it is not a Flux transformer") from None
     rest = head * 7 // 16
     return {
         "patch_size": 1,
         "in_channels": channels,
+        "out_channels": predicted,
         "num_layers": block_count(tensors, "transformer_blocks"),
         "num_single_layers": block_count(tensors, "single_transformer_blocks"),
         "attention_head_dim": head,
