@@ -24,6 +24,8 @@ from modules.request.from_record import inputs_of_record
 UNMASKED = 16
 """Pixels beside the mask over which what is painted goes over into what stays."""
 FAST = {"num_inference_steps": 2, "scale": 1, "seed": 4, "output_format": "png"}
+KEPT = {"prompt_strength": 0.0}
+"""The first pass leaves the picture as it is, so that the face is found, which random weights would not draw."""
 
 
 @pytest.fixture(scope="module")
@@ -81,48 +83,59 @@ def test_a_larger_canvas_with_a_mask_is_outpainting(services: Any, portrait: Pat
     assert pixels(image)[:, :48].std() > 0, "the sides are painted"
 
 
-def test_fill_repaints_faces_and_a_second_pass(services: Any, portrait: Path, tmp_path: Path) -> None:
-    """The detail pass gives Fill the crop and its mask, the second pass the larger picture and the request's mask."""
+def test_fill_repaints_faces(services: Any, portrait: Path, tmp_path: Path) -> None:
+    """It gets the crop and the mask of the face."""
     mask = tmp_path / "mask.png"
     Image.new("L", (256, 256), 255).save(mask)
-    given = {"image": portrait, "mask": mask, "prompt_strength": 0.3, **FAST}
+    given = {**FAST, **KEPT, "image": portrait, "mask": mask}
     faces, metrics, files = predicted(services("fill"), **given)
-    plain, _, _ = predicted(services("fill"), adetailer=False, **given)
     _, record = read_parameters(files[0])
+    plain, _, _ = predicted(services("fill"), adetailer=False, **given)
     assert len(record["parameters"]["_adetailer_regions"]) == 1 and "adetailer.denoise.seconds" in metrics
     assert not np.array_equal(pixels(faces[0]), pixels(plain[0]))
-    second, metrics, _ = predicted(
-        services("fill"), adetailer=False, enable_hr=True, hr_scale=1.25, hr_upscaler="Latent", **given
-    )
-    assert second[0].size == (320, 320) and "hires.denoise.seconds" in metrics
 
 
 def test_kontext_edits_a_picture_at_the_nearest_of_its_sizes(services: Any, portrait: Path) -> None:
     (image,), metrics, files = predicted(services("kontext"), input_image=portrait, adetailer=False, **FAST)
     assert image.size == (256, 256) and "generate.encode_image.seconds" in metrics
-    (wide,), _, _ = predicted(services("kontext"), input_image=portrait, aspect_ratio="16:9", adetailer=False, **FAST)
-    assert wide.size == (336, 208)  # of 1328 x 800, a quarter of the side, on the grid
     _, record = read_parameters(files[0])
+    (wide,), _, _ = predicted(services("kontext"), input_image=portrait, aspect_ratio="16:9", adetailer=False, **FAST)
+    assert wide.size == (336, 192)  # of 1328 x 800, a quarter of the side, on the grid
     again = inputs_of_record(record, services("kontext").schema.properties)
     assert again.inputs["aspect_ratio"] == "match_input_image" and "input_image" not in again.inputs
     assert any(notice.startswith("input_image: the picture was made from another one") for notice in again.notices)
 
 
-def test_kontext_repaints_faces_and_a_second_pass(services: Any, portrait: Path) -> None:
-    """The detail pass shows it the face that it repaints, the second pass the request's picture."""
-    given = {"input_image": portrait, "image": portrait, "prompt_strength": 0.3, **FAST}
-    images, metrics, files = predicted(services("kontext"), enable_hr=True, hr_upscaler="Lanczos", **given)
+def test_kontext_repaints_faces(services: Any, portrait: Path) -> None:
+    """It looks at the crop that it repaints."""
+    given = {**FAST, **KEPT, "input_image": portrait, "image": portrait}
+    images, _, files = predicted(services("kontext"), **given)
     _, record = read_parameters(files[0])
-    assert images[0].size == (336, 336) and len(record["parameters"]["_adetailer_regions"]) == 1
-    assert {"hires.encode_image.seconds", "adetailer.encode_image.seconds"} <= set(metrics)
+    assert len(record["parameters"]["_adetailer_regions"]) == 1
+    assert not np.array_equal(pixels(images[0]), pixels(Image.open(portrait)))
+
+
+@pytest.mark.parametrize(("variant", "upscaler"), [("fill", "Latent"), ("kontext", "Lanczos"), ("depth", "Lanczos")])
+def test_a_second_pass_reads_the_pictures_again(
+    services: Any, portrait: Path, corner: Path, variant: str, upscaler: str
+) -> None:
+    given = {
+        "fill": {"image": portrait, "mask": corner},
+        "kontext": {"input_image": portrait},
+        "depth": {"control_image": portrait},
+    }[variant]
+    (image,), metrics, _ = predicted(
+        services(variant), enable_hr=True, hr_scale=1.25, hr_upscaler=upscaler, adetailer=False, **FAST, **given
+    )
+    assert image.size == (320, 320) and {"hires.encode_image.seconds", "hires.denoise.seconds"} <= set(metrics)
 
 
 def test_depth_follows_its_control_image_in_faces_too(services: Any, portrait: Path, tmp_path: Path) -> None:
     Image.linear_gradient("L").save(tmp_path / "depth.png")
-    given = {"image": portrait, "prompt_strength": 0.3, **FAST}
+    given = {**FAST, **KEPT, "image": portrait}
     (one,), _, files = predicted(services("depth"), control_image=portrait, **given)
-    (other,), _, _ = predicted(services("depth"), control_image=tmp_path / "depth.png", **given)
     assert len(read_parameters(files[0])[1]["parameters"]["_adetailer_regions"]) == 1
+    (other,), _, _ = predicted(services("depth"), control_image=tmp_path / "depth.png", **given)
     assert not np.array_equal(pixels(one), pixels(other))
 
 
