@@ -120,7 +120,7 @@ def test_fill_and_kontext_fit_where_flux_dev_does(vram: str, capsys: pytest.Capt
         for model in ("flux-dev", "flux-fill-dev", "flux-kontext-dev")
     )
     assert fill["placements"]["transformer"] == dev["placements"]["transformer"]
-    assert dev["predicted_seconds"] < fill["predicted_seconds"] < 1.05 * dev["predicted_seconds"]
+    assert dev["predicted_seconds"] <= fill["predicted_seconds"] < 1.05 * dev["predicted_seconds"]
     assert 1.9 * dev["predicted_seconds"] < kontext["predicted_seconds"] < 2.6 * dev["predicted_seconds"]
     assert kontext["predicted_peak_bytes"] <= int(vram[:2]) * 10**9
 
