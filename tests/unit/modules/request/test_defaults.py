@@ -56,3 +56,19 @@ def test_guidance_is_another_name_of_guidance_scale() -> None:
     assert request(DEV, "studio", guidance=4.0, guidance_scale=4.0).guidance_scale == 4.0
     with pytest.raises(InputError, match="^guidance: is 3, and guidance_scale is 3.5; give one$"):
         request(DEV, "hosted", guidance=3.0, guidance_scale=3.5)
+
+
+@pytest.mark.parametrize(("defaults", "size"), [("hosted", (640, 480)), ("studio", (1184, 880))])
+def test_only_hosts_give_a_picture_the_size_of_its_image(defaults: str, size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480)).save(tmp_path / "image.png")
+    made = request(replace(DEV, latent_factor=8), defaults, image=tmp_path / "image.png")
+    assert (made.width, made.height) == size
+
+
+def test_hosts_round_sizes_and_say_so() -> None:
+    custom = {"aspect_ratio": "custom", "width": 500, "height": 512}
+    made = request(replace(DEV, latent_factor=8), "hosted", **custom)
+    assert (made.width, made.height) == (496, 512)
+    assert made.notices == ("width: 500 is no size of this model, 496 is drawn",)
+    with pytest.raises(InputError, match="^width: must be a multiple of 16"):
+        request(replace(DEV, latent_factor=8), "studio", **custom)

@@ -131,3 +131,38 @@ def test_links_in_a_circle_and_odd_values_end() -> None:
         "3": {"class_type": "B", "inputs": {"conditioning": ["2", 0]}},
     }
     assert parse(as_infotext(json.dumps(graph))) == ("", "", {"Steps": "3"})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"loras": [{"model": {"name": "ink"}, "weight": 0.75}, {"lora": {"model_name": "old/film"}, "weight": -1}]},
+        {"loras": [["ink.safetensors", 0.75, "0123456789"], ["old\\film.safetensors", -1, "0"]]},
+        {
+            "sui_image_params": {
+                "steps": 3,
+                "prompt": "a fox",
+                "loras": ["ink", "old/film"],
+                "loraweights": ["0.75", "-1"],
+            }
+        },
+        {
+            "1": {"class_type": "KSampler", "inputs": {"steps": 3, "positive": ["2", 0]}},
+            "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox"}},
+            "3": {"class_type": "LoraLoader", "inputs": {"lora_name": "ink.safetensors", "strength_model": 0.75}},
+            "4": {"class_type": "LoraLoader", "inputs": {"lora_name": "old\\film.safetensors", "strength_model": -1}},
+        },
+    ],
+    ids=["InvokeAI", "Fooocus", "SwarmUI", "ComfyUI"],
+)
+def test_the_lora_of_other_programs_become_tags(record: dict[str, object]) -> None:
+    if "loras" in record:
+        record = {**record, "steps": 3, "prompt": "a fox"}
+    prompt, _, fields = parse(as_infotext(json.dumps(record)))
+    assert prompt == "a fox <lora:ink:0.75> <lora:old/film:-1>" and fields["Steps"] == "3"
+    assert not any("lora" in name for name in fields)
+
+
+@pytest.mark.parametrize("loras", [5, "x", [None], [[]], [{}], [{"model": 5, "weight": "x"}], {"a": 1}])
+def test_odd_values_of_loras_do_no_harm(loras: object) -> None:
+    assert as_infotext(json.dumps({"steps": 3, "prompt": "a fox", "loras": loras})).startswith("a fox")
