@@ -44,7 +44,7 @@ def loras_of(inputs: Mapping[str, Any], units: Iterable[AdetailerUnit], sources:
         scale = inputs["lora_scale"]
         scale = HOSTS_SCALE.get(main, 1.0) if scale is None else scale
         uses.append(_use(str(inputs[main]), scale, main, sources))
-    elif inputs["lora_scale"] is not None:
+    elif inputs["lora_scale"] not in (None, 1.0):  # forms send what it is anyway
         notices.append(f"lora_scale: has no effect without {MAIN}")
     if extra := str(inputs[EXTRA] or "").strip():
         use = _use(extra, inputs["extra_lora_scale"], EXTRA, sources)

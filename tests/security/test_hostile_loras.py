@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from support.detector_files import Payload
-from support.lora_hub import QUICK, LoraHub, Page, lora_bytes, tar_of
+from support.lora_hub import IMPATIENT, QUICK, LoraHub, Page, lora_bytes, tar_of
 
 from backend.core.errors import InputError
 from modules.lora import disk_cache
@@ -261,17 +261,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"}
 
 
-@pytest.mark.parametrize(("reference", "prepare", "problem"), CASES.values(), ids=CASES)
+SLOW = ("a slow drip", "silence")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_it_is_refused_and_leaves_nothing(
     hub: LoraHub,
     tmp_path: Path,
-    reference: str,
-    prepare: Prepare,
-    problem: str,
+    case: str,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    reference, prepare, problem = CASES[case]
     store, planted = hub.store(tmp_path), tmp_path / "planted"
     good = "https://loras.example/good.safetensors"
     hub.add("loras.example/good.safetensors", lora_bytes(9))
@@ -280,7 +282,8 @@ def test_it_is_refused_and_leaves_nothing(
     prepare(hub, planted)
     begin = time.monotonic()
     with pytest.raises(InputError) as caught:
-        store.fetch(reference, Fetch("extra_lora", Tokens({"huggingface": TOKEN, "civitai": TOKEN})))
+        strict = hub.store(tmp_path, IMPATIENT) if case in SLOW else store
+        strict.fetch(reference, Fetch("extra_lora", Tokens({"huggingface": TOKEN, "civitai": TOKEN})))
     assert time.monotonic() - begin < QUICK.seconds
     text = str(caught.value)
     assert text.startswith("extra_lora: ") and problem in text and "\n" not in text and len(text) < 400

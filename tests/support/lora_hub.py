@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,10 @@ NAMES = (
     "other.example",
 )
 ALL = ("local", "huggingface", "civitai", "replicate", "https")
-QUICK = Limits(file_bytes=200_000, text_bytes=20_000, unknown_bytes=1000, seconds=5, patience=0.4, slowest=20_000)
-"""Limits that a test need not wait for."""
+QUICK = Limits(file_bytes=200_000, text_bytes=20_000, unknown_bytes=1000, seconds=60, patience=10, slowest=20_000)
+"""Small limits, which also hold on a machine that is busy with something else."""
+IMPATIENT = replace(QUICK, patience=0.3)
+"""For hosts that are slow on purpose."""
 
 
 def lora_bytes(seed: int = 0, size: int = 4000) -> bytes:

