@@ -12,14 +12,14 @@ from backend.core.errors import WeightsError
 from backend.planning.model_specs import Component
 
 REPEATED = re.compile(
-    r"(?P<list>(?:single_)?transformer_blocks|encoder\.block|layers)\.(?P<index>\d+)\."
+    r"(?P<list>(?:single_)?transformer_blocks|encoder\.block|(?:noise|context)_refiner|layers)\.(?P<index>\d+)\."
     r"|(?P<block>down_blocks|up_blocks|mid_block)\.(?:(?P<of>\d+)\.)?"
     r"(?P<part>resnets|attentions|downsamplers|upsamplers)\.(?P<number>\d+)\."
 )
 """The blocks that ``backend/offload/placements.py`` streams, by the beginnings of their tensors' names."""
 RUN_ORDER = (
-    "transformer_blocks", "single_transformer_blocks", "encoder.block", "layers", "down_blocks", "mid_block",
-    "up_blocks",
+    "transformer_blocks", "single_transformer_blocks", "encoder.block", "noise_refiner", "context_refiner", "layers",
+    "down_blocks", "mid_block", "up_blocks",
 )  # fmt: skip
 
 

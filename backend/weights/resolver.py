@@ -23,7 +23,7 @@ from backend.weights.catalog import Model, WeightFile, find_model, read_manifest
 from backend.weights.lockfile import LockedFile, read_lock
 
 EMBEDDED = "embedded"
-PREFERRED_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell", "flux2-klein")
+PREFERRED_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell", "flux2-klein", "z-image-turbo")
 """Models under ``weights/`` that "auto" prefers to the embedded one, in this order."""
 
 PLAIN_TEXTS = frozenset((".json", ".md", ".txt", ".yaml", ".model", ".jinja"))

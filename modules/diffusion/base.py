@@ -162,7 +162,8 @@ class DiffusionService(LatentForms):
             )
 
     def _encode_with_retry(self, request: DenoiseRequest, check: Check) -> PromptEmbeddings:
-        negative = request.negative if self.profile.inputs.negative_prompt and request.guidance > 1 else None
+        has = self.profile.inputs
+        negative = request.negative if has.negative_prompt and request.guidance > has.negative_above else None
         strategies = [
             Strategy(way, lambda: self.encode(request.prompts, negative, check, request.loras), exact=True)
             for way in ("all encoders", "once more after clearing")
@@ -345,7 +346,7 @@ class DiffusionService(LatentForms):
         prefetches the autoencoder after the last step and calls ``report``."""
         total = request.steps_run()
         blends = request.masks and (request.differential or not self.profile.inputs.fills)
-        mask = self._packed_mask(request) if blends else None
+        mask = self._packed_mask(request).to(noise.dtype) if blends else None
 
         def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             done = index + 1

@@ -19,6 +19,7 @@ class FamilyInputs:
     Attributes:
         label: What messages call the family: "Flux has no negative prompt".
         negative_prompt: Whether the model can be told what to avoid, by a second forward in every step.
+        negative_above: The ``guidance_scale`` above which it is.
         guidance: The least and the greatest ``guidance_scale``; None = the model takes none.
         image, mask: Whether it starts from a picture, and repaints a part of one.
         needs: Inputs that every request must give, by name.
@@ -35,6 +36,7 @@ class FamilyInputs:
 
     label: str
     negative_prompt: bool = False
+    negative_above: float = 1
     guidance: tuple[float, float] | None = (0, 10)
     image: bool = True
     mask: bool = True

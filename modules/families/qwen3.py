@@ -42,7 +42,7 @@ QWEN3_4B = PartKind(
         "vocab_size": 151936,
     },
 )
-QWEN3_TOKENIZERS = ("flux2-klein/tokenizer",)
+QWEN3_TOKENIZERS = ("flux2-klein/tokenizer", "z-image-turbo/tokenizer")
 """Folders under the weights that hold its tokenizer, which is the same in all of them."""
 PREFIX = "model."
 """What its tensors' names begin with in a folder of transformers, beside those of the layer that writes words."""

@@ -22,13 +22,14 @@ from modules.families.parts import separate_files
 from modules.families.source import Source
 from modules.families.stable_diffusion import SD15, SDXL
 from modules.families.unsupported import described, refused
+from modules.families.z_image import Z_IMAGE
 
 Families = Sequence[FamilyDescriptor]
 
 MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a family raises for configurations and shapes that contradict each other."""
 
-FAMILIES: Families = (FLUX1, FLUX2_KLEIN, SDXL, SD15)
+FAMILIES: Families = (FLUX1, FLUX2_KLEIN, Z_IMAGE, SDXL, SD15)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ RELATIVES: Table = (
     (r"joint_blocks\.", "Stable Diffusion 3"),
     (r"double_layers\.|joint_transformer_blocks\.", "AuraFlow"),
     (r"transformer_blocks\.\d+\.img_mod\.", "Qwen-Image"),
-    (r"cap_pad_token|x_pad_token", "Z-Image"),
+    (r"x_pad_token", ""),  # Z-Image, which has a family
     (r"cap_embedder\.|caption_embedder\.", "a model of the Lumina family"),
     (r"patchify_proj|vocoder\.|(^|\.)audio_", "a video model of the LTX family"),
     (r"blocks\.\d+\.cross_attn\.(k|norm_k)\.|condition_embedder\.time_embedder", "a video model of the Wan family"),
@@ -72,7 +72,7 @@ PIPELINES: Table = (
     (r"^Chroma", "Chroma"),
     (r"^(StableDiffusion3|SD3)", "Stable Diffusion 3 or 3.5"),
     (r"^QwenImage", "Qwen-Image"),
-    (r"^ZImage", "Z-Image"),
+    (r"^ZImage(Omni|ControlNet)", "a Z-Image that reads more than words"),
     (
         r"^StableVideo|^(Wan|Hunyuan|LTX|CogVideo|Mochi|Cosmos|Allegro|Skyreels|AnimateDiff|TextToVideo)",
         "a video model",

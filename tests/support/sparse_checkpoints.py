@@ -16,9 +16,16 @@ from unittest.mock import patch
 
 import safetensors
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
+    ZImageTransformer2DModel,
+)
 from support.small_flux2 import INDEX as KLEIN_INDEX
 from support.small_qwen3 import write_qwen3 as write_small_qwen3
+from support.small_z_image import INDEX as Z_IMAGE_INDEX
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -30,6 +37,8 @@ from bench.speed import stable_diffusion
 from modules.families.flux2_klein.parts import FLOW
 from modules.families.flux2_klein.parts import PARTS as KLEIN_PARTS
 from modules.families.qwen3 import QWEN3_4B
+from modules.families.z_image.parts import PARTS as Z_IMAGE_PARTS
+from modules.families.z_image.parts import TURBO_SHIFT
 from training.package import MODEL_INDEX
 
 if TYPE_CHECKING:
@@ -117,6 +126,17 @@ def write_klein(folder: Path) -> Path:
         write_sparse_component(folder / "vae", vae)
     FlowMatchEulerDiscreteScheduler(**FLOW).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps({**KLEIN_INDEX, "is_distilled": True}))
+    return folder
+
+
+def write_z_image(folder: Path) -> Path:
+    """Z-Image-Turbo, 21 GB."""
+    write_qwen3(folder)
+    with torch.device("meta"):
+        for name, kind in (("transformer", ZImageTransformer2DModel), ("vae", AutoencoderKL)):
+            write_sparse_component(folder / name, kind.from_config({**Z_IMAGE_PARTS[name].published}))
+    FlowMatchEulerDiscreteScheduler(shift=TURBO_SHIFT).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(Z_IMAGE_INDEX))
     return folder
 
 

@@ -151,7 +151,7 @@ def test_the_embedded_model_is_found_wherever_its_folder_lies(tmp_path: Path) ->
 
 
 def test_the_families_and_the_models_whose_sizes_are_known_without_files() -> None:
-    assert [family.name for family in FAMILIES] == ["flux1", "flux2-klein", "sdxl", "sd15"]
+    assert [family.name for family in FAMILIES] == ["flux1", "flux2-klein", "z-image", "sdxl", "sd15"]
     flux1 = ["flux-dev", "flux-schnell", "flux-fill-dev", "flux-kontext-dev"]
-    assert list(known_models()) == [*flux1, "flux2-klein", "sdxl", "sd15"]
+    assert list(known_models()) == [*flux1, "flux2-klein", "z-image-turbo", "sdxl", "sd15"]
     assert all({"detectors", "upscaler"} <= set(spec.components) for spec in known_models().values())

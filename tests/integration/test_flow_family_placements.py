@@ -1,4 +1,4 @@
-"""FLUX.2 klein in every placement of the memory plan, on the emulated device."""
+"""FLUX.2 klein and Z-Image in every placement of the memory plan, on the emulated device."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import pytest
 from support.emulated_runs import Run, run_emulated
 from support.pictures import PROMPT
 from support.small_flux2 import write_klein
+from support.small_z_image import write_z_image
 
 from backend.core.settings import Settings
 from backend.planning.costs import KINDS, Kind, Placement
 from modules.app.model_files import find_files
-from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
-REQUEST = ImageRequest(PROMPT, 256, 256, seed=3, num_inference_steps=2, scale=2, adetailer=(AdetailerUnit(),))
+REQUEST = ImageRequest(" ".join([PROMPT] * 8), 256, 256, seed=3, num_inference_steps=2, scale=1)
+"""Of a length for which the plan counts: as many tokens as are read."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_klein(tmp_path_factory.mktemp("klein"))
+@pytest.fixture(scope="module", params=[write_klein, write_z_image], ids=["flux2-klein", "z-image"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small random weights of a family."""
+    written: Path = request.param(tmp_path_factory.mktemp("model"))
+    return written
 
 
 @pytest.fixture(scope="module")
