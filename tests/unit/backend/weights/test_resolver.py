@@ -89,7 +89,9 @@ PICKLE = b"PK\x03\x04 what torch saves"
 def test_the_manifest_says_what_every_model_is() -> None:
     models = read_manifest()
     flux = {f"FLUX.1-{variant}" for variant in ("dev", "schnell", "Fill-dev", "Kontext-dev", "Canny-dev", "Depth-dev")}
-    assert {*DETECTORS, *flux, "flux2-klein", "z-image-turbo", "SDXL", "SD-1.5", "ESRGAN_4x", "4x-UltraSharp"} == set(models)
+    assert {*DETECTORS, *flux, "flux2-klein", "z-image-turbo", "SDXL", "SD-1.5", "ESRGAN_4x", "4x-UltraSharp"} == set(
+        models
+    )
     for model in models.values():
         assert (
             model.purpose
