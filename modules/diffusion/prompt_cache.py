@@ -31,13 +31,13 @@ class PromptEmbeddings:
         negative = [part.negative for part in parts if part.negative]
         lengths = tuple(length for part in parts for length in part.lengths)
         return cls(
-            torch.cat([part._filled(max(lengths)) if lengths else part.sequence for part in parts]),
+            torch.cat([part.filled(max(lengths)) if lengths else part.sequence for part in parts]),
             torch.cat(pooled) if pooled else None,
             cls.concatenate(negative) if negative else None,
             lengths,
         )
 
-    def _filled(self, tokens: int) -> torch.Tensor:
+    def filled(self, tokens: int) -> torch.Tensor:
         """The sequence with zeros behind it, up to so many tokens."""
         return functional.pad(self.sequence, (0, 0, 0, max(0, tokens - self.sequence.shape[1])))[:, :tokens]
 
