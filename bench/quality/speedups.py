@@ -20,9 +20,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
+from backend.checkpoints.packed_weight import PackedWeight
 from backend.core.settings import Settings
+from backend.offload.packed_linear import keep_packed
+from backend.offload.placements import block_modules
 from bench.support.markdown import table
 from modules.app.service import Service, start
 from modules.detection.yolo import Detector
@@ -40,11 +45,14 @@ TECHNIQUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "fp8 products": {"stored_as": "fp8_compute"},
         "fp8 products, go_fast": {"stored_as": "fp8_compute", "go_fast": True},
         "weight_precision nf4": {"stored_as": "nf4"},
+        "GGUF Q8_0": {"stored_as": "Q8_0"},
+        "GGUF Q4_0": {"stored_as": "Q4_0"},
         "compile": {"compile": "on"},
     }
 )
 """Settings of the service; but ``go_fast`` is an input, and ``stored_as`` rounds transformer and T5 as the setting
-``quality`` allows."""
+``weight_precision`` allows, or as a GGUF file of that type has them."""
+GGUF = ("Q8_0", "Q4_0")
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,10 @@ def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) 
     if stored_as:
         from backend.offload.quantized_linear import quantize
 
+        store = packed_as_gguf if stored_as in GGUF else quantize
         with service.models.on_device("transformer", "text_encoder_2") as modules:
             for module, form in zip(modules, (stored_as, stored_as.removesuffix("_compute")), strict=True):
-                quantize(module, form, service.runtime.device.dtype)
+                store(module, form, service.runtime.device.dtype)
     pipeline, side = (
         ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]),
         service.profile.native,
@@ -79,6 +88,19 @@ def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) 
         pictures.append(pipeline.run(request).pictures[0].image)
         seconds.append(time.perf_counter() - begin)
     return Drawn(pictures, statistics.median(seconds), adherence(service, pictures, [asked for _, asked in prompts]))
+
+
+def packed_as_gguf(module: nn.Module, form: str, dtype: torch.dtype) -> nn.Module:
+    """The linear layers of a model's blocks as a GGUF file has them, rounded by llama.cpp's own package."""
+    import gguf
+
+    kind, (columns, _) = gguf.GGMLQuantizationType[form], gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
+    blocks = {id(part) for block in block_modules(module) for part in block.modules()}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and id(layer) in blocks and layer.in_features % columns == 0:
+            rows = torch.from_numpy(gguf.quants.quantize(layer.weight.detach().float().numpy(), kind).copy())
+            layer.weight = nn.Parameter(PackedWeight(form, [rows], layer.in_features, dtype), requires_grad=False)
+    return keep_packed(module, dtype)
 
 
 def adherence(service: Service, pictures: list[Image.Image], asked: list[dict[str, str]]) -> dict[str, int]:
