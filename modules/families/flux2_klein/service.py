@@ -30,6 +30,7 @@ from modules.diffusion.prompt_text import length_notes, network_notes, plain_wor
 from modules.diffusion.sampler_names import EULER, SIMPLE
 from modules.diffusion.samplers import flow_solver, noise_levels, verbatim_scheduler
 from modules.families.chat_prompt import ChatPrompt
+from modules.families.flux2_klein.lora_names import LORA_NAMES
 from modules.families.flux2_klein.parts import PATCH, TEXT_LAYERS
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ REFERENCE_TIME = 10
 class KleinService(DiffusionService):
     """Draws as diffusers' ``Flux2KleinPipeline`` and ``Flux2KleinInpaintPipeline`` do. Image-to-image without a mask,
     which has no pipeline there, is that of inpainting with all of the picture masked and no reference."""
+
+    lora_names = LORA_NAMES
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from modules.diffusion.prompt_text import length_notes, network_notes, plain_wor
 from modules.diffusion.sampler_names import SIMPLE
 from modules.diffusion.samplers import noise_levels, verbatim_scheduler
 from modules.families.chat_prompt import ChatPrompt
+from modules.families.z_image.lora_names import LORA_NAMES
 from modules.families.z_image.parts import PATCH
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 class ZImageService(DiffusionService):
     """Draws as diffusers' ``ZImagePipeline``, ``ZImageImg2ImgPipeline`` and ``ZImageInpaintPipeline`` do."""
+
+    lora_names = LORA_NAMES
 
     def __init__(
         self,

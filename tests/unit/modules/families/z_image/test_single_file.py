@@ -9,33 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.model_pictures import drawn, found_model
+from support.original_z_image import original_names
 from support.small_z_image import write_z_image
 
 from backend.core.errors import WeightsError
 from modules.families.registry import named_file
 
 Tensors = dict[str, torch.Tensor]
-RENAMED = {
-    "all_final_layer.2-1.": "final_layer.",
-    "all_x_embedder.2-1.": "x_embedder.",
-    ".attention.to_out.0.": ".attention.out.",
-    ".attention.norm_k.": ".attention.k_norm.",
-    ".attention.norm_q.": ".attention.q_norm.",
-}
-
-
-def original_names(tensors: Tensors) -> Tensors:
-    """The way back of what diffusers does."""
-    written: Tensors = {}
-    for name, tensor in tensors.items():
-        if ".to_q." in name:
-            parts = [tensors[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
-            written[name.replace("to_q", "qkv")] = torch.cat(parts)
-        elif ".to_k." not in name and ".to_v." not in name:
-            for ours, theirs in RENAMED.items():
-                name = name.replace(ours, theirs)
-            written[name] = tensor
-    return written
 
 
 @pytest.fixture(scope="module")
