@@ -29,7 +29,7 @@ from backend.nodes.images import FACTS, ImageGenerateNode, MakePictures, Outcome
 from backend.nodes.ray_data import LOCAL, generate_with_ray
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table
-from modules.cli.command import FAILED, CommandParser, check_folder, run_in_scratch
+from modules.cli.command import FAILED, CommandParser, check_folder, exit_with, run_in_scratch
 from modules.cli.given_inputs import check_inputs, check_texts
 
 if TYPE_CHECKING:
@@ -201,4 +201,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

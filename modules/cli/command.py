@@ -16,7 +16,7 @@ from backend.core.files import full_disk_in_one_line
 from backend.core.scratch import scratch_folder
 from backend.core.version import name_and_version
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, NOT_READ = 1, 2, 130, 141
 """Exit codes beside 0."""
 
 
@@ -39,6 +39,19 @@ def check_folder(option: str, folder: Path) -> None:
             raise PermissionError(0, "not writable")
     except OSError as error:
         raise InputError(option, f"cannot write to '{folder}': {error.strerror}") from None
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the exit code of ``main``. A reader that ends early, as in ``scripts/plan ... | head``, is
+    no error to be shown."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = NOT_READ
+    sys.exit(code)
 
 
 def run_in_scratch(run: Callable[[Path], int], interrupted: str) -> int:

@@ -20,7 +20,7 @@ from backend.core.settings import Settings, load_settings
 from backend.core.version import version
 from backend.devices.cuda_allocator import OLD_VARIABLE, VARIABLE, apply_allocator_conf
 from backend.devices.optional_packages import acceleration_rows, acceleration_table, installed_version
-from modules.cli.command import BAD_INPUT, CommandParser
+from modules.cli.command import BAD_INPUT, CommandParser, exit_with
 
 VERSIONS = (
     "torch",
@@ -186,4 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -15,7 +15,7 @@ from backend.core.settings import load_settings
 from backend.weights.catalog import WeightFile, choose_files, read_manifest
 from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
 from backend.weights.resolver import ONLINE, check_file, remedy
-from modules.cli.command import BAD_INPUT, FAILED, INTERRUPTED, CommandParser
+from modules.cli.command import BAD_INPUT, FAILED, INTERRUPTED, CommandParser, exit_with
 from modules.output.progress import Bar
 
 SMALL = (".json", ".txt", ".md")
@@ -178,4 +178,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from backend.api.input_schema import InputSchema
 from backend.core.files import atomic_files
 from backend.core.timeline_export import write_timeline
-from modules.cli.command import CommandParser, check_folder, run_in_scratch
+from modules.cli.command import CommandParser, check_folder, exit_with, run_in_scratch
 from modules.cli.given_inputs import PictureSource, with_files_read, with_prompt_named
 from modules.output.summary import summary
 from modules.request.uploads import Uploads
@@ -227,4 +227,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

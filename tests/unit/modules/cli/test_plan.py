@@ -143,6 +143,11 @@ def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
     return dict(json.loads(capsys.readouterr().out))
 
 
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    result = run("bash", "-c", f"{shlex.join(COMMAND)} | true; exit ${{PIPESTATUS[0]}}")
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 def test_amounts() -> None:
     plans = [
         json.loads(run("scripts/plan", "--vram", vram, "--json").stdout)
