@@ -140,9 +140,10 @@ class FluxMemoryOptimizer:
         if self.device.kind != "cuda":
             self._note(name, False, "PyTorch's own; a CPU has no other that is faster")
             return
-        config: Any = transformer.config
+        # by the layer itself: families have different names for it in their configurations
+        attention: Any = next(part for part in transformer.modules() if hasattr(part, "heads"))
         # text and image tokens of one picture of 1024 x 1024
-        shape = (1, 512 + 4096, config.num_attention_heads, config.attention_head_dim)
+        shape = (1, 512 + 4096, attention.heads, attention.norm_q.weight.shape[-1])
         try:
             best, reason = fastest_attention(ATTENTION_BACKENDS, shape, self.device.torch_device, self.device.dtype)
         except RuntimeError as error:
