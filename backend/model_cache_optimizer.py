@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -159,6 +159,10 @@ class ModelCache:
         """A model as it is built, to look at; its weights may be anywhere."""
         with self._lock:
             return self._placed_model(name).module
+
+    def on_host(self) -> AbstractContextManager[None]:
+        """Inside, tensors that are made on the CPU are in the host's memory, also beside an emulated device."""
+        return self._transfers.on_host()
 
     def upload(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Copies on the device of tensors that are none of a model's, ready to compute with."""

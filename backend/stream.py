@@ -12,6 +12,7 @@ import logging
 import mmap
 import weakref
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -121,6 +122,9 @@ class Transfers(Protocol):
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the host, for weights that have none there and leave the device."""
 
+    def on_host(self) -> AbstractContextManager[None]:
+        """Inside, tensors that are made on the CPU take no memory of the device."""
+
     def synchronize(self) -> None:
         """Makes the computation that follows wait for all uploads before it."""
 
@@ -151,6 +155,9 @@ class HostTransfers:
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
+
+    def on_host(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Nothing is copied, so there is nothing to wait for."""
@@ -258,6 +265,9 @@ class CudaTransfers:
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.cpu()
+
+    def on_host(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def synchronize(self) -> None:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -136,11 +137,16 @@ class EmulatedDevice(TorchDispatchMode):
             time.sleep(max(0.0, tensors.bytes / self.copy_bandwidth - (time.perf_counter() - begin)))
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._counting = False  # what is made here is on the host
-        try:
+        with self.on_host():
             return tensor.clone()
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        counted, self._counting = self._counting, False
+        try:
+            yield
         finally:
-            self._counting = True
+            self._counting = counted
 
     def synchronize(self) -> None:
         """Copies outside of slots are done when :meth:`upload` returns."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial as partial_of
 from functools import update_wrapper
 from itertools import zip_longest
 from typing import Any
@@ -193,19 +192,19 @@ class StreamedForward:
 
 
 @contextmanager
-def computing_with(module: nn.Module, changed: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the module computes with another forward, which gets the plain one before its arguments. The weights of a
-    module that is streamed are on the device meanwhile."""
+def computing_with(module: nn.Module, changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Inside, the module computes with the forward that is made of its own. The weights of a module that is streamed
+    are on the device meanwhile."""
     own = vars(module).get("forward")
     if isinstance(own, StreamedForward):
         plain = own.forward
-        own.forward = partial_of(changed, plain)
+        own.forward = changed(plain)
         try:
             yield
         finally:
             own.forward = plain
         return
-    module.forward = partial_of(changed, module.forward)
+    module.forward = changed(module.forward)
     try:
         yield
     finally:
@@ -305,6 +304,13 @@ def partial(module: nn.Module, transfers: Transfers, kept: int) -> PlacedModel:
 def block_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:
     """Streams the model's blocks; while one computes the next is uploaded."""
     return StreamedModel(module, transfers, _with_children(block_modules(module)), slots=2)
+
+
+def is_compiled(block: nn.Module) -> bool:
+    """Whether compiled code has taken the place of a block's own forward."""
+    forward = vars(block).get("forward")
+    forward = forward.forward if isinstance(forward, StreamedForward) else forward
+    return forward is not None and getattr(forward, "__self__", None) is not block
 
 
 def layer_offload(module: nn.Module, transfers: Transfers) -> PlacedModel:

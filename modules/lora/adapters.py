@@ -8,7 +8,7 @@ was used last stays on the device, as far as the memory plan has room for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -19,18 +19,18 @@ from torch import nn
 
 from backend.core.texts import shortened
 from backend.core.units import format_bytes
-from backend.offload.placements import computing_with
-from modules.lora.deltas import Delta, Layer, layer_shape
+from backend.offload.placements import block_modules, computing_with, is_compiled
+from modules.lora.deltas import Delta, layer_shape
 from modules.lora.lora_file import LoraError, LoraFile
 from modules.lora.names import Layers, LoraNames, Table
 from modules.lora.reading import Changes, ReadLora, changes_bytes, mapped_changes, read_lora, tensors_of
+from modules.lora.slots import LayerSlot, adapted, padded_rank
 
 if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
 
 Loras = tuple[tuple[LoraFile, float], ...]
 """Files with their scales."""
-Forward = Callable[..., torch.Tensor]
 
 KEPT_ON_HOST = 8
 """Files whose tensors are kept in the host's memory."""
@@ -63,6 +63,7 @@ class Adapters:
         """In the host's memory, by the hash of the file; the one used last at the end."""
         self._uploaded: OrderedDict[str, Changes] = OrderedDict()
         """On the device, likewise."""
+        self._slots: dict[str, Mapping[str, LayerSlot]] = {}
 
     def check(self, loras: Sequence[LoraFile]) -> list[str]:
         """Reads files before any model runs; returns a line for each that was made for more than this model has.
@@ -111,18 +112,27 @@ class Adapters:
         with ExitStack() as stack:
             for component, module in zip(components, lent, strict=True):
                 changed: dict[str, list[tuple[Delta, float]]] = {}
+                compiled = self._compiled_layers(component, module) if wanted else {}
                 for changes, scale in uploaded:
                     for path, delta in changes.get(component, {}).items():
                         changed.setdefault(path, []).append((delta, scale))
+                of_slots = {path: changed.pop(path, []) for path in compiled}
+                rank, like = (
+                    padded_rank(of_slots.values()),
+                    torch.empty(0, device=self._models.device, dtype=self._dtype),
+                )
+                for path, slot in compiled.items():
+                    stack.enter_context(slot.filled(of_slots[path], rank, like))
                 for path, deltas in changed.items():
                     layer: Any = module.get_submodule(path)
-                    stack.enter_context(computing_with(layer, partial(_adapted, layer, deltas)))
+                    stack.enter_context(computing_with(layer, partial(partial, adapted, layer, deltas)))
             yield
 
     def _of(self, lora: LoraFile) -> ReadLora:
         """The file's content, in the type that the model computes in."""
         if lora.sha256 not in self._read:
-            self._read[lora.sha256] = self._checked(lora)
+            with self._models.on_host():
+                self._read[lora.sha256] = self._checked(lora)
             if len(self._read) > KEPT_ON_HOST:
                 self._read.popitem(last=False)
         self._read.move_to_end(lora.sha256)
@@ -154,6 +164,17 @@ class Adapters:
         self._uploaded.move_to_end(lora.sha256)
         return self._uploaded[lora.sha256]
 
+    def _compiled_layers(self, component: str, module: nn.Module) -> Mapping[str, LayerSlot]:
+        """The linear layers of blocks that are compiled, by path, with the slots that they keep."""
+        if component not in self._slots:
+            inside = {id(part) for block in block_modules(module) if is_compiled(block) for part in block.modules()}
+            self._slots[component] = {
+                path: LayerSlot(part)
+                for path, part in module.named_modules()
+                if isinstance(part, nn.Linear) and id(part) in inside
+            }
+        return self._slots[component]
+
     @cached_property
     def _layers(self) -> Mapping[str, Layers]:
         return {name: _changeable(self._models.module(name)) for name in self._model.components}
@@ -174,12 +195,3 @@ def _summed(loras: Loras) -> Loras:
 def _changeable(module: nn.Module) -> Layers:
     """The layers that a file can change, with the shapes of their weights."""
     return {path: layer_shape(part) for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-
-
-def _adapted(layer: Layer, deltas: Sequence[tuple[Delta, float]], plain: Forward, input: torch.Tensor) -> torch.Tensor:
-    """The layer's output with what the files add; ``plain`` is its own forward."""
-    output = plain(input)
-    changed = output
-    for delta, scale in deltas:
-        changed = changed + scale * delta.added(layer, input, output)
-    return changed

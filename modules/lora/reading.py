@@ -115,7 +115,8 @@ def _grouped(tensors: Mapping[str, torch.Tensor], table: Table) -> tuple[dict[st
             unplaced.append(name)
             continue
         of_layer = found.setdefault(layer, _Layer())
-        of_layer.parts[part] = tensor.float() if tensor.is_floating_point() else tensor
+        # a copy: kernels round differently where memory does not begin at a multiple of their vectors, as in a file
+        of_layer.parts[part] = tensor.to(torch.float32, copy=True)
         of_layer.names.append(name)
     return found, unplaced
 
