@@ -117,10 +117,8 @@ class Adapters:
                     for path, delta in changes.get(component, {}).items():
                         changed.setdefault(path, []).append((delta, scale))
                 of_slots = {path: changed.pop(path, []) for path in compiled}
-                rank, like = (
-                    padded_rank(of_slots.values()),
-                    torch.empty(0, device=self._models.device, dtype=self._dtype),
-                )
+                rank = padded_rank(of_slots.values())
+                like = torch.empty(0, device=self._models.device, dtype=self._dtype)
                 for path, slot in compiled.items():
                     stack.enter_context(slot.filled(of_slots[path], rank, like))
                 for path, deltas in changed.items():

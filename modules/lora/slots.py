@@ -8,7 +8,6 @@ rank (LoKr, LoHa, DoRA) runs outside of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +26,7 @@ def padded_rank(changes: Iterable[Sequence[tuple[Delta, float]]]) -> int:
     """The rank of all slots for these changes of layers: compiled code is made for one. Few different ranks, so that
     most files run through the same code."""
     ranks = (sum(len(one.down) for one, _ in deltas if isinstance(one, LowRank)) for deltas in changes)
-    return max(LEAST_RANK, 2 ** math.ceil(math.log2(max(1, *ranks, 1))))
+    return 1 << (max((LEAST_RANK, *ranks)) - 1).bit_length()
 
 
 class LayerSlot:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save, save_file
 from support.lora_files import named, random_pairs
 from support.lora_hub import QUICK, LoraHub, tar_of
+from support.pictures import PROMPT
 from support.predictions import pixels
 from torch import Tensor, zeros
 
@@ -179,3 +180,34 @@ def test_what_has_no_effect_is_told(lora_service: Service) -> None:
         "lora_scale: has no effect without lora_weights",
         "extra_lora_scale: has no effect without extra_lora",
     )
+
+
+def test_a_tag_of_the_detail_pass_changes_its_region_alone(lora_service: Service, tmp_path: Path) -> None:
+    request = {"prompt": PROMPT, "num_inference_steps": 4, "adetailer": True, "megapixels": "1"}
+    plain, own, after = (
+        predicted(lora_service, tmp_path, **request, ad_prompt=words)
+        for words in (PROMPT, f"{PROMPT} <lora:ink:2>", PROMPT)
+    )
+    regions = read_parameters(own)[1]["parameters"]["_adetailer_regions"]
+    assert regions
+    changed = np.abs(image(own) - image(plain)).max(axis=-1) > 0
+    outside = np.ones_like(changed)
+    for left, top, right, bottom in regions:
+        assert changed[top:bottom, left:right].mean() > 0.1
+        outside[top:bottom, left:right] = False
+    assert not changed[outside].any()
+    assert np.array_equal(image(after), image(plain))
+
+
+def test_all_passes_and_all_pictures_are_drawn_with_it(lora_service: Service) -> None:
+    """Hires fix, skipped steps and a batch."""
+    passes = {"num_inference_steps": 6, "enable_hr": True, "hr_scale": 1.2, "go_fast": True, "num_outputs": 2}
+    drawn = [
+        [
+            image(file)
+            for file in lora_service.predict({**SMALL, **passes, "prompt": words}, lambda *told: None, no_progress)
+        ]
+        for words in (SMALL["prompt"], f"{SMALL['prompt']} <lora:ink:2>", SMALL["prompt"])
+    ]
+    for before, with_it, after in zip(*drawn, strict=True):
+        assert np.abs(with_it - before).mean() > 1 and np.array_equal(after, before)
