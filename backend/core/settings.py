@@ -59,6 +59,7 @@ class Settings:
     weights_dir: str = "weights"
     allow_downloads: bool = False
     lora_sources: LoraSourceNames = ("local",)
+    lora_memory: str = "auto"
     lora_cache: str = ".lora_cache"
     lora_cache_gb: Annotated[WholeNumber, Field(ge=0)] = 20
     upscaler: str = "auto"

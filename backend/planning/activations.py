@@ -27,7 +27,7 @@ class Workload:
     ``hires`` is the size of the second pass (None = off). ``detail_crop`` is the side at which a detail is repainted (0
     = off), ``details`` how many a picture is expected to have. The strengths are the shares of the steps that those
     passes run. ``scale`` upscales at the end (1 = off) in tiles of ``upscale_tile``. The embeddings
-    of ``cached_prompts`` prompts stay on the device.
+    of ``cached_prompts`` prompts stay on the device, and so do LoRA files of ``lora_bytes``.
     """
 
     width: int
@@ -42,6 +42,7 @@ class Workload:
     scale: float = 1.0
     upscale_tile: int = 1024
     cached_prompts: int = 0
+    lora_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class PlanSearch:
         self.device, self.models, self.workload, self.rules, self.halvings = device, models, workload, rules, halvings
         self.steps = prediction_steps(workload, models)
         self.usable, self.reserve = usable_bytes(device, rules)
-        self.remembered = workload.cached_prompts * models.prompt_bytes
+        self.remembered = workload.cached_prompts * models.prompt_bytes + workload.lora_bytes
         self.host_limit = int(device.host_bytes * rules.host_share)
         # only on CUDA is a copy faster for being pinned
         self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.type == "cuda" else device.host_bytes

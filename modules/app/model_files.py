@@ -15,6 +15,7 @@ from torch import nn
 
 from backend.checkpoints.folder_files import is_pipeline, shard_files
 from backend.core.settings import Settings
+from backend.core.units import parse_bytes
 from backend.core.version import name_and_version
 from backend.memory_management import Workload
 from backend.offload.quantized_cache import content_key
@@ -36,6 +37,7 @@ from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
 from modules.families.parts import folder_of_parts
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
+from modules.lora.references import LOCAL
 from modules.lora.sources import FOLDER as LORA_FOLDER
 from modules.lora.sources import LoraSources
 from modules.output.image_writer import ModelInfo
@@ -183,6 +185,22 @@ class Files:
 
 def is_embedded(source: Source) -> bool:
     return not source.file and source.path.parent.name == EMBEDDED
+
+
+MOST_LORA_BYTES = 10**9
+"""Of the device that the plan reserves for LoRA files where no setting says it."""
+
+
+def lora_bytes(settings: Settings, device_bytes: int, parameter_bytes: int) -> int:
+    """What of a device's memory is for LoRA files, on a device that computes with parameters of so many bytes; files
+    mostly have 2. Raises :class:`backend.core.errors.SettingsError`."""
+    if settings.lora_memory != "auto":
+        return parse_bytes(settings.lora_memory)
+    most = min(MOST_LORA_BYTES, device_bytes // 16)
+    if any(source != LOCAL for source in settings.lora_sources):
+        return most
+    there = sum(file.stat().st_size for file in lora_sources(settings).names().values())
+    return min(most, there * parameter_bytes // 2)
 
 
 def lora_sources(settings: Settings) -> LoraSources:

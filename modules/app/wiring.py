@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from backend.offload.packed_linear import keep_packed
 from backend.offload.quantized_cache import QuantizedCache
 from backend.offload.quantized_linear import FORMATS, quantize, why_no_products
 from backend.planning.model_specs import PACKED, ModelSpec
-from modules.app.model_files import Files, find_files, lora_sources
+from modules.app.model_files import Files, find_files, lora_bytes, lora_sources
 from modules.detection.classes import ClassSet
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.profile import ModelProfile
@@ -95,7 +95,10 @@ def set_up(
         selection = selection.without(files.missing_models)
         spec = files.spec(device.dtype, device.upscaler_dtype)
         emulated = parse_bytes(settings.emulate_vram) if settings.emulate_vram else None
-        runtime = plan_device(device, spec, files.workload(settings), emulated, settings.weight_precision)
+        on_card = emulated or (device.total_bytes if device.kind == "cuda" else 0)
+        reserved = lora_bytes(settings, on_card, device.dtype.itemsize) if on_card else 0
+        workload = replace(files.workload(settings), lora_bytes=reserved)
+        runtime = plan_device(device, spec, workload, emulated, settings.weight_precision)
     optimizer = FluxMemoryOptimizer(device, runtime.plan, settings, files.cached_upscalers.values())
     optimizer.set_process_options()
     models = ModelCache(
@@ -109,6 +112,7 @@ def set_up(
     fallback = OomFallback(models)
     with timeline.span("stages"):
         assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)
+    assembled.adapters.limit = reserved or None
     # what waits is pinned in this order, and the denoiser is uploaded in every step
     denoiser_first = sorted(models.names(), key=lambda name: name != files.profile.denoiser)
     with timeline.span("models"):
