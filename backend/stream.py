@@ -13,7 +13,7 @@ import mmap
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -38,12 +38,13 @@ def page_aligned(size: int) -> torch.Tensor:
 class PackedTensors:
     """Tensors on the host that are uploaded together.
 
-    ``offsets`` says where each begins in one piece of ``size`` bytes. ``slab`` is pinned memory that holds them like
-    that, if there is any; they are views of it then.
+    ``offsets`` says at which byte each begins in one piece of ``size`` bytes, ``strides`` how it lies there. ``slab``
+    is pinned memory that holds them like that, if there is any; they are views of it then.
     """
 
     tensors: tuple[torch.Tensor, ...]
     offsets: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
     size: int
     slab: torch.Tensor | None = None
 
@@ -53,13 +54,14 @@ class PackedTensors:
         return sum(map(tensor_bytes, self.tensors))
 
     def views(self, memory: torch.Tensor) -> list[torch.Tensor]:
-        """Tensors of the same shapes, types and order of dimensions in ``memory``, bytes on any device."""
-        views = []
-        for tensor, offset in zip(self.tensors, self.offsets, strict=True):
-            strides = torch.empty_like(tensor, device="meta").stride()
-            part = memory[offset : offset + tensor_bytes(tensor)].view(tensor.dtype)
-            views.append(part.as_strided(tensor.shape, strides))
-        return views
+        """Tensors of the same shapes, types and order of dimensions in ``memory``, bytes on any device, a multiple of
+        :data:`ALIGNMENT` of them."""
+        # every operator costs the host time while the device may have nothing to do, so it is one for each tensor
+        typed = {dtype: memory.view(dtype) for dtype in {tensor.dtype for tensor in self.tensors}}
+        return [
+            typed[tensor.dtype].as_strided(tensor.shape, strides, offset // tensor.element_size())
+            for tensor, offset, strides in zip(self.tensors, self.offsets, self.strides, strict=True)
+        ]
 
     def copy_to(self, memory: torch.Tensor) -> None:
         """Copies all tensors into ``memory``: at once from a slab, else one by one."""
@@ -74,12 +76,13 @@ def packed(tensors: Iterable[torch.Tensor], pinned: Transfers | None = None) -> 
     """The tensors, moved into memory that ``pinned`` pins where it can; their old memory is no longer needed."""
     tensors = tuple(tensors)
     *offsets, size = accumulate((-(-tensor_bytes(one) // ALIGNMENT) * ALIGNMENT for one in tensors), initial=0)
-    loose = PackedTensors(tensors, tuple(offsets), size)
+    strides = tuple(torch.empty_like(one, device="meta").stride() for one in tensors)
+    loose = PackedTensors(tensors, tuple(offsets), strides, size)
     slab = pinned.pin(size) if pinned and size else None
     if slab is None:
         return loose
     loose.copy_to(slab)
-    return PackedTensors(tuple(loose.views(slab)), loose.offsets, size, slab)
+    return replace(loose, tensors=tuple(loose.views(slab)), slab=slab)
 
 
 class Slot:

@@ -164,8 +164,9 @@ class DiffusionService(LatentForms):
     def _encode_with_retry(self, request: DenoiseRequest, check: Check) -> PromptEmbeddings:
         has = self.profile.inputs
         negative = request.negative if has.negative_prompt and request.guidance > has.negative_above else None
+        following = "vae" if request.reads_pictures else self.profile.denoiser
         strategies = [
-            Strategy(way, lambda: self.encode(request.prompts, negative, check, request.loras), exact=True)
+            Strategy(way, lambda: self.encode(request.prompts, negative, check, request.loras, following), exact=True)
             for way in ("all encoders", "once more after clearing")
         ]
         return self.fallback.run(Step("encode", self.profile.encoders, (), "prompt"), strategies)
@@ -218,9 +219,10 @@ class DiffusionService(LatentForms):
         negative: str | None = None,
         check: Check = never_canceled,
         loras: Loras = (),
+        following: str = "",
     ) -> PromptEmbeddings:
         """The embeddings of all prompts, in order, each with those of ``negative`` where it is given, by text encoders
-        that ``loras`` change. ``check`` is called before each.
+        that ``loras`` change. ``check`` is called before each; ``following`` names the model that is borrowed next.
 
         The text encoders are borrowed only for prompts that are not in the cache.
         """
@@ -233,7 +235,8 @@ class DiffusionService(LatentForms):
         missing = [prompt for prompt in wanted if prompt not in found]
         if missing:
             with self.adapters.on_device(self.profile.encoders, loras) as encoders:
-                self.models.prefetch(self.profile.denoiser)
+                if following:
+                    self.models.prefetch(following)
                 for prompt in missing:  # one by one: the same embeddings whatever is in the batch
                     check()
                     found[prompt] = self.embed(prompt, encoders)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +14,25 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
+from support.fake_card_requests import workloads_for
 from support.fake_cuda import FakeCard
 from torch import nn
 
 import backend.devices.runtime
+import modules.detection.service
 from backend.core.settings import Settings
+from backend.core.units import GIB
 from backend.memory_management import MemoryPlan, ModelSpec, Workload, plan_memory, predicted_peak
-from backend.planning.activations import prediction_steps
-from backend.planning.costs import DeviceMemory, Kind, Placement, moved_bytes
+from backend.planning.activations import Step, prediction_steps
+from backend.planning.costs import DeviceMemory, Kind, Placement, moved_bytes, waiting_bytes
+from backend.planning.gpu_specs import REPORTED_SHARE
 from backend.planning.model_specs import Curve
+from backend.planning.rules import MemoryRules, usable_bytes
+from modules.app.model_files import find_files
 from modules.app.service import Service, start
 from modules.detection.detections import Detections, rectangle_masks
-from modules.detection.yolo import Detector
-from modules.extension_optimizer import optional_features
+from modules.detection.yolo import Detector, load_detector_network
+from modules.extension_optimizer import optional_features, select
 from modules.families.autoencoder_costs import DECODE_MAPS, DECODE_MAPS_16_BIT
 
 ALONE: Mapping[str, Any] = {"disabled_extensions": list(optional_features())}
@@ -85,28 +93,43 @@ def predict_on_card(card: FakeCard, service: Service, **inputs: Any) -> Predicti
     )
 
 
-@contextmanager
-def every_model_placed(kind: Kind, pin_bytes: int | None = None) -> Iterator[None]:
-    """Inside, plans place the models that have blocks as ``kind`` says, and the others as near to that as they can be.
-
-    ``pin_bytes`` of the host are pinned; None is all that waits.
-    """
+def placements_of(spec: ModelSpec, kind: Kind, precision: str = "") -> dict[str, Placement]:
+    """The denoiser placed as ``kind`` says, the others as near to that as they can be. What can be rounded is stored in
+    ``precision``, if one is given."""
     lighter: Kind = "resident" if kind == "resident" else "model offload"
+    placements = {}
+    for name, component in spec.components.items():
+        dtype = precision if precision and component.blocks and component.rounds else component.dtype
+        if name == spec.denoiser:
+            kept = len(component.blocks) // 2 if kind == "partial" else 0
+            placements[name] = Placement(kind, dtype, kept_blocks=kept)
+        else:
+            streams = component.blocks and kind != "partial"
+            placements[name] = Placement(kind if streams else lighter, "fp8" if dtype == "fp8_compute" else dtype)
+    return placements
 
-    def plan(device: Any, spec: ModelSpec, workload: Workload, *rules: Any) -> MemoryPlan:
-        made = plan_memory(device, spec, workload, *rules)
-        placements = {
-            name: Placement(kind if component.blocks else lighter, made.placements[name].dtype)
-            for name, component in spec.components.items()
-        }
-        waiting = sum(
-            spec.components[name].size(placement.dtype)
-            for name, placement in placements.items()
-            if placement.kind != "resident"
+
+@contextmanager
+def every_model_placed(kind: Kind, precision: str = "") -> Iterator[None]:
+    """Inside, plans have :func:`placements_of`, whether they fit or not, and pin all that waits. Details are
+    repainted one by one, as the plan counts them."""
+
+    def plan(device: DeviceMemory, spec: ModelSpec, workload: Workload, rules: MemoryRules, *_: Any) -> MemoryPlan:
+        roomy = replace(device, total_bytes=10**12, free_bytes=None, host_bytes=10**12)
+        made = plan_memory(roomy, spec, workload, rules)
+        placements = placements_of(spec, kind, precision)
+        waiting = sum(waiting_bytes(placements[name], component) for name, component in spec.components.items())
+        return replace(
+            made,
+            placements=placements,
+            max_detail_batch=1,
+            pin_bytes=waiting,
+            pin_limit=int(1.05 * waiting),  # in whole pages, and the plan leaves out small tensors
+            reserve_bytes=usable_bytes(device, rules)[1],
+            predicted_peak_bytes=predicted_peak(
+                device, spec, replace(workload, upscale_tile=made.upscale_tile), placements
+            ),
         )
-        peak = predicted_peak(device, spec, replace(workload, upscale_tile=made.upscale_tile), placements)
-        pinned = waiting if pin_bytes is None else pin_bytes
-        return replace(made, placements=placements, pin_bytes=pinned, pin_limit=pinned, predicted_peak_bytes=peak)
 
     with patch.object(backend.devices.runtime, "plan_memory", plan):
         yield
@@ -144,10 +167,13 @@ class Planned:
     peak_bytes: int
 
 
-def as_planned(service: Service, memory: DeviceMemory, workload: Workload) -> Planned:
-    """``memory`` is that of the card before the set-up."""
+def as_planned(
+    service: Service, memory: DeviceMemory, workload: Workload, steps: Sequence[Step] | None = None
+) -> Planned:
+    """``memory`` is that of the card before the set-up; ``steps`` are those of the prediction, unless they are all that
+    the workload has."""
     spec, plan = without_workspace(service.spec), service.runtime.plan
-    steps = prediction_steps(workload, spec)
+    steps = steps or prediction_steps(workload, spec)
     moved = sum(
         moved_bytes(plan.placements[name], spec.components[name], step, previous)
         for step, previous in zip(steps, (None, *steps))
@@ -167,7 +193,8 @@ def without_workspace(spec: ModelSpec) -> ModelSpec:
 
 @contextmanager
 def faces_at(*boxes: tuple[int, int, int, int]) -> Iterator[None]:
-    """Inside, detectors run as they do, and then find these boxes; what a card without data finds is nothing."""
+    """Inside, detectors run as they do, and then find these boxes; what a card without data finds is nothing. Each
+    network is built once and then copied, because building one takes as long as all other models of a short one."""
     detect = Detector.detect
 
     def found(self: Detector, images: Any, *args: Any, **kwargs: Any) -> list[Detections]:
@@ -177,5 +204,29 @@ def faces_at(*boxes: tuple[int, int, int, int]) -> Iterator[None]:
         assert len(made) == len(results)
         return made
 
-    with patch.object(Detector, "detect", found):
+    def load(path: Path) -> nn.Module:
+        return copy.deepcopy(_detector_network(path))
+
+    with (
+        patch.object(Detector, "detect", found),
+        patch.object(modules.detection.service, "load_detector_network", load),
+    ):
         yield
+
+
+@functools.cache
+def _detector_network(path: Path) -> nn.Module:
+    return load_detector_network(path)
+
+
+def smallest_card(model: Path, kind: Kind, precision: str, **settings: Any) -> FakeCard:
+    """The smallest card for ``support/fake_card_requests.py`` with every model placed so, by what the plan foretells."""
+    chosen = replace(Settings(), model=str(model), **settings)
+    files, dtype = find_files(chosen, select(chosen)), getattr(torch, chosen.dtype)
+    spec = files.spec(dtype, torch.float16)
+    placements = placements_of(spec, kind, precision)
+    device = DeviceMemory("cuda", total_bytes=10 * GIB)
+    for _ in range(3):  # a share of the card is kept back
+        need = max(predicted_peak(device, spec, workload, placements) for workload in workloads_for(spec).values())
+        device = replace(device, total_bytes=need)
+    return FakeCard(device.total_bytes / REPORTED_SHARE / GIB)

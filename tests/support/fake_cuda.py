@@ -21,6 +21,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import MethodWrapperType, TracebackType
 from typing import Any, Self
@@ -29,15 +30,15 @@ import torch
 from support.fake_cuda_blocks import alike_blocks_run_once
 from support.fake_cuda_driver import FakeDriver, installed_driver
 from support.fake_cuda_operators import BY_NAME, SPECIAL, meta_of
+from support.fake_cuda_results import Results, tensors_of
 from support.sparse_checkpoints import hollow_files
 from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry
 
-from backend.compat import storage_id, tensors_in
+from backend.compat import storage_id
 
 aten = torch.ops.aten
 CARD, HOST, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
@@ -78,10 +79,12 @@ class FakeCard:
         self.waits: list[tuple[str, str]] = []
         self.steps: list[list[int]] = []
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._attributes = vars(FakeTensor(self.mode, torch.empty(0, device="meta"), HOST)).copy()
+        self.results = Results(self)
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.weights: set[int] = set()
         self._addresses: dict[int, int] = {}
-        self._next_address = 1 << 40
+        self._next_address = 1 << 48
         self._stack = ExitStack()
         self.disguised = False
         """Whether torch is told for the moment that the tensors of the card are on the meta device."""
@@ -107,14 +110,42 @@ class FakeCard:
     def empty(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None
     ) -> FakeTensor:
-        """A tensor without data, on the card or on the host."""
+        """A tensor without data, on the card or on the host. Inside of an operator, where no mode is on."""
+        if strides is None:
+            made = torch.empty(shape, dtype=dtype, device="meta")
+        else:
+            made = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        return self.note(self.fake(made, device))
+
+    def hollow(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device = HOST,
+        strides: Sequence[int] | None = None,
+    ) -> FakeTensor:
+        """:meth:`empty`, anywhere."""
         with torch.utils._python_dispatch._disable_current_modes():
-            made = (
-                torch.empty(shape, dtype=dtype, device="meta")
-                if strides is None
-                else torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-            )
-            return self.note(FakeTensor(self.mode, made, device))
+            return self.empty(shape, dtype, device, strides)
+
+    def view(
+        self, tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int, dtype: torch.dtype
+    ) -> FakeTensor:
+        """Another tensor in the memory of this one, which has no data; ``offset`` from its beginning. As
+        :meth:`empty`."""
+        # a view of what was made outside of an inference may be made inside, and is then no tensor of an inference
+        with torch.inference_mode(tensor.is_inference()):
+            made = torch.empty(0, dtype=dtype, device="meta").set_(tensor.untyped_storage(), offset, shape, strides)
+            return self.fake(made, tensor.fake_device)  # type: ignore[attr-defined]
+
+    def fake(self, made: torch.Tensor, device: torch.device) -> FakeTensor:
+        """``FakeTensor(self.mode, made, device)``, without the checks of its arguments that take most of the time."""
+        tensor = torch.Tensor._make_subclass(
+            FakeTensor, made, False, dispatch_device=True, device_for_backend_keys=device
+        )
+        tensor.__dict__.update(self._attributes)
+        tensor.fake_device = device
+        return tensor  # type: ignore[return-value]
 
     def note(self, tensor: torch.Tensor) -> Any:
         """Counts the memory of a tensor on the card, once, until it is freed. Raises ``torch.OutOfMemoryError``."""
@@ -142,7 +173,7 @@ class FakeCard:
         self.driver.peak_bytes = max(self.driver.peak_bytes, size)
 
     def empty_like(self, tensor: torch.Tensor) -> FakeTensor:
-        return self.empty(tensor.shape, tensor.dtype, CARD, tensor.stride())
+        return self.hollow(tensor.shape, tensor.dtype, CARD, tensor.stride())
 
     def require_room(self, size: int) -> None:
         """Something needs so many bytes for a moment."""
@@ -172,12 +203,12 @@ class FakeCard:
     def set_data(self, tensor: torch.Tensor, data: torch.Tensor) -> None:
         """``tensor.data = data``, where one of the two has no data."""
         if not isinstance(data, FakeTensor):
-            data = self.empty(data.shape, data.dtype, HOST, data.stride())
+            data = self.hollow(data.shape, data.dtype, HOST, data.stride())
         if isinstance(tensor, FakeTensor):
             torch.Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
             tensor.fake_device = data.fake_device
             return
-        alias = FakeTensor(self.mode, meta_of(data), data.fake_device)
+        alias = self.fake(meta_of(data), data.fake_device)
         alias._is_param = isinstance(tensor, torch.nn.Parameter)  # type: ignore[attr-defined]
         torch.utils.swap_tensors(tensor, alias)
 
@@ -194,20 +225,11 @@ class FakeCard:
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operator on tensors of which at least one has no data."""
-        if special := SPECIAL.get(func) or BY_NAME.get(func.name()):
+        if special := special_of(func):
             result = special(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        with self.mode:
-            result = func(*args, **kwargs)
-        self.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()  # torch swaps no tensor that is in it
-        packet = func.overloadpacket
-        outputs = tensors_in(result)
-        for tensor in outputs:
-            self.note(tensor)
-        if packet in flop_registry and outputs and outputs[0].device.type == "cuda":
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
-        return result
+        return self.results.of(func, args, kwargs)
 
     def copy_to_host(self, tensor: FakeTensor, dtype: torch.dtype, blocking: bool) -> torch.Tensor:
         size = tensor.numel() * tensor.element_size()
@@ -226,12 +248,29 @@ class FakeCard:
             self.pageable_bytes += size
 
 
+@cache
+def special_of(func: Any) -> Callable[..., Any] | None:
+    return SPECIAL.get(func) or BY_NAME.get(func.name())
+
+
+@cache
+def is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, and not treated here."""
+    made_of_others: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+    return made_of_others and not special_of(func)
+
+
 class _Operators(TorchDispatchMode):
     """Sends every operator that touches the card, or a hollow tensor, to :meth:`FakeCard.run`."""
 
     def __init__(self, card: FakeCard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.card = card
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not: it would wrap every call, and nothing is compiled here."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -246,18 +285,14 @@ class _Operators(TorchDispatchMode):
             self.card.disguised = disguised
 
     def _dispatch(self, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        devices = [one for one in (*args, options.get("device")) if isinstance(one, torch.device)]
-        on_card = any(device.type == "cuda" for device in devices)
-        tensors = tensors_in((args, options))
+        values = (*args, *options.values())
+        on_card = any(isinstance(one, torch.device) and one.type == "cuda" for one in values)
+        tensors = list(tensors_of(values))
         if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors):
+            if any(not isinstance(tensor, FakeTensor) and tensor.is_meta for tensor in tensors):
                 # a number that torch has made a tensor of, beside one of the card that it was told is on "meta"
                 args = tree_map(self._as_on_card, args)
-            if (
-                func in SPECIAL
-                or func.name() in BY_NAME
-                or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
-            ):
+            if not is_composite(func):
                 return self.card.run(func, args, options)
             with self:  # in inference mode operators arrive that are made of others
                 return func._op_dk(COMPOSITE, *args, **options)
@@ -277,7 +312,6 @@ class _Functions(TorchFunctionMode):
         self.handlers: dict[Any, Callable[..., Any]] = {
             torch.nn.functional.scaled_dot_product_attention: _attention,
             torch.Tensor.to: _to,
-            torch.frombuffer: lambda buffer, dtype: card.empty((len(buffer) // dtype.itemsize,), dtype, HOST),
             torch.Tensor.data_ptr: lambda tensor: card.address(tensor),
             torch.Tensor.is_pinned: lambda tensor, device=None: card.driver.is_registered(
                 card.address(tensor), tensor.numel() * tensor.element_size()
@@ -288,12 +322,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func == self.set_data and any(isinstance(one, FakeTensor) for one in args):
-            return self.card.set_data(*args)
+        if isinstance(func, MethodWrapperType):  # an attribute
+            if func == self.set_data and any(isinstance(one, FakeTensor) for one in args):
+                return self.card.set_data(*args)
+            return func(*args, **(kwargs or {}))
         if handler := self.handlers.get(func):
             return handler(*args, **(kwargs or {}))
-        if isinstance(func, MethodWrapperType):  # an attribute
-            return func(*args, **(kwargs or {}))
         # many functions enter the device before they reach an operator, and a build without CUDA cannot
         before, self.card.disguised = self.card.disguised, True
         try:

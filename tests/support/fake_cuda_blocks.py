@@ -48,23 +48,26 @@ class _Seen:
     structure: TreeSpec
 
 
+SEEN: dict[Any, _Seen] = {}
+"""On all cards: what a block does, does not depend on the card."""
+
+
 @contextmanager
 def alike_blocks_run_once(card: FakeCard) -> Iterator[None]:
     """Inside, the blocks of diffusers and transformers do so."""
-    seen: dict[Any, _Seen] = {}
     with ExitStack() as stack:
         for kind in BLOCKS:
-            stack.enter_context(patch.object(kind, "forward", _forward(card, kind.forward, seen)))
+            stack.enter_context(patch.object(kind, "forward", _forward(card, kind.forward)))
         yield
 
 
-def _forward(card: FakeCard, run: Callable[..., Any], seen: dict[Any, _Seen]) -> Callable[..., Any]:
+def _forward(card: FakeCard, run: Callable[..., Any]) -> Callable[..., Any]:
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given, structure = tree_flatten((args, kwargs))
         parts, tensors = list(module.modules()), [*module.parameters(), *module.buffers()]
         whole = any(part._forward_pre_hooks or part._forward_hooks for part in parts[1:])
         key = (tuple(map(type, parts)), tuple(map(_looks, (*tensors, *given))), str(structure))
-        known = seen.get(key)
+        known = SEEN.get(key)
         if whole or known is None:
             before = card.bytes_uploaded, card.bytes_downloaded, len(card.waits)
             flops, start, peak = card.flops, card.allocated_bytes, card.peak_bytes
@@ -77,7 +80,7 @@ def _forward(card: FakeCard, run: Callable[..., Any], seen: dict[Any, _Seen]) ->
             made = {storage_id(one) for one in tensors_in(results) if id(one) not in places}
             alone = not made & {storage_id(one) for one in tensors_in(given)}
             if alone and before == (card.bytes_uploaded, card.bytes_downloaded, len(card.waits)):
-                seen[key] = _Seen(card.flops - flops, above, looks, form)
+                SEEN[key] = _Seen(card.flops - flops, above, looks, form)
             return result
         card.flops += known.flops
         card.require_room(known.above)

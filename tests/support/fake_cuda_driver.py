@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ALREADY_REGISTERED = 712
 """``cudaErrorHostMemoryAlreadyRegistered``."""
 
+LEFT: dict[int, int] = {}
+"""Memory that was pinned when its card ended, by address. Its owners may live until the next card is there."""
+
 
 class FakeStream:
     """A queue of work on the card. ``clock`` has of every stream how much of its work is known to be done before what
@@ -140,7 +143,7 @@ class FakeDriver:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        if self.registered.pop(address, None) is None:
+        if self.registered.pop(address, None) is None and not LEFT.pop(address, 0):
             self.pending_error = 713
             return 713
         return 0
@@ -166,6 +169,7 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
         host_of(driver.host_bytes),
     ):
         yield
+    LEFT.update(driver.registered)
 
 
 def _properties(driver: FakeDriver) -> dict[str, Any]:

@@ -72,7 +72,14 @@ def _copy_(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, 
 
 def _detach(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What torch would find too, and so often called that it shows."""
-    return FakeTensor(card.mode, meta_of(args[0]), args[0].fake_device)
+    return card.fake(meta_of(args[0]), args[0].fake_device)
+
+
+def _as_strided(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """As :func:`_detach`; of many places in one piece of memory, so that hardly two calls are alike."""
+    tensor, shape, strides, *offset = args
+    start = offset[0] if offset and offset[0] is not None else tensor.storage_offset()
+    return card.view(tensor, shape, strides, start, tensor.dtype)
 
 
 def _value(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -120,6 +127,7 @@ def _nms(card: FakeCard, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
 SPECIAL: Mapping[Any, Callable[[FakeCard, Any, Sequence[Any], Mapping[str, Any]], Any]] = {
     aten._to_copy.default: _to_copy,
     aten.detach.default: _detach,
+    aten.as_strided.default: _as_strided,
     aten.copy_.default: _copy_,
     aten._local_scalar_dense.default: _value,
     aten.nonzero.default: _nonzero,

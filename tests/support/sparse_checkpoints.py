@@ -84,11 +84,30 @@ def write_sparse_component(folder: Path, module: Any) -> None:
     )
 
 
-def write_flux(folder: Path) -> Path:
-    """FLUX.1-dev, 33.7 GB."""
+SHORT: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "flux1": {
+        "transformer": {"num_layers": 2, "num_single_layers": 4},
+        "vae": {"layers_per_block": 1},
+        "text_encoder": {"num_hidden_layers": 2},
+        "text_encoder_2": {"num_layers": 3},
+    },
+    "sdxl": {
+        "unet": {"transformer_layers_per_block": (1, 1, 2)},
+        "vae": {"layers_per_block": 1},
+        "text_encoder": {"num_hidden_layers": 2},
+        "text_encoder_2": {"num_hidden_layers": 2},
+    },
+    "sd15": {"unet": {"layers_per_block": 1}, "vae": {"layers_per_block": 1}, "text_encoder": {"num_hidden_layers": 2}},
+}
+"""What a model has less of that is as wide as the published one, but has few blocks and is made in a second."""
+
+
+def write_flux(folder: Path, short: bool = False) -> Path:
+    """FLUX.1-dev, 33.7 GB, or a short one."""
     for component, sizes in checkpoint.FLUX_DEV.items():
         with torch.device("meta"):
-            module: nn.Module = checkpoint.build(component, sizes)
+            less = SHORT["flux1"][component] if short else {}
+            module: nn.Module = checkpoint.build(component, {**sizes, **less})
         write_sparse_component(folder / component, module)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(TOKENIZERS / name, folder / name)
@@ -97,13 +116,14 @@ def write_flux(folder: Path) -> Path:
     return folder
 
 
-def write_stable_diffusion(folder: Path, family: str) -> Path:
-    """SDXL, 6.9 GB, or SD 1.5, 2.1 GB."""
+def write_stable_diffusion(folder: Path, family: str, short: bool = False) -> Path:
+    """SDXL, 6.9 GB, or SD 1.5, 2.1 GB; or a short one."""
     stable_diffusion.write(folder, family)  # tokenizers, scheduler and model_index.json as they are
     for component, sizes in stable_diffusion.FULL[family].items():
         shutil.rmtree(folder / component)
         with torch.device("meta"):
-            module = stable_diffusion.build(component, sizes)
+            less = SHORT[family][component] if short else {}
+            module = stable_diffusion.build(component, {**sizes, **less})
         write_sparse_component(folder / component, module)
     return folder
 
@@ -164,7 +184,7 @@ class _HollowFile:
 
     def get_tensor(self, name: str) -> torch.Tensor:
         entry = self.entries[name]
-        tensor = self.card.empty(entry["shape"], NAMES[entry["dtype"]], torch.device("cpu"))
+        tensor = self.card.hollow(entry["shape"], NAMES[entry["dtype"]])
         self.card.place_in_file(tensor, self.address + self.start + entry["data_offsets"][0])
         return tensor
 

@@ -1,0 +1,58 @@
+"""Requests for a fake card, and the steps that the memory plan counts for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from backend.memory_management import ModelSpec, Workload
+from backend.planning.activations import Step, prediction_steps
+
+STEPS = 6
+FACES = ((60, 60, 180, 180), (250, 80, 360, 200), (90, 300, 220, 440))
+"""Where three details are. They are repainted at the native size."""
+HIRES, STRENGTH, DETAIL_STRENGTH = 1.25, 0.7, 0.4
+
+
+@dataclass(frozen=True)
+class Request:
+    """``inputs`` beside those of every request; ``workload`` and ``steps`` are what the plan counts for it."""
+
+    inputs: Mapping[str, Any]
+    workload: Workload
+    steps: Sequence[Step]
+
+
+def workloads_for(spec: ModelSpec) -> dict[str, Workload]:
+    """From words; with a second pass; with :data:`FACES`."""
+    side, larger = spec.native, int(HIRES * spec.native)
+    text = Workload(side, side, steps=STEPS, cached_prompts=8)
+    return {
+        "text": text,
+        "hires": replace(text, hires=(larger, larger), hires_strength=STRENGTH),
+        "three details": replace(text, detail_crop=side, details=len(FACES), detail_strength=DETAIL_STRENGTH),
+    }
+
+
+def requests_for(spec: ModelSpec, folder: Path) -> dict[str, Request]:
+    """Those of :func:`workloads_for`, and an image with a mask. ``folder`` gets the files."""
+    side = spec.native
+    Image.new("RGB", (side, side), "grey").save(picture := folder / "picture.png")
+    ImageDraw.Draw(area := Image.new("L", (side, side))).rectangle((100, 100, 300, 300), fill=255)
+    area.save(mask := folder / "mask.png")
+    workloads = workloads_for(spec)
+    steps = {name: prediction_steps(workload, spec) for name, workload in workloads.items()}
+    repainting = replace(workloads["text"], hires=(side, side), hires_strength=STRENGTH)
+    repaint = (steps["text"][0], *prediction_steps(repainting, spec)[-3:])
+    from_image = {"image": picture, "mask": mask, "prompt_strength": STRENGTH}
+    second_pass = {"enable_hr": True, "hr_scale": HIRES, "denoising_strength": STRENGTH}
+    return {
+        "text": Request({}, workloads["text"], steps["text"]),
+        "image and mask": Request(from_image, workloads["text"], repaint),
+        "hires": Request(second_pass, workloads["hires"], steps["hires"]),
+        "three details": Request({"adetailer": True}, workloads["three details"], steps["three details"]),
+    }
