@@ -220,7 +220,7 @@ def _detector_network(path: Path) -> nn.Module:
 
 
 def smallest_card(model: Path, kind: Kind, precision: str, **settings: Any) -> FakeCard:
-    """The smallest card for ``support/fake_card_requests.py`` with every model placed so, by what the plan foretells."""
+    """The smallest card for ``support/fake_card_requests.py`` with every model placed so, by what the plan predicts."""
     chosen = replace(Settings(), model=str(model), **settings)
     files, dtype = find_files(chosen, select(chosen)), getattr(torch, chosen.dtype)
     spec = files.spec(dtype, torch.float16)
