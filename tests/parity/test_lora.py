@@ -18,6 +18,7 @@ from support import lora_layouts
 from support.lora_files import Pair, Tensors, lora_file, named, random_pairs, underscored
 from support.lora_layouts import in_xlabs
 from support.model_pictures import SIDE, found_model, service_of
+from support.small_flux import write_small_flux
 from torch import nn
 
 from backend.core.settings import ROOT
@@ -31,14 +32,21 @@ from modules.lora.lora_file import LoraError
 PROMPT, STEPS, GUIDANCE, SEED = "a woman with a hat", 2, 3.5, 1
 LAYERS = 1
 """Of a block of the small UNets."""
-PEERS: Mapping[str, Any] = {"flux": FluxPipeline, "sdxl": StableDiffusionXLPipeline, "sd15": StableDiffusionPipeline}
+PEERS: Mapping[str, Any] = {
+    "flux": FluxPipeline,
+    "small flux": FluxPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sd15": StableDiffusionPipeline,
+}
 LAYOUTS: Mapping[str, Mapping[str, Callable[[Mapping[str, Pair]], Tensors]]] = {
     "flux": lora_layouts.FLUX,
+    "small flux": lora_layouts.FLUX,
     "sdxl": lora_layouts.unet(LAYERS),
     "sd15": lora_layouts.unet(LAYERS),
 }
 READ_BY_DIFFUSERS = {
     "flux": ("diffusers", "old diffusers", "kohya", "ComfyUI", "XLabs"),
+    "small flux": (),
     "sdxl": ("diffusers", "old diffusers", "kohya", "first code"),
     "sd15": ("diffusers", "old diffusers", "kohya"),
 }
@@ -87,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = ROOT / "weights/embedded/flux"
         if family != "flux":
             folder = tmp_path_factory.mktemp("models") / f"small-{family}"
-            write(folder, family)
+            write_small_flux(folder, "dev") if family == "small flux" else write(folder, family)
         service = service_of(found_model(folder))
         denoiser = service.models.module(service.profile.denoiser)
         layers = {
