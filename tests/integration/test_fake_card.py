@@ -161,7 +161,7 @@ def test_memory_that_others_take_after_the_plan_moves_models_and_not_the_request
     assert did.flops > 0
 
 
-@pytest.mark.parametrize("host_gib", [16, 32])
+@pytest.mark.parametrize("host_gib", [16, 32, 64])
 def test_a_host_of_any_usual_size_has_a_plan_or_one_line(models: dict[str, Path], host_gib: float) -> None:
     with FakeCard(24, host_gib=host_gib):
         try:

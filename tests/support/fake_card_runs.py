@@ -110,21 +110,22 @@ def placements_of(spec: ModelSpec, kind: Kind, precision: str = "") -> dict[str,
 
 
 @contextmanager
-def every_model_placed(kind: Kind, precision: str = "") -> Iterator[None]:
-    """Inside, plans have :func:`placements_of`, whether they fit or not, and pin all that waits. Details are
-    repainted one by one, as the plan counts them."""
+def every_model_placed(kind: Kind, precision: str = "", pin_bytes: int | None = None) -> Iterator[None]:
+    """Inside, plans have :func:`placements_of`, whether they fit or not, and pin ``pin_bytes``, by default all that
+    waits. Details are repainted one by one, as the plan counts them."""
 
     def plan(device: DeviceMemory, spec: ModelSpec, workload: Workload, rules: MemoryRules, *_: Any) -> MemoryPlan:
         roomy = replace(device, total_bytes=10**12, free_bytes=None, host_bytes=10**12)
         made = plan_memory(roomy, spec, workload, rules)
         placements = placements_of(spec, kind, precision)
         waiting = sum(waiting_bytes(placements[name], component) for name, component in spec.components.items())
+        pinned = waiting if pin_bytes is None else pin_bytes
         return replace(
             made,
             placements=placements,
             max_detail_batch=1,
-            pin_bytes=waiting,
-            pin_limit=int(1.05 * waiting),  # in whole pages, and the plan leaves out small tensors
+            pin_bytes=pinned,
+            pin_limit=int(1.05 * pinned),  # in whole pages, and the plan leaves out small tensors
             reserve_bytes=usable_bytes(device, rules)[1],
             predicted_peak_bytes=predicted_peak(
                 device, spec, replace(workload, upscale_tile=made.upscale_tile), placements

@@ -47,6 +47,8 @@ WRITTEN_FOR = "2.13."
 """The version of torch whose inner parts this uses."""
 GRANULE = 512
 """Bytes: what torch's allocator rounds up to."""
+LARGE = 2**20
+"""Bytes from which zeros are not written, but pages that read as zeros."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -238,7 +240,11 @@ class FakeCard:
             self.wait("download")
         if storage_id(tensor) in self.weights:
             return self.empty(tensor.shape, dtype, HOST)
-        return torch.zeros(tensor.shape, dtype=dtype)
+        if size < LARGE:
+            return torch.zeros(tensor.shape, dtype=dtype)
+        # pages that nobody touches take no memory and no time
+        pages = mmap.mmap(-1, tensor.numel() * dtype.itemsize)
+        return torch.frombuffer(pages, dtype=dtype).view(tensor.shape)
 
     def copy_to_card(self, tensor: torch.Tensor, hollow: bool) -> None:
         """Counts a copy from the host to the card."""
