@@ -22,7 +22,7 @@ from backend.core.errors import WeightsError
 from backend.core.settings import ROOT
 from bench.support.tiny_models import write_tiny_model
 from modules.diffusion.denoise_request import DenoiseRequest
-from modules.families.flux1.parts import DEV, SCHNELL
+from modules.families.flux1.published import DEV, SCHNELL
 
 Tensors = Mapping[str, torch.Tensor]
 EMBEDDED = ROOT / "weights" / "embedded" / "flux"

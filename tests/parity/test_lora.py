@@ -66,7 +66,9 @@ class Model:
         return np.asarray(self.service.generate(request, Timeline())[0]).astype(int)
 
     def by_diffusers(self, file: Path, scale: float = 1.0) -> np.ndarray:
-        peer = PEERS[self.family].from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
+        peer = PEERS[self.family].from_pretrained(
+            self.folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
         peer.set_progress_bar_config(disable=True)
         more: dict[str, Any] = {}
         if self.family == "flux":

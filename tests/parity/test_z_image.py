@@ -29,7 +29,7 @@ def both(
 ) -> tuple[DiffusionService, ZImagePipeline]:
     """Ours and diffusers' of the same model."""
     folder: Path = write_z_image(tmp_path_factory.mktemp("z-image"), request.param)
-    theirs = ZImagePipeline.from_pretrained(folder, local_files_only=True)
+    theirs = ZImagePipeline.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     theirs.set_progress_bar_config(disable=True)
     return service_of(found_model(folder)), theirs
 

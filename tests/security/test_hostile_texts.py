@@ -47,14 +47,13 @@ def test_units_that_cannot_be_are_refused_in_one_line(service: Service, text: st
 def test_what_is_beyond_the_limit_is_told_in_the_log_the_file_and_the_metrics(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prompt = "a man with red hair, " * 12 + "a zeppelin <lora:sky:1> (far away:1.2)"
+    prompt = "a man with red hair, " * 12 + "a zeppelin (far away:1.2)"
     parameters, record, metrics = predicted(service, prompt=prompt)
     beyond = next(notice for notice in metrics["notices"] if "beyond" in notice)
     assert beyond.startswith("prompt: the model reads 40 tokens; ") and "zeppelin" in beyond
     assert record["request"]["notices"] == metrics["notices"]
     assert json.dumps("; ".join(metrics["notices"]), ensure_ascii=False) in parameters
     assert all(notice in caplog.text for notice in metrics["notices"])
-    assert any("<lora:sky:1> is left out" in notice for notice in metrics["notices"])
     assert any("reads '(far away:1.2)' as plain words" in notice for notice in metrics["notices"])
 
 

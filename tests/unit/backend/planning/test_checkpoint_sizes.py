@@ -39,7 +39,8 @@ def embedded_folder(tmp_path: Path) -> Path:
     blocks = {f"transformer_blocks.{i}.ff.weight": [256, 1024] for i in range(2)} | {
         f"single_transformer_blocks.{i}.proj.weight": [256, 512] for i in range(6)
     }
-    write_safetensors(tmp_path / "flux/transformer/model.safetensors", {"x_embedder.weight": [256, 64], **blocks})
+    ends = {"x_embedder.weight": [256, 64], "proj_out.weight": [64, 256]}
+    write_safetensors(tmp_path / "flux/transformer/model.safetensors", {**ends, **blocks})
     t5_blocks = {f"encoder.block.{i}.layer.weight": [192, 192] for i in range(3)}
     write_safetensors(tmp_path / "flux/text_encoder_2/model.safetensors", {"shared.weight": [500, 192], **t5_blocks})
     write_safetensors(tmp_path / "flux/text_encoder/model.safetensors", {"embedding.weight": [500, 128]})
@@ -70,7 +71,7 @@ def test_the_embedded_family_is_read_from_headers_and_planned(embedded_folder: P
         16,
         40,
     )
-    assert transformer.blocks == (256 * 1024,) * 2 + (256 * 512,) * 6 and transformer.outside_blocks == 256 * 64
+    assert transformer.blocks == (256 * 1024,) * 2 + (256 * 512,) * 6 and transformer.outside_blocks == 2 * 256 * 64
     assert transformer.size() == 4 * transformer.parameters
     workload = Workload(256, 256)
     roomy = plan_memory(DeviceMemory("emulated", 200_000_000, flops=1e11), models, workload)
