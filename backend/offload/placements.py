@@ -17,16 +17,9 @@ import torch
 from torch import nn
 
 from backend.offload.tensor_groups import SlotCycle, TensorGroup, own_tensors
+from backend.planning.checkpoint_sizes import BLOCK_LISTS, UNET_BLOCKS
 from backend.planning.costs import Kind, streamed_blocks
 from backend.stream import Transfers, tensor_bytes
-
-BLOCK_LISTS = (
-    "transformer_blocks", "single_transformer_blocks", "encoder.block", "noise_refiner", "context_refiner", "layers"
-)  # fmt: skip
-"""Where models have their repeated blocks: the two kinds of Flux, that of T5, the three of Z-Image, of which Qwen3 has
-the last. They run in this order."""
-UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-"""Where a UNet has its blocks, in order. One block of SDXL is 2.4 GB, so a block's parts are streamed instead."""
 
 
 class PlacedModel(ABC):

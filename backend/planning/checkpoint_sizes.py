@@ -11,16 +11,20 @@ from backend.checkpoints.header import Header, Shape, parameters, read_headers
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import Component
 
+BLOCK_LISTS = (
+    "transformer_blocks", "single_transformer_blocks", "encoder.block", "noise_refiner", "context_refiner", "layers"
+)  # fmt: skip
+"""Where models have their repeated blocks: the two kinds of Flux, that of T5, the three of Z-Image, of which Qwen3 has
+the last. They run in this order."""
+UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
+"""Where a UNet has its blocks, in order. One block of SDXL is 2.4 GB, so a block's parts are streamed instead."""
 REPEATED = re.compile(
     r"(?P<list>(?:single_)?transformer_blocks|encoder\.block|(?:noise|context)_refiner|layers)\.(?P<index>\d+)\."
     r"|(?P<block>down_blocks|up_blocks|mid_block)\.(?:(?P<of>\d+)\.)?"
     r"(?P<part>resnets|attentions|downsamplers|upsamplers)\.(?P<number>\d+)\."
 )
 """The blocks that ``backend/offload/placements.py`` streams, by the beginnings of their tensors' names."""
-RUN_ORDER = (
-    "transformer_blocks", "single_transformer_blocks", "encoder.block", "noise_refiner", "context_refiner", "layers",
-    "down_blocks", "mid_block", "up_blocks",
-)  # fmt: skip
+RUN_ORDER = (*BLOCK_LISTS, *UNET_BLOCKS)
 
 
 def _run_order(name: str) -> tuple[int, ...]:

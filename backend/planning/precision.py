@@ -38,16 +38,16 @@ def resolved_rules(
     if precision != "auto":
         yield rules, ""
         return
-    first, why = "bf16", "a card of 40 GB or more holds FLUX.1 in 16 bits"
+    first, why = "bf16", "cards of 40 GB and more compute in 16 bits"
     if device.type != "cuda" or everything_stays(device, models, workload, rules):
         why = "weights are not rounded where they need not be"
     elif models.components[models.denoiser].packed:
         why = "what the file has in few bits is not rounded again"
     elif device.total_bytes < SMALL_BYTES and four_bits_pay(device, models, workload, rules):
-        first, why = "nf4", "a card of 12 GB or less holds FLUX.1 in 4 bits, and in 8 bits it would be slower"
+        first, why = "nf4", "cards of 12 GB and less store weights in 4 bits where 8 would be slower"
         yield _automatic(four_bits(rules), first, why)
     elif device.total_bytes < LARGE_BYTES:
-        first, why = "fp8", "a card of less than 40 GB may hold FLUX.1 in 8 bits"
+        first, why = "fp8", "cards of less than 40 GB store weights in 8 bits"
     for level in LEVELS[LEVELS.index(first) :]:
         yield _automatic(rules, level, why if level == first else "less rounding does not fit")
 
