@@ -276,5 +276,7 @@ def fastest_attention(
             if not error < ATTENTION_ERROR:
                 words[-1] += f", {error:.0%} from native"
                 del seconds[backend]
+    if not seconds:
+        return "native", f"no kernel could be timed ({'; '.join(words)})"
     best = min(seconds, key=lambda name: seconds[name] / (1 if name == "native" else ATTENTION_GAIN))
     return best, f"{best} is the fastest ({'; '.join(words)})"

@@ -198,6 +198,11 @@ def test_the_fastest_kernel_is_taken_and_the_others_are_named() -> None:
     assert "_flash_3: Flash Attention 3 backend" in reason  # not installed here
 
 
+def test_where_no_kernel_can_be_timed_the_usual_one_stays() -> None:
+    best, reason = fastest_attention(("_flash_3",), (1, 8, 2, 32), CPU, torch.float32)
+    assert best == "native" and "no kernel could be timed (_flash_3: " in reason
+
+
 def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "_native_math"
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, lambda query, key, value: torch.zeros_like(query))
