@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """The errors of a full disk, and of a user's share that is used up."""
 MAX_NAME_BYTES = 100
 """Longer names, with what is added to them, would not fit every file system."""
+RESERVED_BYTES = 5 * 2**30
+"""Of a disk, which caches leave free."""
+
+
+def has_room(folder: Path, size: int, reserved: int = RESERVED_BYTES) -> bool:
+    """Whether a file of ``size`` bytes leaves ``reserved`` bytes free on the disk of ``folder``. Raises OSError."""
+    return shutil.disk_usage(folder).free - size >= reserved
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from backend.core.files import atomic_files
+from backend.core.files import RESERVED_BYTES, atomic_files, has_room
 from backend.core.locks import NO_LOCKS, open_locked
 from backend.core.units import format_bytes
 from backend.offload.placements import all_tensors
@@ -44,8 +43,6 @@ SAMPLES, SAMPLE_BYTES = 8, 4096
 READERS = 4
 SMALLEST = 2**28
 """Bytes of a model from which on it is kept: a smaller one is rounded in a second."""
-FREE_SHARE = 0.1
-"""Of the disk, left free in any case."""
 
 
 class DamagedEntryError(Exception):
@@ -70,12 +67,14 @@ def content_key(places: Iterable[Path], *details: str) -> str:
 @dataclass(frozen=True)
 class QuantizedCache:
     """Entries in ``folders``: read from all, written into the first that can be written. The least recently used are
-    deleted when there are more than ``max_bytes``; 0 keeps none. Models of less than ``smallest`` bytes are not kept.
+    deleted when there are more than ``max_bytes``; 0 keeps none. Models of less than ``smallest`` bytes are not kept,
+    and none where less than ``reserved`` bytes of the disk would stay free.
     """
 
     folders: Sequence[Path]
     max_bytes: int
     smallest: int = SMALLEST
+    reserved: int = RESERVED_BYTES
 
     def module(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
         """The model of that key: from its entry, or as ``make`` makes it, and then kept. It is on the host.
@@ -116,10 +115,9 @@ class QuantizedCache:
 
     def _keep(self, folder: Path, key: str, module: nn.Module) -> bool:
         size = sum(tensor_bytes(tensor) for tensor in all_tensors(module))
-        disk = shutil.disk_usage(folder)
         if not self.smallest <= size <= self.max_bytes or not is_rebuildable(module):
             return False
-        if disk.free - size < FREE_SHARE * disk.total:
+        if not has_room(folder, size, self.reserved):
             logger.warning(
                 "quantized weights (%s) are not kept for the next start: the disk is full", format_bytes(size)
             )

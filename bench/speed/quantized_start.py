@@ -51,7 +51,7 @@ def measure(folder: Path, name: str, runs: int) -> dict[str, object]:
         return unpack(quantize(load_diffusers_module(FluxTransformer2DModel, folder, DTYPE), name, DTYPE))
 
     key = content_key([folder], name)
-    cache = QuantizedCache([folder.parent / "cache"], 10**12, smallest=0)
+    cache = QuantizedCache([folder.parent / "cache"], 10**12, smallest=0, reserved=0)
     cache.module(key, make)
     for _ in range(runs):
         passed, made = timed(make)

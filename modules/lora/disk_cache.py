@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,15 +18,13 @@ from pathlib import Path
 from backend.core.cancellation import Check
 from backend.core.data_files import DataError, read_json
 from backend.core.errors import StorageError
-from backend.core.files import atomic_files, write_atomic
+from backend.core.files import RESERVED_BYTES, atomic_files, has_room, write_atomic
 from backend.core.locks import NO_LOCKS, open_locked
 from backend.core.units import format_bytes
 
 SUFFIX = ".safetensors"
 LOOK_SECONDS = 0.1
 """Between two looks at whether another process has finished."""
-FREE_SHARE, FREE_BYTES = 0.1, 10 * 2**30
-"""The smaller of both is left free: a share of the disk, and what hosts leave."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class DiskCache:
-    """Files in the first of ``folders`` that can be written, of ``max_bytes`` together."""
+    """Files in the first of ``folders`` that can be written, of ``max_bytes`` together, as long as ``reserved``
+    bytes of the disk stay free."""
 
     folders: Sequence[Path]
     max_bytes: int
+    reserved: int = RESERVED_BYTES
 
     def find(self, key: str) -> Kept | None:
         """What is known of the reference with this key; it counts as used now. None where the file is gone."""
@@ -109,7 +108,7 @@ class DiskCache:
         files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: used.get(file.stem, 0.0))
         held = {file: file.stat().st_size for file in files}
         for file in [file for file in held if file.stem not in keep]:
-            if sum(held.values()) + size <= self.max_bytes and _is_free(folder, size):
+            if sum(held.values()) + size <= self.max_bytes and has_room(folder, size, self.reserved):
                 break
             del held[file]
             _delete(file)
@@ -118,7 +117,7 @@ class DiskCache:
                 f"the cache of LoRA files takes {format_bytes(self.max_bytes)}, and {format_bytes(size)} more are "
                 "needed; raise lora_cache_gb"
             )
-        if not _is_free(folder, size):
+        if not has_room(folder, size, self.reserved):
             raise StorageError(
                 f"the disk of the cache of LoRA files has no room for {format_bytes(size)}; make room, or set another "
                 "folder in lora_cache"
@@ -143,11 +142,6 @@ def _last_use(folder: Path) -> dict[str, float]:
         with suppress(FileNotFoundError):
             used[kept.sha256] = max(used.get(kept.sha256, 0.0), entry.stat().st_mtime)
     return used
-
-
-def _is_free(folder: Path, size: int) -> bool:
-    disk = shutil.disk_usage(folder)
-    return disk.free - size >= min(FREE_SHARE * disk.total, FREE_BYTES)
 
 
 def _delete(file: Path) -> None:

@@ -20,7 +20,6 @@ from support.detector_files import Payload
 from support.lora_hub import IMPATIENT, QUICK, LoraHub, Page, lora_bytes, tar_of
 
 from backend.core.errors import InputError
-from modules.lora import disk_cache
 from modules.lora.store import Fetch, Tokens
 
 INK = lora_bytes(1)
@@ -302,12 +301,10 @@ def test_a_download_that_takes_too_long_ends(hub: LoraHub, tmp_path: Path) -> No
     assert contents(tmp_path) == {}
 
 
-def test_a_full_disk_is_respected(hub: LoraHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_cache, "FREE_SHARE", 1.0)
-    monkeypatch.setattr(disk_cache, "FREE_BYTES", 2**60)
+def test_a_full_disk_is_respected(hub: LoraHub, tmp_path: Path) -> None:
     hub.add("loras.example/x.safetensors", INK)
     with pytest.raises(InputError, match="has no room for"):
-        hub.store(tmp_path).fetch(WEB)
+        hub.store(tmp_path, reserved=2**60).fetch(WEB)
     assert contents(tmp_path) == {}
 
 

@@ -123,12 +123,16 @@ class LoraHub:
         return lambda check: Downloader(Network(lambda: _Resolver(self), tls), limits, check)
 
     def store(
-        self, folder: Path, limits: Limits = QUICK, sources: tuple[str, ...] = ALL, room: int = 10**6
+        self,
+        folder: Path,
+        limits: Limits = QUICK,
+        sources: tuple[str, ...] = ALL,
+        room: int = 10**6,
+        reserved: int = 0,
     ) -> LoraStore:
-        """A store whose files lie in ``folder``."""
-        return LoraStore(
-            LoraSources(sources, folder / "loras"), DiskCache((folder / "cache",), room), self.downloader(limits)
-        )
+        """A store whose files lie in ``folder``, on a disk however full."""
+        cache = DiskCache((folder / "cache",), room, reserved)
+        return LoraStore(LoraSources(sources, folder / "loras"), cache, self.downloader(limits))
 
 
 class _Resolver(AbstractResolver):

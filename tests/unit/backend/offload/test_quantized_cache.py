@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ class Maker:
 
 
 def cache(*folders: Path, max_bytes: int = 10**9) -> QuantizedCache:
-    return QuantizedCache(folders, max_bytes, smallest=0)
+    return QuantizedCache(folders, max_bytes, smallest=0, reserved=0)
 
 
 def entry(folder: Path) -> Path:
@@ -156,11 +157,11 @@ def test_where_none_can_be_written_every_start_rounds(tmp_path: Path) -> None:
     assert make.times == 2 and bits(modules[0]) == bits(modules[1])
 
 
-@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_bytes": 1000}, {"max_bytes": 10**9, "smallest": 10**9}])
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_bytes": 1000}, {"smallest": 10**9}, {"reserved": 2**60}])
 def test_nothing_is_kept_beyond_the_limits(tmp_path: Path, limits: dict[str, int]) -> None:
     make = Maker()
     for _ in range(2):
-        QuantizedCache([tmp_path], **limits).module(KEY, make)
+        replace(cache(tmp_path), **limits).module(KEY, make)
     assert make.times == 2 and not list(tmp_path.glob("*.safetensors"))
 
 
