@@ -16,7 +16,7 @@ from backend.api.input_schema import InputSchema
 from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
-from modules.lora.sources import LoraSources
+from modules.lora.files.sources import LoraSources
 from modules.pipeline.stages import STAGES
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import ImageRequest

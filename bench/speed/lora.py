@@ -24,8 +24,8 @@ from modules.app.service import start  # noqa: E402
 from modules.diffusion.base import DiffusionService  # noqa: E402
 from modules.diffusion.denoise_request import DenoiseRequest  # noqa: E402
 from modules.lora.adapters import Loras  # noqa: E402
-from modules.lora.digests import digests  # noqa: E402
-from modules.lora.lora_file import LoraFile  # noqa: E402
+from modules.lora.files.digests import digests  # noqa: E402
+from modules.lora.files.lora_file import LoraFile  # noqa: E402
 from modules.pipeline.generate import GenerateStage  # noqa: E402
 
 PROMPT = "a portrait of a smiling woman with long red hair, blue shirt, green background"

@@ -15,7 +15,7 @@ from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.regions import ChosenRegions, choose_regions
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 

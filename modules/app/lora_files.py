@@ -9,8 +9,8 @@ from typing import Any
 from backend.core.cancellation import Check
 from backend.core.errors import InputError
 from backend.core.timeline import Timeline
-from modules.lora.lora_file import LoraError, LoraFile
-from modules.lora.store import Fetch, LoraStore, Tokens
+from modules.lora.files.lora_file import LoraError, LoraFile
+from modules.lora.files.store import Fetch, LoraStore, Tokens
 from modules.pipeline.base import Progress
 from modules.request.image_request import ImageRequest
 

@@ -37,9 +37,9 @@ from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
 from modules.families.parts import folder_of_parts
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
-from modules.lora.references import LOCAL
-from modules.lora.sources import FOLDER as LORA_FOLDER
-from modules.lora.sources import LoraSources
+from modules.lora.files.references import LOCAL
+from modules.lora.files.sources import FOLDER as LORA_FOLDER
+from modules.lora.files.sources import LoraSources
 from modules.output.image_writer import ModelInfo
 from modules.prompting.prompt_upsampler import MODEL, find_prompt_upsampler
 from modules.safety.discovery import SAFETY_CHECKER, CheckerSource, find_safety_checker

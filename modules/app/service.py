@@ -33,7 +33,7 @@ from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
 from modules.families.registry import FAMILIES, Families
 from modules.input_checks import INSTALLED_FILE, InputChecks, Installed
-from modules.lora.store import LoraStore
+from modules.lora.files.store import LoraStore
 from modules.output.image_writer import ModelInfo, write_pictures
 from modules.output.progress import ProgressBars
 from modules.output.summary import unit_results

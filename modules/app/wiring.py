@@ -35,8 +35,8 @@ from modules.extension_optimizer import Selection
 from modules.families.registry import Families
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
 from modules.lora.adapters import Adapters
-from modules.lora.disk_cache import DiskCache
-from modules.lora.store import LoraStore
+from modules.lora.files.disk_cache import DiskCache
+from modules.lora.files.store import LoraStore
 from modules.output.image_writer import ModelInfo
 from modules.pipeline.base import ImagePipeline, Services
 from modules.prompting.prompt_upsampler import PromptUpsampler

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from modules.diffusion.sampler_names import EULER, SIMPLE
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from backend.core.texts import shortened
 from backend.core.units import format_bytes
 from backend.offload.placements import block_modules, computing_with, is_compiled
 from modules.lora.deltas import Delta, layer_shape
-from modules.lora.lora_file import LoraError, LoraFile
+from modules.lora.files.lora_file import LoraError, LoraFile
 from modules.lora.names import Layers, LoraNames, Table
 from modules.lora.reading import Changes, ReadLora, changes_bytes, mapped_changes, read_lora, tensors_of
 from modules.lora.slots import LayerSlot, adapted, padded_rank

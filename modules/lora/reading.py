@@ -19,7 +19,7 @@ from backend.checkpoints.untrusted import untrusted
 from backend.core.errors import WeightsError
 from backend.stream import tensor_bytes
 from modules.lora.deltas import Biased, Delta, Dora, Hadamard, Kronecker, LowRank, Whole, chosen_rows, contracted
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.lora.names import Layers, Shape, Table, Target, split_name, targets
 from modules.lora.recognition import made_for
 

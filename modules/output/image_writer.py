@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from backend.core.files import atomic_files
 from backend.core.texts import json_from
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.output.lora_text import HASHES, hashes, prompt_with_tags
 from modules.pipeline.base import NO_LORAS, ImageBatch, Picture
 from modules.request.image_request import ImageRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.request.image_request import ImageRequest
 from modules.request.lora_use import changed_tags, tagged, written
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from backend.core.cancellation import Check, never_canceled
 from backend.core.timeline import Timeline
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.request.image_request import ImageRequest
 from modules.request.lora_use import LoraUse
 

@@ -21,7 +21,7 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
-from modules.lora.sources import LOCAL_ONLY, LoraSources
+from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, PREFIX, units_from_json
 from modules.request.adetailer_unit import FACES, AdetailerUnit
 from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED

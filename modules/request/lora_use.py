@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from backend.core.validation import STRICT, Text
-from modules.lora.references import shown
+from modules.lora.files.references import shown
 
 MOST_SCALE = 3.0
 """Scales lie between this and its negative."""

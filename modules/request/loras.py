@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from backend.core.errors import InputError
-from modules.lora.references import HUGGING_FACE, REPLICATE, TOKEN_INPUTS
-from modules.lora.sources import LoraSources
+from modules.lora.files.references import HUGGING_FACE, REPLICATE, TOKEN_INPUTS
+from modules.lora.files.sources import LoraSources
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.lora_use import LoraUse, tagged
 

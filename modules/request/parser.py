@@ -19,7 +19,7 @@ from modules.detection.mediapipe import unavailable_reason
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
-from modules.lora.sources import LOCAL_ONLY, LoraSources
+from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults

@@ -32,7 +32,7 @@ from modules.app.service import Service, start
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import optional_features
 from modules.families.flux1.published import SCHNELL, Variant
-from modules.lora.sources import LoraSources
+from modules.lora.files.sources import LoraSources
 from modules.request.defaults import DEFAULTS
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request

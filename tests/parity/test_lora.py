@@ -27,7 +27,7 @@ from bench.speed.stable_diffusion import write
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.lora.deltas import layer_shape
-from modules.lora.lora_file import LoraError
+from modules.lora.files.lora_file import LoraError
 
 PROMPT, STEPS, GUIDANCE, SEED = "a woman with a hat", 2, 3.5, 1
 LAYERS = 1

@@ -20,7 +20,7 @@ from support.detector_files import Payload
 from support.lora_hub import IMPATIENT, QUICK, LoraHub, Page, lora_bytes, tar_of
 
 from backend.core.errors import InputError
-from modules.lora.store import Fetch, Tokens
+from modules.lora.files.store import Fetch, Tokens
 
 INK = lora_bytes(1)
 TOKEN = "hf_NobodyMayReadThis0123456789"

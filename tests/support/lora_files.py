@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Rank x inputs, outputs x rank."""

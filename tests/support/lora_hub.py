@@ -24,10 +24,10 @@ from safetensors.numpy import save
 
 from backend.core.cancellation import Check
 from backend.core.public_network import PublicResolver
-from modules.lora.disk_cache import DiskCache
-from modules.lora.download import Downloader, Limits, Network
-from modules.lora.sources import LoraSources
-from modules.lora.store import LoraStore
+from modules.lora.files.disk_cache import DiskCache
+from modules.lora.files.download import Downloader, Limits, Network
+from modules.lora.files.sources import LoraSources
+from modules.lora.files.store import LoraStore
 
 NAMES = (
     "huggingface.co",

@@ -26,8 +26,8 @@ from modules.detection.classes import ClassSet
 from modules.diffusion.canvas import ASPECT_RATIOS, MATCH_INPUT, MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import select
-from modules.lora.references import SOURCES
-from modules.lora.sources import LoraSources
+from modules.lora.files.references import SOURCES
+from modules.lora.files.sources import LoraSources
 from modules.request.defaults import STUDIO
 from modules.request.image_request import Hires, ImageRequest
 from modules.request.parser import HIRES_INPUTS, build_request

@@ -17,7 +17,7 @@ from backend.core.timeline import Timeline
 from modules.app.service import start
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.lora.adapters import Loras
-from modules.lora.lora_file import LoraFile
+from modules.lora.files.lora_file import LoraFile
 from modules.pipeline.generate import GenerateStage
 
 FOLDER = ROOT / "weights" / "embedded" / "loras"

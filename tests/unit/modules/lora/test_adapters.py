@@ -22,7 +22,7 @@ from backend.stream import HostTransfers, Transfers
 from modules.families.flux1.lora_names import LORA_NAMES
 from modules.lora.adapters import Adapted, Adapters, Loras
 from modules.lora.deltas import layer_shape
-from modules.lora.lora_file import LoraError, LoraFile
+from modules.lora.files.lora_file import LoraError, LoraFile
 
 PLACES: Sequence[Kind] = ("resident", "model offload", "partial", "block offload", "layer offload")
 NAME = "transformer"

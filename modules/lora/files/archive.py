@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from modules.lora.references import SUFFIXES
+from modules.lora.files.references import SUFFIXES
 
 MAX_MEMBERS = 10_000
 MAX_READ = 2**23

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from backend.core.errors import nearest
 from backend.core.texts import shortened
-from modules.lora.download import Downloader, DownloadError, Place
-from modules.lora.references import (
+from modules.lora.files.download import Downloader, DownloadError, Place
+from modules.lora.files.references import (
     ARCHIVE,
     CIVITAI,
     HTTPS,

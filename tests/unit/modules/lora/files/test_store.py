@@ -13,7 +13,7 @@ from support.lora_hub import QUICK, LoraHub, lora_bytes, tar_of
 from support.refusals import refusal
 
 from backend.core.cancellation import Canceled, Cancellation
-from modules.lora.store import Fetch, LoraStore, Tokens
+from modules.lora.files.store import Fetch, LoraStore, Tokens
 
 INK, VERSION = lora_bytes(1), "a" * 64
 CDN = "civitai-delivery-worker-prod.0af1.r2.cloudflarestorage.com"

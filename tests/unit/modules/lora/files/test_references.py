@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modules.lora.references import (
+from modules.lora.files.references import (
     CivitaiModel,
     HubFile,
     LocalName,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.core.errors import InputError, nearest
-from modules.lora.references import LOCAL, SUFFIXES, LocalName, Reference, ReferenceProblem, meanings, shown
+from modules.lora.files.references import LOCAL, SUFFIXES, LocalName, Reference, ReferenceProblem, meanings, shown
 
 FOLDER = "loras"
 """Under the weights."""

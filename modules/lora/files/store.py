@@ -18,15 +18,15 @@ from backend.core.data_files import DataError, require_regular
 from backend.core.errors import InputError, StorageError, WeightsError
 from backend.core.files import is_safe_name
 from backend.core.validation import unveiled
-from modules.lora.digests import DigestMemo, digests
-from modules.lora.disk_cache import DiskCache, Kept
-from modules.lora.lora_file import LoraError, LoraFile
-from modules.lora.references import SUFFIXES, TOKEN_INPUTS, LocalName, Reference, shown
-from modules.lora.sources import LoraSources
+from modules.lora.files.digests import DigestMemo, digests
+from modules.lora.files.disk_cache import DiskCache, Kept
+from modules.lora.files.lora_file import LoraError, LoraFile
+from modules.lora.files.references import SUFFIXES, TOKEN_INPUTS, LocalName, Reference, shown
+from modules.lora.files.sources import LoraSources
 
 if TYPE_CHECKING:
-    from modules.lora.download import Downloader, DownloadError
-    from modules.lora.hosts import Target
+    from modules.lora.files.download import Downloader, DownloadError
+    from modules.lora.files.hosts import Target
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes of a download so far, and those of the file; 0 where its host does not say."""
@@ -87,7 +87,7 @@ class NotThereError(Exception):
 
 def public_downloader(check: Check) -> Downloader:
     """Downloads from the internet. The libraries for it are imported only now."""
-    from modules.lora.download import Downloader, Limits, Network
+    from modules.lora.files.download import Downloader, Limits, Network
 
     return Downloader(Network(), Limits(), check)
 
@@ -177,9 +177,9 @@ class LoraStore:
             raise how.refused(reference, f"cannot be written ({error.strerror}); check lora_cache") from None
 
     def _download(self, reference: Reference, token: str, key: str, folder: Path, how: Fetch) -> LoraFile:
-        from modules.lora.archive import ArchiveError
-        from modules.lora.download import DownloadError
-        from modules.lora.hosts import target_of
+        from modules.lora.files.archive import ArchiveError
+        from modules.lora.files.download import DownloadError
+        from modules.lora.files.hosts import target_of
 
         downloader = self.downloader(how.check)
 
@@ -213,7 +213,7 @@ def _received(
     target: Target, part: Path, downloader: Downloader, make_room: Callable[[int], None], on_progress: OnProgress
 ) -> str:
     """Writes the safetensors file of a target into ``part``; gives the name that came with it."""
-    from modules.lora.archive import extract_weights
+    from modules.lora.files.archive import extract_weights
 
     def save(file: BinaryIO) -> str:
         return downloader.save(target.place, file, make_room, on_progress)
