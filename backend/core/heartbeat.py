@@ -36,7 +36,7 @@ def silent_seconds(folders: Iterable[Path]) -> float | None:
     """Seconds since the last progress of the worker in one of these folders; None where nothing is computed."""
     found = []
     for folder in folders:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):  # Cog may write logs beside the folders
             found.append(max(0.0, time.time() - (folder / FILE).stat().st_mtime))
     return max(found, default=None)
 

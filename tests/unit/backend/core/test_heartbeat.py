@@ -17,6 +17,15 @@ def test_there_is_no_silence_where_nothing_is_computed(tmp_path: Path) -> None:
     assert silent_seconds([tmp_path]) is None
 
 
+def test_a_file_beside_the_folders_is_none(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()  # as Cog's server writes it with RUST_LOG=trace
+    assert silent_seconds(tmp_path.iterdir()) is None
+    worker = tmp_path / "worker"
+    worker.mkdir()
+    with Heartbeat(worker).working():
+        assert silent_seconds(tmp_path.iterdir()) is not None
+
+
 def test_silence_lasts_until_the_next_progress(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path)
     with heartbeat.working():
