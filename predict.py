@@ -109,7 +109,7 @@ class Predictor(BasePredictor):
         image: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description="A picture to start from (image-to-image), or to inpaint when a mask is given.",
+            description="A picture to start from (image-to-image), to inpaint when a mask is given, to extend with outpaint, or to finish as it is with a prompt_strength of 0.",
         ),
         mask: Optional[Path] = Input(
             default=None,
@@ -120,7 +120,22 @@ class Predictor(BasePredictor):
             default=None,
             ge=0,
             le=1,
-            description="How much of the image is repainted: 0 keeps it, 1 ignores it. Left out: 0.8; 1 with FLUX.1 Fill.",
+            description="How much of the image is repainted: 0 keeps its size and pixels for all but the details, 1 ignores it. Left out: 0.8; 1 with FLUX.1 Fill and with outpaint.",
+        ),
+        inpaint_only_masked: Optional[bool] = Input(
+            default=None,
+            description="With a mask: draw the masked part alone, at the native size of the model, and put it into the image, which keeps its size and all other pixels. Off: draw the whole image at that size. Left out: on; off with the profile hosted, but for outpaint.",
+        ),
+        inpaint_only_masked_padding: int = Input(
+            default=32,
+            ge=0,
+            le=256,
+            description="Pixels of the image around the mask that the model sees, with inpaint_only_masked.",
+        ),
+        outpaint: str = Input(
+            default="",
+            max_length=200,
+            description='Extend the image: the pixels that each side gets, for example "left=128 right=128", also top and bottom. The image keeps its pixels but for a border that blends into the new part.',
         ),
         input_image: Optional[Path] = Input(
             default=None,

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from backend.core.cancellation import Check, never_canceled
 from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.regions import ChosenRegions, choose_regions
+from modules.detection.detections import Mask
 from modules.diffusion.denoise_request import DenoiseRequest
-from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.lora.files.lora_file import LoraFile
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
@@ -51,14 +50,12 @@ class DetailPass:
         self.restoration = restoration
 
     def choose(
-        self, images: Sequence[Image.Image], unit: AdetailerUnit, mask: Image.Image | None = None
+        self, images: Sequence[Image.Image], unit: AdetailerUnit, allowed: Mask | None = None
     ) -> list[ChosenRegions]:
-        """The regions of every image, all of which have one size. ``mask`` is the input mask: where it is black,
-        nothing is inpainted."""
+        """The regions of every image, all of which have one size. ``allowed`` is H x W, 0 where nothing may change."""
         detections = self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes)
-        size = images[0].size
-        allowed = np.asarray(inpaint_mask(mask, size)) if mask else None
-        return [choose_regions(one, unit, size, self.service.profile.canvas, allowed) for one in detections]
+        canvas = self.service.profile.canvas
+        return [choose_regions(one, unit, images[0].size, canvas, allowed) for one in detections]
 
     def inpaint(
         self,

@@ -121,11 +121,11 @@ def write_pictures(batch: ImageBatch, request: ImageRequest, directory: Path, mo
 
     def save(picture: Picture, part: Path) -> None:
         _save(
-            picture.image,
+            picture,
             part,
             request,
             parameters_text(request, picture, model, batch.notices, batch.loras),
-            _record(replace(request, notices=batch.notices), picture, model, seconds, batch.loras),
+            _record(replace(request, notices=batch.notices, original=None), picture, model, seconds, batch.loras),
         )
 
     try:
@@ -225,13 +225,15 @@ def _jsonable(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, record: str) -> None:
-    kind = _KIND[request.output_format]
+def _save(picture: Picture, path: Path, request: ImageRequest, text: str, record: str) -> None:
+    kind, image, profile = _KIND[request.output_format], picture.image, b""
+    if picture.original:
+        image, profile = picture.original.finished(image, transparent=kind != "JPEG")
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
         chunks.add_text(_PRIVATE_KEY, record)
-        image.save(path, kind, pnginfo=chunks)
+        image.save(path, kind, pnginfo=chunks, icc_profile=profile)
         return
     exif = _exif(text, record)
     if kind == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
@@ -244,7 +246,7 @@ def _save(image: Image.Image, path: Path, request: ImageRequest, text: str, reco
         exif = next((short for short in (_exif(text, ""), _exif("", record)) if len(short) <= _JPEG_EXIF_BYTES), b"")
     quality = request.output_quality
     subsampling = {"subsampling": "4:4:4"} if kind == "JPEG" and quality >= FULL_COLOUR_QUALITY else {}
-    image.save(path, kind, quality=quality, exif=exif, **subsampling)
+    image.save(path, kind, quality=quality, exif=exif, icc_profile=profile, **subsampling)
 
 
 def _exif(text: str, record: str) -> bytes:

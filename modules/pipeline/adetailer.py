@@ -72,11 +72,12 @@ class AdetailerStage(Stage):
 
     def _run_unit(self, batch: ImageBatch, number: int, unit: AdetailerUnit, request: ImageRequest) -> ImageBatch:
         from modules.adetailer.debug_images import draw_regions
+        from modules.adetailer.input_mask import changeable
         from modules.adetailer.parameters import unit_parameters
 
         images = [picture.image for picture in batch.pictures]
         with batch.timeline.span("detect"):
-            chosen = self.detail_pass.choose(images, unit, request.mask)
+            chosen = self.detail_pass.choose(images, unit, changeable(request, images[0].size))
             batch.check()
         if batch.debug_sink:
             for index, (image, of_picture) in enumerate(zip(images, chosen, strict=True)):

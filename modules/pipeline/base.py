@@ -17,6 +17,7 @@ from backend.core.timeline import Timeline
 from modules.lora.files.lora_file import LoraFile
 from modules.request.image_request import ImageRequest
 from modules.request.lora_use import LoraUse
+from modules.request.original import Original
 
 if TYPE_CHECKING:
     from backend.memory_management import MemoryPlan
@@ -45,11 +46,13 @@ class DebugSink(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a batch: RGB pixels, its seed, and what the stages write into the file."""
+    """One picture of a batch: RGB pixels, its seed, what the stages write into the file, and the image whose pixels it
+    keeps, if any."""
 
     image: Image.Image
     seed: int
     parameters: Mapping[str, object] = field(default_factory=dict)
+    original: Original | None = None
 
     def changed(self, image: Image.Image, **parameters: object) -> Picture:
         """The picture with another image and further parameters."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
+from modules.adetailer.crops import composite
+from modules.adetailer.input_mask import masked_region
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
 from modules.pipeline.base import ImageBatch, Picture, Services, Stage
@@ -37,6 +39,9 @@ class GenerateStage(Stage):
         "image",
         "mask",
         "prompt_strength",
+        "inpaint_only_masked",
+        "inpaint_only_masked_padding",
+        "outpaint",
         "input_image",
         "control_image",
     )
@@ -60,27 +65,67 @@ class GenerateStage(Stage):
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:
         notices = self.service.adapters.check(list(batch.loras.values()))
         batch = replace(batch, notices=(*batch.notices, *notices))
+        if request.image and request.keeps_image:
+            return self._on_image(batch, request, request.image)
         size = (request.width, request.height)
         image = request.image.resize(size, Image.Resampling.LANCZOS) if request.image else None
-        denoise_request = replace(self.denoise_request(request, image), loras=batch.lora_files(request.loras))
-        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
+        mask = request.mask.resize(size, Image.Resampling.BILINEAR) if request.mask else None
+        denoise_request = self.denoise_request(batch, request, size, image, mask, request.control_image)
+        images = self._generated(batch, denoise_request)
         if image and request.mask:
-            mask = inpaint_mask(request.mask, size)
-            images = [Image.composite(new, image, mask) for new in images]
-        parameters = self.parameters(request, denoise_request.sampler_used)
+            grown = inpaint_mask(request.mask, size)
+            images = [Image.composite(new, image, grown) for new in images]
+        return self._pictures(batch, request, images, self.parameters(request, denoise_request.sampler_used))
+
+    def _on_image(self, batch: ImageBatch, request: ImageRequest, image: Image.Image) -> ImageBatch:
+        """The image itself, with the masked part drawn where there is one."""
+        if request.prompt_strength == 0:
+            parameters: dict[str, object] = {"Size": f"{image.width}x{image.height}"}
+            return self._pictures(batch, request, [image] * request.num_outputs, parameters)
+        drawn, pasted = masked_region(request, image, self.service.profile.canvas)
+        control = request.control_image and drawn.crop(request.control_image.resize(image.size))
+        denoise_request = self.denoise_request(
+            batch, request, drawn.size, drawn.crop(image), drawn.crop_mask(), control
+        )
+        crops = self._generated(batch, denoise_request)
+        parameters = {
+            **self.parameters(request, denoise_request.sampler_used),
+            "Size": f"{drawn.size[0]}x{drawn.size[1]}",
+            "Inpaint area": "Only masked",
+            "Masked area padding": request.inpaint_only_masked_padding,
+            "Outpaint": request.outpaint or None,
+        }
+        images = [composite(image, crop, pasted.box, pasted.mask) for crop in crops]
+        return self._pictures(batch, request, images, parameters)
+
+    def _generated(self, batch: ImageBatch, denoise_request: DenoiseRequest) -> list[Image.Image]:
+        return self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
+
+    @staticmethod
+    def _pictures(
+        batch: ImageBatch, request: ImageRequest, images: list[Image.Image], parameters: dict[str, object]
+    ) -> ImageBatch:
+        original = request.original if request.keeps_image else None
         return batch.with_pictures(
-            Picture(new, seed, parameters) for new, seed in zip(images, request.seeds, strict=True)
+            Picture(image, seed, parameters, original) for image, seed in zip(images, request.seeds, strict=True)
         )
 
-    def denoise_request(self, request: ImageRequest, image: Image.Image | None) -> DenoiseRequest:
-        """What the diffusion service is asked for; ``image`` is the input image at the size of the pictures."""
-        size, count = (request.width, request.height), request.num_outputs
-        mask = request.mask.resize(size, Image.Resampling.BILINEAR) if request.mask else None
+    def denoise_request(
+        self,
+        batch: ImageBatch,
+        request: ImageRequest,
+        size: tuple[int, int],
+        image: Image.Image | None,
+        mask: Image.Image | None,
+        control: Image.Image | None,
+    ) -> DenoiseRequest:
+        """What the diffusion service is asked for; ``image``, if any, and ``mask`` have this size."""
+        count = request.num_outputs
         return DenoiseRequest(
             prompts=(request.prompt,) * count,
             seeds=request.seeds,
-            width=request.width,
-            height=request.height,
+            width=size[0],
+            height=size[1],
             steps=request.num_inference_steps,
             guidance=request.guidance_scale,
             images=(image,) * count if image else (),
@@ -91,7 +136,8 @@ class GenerateStage(Stage):
             go_fast=request.go_fast,
             negative=request.negative_prompt,
             references=(request.references,) * count if request.references else (),
-            controls=(request.control_image,) * count if request.control_image else (),
+            controls=(control,) * count if control else (),
+            loras=batch.lora_files(request.loras),
         )
 
     def parameters(self, request: ImageRequest, sampler_used: str) -> dict[str, object]:

@@ -19,7 +19,8 @@ from modules.diffusion.profile import ModelProfile
 class Defaults:
     """``guidance_of_host``: where the model has one, the guidance scale that hosts use, in place of its own.
     ``rounds_sizes``: width and height become the nearest sizes that the model draws, where others are refused.
-    ``size_of_image``: a picture that starts from an image has its size, and not only its shape."""
+    ``size_of_image``: a picture that starts from an image has its size, and not only its shape.
+    ``inpaint_only_masked``: what a mask leaves keeps the size and the pixels of the image."""
 
     adetailer: bool = True
     scale: float = 2.0
@@ -27,6 +28,7 @@ class Defaults:
     guidance_of_host: bool = False
     rounds_sizes: bool = False
     size_of_image: bool = False
+    inpaint_only_masked: bool = True
 
     def size_from(self, image: Image.Image | None, megapixels: str, profile: ModelProfile) -> tuple[int, int] | None:
         """Width and height of a picture that starts from ``image`` (scaled down to at most 1440 pixels a side, as hosts
@@ -67,7 +69,8 @@ class Defaults:
             "go_fast": self.go_fast and honours,
             "num_inference_steps": profile.steps,
             "guidance_scale": profile.guidance if host is None else host,
-            "prompt_strength": profile.strength,
+            "prompt_strength": 1.0 if given["outpaint"] else profile.strength,
+            "inpaint_only_masked": self.inpaint_only_masked or bool(given["outpaint"]),
             "aspect_ratio": profile.aspect_ratio,
         }
         return given | {name: value for name, value in left_out.items() if given[name] is None}
@@ -78,7 +81,13 @@ DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
     {
         "studio": STUDIO,
         "hosted": Defaults(
-            adetailer=False, scale=1.0, go_fast=True, guidance_of_host=True, rounds_sizes=True, size_of_image=True
+            adetailer=False,
+            scale=1.0,
+            go_fast=True,
+            guidance_of_host=True,
+            rounds_sizes=True,
+            size_of_image=True,
+            inpaint_only_masked=False,
         ),
     }
 )

@@ -46,8 +46,10 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
     notices = [
         f"{name}: the picture was made from another one, which is not in the file; give it as {name}=@FILE"
         for field, name in PICTURES.items()
-        if request.get(field)
+        if request.get(field) and not (name == "mask" and request.get("outpaint"))
     ]
+    if request.get("outpaint"):  # which makes a mask of its own
+        notices.append("mask: if the picture was made with one beside outpaint, give it as mask=@FILE")
     return Filled(inputs, notices, picture)
 
 

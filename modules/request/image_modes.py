@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from modules.request.original import BACKGROUND, Original
+
 logger = logging.getLogger(__name__)
 
-BACKGROUND = "white"
-"""What a transparent picture is put on."""
 MASK_BACKGROUND = "black"
 """What a transparent mask is put on: black stays."""
 
@@ -47,15 +47,28 @@ def to_rgb(image: Image.Image, profile: bytes, field: str) -> Image.Image:
     ``profile`` is the ICC profile of the pixels. One that is damaged, or of another colour space, is not applied, with
     a warning that names the ``field``.
     """
-    alpha, colours = _alpha(image), _eight_bits(image)
+    return to_original(image, profile, field).image
+
+
+def to_original(image: Image.Image, profile: bytes, field: str) -> Original:
+    """:func:`to_rgb`, and the pixels before it, where 8-bit RGB can have them."""
+    opacity, colours = _alpha(image), _eight_bits(image)
     if image.mode.startswith("I;16"):
         _tell_nearly_black(colours, field)
-    colours = _srgb(colours, profile, field)
-    if alpha is None:
-        return colours
-    if alpha.getextrema() == (0, 0):
-        logger.warning("%s: is transparent everywhere, so nothing of it is seen", field)
-    return Image.composite(colours, Image.new("RGB", image.size, BACKGROUND), alpha)
+    srgb, is_converted = _srgb(colours, profile, field)
+    own = profile if is_converted and colours.mode == "RGB" else b""
+    flat = srgb
+    if opacity is not None:
+        if opacity.getextrema() == (0, 0):
+            logger.warning("%s: is transparent everywhere, so nothing of it is seen", field)
+        flat = Image.composite(srgb, Image.new("RGB", image.size, BACKGROUND), opacity)
+    return Original(_bare(flat), _bare(colours if own else srgb), own, opacity and _bare(opacity))
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """The pixels without the remarks of the file, which Pillow would write into the next file."""
+    image.info.clear()
+    return image
 
 
 def to_mask(image: Image.Image) -> Image.Image:
@@ -145,9 +158,10 @@ def _range(mode: str, least: float, greatest: float) -> tuple[float, float]:
     return least, max(greatest, least + 1)
 
 
-def _srgb(image: Image.Image, profile: bytes, field: str) -> Image.Image:
+def _srgb(image: Image.Image, profile: bytes, field: str) -> tuple[Image.Image, bool]:
+    """The colours in sRGB, and whether the profile says that they were in another space."""
     if not profile:
-        return image.convert("RGB")
+        return image.convert("RGB"), False
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = given.profile.xcolor_space.strip()
@@ -155,12 +169,14 @@ def _srgb(image: Image.Image, profile: bytes, field: str) -> Image.Image:
             image = image.convert("RGB")
         if _SPACES[image.mode] == space:
             transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), image.mode, "RGB")
-            return image.convert("RGB") if _changes_nothing(transform, image.mode) else _applied(transform, image)
+            if _changes_nothing(transform, image.mode):
+                return image.convert("RGB"), False
+            return _applied(transform, image), True
         problem = f"is for {space}, not for {_SPACES[image.mode]}"
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         problem = "is damaged"
     logger.warning("%s: its colour profile %s; its colours are taken as sRGB", field, problem)
-    return image.convert("RGB")
+    return image.convert("RGB"), False
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

@@ -14,6 +14,7 @@ from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
 from modules.request.adetailer_unit import AdetailerUnit, region_prompts
 from modules.request.lora_use import LoraUse, in_region
+from modules.request.original import Original
 
 MAX_SEED = 2**32 - 1
 MAX_AREA = 1440 * 1440
@@ -67,11 +68,17 @@ class ImageRequest:
     scheduler: Schedule = SCHEDULES[0]
     go_fast: bool = False
     image: Image.Image | None = None
+    original: Original | None = None
+    """What the file of ``image`` has beside it, where it keeps its pixels."""
     mask: Image.Image | None = None
     references: tuple[Image.Image, ...] = ()
     """Pictures that the model looks at beside the prompt."""
     control_image: Image.Image | None = None
     prompt_strength: Strength = 0.8
+    inpaint_only_masked: bool = True
+    inpaint_only_masked_padding: Annotated[WholeNumber, Field(ge=0, le=256)] = 32
+    outpaint: Text = ""
+    """What ``image`` and ``mask`` were extended by, as :mod:`modules.request.outpaint` writes it."""
     hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()
     scale: Annotated[float, Field(ge=1, le=8)] = 1.0
@@ -114,9 +121,21 @@ class ImageRequest:
         image = fields.data.get("image")
         if mask is not None and image is None:
             raise ValueError("needs an image to paint into; give the input 'image' too")
-        if mask is not None and image is not None and not _same_shape(mask.size, image.size):
-            raise ValueError(f"must have the size of the image ({_size(image)}) or its shape, not {_size(mask)}")
+        if mask is not None and image is not None and (problem := shape_problem(mask, image)):
+            raise ValueError(problem)
         return mask
+
+    @property
+    def keeps_image(self) -> bool:
+        """Whether the pictures have the size of the image, and its pixels where nothing is drawn."""
+        return self.image is not None and (
+            self.prompt_strength == 0 or (self.mask is not None and self.inpaint_only_masked)
+        )
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height of the pictures after the first pass."""
+        return self.image.size if self.image and self.keeps_image else (self.width, self.height)
 
     @property
     def lora_references(self) -> tuple[str, ...]:
@@ -129,6 +148,13 @@ class ImageRequest:
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture: the request's own, and the following numbers."""
         return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.num_outputs))
+
+
+def shape_problem(mask: Image.Image, image: Image.Image) -> str:
+    """What is wrong with the shape of a mask for this image; "" for nothing."""
+    if _same_shape(mask.size, image.size):
+        return ""
+    return f"must have the size of the image ({_size(image)}) or its shape, not {_size(mask)}"
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

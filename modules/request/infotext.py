@@ -271,6 +271,7 @@ class _Reader:
             self.number("Denoising strength", "prompt_strength")
             if "prompt_strength" in self.inputs:
                 self.notices.append("image: the picture was made from another one; give it as image=@FILE")
+            self._inpainting()
             return
         self.inputs["enable_hr"] = True
         self.number("Hires upscale", "hr_scale")
@@ -280,6 +281,13 @@ class _Reader:
         self.number("Denoising strength", "denoising_strength")
         self.taken("Hires sampler")
         self._hires_upscaler(upscaler)
+
+    def _inpainting(self) -> None:
+        if area := self.taken("Inpaint area"):
+            self.inputs["inpaint_only_masked"] = area == "Only masked"
+        self.number("Masked area padding", "inpaint_only_masked_padding")
+        if margins := self.taken("Outpaint"):
+            self.inputs["outpaint"] = margins
 
     def _hires_upscaler(self, name: str) -> None:
         if name in HIRES_UPSCALERS:

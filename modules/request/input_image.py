@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,7 +29,8 @@ from modules.request.image_file import (
     orientation,
     relevant_parts,
 )
-from modules.request.image_modes import to_mask, to_rgb, transparency
+from modules.request.image_modes import to_mask, to_original, to_rgb, transparency
+from modules.request.original import Original
 from modules.request.tiff_pages import is_misread, show_picture
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF's orientation."""
+_UPRIGHT = 1
+Result = TypeVar("Result")
+Convert = Callable[[Image.Image, bytes, int], Result]
 
 
 def read_image(path: Path, field: str) -> Image.Image:
@@ -67,20 +72,31 @@ def read_image(path: Path, field: str) -> Image.Image:
     read from the header, before anything is decoded. Raises :class:`InputError`, which names the field and never the
     file's path or content.
     """
-    return _read(path, field, lambda image, profile: to_rgb(image, profile, field))
+    return _read(path, field, lambda image, profile, turn: _turned(to_rgb(image, profile, field), turn))
+
+
+def read_original(path: Path, field: str) -> Original:
+    """The same with what its file has beside: the pixels before they became sRGB, and transparency."""
+
+    def convert(image: Image.Image, profile: bytes, turn: int) -> Original:
+        original = to_original(image, profile, field)
+        return original.turned(_TURNS[turn]) if turn in _TURNS else original
+
+    return _read(path, field, convert)
 
 
 def read_mask(path: Path, field: str) -> Image.Image:
     """The same for a mask: L, white where the picture may change, transparency on black."""
-    return _read(path, field, lambda image, profile: to_mask(image))
+    return _read(path, field, lambda image, profile, turn: _turned(to_mask(image), turn))
 
 
 def read_transparency(path: Path, field: str) -> Image.Image:
     """How transparent a picture given as an input is: L, white where nothing of it is seen, black for an opaque one."""
-    return _read(path, field, lambda image, profile: transparency(image))
+    return _read(path, field, lambda image, profile, turn: _turned(transparency(image), turn))
 
 
-def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.Image]) -> Image.Image:
+def _read(path: Path, field: str, convert: Convert[Result]) -> Result:
+    """What ``convert`` makes of the picture, its ICC profile and its orientation."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
@@ -92,7 +108,7 @@ def _read(path: Path, field: str, convert: Callable[[Image.Image, bytes], Image.
         with warnings.catch_warnings(action="ignore"), _open(file.content, field) as image:  # those of Pillow
             turn = orientation(file.exif or image.info.get("exif", b""))
             profile = file.profile or image.info.get("icc_profile") or b""
-            return _turned(convert(_loaded(image, file, field), profile), turn)
+            return convert(_loaded(image, file, field), profile, turn)
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except FileNotFoundError:
@@ -105,7 +121,7 @@ def _open(content: bytes, field: str) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
     if not show_picture(image):
         raise InputError(field, "holds only a preview, as the raw files of cameras do; export it as JPEG or PNG")
-    _check_shape(image.size, field)
+    check_shape(image.size, field)
     if is_misread(image):
         raise InputError(
             field, "is a rare kind of TIFF that cannot be read; save it as PNG, or as TIFF with usual options"
@@ -118,7 +134,8 @@ def _tell_encoding(encoding: str, field: str) -> None:
         logger.warning("%s: has %s, which is not converted; its colours are taken as sRGB", field, encoding)
 
 
-def _check_shape(size: tuple[int, int], field: str) -> None:
+def check_shape(size: tuple[int, int], field: str) -> None:
+    """Raises :class:`InputError` for a size, width and height, that no picture may have."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise _too_large(field, f"{width}x{height}; ")
@@ -164,7 +181,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _read_heic(content: bytes, field: str, convert: Callable[[Image.Image, bytes], Image.Image]) -> Image.Image:
+def _read_heic(content: bytes, field: str, convert: Convert[Result]) -> Result:
     if find_spec(HEIC) is None:
         raise InputError(
             field,
@@ -174,6 +191,6 @@ def _read_heic(content: bytes, field: str, convert: Callable[[Image.Image, bytes
     import pillow_heif
 
     opened = pillow_heif.open_heif(io.BytesIO(content))  # its pictures are upright
-    _check_shape(opened.size, field)
+    check_shape(opened.size, field)
     _tell_encoding(encoding_of_heif(content), field)
-    return convert(opened.to_pillow(), opened.info.get("icc_profile") or b"")
+    return convert(opened.to_pillow(), opened.info.get("icc_profile") or b"", _UPRIGHT)

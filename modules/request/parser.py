@@ -155,7 +155,7 @@ def build_request(
     request = validated(ImageRequest, fields, InputError)
     check_finished_size(request, profile.canvas)
     if request.mask:
-        check_mask(request.mask, (request.width, request.height))
+        check_mask(request.mask, request.picture_size)
     return request
 
 

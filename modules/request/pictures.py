@@ -11,7 +11,10 @@ from PIL import Image
 
 from backend.core.errors import InputError
 from modules.diffusion.profile import FamilyInputs
-from modules.request.input_image import read_image, read_mask, read_transparency
+from modules.request.image_request import shape_problem
+from modules.request.input_image import check_shape, read_image, read_mask, read_original, read_transparency
+from modules.request.original import Original
+from modules.request.outpaint import Margins, read_margins
 
 REFERENCES = ("input_image",)
 """The inputs that give reference pictures, in their order."""
@@ -29,7 +32,8 @@ MEANT_FOR: Mapping[str, str] = MappingProxyType(
 def check_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> None:
     """Raises :class:`InputError` for a picture that the model does not take, and for one that it cannot do without.
 
-    A mask may be missing where the model fills: :func:`read_pictures` looks for transparent parts of the image.
+    A mask may be missing where the model fills: :func:`read_pictures` looks for transparent parts of the image. Of a
+    picture that is only finished, the detail pass gives the model what it needs.
     """
     takes = {"image": honoured.image, "mask": honoured.mask, "control_image": honoured.control}
     takes |= dict.fromkeys(REFERENCES, honoured.references[1] > 0)
@@ -38,30 +42,65 @@ def check_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> None:
             others = [name for name in honoured.needs if name not in ("mask", field)]
             instead = f"give '{others[0]}' in its place" if others else "leave it out"
             raise InputError(field, f"is not for {honoured.label}; {instead}")
+    given_later = ("mask", *REFERENCES) if is_finished_only(inputs) else ("mask",)
     for field in honoured.needs:
-        if not inputs[field] and field != "mask":
+        if not inputs[field] and field not in given_later:
             raise InputError(field, f"is needed by {honoured.label}: {MEANT_FOR[field]}")
 
 
+def is_finished_only(inputs: Mapping[str, Any]) -> bool:
+    """Whether the image stays as it is but for details."""
+    return bool(inputs["image"]) and inputs["prompt_strength"] == 0
+
+
 def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str, Any]:
-    """``image``, ``mask``, ``control_image`` and ``references`` of the request. Raises :class:`InputError`."""
+    """``image``, ``original``, ``mask``, ``outpaint``, ``control_image`` and ``references`` of the request. Raises
+    :class:`InputError`."""
     given = {name: Path(str(inputs[name])) for name in ("image", "mask", "control_image", *REFERENCES) if inputs[name]}
-    pictures: dict[str, Any] = {
-        name: read(given[name], name) if name in given else None
-        for name, read in (("image", read_image), ("mask", read_mask), ("control_image", read_image))
+    original = read_original(given["image"], "image") if "image" in given else None
+    mask = read_mask(given["mask"], "mask") if "mask" in given else None
+    margins = _margins(inputs, original)
+    if "mask" in honoured.needs and mask is None and original and not is_finished_only(inputs):
+        mask = _mask_of(given["image"], honoured, needed=margins is None)
+    if margins and original:
+        if mask and (problem := shape_problem(mask, original.image)):
+            raise InputError("mask", problem)
+        mask = margins.mask(original.image.size, mask)
+        original = margins.extended(original)
+    if original and mask:
+        original = original.opaque_where(mask)
+    return {
+        "image": original and original.image,
+        "original": original,
+        "mask": mask,
+        "outpaint": str(margins or ""),
+        "control_image": read_image(given["control_image"], "control_image") if "control_image" in given else None,
+        "references": tuple(read_image(given[name], name) for name in REFERENCES if name in given),
     }
-    pictures["references"] = tuple(read_image(given[name], name) for name in REFERENCES if name in given)
-    if "mask" in honoured.needs and pictures["mask"] is None:
-        pictures["mask"] = _mask_of(given["image"], honoured)
-    return pictures
 
 
-def _mask_of(image: Path, honoured: FamilyInputs) -> Image.Image:
-    """The transparent parts of the image as a mask. Raises :class:`InputError` where it has none."""
+def _margins(inputs: Mapping[str, Any], original: Original | None) -> Margins | None:
+    """What the image is extended by. Raises :class:`InputError`."""
+    margins = read_margins(inputs["outpaint"])
+    if margins is None:
+        return None
+    if original is None:
+        raise InputError("outpaint", "needs an image to extend; give the input 'image' too")
+    if inputs["prompt_strength"] == 0:
+        raise InputError("outpaint", "paints nothing with a prompt_strength of 0; leave one of them out")
+    check_shape(margins.canvas_size(original.image.size), "outpaint")
+    return margins
+
+
+def _mask_of(image: Path, honoured: FamilyInputs, needed: bool) -> Image.Image | None:
+    """The transparent parts of the image as a mask; None where it has none. Raises :class:`InputError` where one is
+    ``needed``."""
     mask = read_transparency(image, "image")
-    if mask.getextrema() == (0, 0):
+    if mask.getextrema() != (0, 0):
+        return mask
+    if needed:
         raise InputError(
             "mask",
             f"is needed by {honoured.label}: {MEANT_FOR['mask']}; give one, or an image with transparent parts",
         )
-    return mask
+    return None

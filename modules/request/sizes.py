@@ -57,7 +57,7 @@ def choose_size(
 
 def finished_size(request: ImageRequest, canvas: Canvas) -> tuple[int, int]:
     """Width and height of the files: after Hires fix and ``scale``."""
-    width, height = request.width, request.height
+    width, height = request.picture_size
     if request.hires:
         width, height = canvas.fitted(width * request.hires.scale, height * request.hires.scale)
     return round(width * request.scale), round(height * request.scale)

@@ -41,7 +41,7 @@ REQUEST_FIELDS = {
 }
 SHARED = [name for name in SCHEMA.properties if name in REQUEST_FIELDS]
 """Inputs that are fields of the request, or of its Hires fix, as they are."""
-DERIVED = {"hires", "references", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
+DERIVED = {"original", "hires", "references", "loras", "original_prompt", "prompt_note", "notices", "stage_options"}
 """Fields of the request that no input has the name of."""
 NOT_READ_BY_STAGES = {
     "num_outputs",
@@ -51,6 +51,7 @@ NOT_READ_BY_STAGES = {
     "notices",
     "aspect_ratio",
     "megapixels",
+    "inpaint_only_masked",
 }
 """Fields that are read through a property of the request, or only written into the file's record."""
 LORA = "https://loras.example/ink.safetensors"
@@ -69,6 +70,7 @@ VALUES: Mapping[str, str] = {
     "upscaler": "4x-sharp",
     "adetailer_args": '{"ad_mask_k": 1}',
     "adetailer_args_hands": "{}",
+    "outpaint": "left=16",
 }
 """Values for inputs that do not take any text."""
 
@@ -110,7 +112,7 @@ SECRETS = [name for name, prop in SCHEMA.properties.items() if prop.get("x-cog-s
 def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "red").save(picture)
-    base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name == "mask" else {})}
+    base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name in ("mask", "outpaint") else {})}
     meant = {**vars(STUDIO), "aspect_ratio": "1:1"}.get(name) if base[name] is None else base[name]
     changed = {**base, name: another(name, meant, picture)}
     profile = PROFILES.get(name, SDXL)
