@@ -46,7 +46,7 @@ class Predictor(BasePredictor):
                 "match_input_image",
                 "custom",
             ],
-            description="Shape of the picture. With custom, width and height decide; match_input_image is the shape of input_image. Not used when an image is given: the picture then has the shape of the image. Left out: 1:1; match_input_image with FLUX.1 Kontext.",
+            description="Shape of the picture. With custom, width and height decide; match_input_image is the shape of input_image, or of the first of images. Not used when an image is given: the picture then has the shape of the image. Left out: 1:1; match_input_image with FLUX.1 Kontext.",
         ),
         width: Optional[int] = Input(
             default=None,
@@ -60,10 +60,15 @@ class Predictor(BasePredictor):
             le=1440,
             description="Height in pixels before scale is applied; only with aspect_ratio custom. A multiple of 16.",
         ),
-        megapixels: str = Input(
-            default="1",
-            choices=["1", "0.25", "match_input"],
-            description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it, match_input that of the given picture, at most 1440 pixels a side.",
+        megapixels: Optional[str] = Input(
+            default=None,
+            choices=["1", "0.25", "0.5", "2", "4", "match_input"],
+            description="Area of the generated picture: 1 is the native area of the model, 0.25 a quarter of it, match_input that of the given picture, at most 1440 pixels a side. 0.5, 2 and 4 are for FLUX.2 klein. Left out: 1.",
+        ),
+        output_megapixels: Optional[str] = Input(
+            default=None,
+            choices=["0.25", "0.5", "1", "2", "4"],
+            description="Another name of megapixels, as hosted FLUX.2 klein has it.",
         ),
         model: Optional[str] = Input(
             default=None,
@@ -140,7 +145,11 @@ class Predictor(BasePredictor):
         input_image: Optional[Path] = Input(
             default=None,
             regex="^(data:|https?://)",
-            description="A picture that the prompt changes, for models that edit: FLUX.1 Kontext.",
+            description="A picture that the prompt changes, for models that edit: FLUX.1 Kontext. For FLUX.2 klein the first of its reference pictures.",
+        ),
+        images: Optional[list[Path]] = Input(
+            default=None,
+            description="Reference pictures that the model looks at, in their order: up to 5 for FLUX.2 klein, one for FLUX.1 Kontext. With input_image they follow it.",
         ),
         control_image: Optional[Path] = Input(
             default=None,
@@ -259,11 +268,16 @@ class Predictor(BasePredictor):
             default=False,
             description="Give out every picture, without asking the safety checker that the model was set up with.",
         ),
-        output_format: str = Input(
-            default="webp", choices=["webp", "jpg", "png"], description="File format of the pictures."
+        output_format: Optional[str] = Input(
+            default=None,
+            choices=["webp", "jpg", "png"],
+            description="File format of the pictures. Left out: webp; jpg for FLUX.2 klein with the profile hosted.",
         ),
-        output_quality: int = Input(
-            default=80, ge=0, le=100, description="Quality of webp and jpg files, 100 is best. Not used for png."
+        output_quality: Optional[int] = Input(
+            default=None,
+            ge=0,
+            le=100,
+            description="Quality of webp and jpg files, 100 is best. Not used for png. Left out: 80; 95 for FLUX.2 klein with the profile hosted.",
         ),
     ) -> list[Path]:
         """Generates the pictures and returns their files, in the order of their seeds."""

@@ -29,6 +29,7 @@ _TYPES: Mapping[str, Schema] = {
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "Path": {"type": "string", "format": "uri"},
+    "list[Path]": {"type": "array", "items": {"type": "string", "format": "uri"}},
     "Secret": {"type": "string", "format": "password", "writeOnly": True, "x-cog-secret": True},
 }
 _KEYWORDS: Mapping[str, str] = {
@@ -41,6 +42,8 @@ _KEYWORDS: Mapping[str, str] = {
     "regex": "pattern",
 }
 REF = "#/components/schemas/"
+MOST_FILES = 10
+"""In one list; a model may take fewer."""
 
 
 def title(name: str) -> str:
@@ -146,6 +149,10 @@ class InputSchema:
         self.defaults: dict[str, object] = {
             name: prop["default"] for name, prop in self.properties.items() if "default" in prop
         }
+        self.files = tuple(name for name, prop in self.properties.items() if _is_file(prop))
+        """The inputs that are a file."""
+        self.file_lists = tuple(name for name, prop in self.properties.items() if _is_file(prop.get("items", {})))
+        """Those that are several files."""
         self.secrets: frozenset[str] = frozenset(
             name for name, prop in self.properties.items() if prop.get("x-cog-secret")
         )
@@ -153,19 +160,24 @@ class InputSchema:
         self._model = create_model("Inputs", __config__=STRICT, **definitions)
 
     def parse(self, texts: Iterable[str]) -> dict[str, object]:
-        """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``.
+        """``name=value`` texts to typed values; a file input is given as ``name=@path`` and becomes a ``Path``. An
+        input that is several files is given once for each.
 
-        Raises :class:`InputError` for a name given twice, or a value that is not of the input's type. A name that is no
-        input keeps its text; :meth:`validate` refuses it.
+        Raises :class:`InputError` for another name given twice, or a value that is not of the input's type. A name that
+        is no input keeps its text; :meth:`validate` refuses it.
         """
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         for text in texts:
             name, separator, value = text.partition("=")
             if not separator:
                 raise InputError(name, "has no value; write it as name=value")
+            prop = self.properties.get(name, _TYPES["str"])
+            if name in self.file_lists:
+                values[name] = [*values.get(name, ()), _typed(name, prop["items"], value)]
+                continue
             if name in values:
                 raise InputError(name, "is given twice")
-            values[name] = _typed(name, self.properties.get(name, _TYPES["str"]), value)
+            values[name] = _typed(name, prop, value)
         return values
 
     def validate(self, inputs: Mapping[str, object]) -> dict[str, object]:
@@ -185,6 +197,8 @@ def _definition(prop: Schema) -> tuple[Any, Any]:
         kind = Annotated[str, AfterValidator(partial(bounded, most=most))]
     elif kind is Secret:
         kind = Annotated[Secret, AfterValidator(partial(_bounded_secret, most=most))]
+    elif "items" in prop:
+        kind = Annotated[kind, AfterValidator(_not_too_many)]
     if prop.get("minLength"):
         kind = Annotated[kind, AfterValidator(_not_empty)]
     field = Field(prop.get("default", ...), ge=prop.get("minimum"), le=prop.get("maximum"))
@@ -196,15 +210,27 @@ def _bounded_secret(secret: SecretStr, most: int) -> SecretStr:
     return secret
 
 
+def _not_too_many(files: list[Path]) -> list[Path]:
+    if len(files) > MOST_FILES:
+        raise ValueError(f"has {len(files)} files; at most {MOST_FILES} are taken")
+    return files
+
+
 def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
     return text
 
 
+def _is_file(prop: Schema) -> bool:
+    return prop.get("format") == "uri"
+
+
 def _python_type(prop: Schema) -> Any:
-    if prop.get("format") == "uri":
+    if _is_file(prop):
         return Path
+    if "items" in prop:
+        return list[Path]
     if prop.get("format") == "password":
         return Secret
     return {"string": str, "integer": WholeNumber, "number": float, "boolean": bool}[prop["type"]]

@@ -27,6 +27,10 @@ class InputError(UserError):
         self.field = one_line(shortened(field))
         self.problem = one_line(problem)
 
+    def of_item(self, number: int) -> InputError:
+        """The same for an input that is a list, of which the file ``number``, from 1, is wrong."""
+        return InputError(self.field, f"file {number}: {self.problem}")
+
 
 class SettingsError(UserError):
     """A setting in ``config_optimized.json`` or the environment is unknown or has a wrong value."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -29,6 +30,7 @@ _TYPES: Mapping[str, str] = {
     "float": "a number",
     "string": "text",
     "tuple": "a list of names",
+    "list": "a list of files",
     "Path": "a file",
     "Image": "a picture",
 }
@@ -125,6 +127,8 @@ def _problem(error: ErrorDetails, fields: Mapping[str, FieldInfo], given: object
         return "must be text"  # without the value
     wanted = error["ctx"]["class"] if kind == "is_instance_of" else kind.partition("_")[0]
     if len(error["loc"]) > 1:  # an item of a list
+        if _mentions(fields[name].annotation, Path):
+            return "must be a list of files"
         wanted = "tuple"
     return f"must be {_TYPES.get(wanted, wanted)}, not {_shown(given)}"
 

@@ -1,8 +1,8 @@
 """A table of prompts: CSV, JSONL or a list of dicts -> rows whose inputs are checked before any picture is made.
 
 Columns are named after the inputs; the column ``id`` names the row's files. An empty cell leaves the input out. A file
-(``image``, ``mask``) is given as a path relative to the table's folder. Cells are separated by commas, semicolons or
-tabs, whichever the line of names has most of.
+(``image``, ``mask``) is given as a path relative to the table's folder, several (``images``) as ``a.png|b.png``, or in
+JSONL as a list. Cells are separated by commas, semicolons or tabs, whichever the line of names has most of.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MAX_ID = 1000
 MAX_TABLE = 2**26
 """Bytes of a table."""
 SEPARATORS = (",", ";", "\t")
+BETWEEN_FILES = "|"
+"""In a cell that names several."""
 _DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d+),(\d+)\s*$")
 
 Check = Callable[[Mapping[str, Any]], object]
@@ -124,11 +126,16 @@ def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:
         return _Record(own, "has more cells than there are columns; put text that has the separator in quotes")
     given = {name: text for name, text in cells.items() if text and name != ID}
     try:
-        return _Record(
-            own | schema.parse(f"{name}={'@' if _is_file(schema, name) else ''}{text}" for name, text in given.items())
-        )
+        return _Record(own | schema.parse(one for name, text in given.items() for one in _as_texts(name, text, schema)))
     except InputError as error:
         return _Record(own, str(error))
+
+
+def _as_texts(name: str, text: str, schema: InputSchema) -> list[str]:
+    """A cell as :meth:`InputSchema.parse` takes it."""
+    if name in schema.file_lists:
+        return [f"{name}=@{file.strip()}" for file in text.split(BETWEEN_FILES)]
+    return [f"{name}={'@' if name in schema.files else ''}{text}"]
 
 
 def _jsonl_records(text: str, schema: InputSchema) -> list[_Record]:
@@ -159,10 +166,6 @@ def _check_columns(names: Iterable[str], schema: InputSchema) -> None:
         seen.add(name)
 
 
-def _is_file(schema: InputSchema, name: str) -> bool:
-    return schema.properties[name].get("format") == "uri"
-
-
 def _rows(records: Sequence[_Record], schema: InputSchema, folder: Path, check: Check | None = None) -> list[Row]:
     rows = [_row(number, record, schema, folder, check) for number, record in enumerate(records, 1)]
     if not rows:
@@ -188,8 +191,10 @@ def _row(number: int, record: _Record, schema: InputSchema, folder: Path, check:
     if record.problem:
         return Row(name, public, record.problem)
     for column, value in values.items():
-        if _is_file(schema, column) and isinstance(value, str | Path):
+        if column in schema.files and isinstance(value, str | Path):
             values[column] = folder / value
+        if column in schema.file_lists and isinstance(value, list):
+            values[column] = [folder / file if isinstance(file, str | Path) else file for file in value]
     # without a seed a row takes one from its id, so that a table gives the same pictures every time
     values.setdefault("seed", zlib.crc32(name.encode()))
     try:

@@ -155,6 +155,8 @@ def right_value(name: str, prop: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(prop["enum"])
     if prop.get("format") == "uri":
         return st.sampled_from(PICTURES)
+    if "items" in prop:
+        return st.lists(st.sampled_from(PICTURES), max_size=2)
     if name.startswith("adetailer_args"):
         return st.sampled_from(UNIT_TEXTS)
     if name == "prompt":
@@ -177,6 +179,8 @@ def wrong_value(name: str, prop: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     """Values that are mostly not allowed: of another type, outside of the range, or no picture."""
     if prop.get("format") == "uri":
         return st.sampled_from(NO_PICTURES) | ANYTHING
+    if "items" in prop:
+        return st.lists(st.sampled_from(NO_PICTURES) | ANYTHING, max_size=20) | ANYTHING
     edges = [prop[bound] + step for bound, step in (("minimum", -1), ("maximum", 1)) if bound in prop]
     return st.sampled_from([*edges, 10**30, -1, 1e308, "", "1", None, [], {}]) | ANYTHING | ODD_TEXT
 

@@ -101,8 +101,11 @@ class PictureSource:
 
     def inputs(self, given: Mapping[str, object], service: Service) -> tuple[dict[str, object], list[str]]:
         """The inputs, of which those that are given win, and what could not be honoured."""
+        from modules.request.pictures import REFERENCES
+
         filled: Filled = self.recorded or service.checks.filled_in(self.text)
-        notices = [notice for notice in filled.notices if notice.partition(":")[0] not in given]
+        known = {*given, *(REFERENCES if given.keys() & REFERENCES else ())}  # two inputs for the same pictures
+        notices = [notice for notice in filled.notices if notice.partition(":")[0] not in known]
         if self.model not in ("", service.model.name):
             notices.append(f"the picture is by '{self.model}', here is {service.model.name}")
         of_stages, lost = _of_stages(self.stage_options, service.extensions, self.schema)
@@ -150,9 +153,7 @@ def check_texts(inputs: Mapping[str, Any]) -> None:
 
 def check_inputs(inputs: Mapping[str, Any]) -> None:
     """:func:`check_texts`, and the same for pictures."""
-    from modules.request.input_image import read_image
+    from modules.request.pictures import check_readable
 
     check_texts(inputs)
-    for name in ("image", "mask"):
-        if inputs[name]:
-            read_image(Path(str(inputs[name])), name)
+    check_readable(inputs)

@@ -24,8 +24,10 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Width and height in pixels at one megapixel, as hosted Flux models have them; other native sizes scale them."""
 
-MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25})
+MEGAPIXELS: Mapping[str, float] = MappingProxyType({"1": 1.0, "0.25": 0.25, "0.5": 0.5, "2": 2.0, "4": 4.0})
 """The area of a picture, as a share of the native area."""
+AREAS = ("1", "0.25")
+"""Those that every model draws."""
 MATCH_INPUT = "match_input"
 """The megapixels with which a picture gets the area of the given one."""
 MOST_MATCHED = 1440
@@ -50,6 +52,7 @@ class Canvas:
         aspect_ratios: Width and height by aspect ratio, at a native side of 1024.
         after_image: Of which both sides are multiples, rounded down, where the size follows from a given picture; 0 for
             the size of the most similar shape.
+        areas: The megapixels that it draws.
         preferred: Sizes at a native side of 1024, of which a picture gets the one nearest to the shape of a reference
             picture; without any it gets that shape.
     """
@@ -58,6 +61,7 @@ class Canvas:
     multiple: int
     aspect_ratios: Mapping[str, tuple[int, int]] = field(default_factory=lambda: ASPECT_RATIOS)
     after_image: int = 0
+    areas: tuple[str, ...] = AREAS
     preferred: tuple[tuple[int, int], ...] = ()
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:

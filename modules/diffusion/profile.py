@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
+from modules.diffusion.canvas import AREAS, ASPECT_RATIOS, Canvas
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 
 
@@ -28,9 +28,10 @@ class FamilyInputs:
         references: The least and the greatest number of reference pictures that it looks at beside the prompt.
         control: Whether it takes a picture that says what is where.
         go_fast: Whether steps that change little may be skipped.
+        no_go_fast: Why ``go_fast`` has no effect on a model whose hosts take it, for a notice; "" = it is refused.
         samplers, schedules: What it offers, by the names of ``modules/diffusion/sampler_names.py``.
         solver_schedules: The schedules of samplers other than Euler, which place their steps themselves.
-        aspect_ratios, after_image, preferred_sizes: How the size of a picture follows from the inputs; see
+        aspect_ratios, after_image, preferred_sizes, areas: How the size of a picture follows from the inputs; see
             :class:`modules.diffusion.canvas.Canvas`.
     """
 
@@ -45,12 +46,24 @@ class FamilyInputs:
     references: tuple[int, int] = (0, 0)
     control: bool = False
     go_fast: bool = False
+    no_go_fast: str = ""
     samplers: tuple[str, ...] = SAMPLERS
     schedules: tuple[str, ...] = SCHEDULES
     solver_schedules: tuple[str, ...] = SCHEDULES[:1]
     aspect_ratios: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(ASPECT_RATIOS))
     after_image: int = 0
     preferred_sizes: tuple[tuple[int, int], ...] = ()
+    areas: tuple[str, ...] = AREAS
+
+
+@dataclass(frozen=True)
+class HostDefaults:
+    """What hosts of a model take for inputs that a request leaves out; a guidance scale of None is the model's own."""
+
+    guidance: float | None = None
+    go_fast: bool = True
+    output_format: str = "webp"
+    output_quality: int = 80
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class ModelProfile:
         denoiser: The component that runs in every step.
         knows: What a demo model draws, where its tokenizer has all words that it knows as one token each; "" for
             models that take any words.
-        guidance_of_host: The guidance scale that hosts of the model use by default; None = its own.
+        host: What hosts of the model do where the profile "studio" does something else.
         hosted_as: What hosts of fine-tunes call the model in their input ``model``; "" = nothing.
         safety_check: Whether its licence asks for a check of the pictures that are given out.
         strength, aspect_ratio: The ``prompt_strength`` and ``aspect_ratio`` that a request gets which names none.
@@ -84,7 +97,7 @@ class ModelProfile:
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
     knows: str = ""
-    guidance_of_host: float | None = None
+    host: HostDefaults = HostDefaults()
     hosted_as: str = ""
     safety_check: bool = False
     strength: float = 0.8
@@ -95,4 +108,4 @@ class ModelProfile:
         """Sizes lie on a grid of two latents: a token of Flux, and what the halvings of a UNet take."""
         has = self.inputs
         multiple = 2 * self.latent_factor
-        return Canvas(self.native, multiple, has.aspect_ratios, has.after_image, has.preferred_sizes)
+        return Canvas(self.native, multiple, has.aspect_ratios, has.after_image, has.areas, has.preferred_sizes)

@@ -30,6 +30,7 @@ class GenerateStage(Stage):
         "width",
         "height",
         "megapixels",
+        "output_megapixels",
         "num_inference_steps",
         "guidance_scale",
         "guidance",
@@ -43,6 +44,7 @@ class GenerateStage(Stage):
         "inpaint_only_masked_padding",
         "outpaint",
         "input_image",
+        "images",
         "control_image",
     )
 

@@ -12,20 +12,24 @@ from PIL import Image
 
 from backend.core.errors import InputError
 from modules.diffusion.canvas import MOST_MATCHED, Canvas
-from modules.diffusion.profile import ModelProfile
+from modules.diffusion.profile import HostDefaults, ModelProfile
+
+OURS = HostDefaults(go_fast=False)
+"""Where the profile is not that of hosts."""
+OTHER_NAMES: Mapping[str, str] = MappingProxyType({"guidance": "guidance_scale", "output_megapixels": "megapixels"})
+"""What hosts call inputs otherwise."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """``guidance_of_host``: where the model has one, the guidance scale that hosts use, in place of its own.
-    ``rounds_sizes``: width and height become the nearest sizes that the model draws, where others are refused.
-    ``size_of_image``: a picture that starts from an image has its size, and not only its shape.
-    ``inpaint_only_masked``: what a mask leaves keeps the size and the pixels of the image."""
+    """``of_host``: guidance scale, ``go_fast``, format and quality are those of the model's hosts. ``rounds_sizes``:
+    width and height become the nearest sizes that the model draws, where others are refused. ``size_of_image``: a
+    picture that starts from an image has its size, and not only its shape. ``inpaint_only_masked``: what a mask leaves
+    keeps the size and the pixels of the image."""
 
     adetailer: bool = True
     scale: float = 2.0
-    go_fast: bool = False
-    guidance_of_host: bool = False
+    of_host: bool = False
     rounds_sizes: bool = False
     size_of_image: bool = False
     inpaint_only_masked: bool = True
@@ -48,32 +52,45 @@ class Defaults:
         return dict(inputs) | drawn, [line for side, line in zip(given, changed) if drawn[side] != given[side]]
 
     def filled(self, inputs: Mapping[str, Any], profile: ModelProfile) -> dict[str, Any]:
-        """The inputs with those filled in that are None, and one name for the guidance scale.
+        """The inputs with those filled in that are None, and one name for those that have two.
 
-        Raises :class:`InputError` for two guidance scales.
+        Raises :class:`InputError` for two values of one input.
         """
-        given = dict(inputs)
-        guidance = given.pop("guidance", None)
-        if given["guidance_scale"] is None:
-            given["guidance_scale"] = guidance
-        elif guidance not in (None, given["guidance_scale"]):
-            raise InputError(
-                "guidance", f"is {guidance:g}, and guidance_scale is {given['guidance_scale']:g}; give one"
-            )
+        given = _with_one_name(inputs)
+        host = profile.host if self.of_host else OURS
         # the host that has the input hf_lora takes the model's own guidance scale
-        host = profile.guidance_of_host if self.guidance_of_host and not given.get("hf_lora") else None
+        guidance = None if given.get("hf_lora") else host.guidance
         honours = profile.inputs.go_fast and not given["image"]  # as on hosts, which draw from an image without it
         left_out = {
             "adetailer": self.adetailer,
             "scale": self.scale,
-            "go_fast": self.go_fast and honours,
+            "go_fast": host.go_fast and honours,
             "num_inference_steps": profile.steps,
-            "guidance_scale": profile.guidance if host is None else host,
+            "guidance_scale": profile.guidance if guidance is None else guidance,
             "prompt_strength": 1.0 if given["outpaint"] else profile.strength,
             "inpaint_only_masked": self.inpaint_only_masked or bool(given["outpaint"]),
             "aspect_ratio": profile.aspect_ratio,
+            "megapixels": "1",
+            "output_format": host.output_format,
+            "output_quality": host.output_quality,
         }
         return given | {name: value for name, value in left_out.items() if given[name] is None}
+
+
+def _with_one_name(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs without their other names. Raises :class:`InputError` where both are given, and differ."""
+    given = dict(inputs)
+    for other, name in OTHER_NAMES.items():
+        value = given.pop(other, None)
+        if given[name] is None:
+            given[name] = value
+        elif value not in (None, given[name]):
+            raise InputError(other, f"is {_shown(value)}, and {name} is {_shown(given[name])}; give one")
+    return given
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 STUDIO = Defaults()
@@ -81,13 +98,7 @@ DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
     {
         "studio": STUDIO,
         "hosted": Defaults(
-            adetailer=False,
-            scale=1.0,
-            go_fast=True,
-            guidance_of_host=True,
-            rounds_sizes=True,
-            size_of_image=True,
-            inpaint_only_masked=False,
+            adetailer=False, scale=1.0, of_host=True, rounds_sizes=True, size_of_image=True, inpaint_only_masked=False
         ),
     }
 )

@@ -16,7 +16,7 @@ from modules.request.sizes import CUSTOM
 
 PICTURES = {"image": "image", "mask": "mask", "references": "input_image", "control_image": "control_image"}
 """The input of every field of the request that holds pictures."""
-OWN = (*PICTURES.values(), "width", "height", "adetailer", "prompt_upsampling")
+OWN = (*PICTURES.values(), "images", "width", "height", "adetailer", "prompt_upsampling")
 """Inputs that are not taken as they stand in the record."""
 
 
@@ -44,13 +44,23 @@ def inputs_of_record(record: Mapping[str, Any], names: Mapping[str, Any]) -> Fil
     units = [_changed(unit) for unit in request.get("adetailer") or ()]
     inputs |= {"adetailer": bool(units)} | ({"adetailer_args": json.dumps(units)} if units else {})
     notices = [
-        f"{name}: the picture was made from another one, which is not in the file; give it as {name}=@FILE"
+        _told(name, request[field])
         for field, name in PICTURES.items()
         if request.get(field) and not (name == "mask" and request.get("outpaint"))
     ]
     if request.get("outpaint"):  # which makes a mask of its own
         notices.append("mask: if the picture was made with one beside outpaint, give it as mask=@FILE")
     return Filled(inputs, notices, picture)
+
+
+def _told(name: str, pictures: object) -> str:
+    """That pictures are not in the file, of which the record has the sizes."""
+    if isinstance(pictures, list) and len(pictures) > 1:
+        return (
+            f"images: the picture was made from {len(pictures)} others, which are not in the file; give each as "
+            "images=@FILE, in their order"
+        )
+    return f"{name}: the picture was made from another one, which is not in the file; give it as {name}=@FILE"
 
 
 def _loras(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,20 +17,20 @@ from modules.request.lora_use import LoraUse, in_region
 from modules.request.original import Original
 
 MAX_SEED = 2**32 - 1
-MAX_AREA = 1440 * 1440
-"""Of a picture of the first pass, in pixels."""
+MAX_AREA = 2048 * 2112
+"""Of a picture of the first pass, in pixels: four times a native area of 1024 x 1024, and what the grid adds."""
 
 HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
 HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
 AspectRatio = Literal[
     "1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "match_input_image", "custom"
 ]
-Megapixels = Literal["1", "0.25", "match_input"]
+Megapixels = Literal["1", "0.25", "0.5", "2", "4", "match_input"]
 OutputFormat = Literal["webp", "jpg", "png"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
 Seed = Annotated[WholeNumber, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[WholeNumber, Field(ge=8, le=4096)]
+Side = Annotated[WholeNumber, Field(ge=8, le=6144)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -109,7 +109,7 @@ class ImageRequest:
     @classmethod
     def _has_a_usual_shape(cls, height: int, fields: ValidationInfo) -> int:
         width = fields.data.get("width", height)
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        if max(width, height) > (1 + MAX_SQUEEZE) * MAX_ASPECT_RATIO * min(width, height):  # pictures are fitted
             raise ValueError(f"is {height} beside a width of {width}; the ratio may be at most {MAX_ASPECT_RATIO}:1")
         if width * height > MAX_AREA:
             raise ValueError(f"is {height} beside a width of {width}; together at most {MAX_AREA} pixels are drawn")

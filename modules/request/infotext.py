@@ -18,12 +18,12 @@ from backend.core.errors import InputError
 from backend.core.texts import shortened
 from backend.core.validation import fields_of
 from modules.detection.classes import ClassSet
-from modules.diffusion.canvas import MEGAPIXELS
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES
 from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, PREFIX, units_from_json
 from modules.request.adetailer_unit import FACES, AdetailerUnit
+from modules.request.defaults import OTHER_NAMES
 from modules.request.image_request import HIRES_UPSCALERS, MAX_SEED
 from modules.request.lora_use import changed_tags
 from modules.request.loras import tag_uses
@@ -86,6 +86,9 @@ class Filled:
         inputs = dict(self.inputs)
         if self.picture is not None and self.chosen(given) is None:
             inputs |= {"seed": (inputs["seed"] + self.picture) % (MAX_SEED + 1), "num_outputs": 1}
+        for other, name in OTHER_NAMES.items():
+            if given.get(other) is not None:
+                inputs.pop(name, None)
         if "aspect_ratio" in given:
             for side in ("width", "height"):
                 inputs.pop(side, None)
@@ -251,7 +254,7 @@ class _Reader:
             self.notices += [f"Size: '{shortened(text)}' is no size"] if text else []
             return
         canvas, limits = self.targets.profile.canvas, self.targets.properties
-        shapes = [(ratio, area) for area in MEGAPIXELS for ratio in canvas.aspect_ratios]
+        shapes = [(ratio, area) for area in canvas.areas for ratio in canvas.aspect_ratios]
         if same := next((shape for shape in shapes if canvas.size(*shape) == (width, height)), None):
             self.inputs["aspect_ratio"], self.inputs["megapixels"] = same
         elif canvas.fitted(width, height) == (width, height) and all(

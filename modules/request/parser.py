@@ -135,6 +135,9 @@ def build_request(
     inputs = defaults.filled(inputs, profile)
     _refuse_unsupported(inputs, profile)
     notices = _variant_notices(inputs["model"], profile)
+    if inputs["go_fast"] and not profile.inputs.go_fast:
+        inputs["go_fast"] = False
+        notices.append(f"go_fast: has no effect, {profile.inputs.no_go_fast}")
     inputs, rounded = defaults.on_the_grid(inputs, profile.canvas)
     notices += rounded
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers, left_out)
@@ -219,7 +222,7 @@ def _refuse_unsupported(inputs: Mapping[str, Any], profile: ModelProfile) -> Non
             "negative_prompt",
             f"{name} has none; leave it empty, and say in 'prompt' what the picture should show instead",
         )
-    if inputs["go_fast"] and not honoured.go_fast:
+    if inputs["go_fast"] and not honoured.go_fast and not honoured.no_go_fast:
         raise InputError("go_fast", f"is not for {name}; leave it out")
     check_pictures(inputs, honoured)
     guidance, (least, most) = inputs["guidance_scale"], honoured.guidance or (0, math.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,12 @@ from modules.request.image_request import shape_problem
 from modules.request.input_image import check_shape, read_image, read_mask, read_original, read_transparency
 from modules.request.original import Original
 from modules.request.outpaint import Margins, read_margins
+from modules.request.uploads import files_in
 
-REFERENCES = ("input_image",)
+REFERENCES = ("input_image", "images")
 """The inputs that give reference pictures, in their order."""
+FILES = ("image", "mask", "control_image", *REFERENCES)
+"""All inputs that give pictures."""
 MEANT_FOR: Mapping[str, str] = MappingProxyType(
     {
         "image": "the picture to start from",
@@ -36,15 +39,20 @@ def check_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> None:
     picture that is only finished, the detail pass gives the model what it needs.
     """
     takes = {"image": honoured.image, "mask": honoured.mask, "control_image": honoured.control}
-    takes |= dict.fromkeys(REFERENCES, honoured.references[1] > 0)
+    most = honoured.references[1]
+    takes |= dict.fromkeys(REFERENCES, most > 0)
     for field, allowed in takes.items():
         if inputs[field] and not allowed:
             others = [name for name in honoured.needs if name not in ("mask", field)]
             instead = f"give '{others[0]}' in its place" if others else "leave it out"
             raise InputError(field, f"is not for {honoured.label}; {instead}")
+    references = [file for name in REFERENCES for file in files_in(inputs[name])]
+    if len(references) > most > 0:
+        beside = " with input_image" if inputs["input_image"] else ""
+        raise InputError("images", f"are {len(references)} pictures{beside}; {honoured.label} takes at most {most}")
     given_later = ("mask", *REFERENCES) if is_finished_only(inputs) else ("mask",)
     for field in honoured.needs:
-        if not inputs[field] and field not in given_later:
+        if field not in given_later and not (references if field in REFERENCES else inputs[field]):
             raise InputError(field, f"is needed by {honoured.label}: {MEANT_FOR[field]}")
 
 
@@ -56,7 +64,7 @@ def is_finished_only(inputs: Mapping[str, Any]) -> bool:
 def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str, Any]:
     """``image``, ``original``, ``mask``, ``outpaint``, ``control_image`` and ``references`` of the request. Raises
     :class:`InputError`."""
-    given = {name: Path(str(inputs[name])) for name in ("image", "mask", "control_image", *REFERENCES) if inputs[name]}
+    given = {name: inputs[name] for name in FILES if inputs[name]}
     original = read_original(given["image"], "image") if "image" in given else None
     mask = read_mask(given["mask"], "mask") if "mask" in given else None
     margins = _margins(inputs, original)
@@ -75,8 +83,24 @@ def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str
         "mask": mask,
         "outpaint": str(margins or ""),
         "control_image": read_image(given["control_image"], "control_image") if "control_image" in given else None,
-        "references": tuple(read_image(given[name], name) for name in REFERENCES if name in given),
+        "references": tuple(picture for name in REFERENCES for picture in _read_all(given.get(name), name)),
     }
+
+
+def check_readable(inputs: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` for a picture that cannot be read, whatever the model takes."""
+    for name in FILES:
+        for _ in _read_all(inputs[name], name):
+            pass
+
+
+def _read_all(value: object, name: str) -> Iterator[Image.Image]:
+    """The pictures that the value of an input is or lists. The error of one in a list says which it is."""
+    for number, file in enumerate(files_in(value), 1):
+        try:
+            yield read_image(file, name)
+        except InputError as error:
+            raise error.of_item(number) if isinstance(value, list) else error from None
 
 
 def _margins(inputs: Mapping[str, Any], original: Original | None) -> Margins | None:

@@ -34,9 +34,12 @@ def choose_size(
     """The size of the first pass: in the image's shape, which is repainted or says what is where; the custom size; the
     ratio's; or in the shape of the ``reference`` picture.
 
-    Raises :class:`InputError` for a custom size that is missing or not on the grid, and where a picture is to be
-    matched and none is given.
+    Raises :class:`InputError` for a custom size that is missing or not on the grid, an area that the model does not
+    draw, and where a picture is to be matched and none is given.
     """
+    if megapixels not in (*canvas.areas, MATCH_INPUT):
+        offered = ", ".join((*canvas.areas, MATCH_INPUT))
+        raise InputError("megapixels", f"must be one of {offered} for this model, not '{megapixels}'")
     if image is not None:
         return canvas.size_like(*image.size, megapixels)
     if reference is not None and (aspect_ratio == MATCH_INPUT_IMAGE or megapixels == MATCH_INPUT):

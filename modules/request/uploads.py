@@ -22,6 +22,12 @@ STALLED_SECONDS = 10.0
 """Without a byte, after which Cog's server gives a download up."""
 
 
+def files_in(value: object) -> list[Path]:
+    """The files that the value of an input is or lists."""
+    listed = value if isinstance(value, list) else [value]
+    return [one for one in listed if isinstance(one, Path)]
+
+
 @dataclass(frozen=True)
 class Uploads:
     """A folder for the files of requests, each of which owns its own."""
@@ -45,11 +51,11 @@ class Uploads:
         Cog also lets a client name a file of the machine. Raises :class:`InputError`, which names the field and not the
         file.
         """
-        files = {field: value for field, value in inputs.items() if isinstance(value, Path)}
-        own = {file for file in files.values() if self._holds(file)}
+        files = [(field, file) for field, value in inputs.items() for file in files_in(value)]
+        own = {file for _, file in files if self._holds(file)}
         self._owned.update(own)
         try:
-            for name, file in files.items():
+            for name, file in files:
                 if file not in own:
                     raise InputError(name, "must be sent as a data: URL, or be the http(s) address of a picture")
             yield inputs
@@ -66,12 +72,19 @@ class Uploads:
 
         Raises :class:`InputError` for a file that cannot be read.
         """
-        return {
-            field: self._copy(field, value) if isinstance(value, Path) else value for field, value in inputs.items()
-        }
+        return {field: self._copied(field, value) for field, value in inputs.items()}
 
-    def _copy(self, field: str, file: Path) -> Path:
-        copy = self.folder / f"{field}{file.suffix}"
+    def _copied(self, field: str, value: Any) -> Any:
+        if isinstance(value, Path):
+            return self._copy(field, value, self.folder / f"{field}{value.suffix}")
+        if not files_in(value):
+            return value
+        return [
+            self._copy(field, file, self.folder / f"{field}-{number}{file.suffix}")
+            for number, file in enumerate(value, 1)
+        ]
+
+    def _copy(self, field: str, file: Path, copy: Path) -> Path:
         try:
             with full_disk_in_one_line():
                 shutil.copyfile(file, copy)

@@ -74,6 +74,9 @@ def test_it_shows_the_schema_of_predict_py(server: Server) -> None:
         ("seed", {"seed": -1}),
         ("image", {"image": "/etc/hostname"}),
         ("mask", {"mask": "file:///etc/hostname"}),
+        ("images", {"images": "/etc/hostname"}),
+        ("images", {"images": [png(Image.new("RGB", (64, 64)))] * 11}),
+        ("images", {"images": [["/etc/hostname"]]}),
     ],
 )
 def test_a_bad_input_is_refused_before_a_model_works(server: Server, field: str, inputs: dict[str, Any]) -> None:
@@ -190,6 +193,7 @@ def test_a_cancel_in_the_step_loop_stops_it_at_once(server: Server) -> None:
         ("image", {"image": data_url(b"root:x:0:0", "text/plain")}),
         ("image", {"image": png(Image.new("1", (8001, 5000)))}),
         ("mask", {"mask": png(Image.new("L", (64, 64)))}),
+        ("images", {"images": [png(Image.new("RGB", (64, 64)))] * 2}),
         ("scheduler", {"sampler": "UniPC", "scheduler": "Karras"}),
         ("negative_prompt", {"negative_prompt": "a hat"}),
         ("adetailer_args", {"adetailer_args": '{"ad_use_vae": true}'}),

@@ -24,14 +24,13 @@ from support.data_urls import png
 from support.hosted_schemas import LORA_OF_HUB, MODELS, REQUIRED
 from support.processes import START_SECONDS, Server, answers, free_port
 from support.small_flux import write_small_flux
+from support.small_flux2 import write_klein
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
 from backend.core.settings import ROOT, Settings
 from modules.app.service import Service, start
-from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import optional_features
-from modules.families.flux1.published import SCHNELL, Variant
 from modules.lora.files.sources import LoraSources
 from modules.request.defaults import DEFAULTS
 from modules.request.image_request import ImageRequest
@@ -44,31 +43,12 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
     "mask": {"image": "picture"},
 }
 """What an input counts with alone."""
-FIELDS = {"guidance": "guidance_scale"}
+FIELDS = {"guidance": "guidance_scale", "output_megapixels": "megapixels"}
 """Where the request calls an input otherwise."""
-PICTURES = ("image", "mask", "input_image")
+PICTURES = ("image", "mask", "input_image", "images")
 NAMES_OF_LORA = ("lora_weights", "hf_lora", "replicate_weights")
 SOURCES = LoraSources(("local", "huggingface", "civitai", "replicate", "https"))
 EVERY_INPUT = [(model, name) for model, hosted in MODELS.items() for name in hosted.inputs]
-
-
-def profile_of(variant: Variant) -> ModelProfile:
-    """The published model of a variant."""
-    guided = variant is not SCHNELL
-    return ModelProfile(
-        name="flux",
-        native=1024,
-        tokens=variant.tokens,
-        latent_factor=8,
-        latent_channels=16,
-        steps=variant.steps,
-        guidance=variant.guidance,
-        inputs=variant.inputs if guided else replace(variant.inputs, guidance=None),
-        guidance_of_host=variant.guidance_of_host,
-        strength=variant.strength,
-        aspect_ratio=variant.aspect_ratio,
-        hosted_as=variant.hosted_as,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +64,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def requested(hosted: str, pictures: Mapping[str, Path], /, **given: Any) -> ImageRequest:
     """The request that a call of a hosted model becomes, with the profile hosted."""
     call = {"prompt": "a fox", **MODELS[hosted].always, **given}
-    files = {name: pictures[value] for name, value in call.items() if name in PICTURES}
-    profile = profile_of(MODELS[hosted].variant)
-    inputs = SCHEMA.validate({**call, **files})
-    return build_request(inputs, profile, {}, defaults=DEFAULTS["hosted"], lora_sources=SOURCES)
+    inputs = SCHEMA.validate(with_files(call, pictures))
+    return build_request(inputs, MODELS[hosted].profile, {}, defaults=DEFAULTS["hosted"], lora_sources=SOURCES)
+
+
+def with_files(call: Mapping[str, Any], pictures: Mapping[str, Path]) -> dict[str, Any]:
+    """The call with files in place of the names of pictures."""
+
+    def file(value: Any) -> Any:
+        return pictures[value] if isinstance(value, str) else [pictures[one] for one in value]
+
+    return {name: file(value) if name in PICTURES else value for name, value in call.items()}
 
 
 def lora_for(model: str, scale: str) -> dict[str, str]:
@@ -102,15 +89,21 @@ def test_every_value_is_taken(model: str, name: str, pictures: Mapping[str, Path
         beside = lora_for(model, name) if name.endswith("lora_scale") else BESIDE.get(name, {})
         if value == "custom":
             beside = {"width": 512, "height": 512}
+        elif value == "match_input_image" and "images" in MODELS[model].inputs:
+            beside = {"images": ("picture",)}
         request = requested(model, pictures, **beside, **{name: value})
         if name.endswith("lora_scale"):
             assert request.loras[0].scale == value
         elif name in (*NAMES_OF_LORA, "extra_lora"):
             assert len(request.loras) == 1
         elif name in PICTURES:
-            assert getattr(request, name, request.references)
+            shown = getattr(request, name, request.references)
+            assert len(shown) == len(value) if name == "images" else shown
         elif name in ("width", "height"):
             assert getattr(request, name) == round(value / 16) * 16
+        elif name == "go_fast":
+            assert request.go_fast is (value and MODELS[model].profile.inputs.go_fast)
+            assert bool(request.notices) is (value and not request.go_fast), "what has no effect is told"
         else:
             assert getattr(request, FIELDS.get(name, name), value) == value
 
@@ -127,7 +120,7 @@ def test_what_is_left_out_is_as_on_the_host(model: str, name: str, pictures: Map
             left_out = {"prompt": "a fox", **MODELS[model].always}
             left_out.pop(name)
             given = SCHEMA.validate({one: value for one, value in left_out.items() if one not in PICTURES})
-            build_request(given, profile_of(MODELS[model].variant), {}, defaults=DEFAULTS["hosted"])
+            build_request(given, MODELS[model].profile, {}, defaults=DEFAULTS["hosted"])
     elif default is not None and name != "model":
         assert getattr(requested(model, pictures), FIELDS.get(name, name), default) == default
 
@@ -164,8 +157,8 @@ def test_every_ratio_has_the_size_of_the_host(model: str, pictures: Mapping[str,
         turned = requested(model, pictures, aspect_ratio=":".join(reversed(ratio.split(":"))))
         assert (request.width, request.height) == size
         assert ratio == "21:9" or (turned.width, turned.height) == size[::-1]
-        if "megapixels" in MODELS[model].inputs:
-            quarter = requested(model, pictures, aspect_ratio=ratio, megapixels="0.25")
+        for name in {"megapixels", "output_megapixels"} & MODELS[model].inputs.keys():
+            quarter = requested(model, pictures, aspect_ratio=ratio, **{name: "0.25"})
             assert (quarter.width, quarter.height) == (size[0] // 2, size[1] // 2)
 
 
@@ -193,6 +186,13 @@ DRAWN: Mapping[str, tuple[str, dict[str, Any], int, str, tuple[int, int]]] = {
     ),
     "from an image": ("dev", {"image": "picture", "prompt_strength": 1.0}, 1, "WEBP", (320, 256)),
     "filled": ("fill", {"image": "picture", "mask": "mask", "megapixels": "match_input"}, 1, "WEBP", (320, 256)),
+    "looked at": (
+        "klein",
+        {"images": ("picture", "picture"), "aspect_ratio": "match_input_image", "output_megapixels": "0.5"},
+        1,
+        "JPEG",
+        (96, 80),
+    ),
     "edited": ("kontext", {"input_image": "picture", "aspect_ratio": "16:9"}, 1, "WEBP", (336, 192)),
 }
 """The small model, the inputs, and the answer. The small models are a quarter as wide as the published ones."""
@@ -205,7 +205,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
     def service(variant: str) -> Service:
         if variant not in started:
-            folder = write_small_flux(tmp_path_factory.mktemp(variant) / "model", variant)
+            folder = tmp_path_factory.mktemp(variant) / "model"
+            folder = write_klein(folder) if variant == "klein" else write_small_flux(folder, variant)
             started[variant] = start(
                 replace(
                     Settings(),
@@ -233,8 +234,8 @@ def test_the_answer_has_the_count_the_type_and_the_size(
     kind: str,
     size: tuple[int, int],
 ) -> None:
-    files = {name: pictures[value] for name, value in inputs.items() if name in PICTURES}
-    answer = services(variant).predict({"prompt": "a fox", **SMALL, **inputs, **files}, lambda name, value: None)
+    given = with_files({"prompt": "a fox", **SMALL, **inputs}, pictures)
+    answer = services(variant).predict(given, lambda name, value: None)
     assert len(answer) == count
     for file in answer:
         with Image.open(file) as picture:

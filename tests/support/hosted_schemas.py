@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from modules.diffusion.profile import HostDefaults, ModelProfile
 from modules.families.flux1.published import DEV, FILL, KONTEXT, SCHNELL, Variant
+from modules.families.flux2_klein import FLUX2_KLEIN
+from modules.families.flux2_klein.descriptor import HOST
 
 RATIOS = ("1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21")
 REQUIRED = object()
@@ -74,19 +77,56 @@ FINE_TUNE = {
 
 @dataclass(frozen=True)
 class Model:
-    """A hosted model: which variant of FLUX.1 it is, its inputs, and those that every call has."""
+    """A hosted model: the profile of the published one, its inputs, and those that every call has."""
 
-    variant: Variant
+    profile: ModelProfile
     inputs: Mapping[str, Hosted]
     always: Mapping[str, Any] = field(default_factory=dict)
 
 
+def flux1(variant: Variant) -> ModelProfile:
+    """The published model of a variant."""
+    guided = variant is not SCHNELL
+    return ModelProfile(
+        name="flux",
+        native=1024,
+        tokens=variant.tokens,
+        latent_factor=8,
+        latent_channels=16,
+        steps=variant.steps,
+        guidance=variant.guidance,
+        inputs=variant.inputs if guided else replace(variant.inputs, guidance=None),
+        host=HostDefaults(guidance=variant.guidance_of_host),
+        strength=variant.strength,
+        aspect_ratio=variant.aspect_ratio,
+        hosted_as=variant.hosted_as,
+    )
+
+
+def klein(distilled: bool) -> ModelProfile:
+    """The published FLUX.2 klein."""
+    inputs = replace(FLUX2_KLEIN.inputs, negative_prompt=False, guidance=None) if distilled else FLUX2_KLEIN.inputs
+    steps, guidance = (4, 1.0) if distilled else (50, 4.0)
+    return ModelProfile("flux2-klein", 1024, 512, 8, 32, steps, guidance, inputs, host=HOST)
+
+
+KLEIN_INPUTS = {
+    **{name: one for name, one in COMMON.items() if name != "num_outputs"},
+    "images": Hosted(None, ((), ("picture",), ("picture",) * 5)),
+    "aspect_ratio": Hosted("1:1", (*RATIOS, "match_input_image")),
+    "output_megapixels": Hosted("1", ("0.25", "0.5", "1", "2", "4")),
+    "go_fast": Hosted(False, (False, True)),
+    "output_format": Hosted("jpg", ("webp", "jpg", "png")),
+    "output_quality": Hosted(95, (0, 100)),
+}
 MODELS: Mapping[str, Model] = {
-    "flux-dev": Model(DEV, DEV_INPUTS),
-    "flux-schnell": Model(SCHNELL, {**COMMON, **SHAPE, "num_inference_steps": Hosted(4, (1, 4)), "go_fast": GO_FAST}),
-    "flux-dev-lora": Model(DEV, {**DEV_INPUTS, **LORAS, **EXTRA, **TOKENS}),
+    "flux-dev": Model(flux1(DEV), DEV_INPUTS),
+    "flux-schnell": Model(
+        flux1(SCHNELL), {**COMMON, **SHAPE, "num_inference_steps": Hosted(4, (1, 4)), "go_fast": GO_FAST}
+    ),
+    "flux-dev-lora": Model(flux1(DEV), {**DEV_INPUTS, **LORAS, **EXTRA, **TOKENS}),
     "flux-fill-dev": Model(
-        FILL,
+        flux1(FILL),
         {
             **COMMON,
             **LORAS,
@@ -99,7 +139,7 @@ MODELS: Mapping[str, Model] = {
         {"image": "picture", "mask": "mask"},
     ),
     "flux-kontext-dev": Model(
-        KONTEXT,
+        flux1(KONTEXT),
         {
             **{name: one for name, one in COMMON.items() if name != "num_outputs"},
             "input_image": Hosted(REQUIRED, ("picture",)),
@@ -110,9 +150,9 @@ MODELS: Mapping[str, Model] = {
         },
         {"input_image": "picture"},
     ),
-    "a fine-tune of dev": Model(DEV, {**FINE_TUNE, "model": Hosted("dev", ("dev",))}),
+    "a fine-tune of dev": Model(flux1(DEV), {**FINE_TUNE, "model": Hosted("dev", ("dev",))}),
     "a fine-tune of schnell": Model(
-        SCHNELL,
+        flux1(SCHNELL),
         {
             **{name: one for name, one in FINE_TUNE.items() if name not in ("guidance_scale", "num_inference_steps")},
             "num_inference_steps": Hosted(4, (1, 4)),
@@ -120,7 +160,7 @@ MODELS: Mapping[str, Model] = {
         },
     ),
     "lucataco/flux-dev-lora": Model(
-        DEV,
+        flux1(DEV),
         {
             **{name: one for name, one in DEV_INPUTS.items() if name not in ("guidance", "go_fast")},
             "guidance_scale": Hosted(3.5, (0.0, 10.0)),
@@ -128,4 +168,6 @@ MODELS: Mapping[str, Model] = {
             "lora_scale": Hosted(0.8, (0.0, 1.0)),
         },
     ),
+    "flux-2-klein-4b": Model(klein(distilled=True), KLEIN_INPUTS),
+    "flux-2-klein-4b-base": Model(klein(distilled=False), {**KLEIN_INPUTS, "guidance": Hosted(4.0, (1.0, 10.0))}),
 }

@@ -74,9 +74,14 @@ VALUES: Mapping[str, str] = {
 }
 """Values for inputs that do not take any text."""
 
+LEFT_OUT = {"aspect_ratio": "1:1", "megapixels": "1", "output_megapixels": "1", "output_format": "webp"}
+"""What inputs mean that are None."""
 PROFILES: Mapping[str, ModelProfile] = {
     "go_fast": EMBEDDED,
-    "input_image": replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, references=(0, 1))),
+    **dict.fromkeys(("input_image", "images"), replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, references=(0, 1)))),
+    **dict.fromkeys(
+        ("megapixels", "output_megapixels"), replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, areas=tuple(MEGAPIXELS)))
+    ),
     "control_image": replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, control=True)),
     **dict.fromkeys(
         ("guidance_scale", "guidance"), replace(EMBEDDED, inputs=replace(EMBEDDED.inputs, guidance=(0, 100)))
@@ -97,7 +102,9 @@ def another(name: str, than: object, picture: Path) -> object:
     prop = SCHEMA.properties[name]
     if prop["type"] == "boolean":
         return not than
-    if prop.get("format") == "uri":
+    if name in SCHEMA.file_lists:
+        return [picture]
+    if name in SCHEMA.files:
         return picture
     offered = prop.get("enum") or [prop.get("maximum", 1), prop.get("minimum", 2)]
     if prop["type"] == "string" and "enum" not in prop:
@@ -113,7 +120,7 @@ def test_every_input_changes_the_request(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     base = {**INPUTS, **COUNTS_ONLY_WITH.get(name, {}), **({"image": picture} if name in ("mask", "outpaint") else {})}
-    meant = {**vars(STUDIO), "aspect_ratio": "1:1"}.get(name) if base[name] is None else base[name]
+    meant = {**vars(STUDIO), **LEFT_OUT}.get(name) if base[name] is None else base[name]
     changed = {**base, name: another(name, meant, picture)}
     profile = PROFILES.get(name, SDXL)
     assert built(changed, profile) != built(base, profile), (

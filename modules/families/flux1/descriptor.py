@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backend.checkpoints.config import Config
 from backend.core.errors import WeightsError
 from backend.planning.model_specs import ModelSpec
-from modules.diffusion.profile import ModelProfile
+from modules.diffusion.profile import HostDefaults, ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
 from modules.families.flux1.parts import PARTS
@@ -76,7 +76,7 @@ class Flux1(FamilyDescriptor):
             guidance=published.guidance,
             inputs=published.inputs if guided else replace(published.inputs, guidance=None),
             knows=knows,
-            guidance_of_host=published.guidance_of_host,
+            host=HostDefaults(guidance=published.guidance_of_host),
             hosted_as="" if knows else published.hosted_as,
             strength=published.strength,
             aspect_ratio=published.aspect_ratio,

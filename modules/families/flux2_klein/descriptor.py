@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from backend.checkpoints.config import Config, read_config
 from backend.planning.model_specs import ModelSpec
-from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.diffusion.canvas import AREAS
+from modules.diffusion.profile import FamilyInputs, HostDefaults, ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
-from modules.families.flux2_klein.parts import FLOW, PARTS
+from modules.families.flux2_klein.parts import FLOW, MOST_REFERENCES, PARTS
 from modules.families.flux2_klein.spec import KNOWN_MODELS, klein_spec
 from modules.families.scheduler import SCHEDULER_FILE
 from modules.families.source import Source
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from modules.diffusion.base import DiffusionService
 
 TOKENS = 512
+HOST = HostDefaults(go_fast=False, output_format="jpg", output_quality=95)
 DEV = "FLUX.2 dev, whose text encoder is Mistral"
 GUIDED = "guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight"
 """A layer that dev's transformer has and klein's has not."""
@@ -38,7 +40,13 @@ class Flux2Klein(FamilyDescriptor):
     prompt; the tensors of both have the same shapes."""
 
     name = "flux2-klein"
-    inputs = FamilyInputs(label="FLUX.2 klein", negative_prompt=True, references=(0, 5))
+    inputs = FamilyInputs(
+        label="FLUX.2 klein",
+        negative_prompt=True,
+        references=(0, MOST_REFERENCES),
+        no_go_fast="no step of FLUX.2 klein is skipped",
+        areas=(*AREAS, "0.5", "2", "4"),
+    )
     parts = PARTS
 
     def detect(self, source: Source) -> Match | NoMatch:
@@ -68,6 +76,7 @@ class Flux2Klein(FamilyDescriptor):
             steps=4 if distilled else 50,
             guidance=1.0 if distilled else 4.0,
             inputs=takes,
+            host=HOST,
             encoders=("text_encoder",),
         )
 

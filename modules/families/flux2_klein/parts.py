@@ -44,5 +44,7 @@ FLOW: Mapping[str, Any] = MappingProxyType(
 """The published scheduler. How far sizes move the noise levels is not in it, but in the pipeline."""
 TEXT_LAYERS = (9, 18, 27)
 """The text encoder's layers whose outputs stand side by side in a token's embedding (``Flux2KleinPipeline``)."""
+MOST_REFERENCES = 5
+"""As many as hosts take; diffusers' pipeline has no limit."""
 PATCH = 2
 """Latents a side of one token."""

@@ -35,7 +35,13 @@ class ZImage(FamilyDescriptor):
     tensors of both have the same shapes."""
 
     name = "z-image"
-    inputs = FamilyInputs(label="Z-Image", negative_prompt=True, negative_above=0, samplers=("Euler",))
+    inputs = FamilyInputs(
+        label="Z-Image",
+        negative_prompt=True,
+        negative_above=0,
+        no_go_fast="no step of Z-Image is skipped",
+        samplers=("Euler",),
+    )
     parts = PARTS
 
     def detect(self, source: Source) -> Match | NoMatch:

@@ -24,6 +24,8 @@ FIELDS = {
 }
 HINTS = typing.get_type_hints(predict.Predictor.predict)
 
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", cog.Path: "string", cog.Secret: "string"}
+
 
 @pytest.fixture(scope="module")
 def schema() -> InputSchema:
@@ -41,12 +43,10 @@ def test_an_input_is_as_cog_sees_it_at_run_time(schema: InputSchema, name: str) 
     field, prop, hint = FIELDS[name], schema.properties[name], HINTS[name]
     optional = type(None) in typing.get_args(hint)
     kind = typing.get_args(hint)[0] if optional else hint
-    assert (
-        prop["type"]
-        == {str: "string", int: "integer", float: "number", bool: "boolean", cog.Path: "string", cog.Secret: "string"}[
-            kind
-        ]
-    )
+    if kind == list[cog.Path]:
+        assert prop["type"] == "array" and prop["items"] == {"type": "string", "format": "uri"}
+    else:
+        assert prop["type"] == TYPES[kind] and "items" not in prop
     assert prop.get("format") == {cog.Path: "uri", cog.Secret: "password"}.get(kind)
     assert prop.get("x-cog-secret", False) == prop.get("writeOnly", False) == (kind is cog.Secret)
     assert prop.get("nullable", False) == optional
@@ -102,6 +102,8 @@ def test_what_cog_cannot_read_is_refused(given: str, instead: str, message: str)
         (["prompt=x", "aspect_ratio=16:10"], "aspect_ratio: must be one of 1:1, "),
         (["prompt=x", "adetailer=maybe"], "adetailer: must be true or false, not 'maybe'"),
         (["prompt=x", "image=photo.png"], "image: is a file; write it as image=@photo.png"),
+        (["prompt=x", "images=a.png"], "images: is a file; write it as images=@a.png"),
+        (["prompt=x", *["images=@a.png"] * 11], "images: has 11 files; at most 10 are taken"),
     ],
 )
 def test_a_bad_text_is_one_clear_line(schema: InputSchema, texts: list[str], message: str) -> None:
@@ -121,12 +123,23 @@ def test_a_bad_text_is_one_clear_line(schema: InputSchema, texts: list[str], mes
         ("num_outputs", "2"),
         ("adetailer", 1),
         ("image", "/x"),
+        ("images", "/x"),
+        ("images", ["/x"]),
+        ("images", [Path("x"), 3]),
+        ("images", {"0": Path("x")}),
         ("seed", 10**400),
     ],
 )
 def test_a_value_of_another_type_is_refused(schema: InputSchema, name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         schema.validate({"prompt": "x", name: value})
+
+
+def test_an_input_that_is_several_files_is_given_once_for_each(schema: InputSchema) -> None:
+    assert schema.file_lists == ("images",) and "images" not in schema.files
+    values = schema.validate(schema.parse(["prompt=x", "images=@b.png", "images=@a.png"]))
+    assert values["images"] == [Path("b.png"), Path("a.png")]
+    assert schema.validate({"prompt": "x", "images": []})["images"] == []
 
 
 def test_good_texts_become_typed_values_with_the_defaults(schema: InputSchema) -> None:

@@ -43,6 +43,23 @@ def test_numbers_of_spreadsheets_with_decimal_commas_are_read(text: str, guidanc
     assert (row.problem, row.inputs["prompt"], row.inputs["guidance_scale"]) == ("", "a, b", guidance)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "prompt,images\nx,b.png| c d.png\ny,\n"),
+        ("a.csv", "prompt;images\nx;b.png|c d.png\ny;\n"),
+        ("a.jsonl", '{"prompt": "x", "images": ["b.png", "c d.png"]}\n{"prompt": "y"}\n'),
+    ],
+)
+def test_a_cell_names_several_files_beside_the_table(name: str, text: str, tmp_path: Path) -> None:
+    for file in ("b.png", "c d.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    both, none = table(tmp_path, text, name)
+    assert both.inputs["images"] == [tmp_path / "b.png", tmp_path / "c d.png"] and not none.inputs["images"]
+    (tmp_path / "c d.png").write_text("no picture")
+    assert table(tmp_path, text, name)[0].problem.startswith("images: file 2: is not an image that can be read")
+
+
 @pytest.mark.parametrize("cell", ["3,5,1", "1.000,5", ",5", "three"])
 def test_what_is_no_number_stays_a_problem(cell: str, tmp_path: Path) -> None:
     assert table(tmp_path, f"prompt;guidance_scale\na;{cell}")[0].problem.startswith("guidance_scale: ")

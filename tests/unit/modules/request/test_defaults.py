@@ -11,12 +11,13 @@ from PIL import Image
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SCHNELL, SDXL
 
 from backend.core.errors import InputError
-from modules.diffusion.profile import ModelProfile
+from modules.diffusion.profile import HostDefaults, ModelProfile
+from modules.families.flux2_klein import FLUX2_KLEIN
 from modules.request.defaults import DEFAULTS
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
 
-DEV = replace(EMBEDDED, native=1024, guidance_of_host=3.0)
+DEV = replace(EMBEDDED, native=1024, host=HostDefaults(guidance=3.0))
 
 
 def request(profile: ModelProfile, defaults: str, **inputs: Any) -> ImageRequest:
@@ -56,6 +57,36 @@ def test_guidance_is_another_name_of_guidance_scale() -> None:
     assert request(DEV, "studio", guidance=4.0, guidance_scale=4.0).guidance_scale == 4.0
     with pytest.raises(InputError, match="^guidance: is 3, and guidance_scale is 3.5; give one$"):
         request(DEV, "hosted", guidance=3.0, guidance_scale=3.5)
+
+
+def test_output_megapixels_is_another_name_of_megapixels() -> None:
+    quarter, whole = request(DEV, "studio", output_megapixels="0.25"), request(DEV, "studio")
+    assert (quarter.width, quarter.megapixels, whole.width, whole.megapixels) == (512, "0.25", 1024, "1")
+    with pytest.raises(InputError, match="^output_megapixels: is 1, and megapixels is 0.25; give one$"):
+        request(DEV, "studio", output_megapixels="1", megapixels="0.25")
+
+
+def test_format_and_quality_are_those_of_the_models_hosts() -> None:
+    klein = replace(DEV, host=HostDefaults(go_fast=False, output_format="jpg", output_quality=95))
+    for profile, defaults, expected in (
+        (DEV, "studio", ("webp", 80, False)),
+        (DEV, "hosted", ("webp", 80, True)),
+        (klein, "studio", ("webp", 80, False)),
+        (klein, "hosted", ("jpg", 95, False)),
+    ):
+        made = request(profile, defaults)
+        assert (made.output_format, made.output_quality, made.go_fast) == expected
+    given = request(klein, "hosted", output_format="png", output_quality=7)
+    assert (given.output_format, given.output_quality) == ("png", 7)
+
+
+def test_go_fast_of_models_that_skip_nothing_is_told_and_of_others_refused() -> None:
+    klein = replace(DEV, inputs=FLUX2_KLEIN.inputs)
+    made = request(klein, "hosted", go_fast=True)
+    assert not made.go_fast and made.notices == ("go_fast: has no effect, no step of FLUX.2 klein is skipped",)
+    assert request(klein, "hosted", go_fast=False).notices == ()
+    with pytest.raises(InputError, match="^go_fast: is not for SDXL; leave it out$"):
+        request(SDXL, "hosted", go_fast=True)
 
 
 @pytest.mark.parametrize(("defaults", "size"), [("hosted", (640, 480)), ("studio", (1184, 880))])

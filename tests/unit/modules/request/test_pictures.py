@@ -16,6 +16,7 @@ from backend.core.errors import InputError
 from modules.diffusion.canvas import Canvas
 from modules.diffusion.profile import ModelProfile
 from modules.families.flux1.published import DEPTH, FILL, KONTEXT, KONTEXT_RATIOS, KONTEXT_SIZES, Variant
+from modules.families.flux2_klein import FLUX2_KLEIN
 from modules.request.defaults import DEFAULTS
 from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
@@ -33,6 +34,7 @@ def profile(variant: Variant) -> ModelProfile:
     )
 
 
+LOOKS = replace(EMBEDDED, native=1024, latent_factor=8, inputs=FLUX2_KLEIN.inputs)
 DEV, FILLS, EDITS, CONTROLLED = (
     replace(EMBEDDED, native=1024, latent_factor=8),
     profile(FILL),
@@ -82,6 +84,8 @@ def test_a_model_that_reads_a_picture_asks_for_it(of: ModelProfile, message: str
     ("of", "field", "message"),
     [
         (DEV, "input_image", "input_image: is not for Flux; leave it out"),
+        (SDXL, "images", "images: is not for SDXL; leave it out"),
+        (FILLS, "images", "images: is not for FLUX.1 Fill; give 'image' in its place"),
         (SDXL, "control_image", "control_image: is not for SDXL; leave it out"),
         (FILLS, "input_image", "input_image: is not for FLUX.1 Fill; give 'image' in its place"),
         (EDITS, "control_image", "control_image: is not for FLUX.1 Kontext; give 'input_image' in its place"),
@@ -90,7 +94,61 @@ def test_a_model_that_reads_a_picture_asks_for_it(of: ModelProfile, message: str
 def test_a_picture_that_a_model_does_not_read_is_refused(
     of: ModelProfile, field: str, message: str, photo: Path
 ) -> None:
-    assert refusal(of, **{field: photo}) == message
+    assert refusal(of, **{field: [photo] if field == "images" else photo}) == message
+
+
+def test_references_come_in_the_order_in_which_they_are_given(tmp_path: Path) -> None:
+    first, second, third = (saved(tmp_path / f"{side}.png", (side, side)) for side in (64, 80, 96))
+    made = request(LOOKS, input_image=third, images=[second, first])
+    assert [one.width for one in made.references] == [96, 80, 64]
+    assert [one.width for one in request(LOOKS, images=[first, third]).references] == [64, 96]
+    assert request(LOOKS, images=[]).references == request(LOOKS).references == ()
+    assert len(request(EDITS, images=[first]).references) == 1, "the name does not matter to a model that takes one"
+
+
+def test_too_many_references_are_refused(photo: Path) -> None:
+    assert refusal(LOOKS, images=[photo] * 6) == "images: are 6 pictures; FLUX.2 klein takes at most 5"
+    assert refusal(LOOKS, input_image=photo, images=[photo] * 5) == (
+        "images: are 6 pictures with input_image; FLUX.2 klein takes at most 5"
+    )
+    assert refusal(EDITS, images=[photo] * 2) == "images: are 2 pictures; FLUX.1 Kontext takes at most 1"
+
+
+def test_a_reference_that_cannot_be_read_is_named_by_its_number(tmp_path: Path, photo: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    assert refusal(LOOKS, images=[photo, tmp_path / "text.png"]).startswith("images: file 2: is not an image")
+    assert refusal(LOOKS, images=[tmp_path / "none.png"]) == "images: file 1: there is no such file"
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({"output_megapixels": "0.25"}, (512, 512)),
+        ({"output_megapixels": "0.5"}, (720, 720)),
+        ({"output_megapixels": "2", "aspect_ratio": "16:9"}, (1904, 1088)),
+        ({"output_megapixels": "4"}, (2048, 2048)),
+        ({"output_megapixels": "4", "aspect_ratio": "21:9"}, (3072, 1280)),
+        ({"megapixels": "4", "aspect_ratio": "9:16"}, (1536, 2688)),
+    ],
+)
+def test_klein_draws_up_to_four_megapixels(given: dict[str, Any], size: tuple[int, int]) -> None:
+    made = request(LOOKS, **given)
+    assert (made.width, made.height) == size
+
+
+def test_the_shape_of_the_first_reference_at_every_area(tmp_path: Path) -> None:
+    for width, height in ((640, 480), (1000, 125), (333, 334), (71, 97)):
+        first = saved(tmp_path / "first.png", (width, height))
+        for area in LOOKS.inputs.areas:
+            made = request(LOOKS, images=[first], aspect_ratio="match_input_image", output_megapixels=area)
+            assert made.width * made.height == pytest.approx(float(area) * 1024**2, rel=0.1)
+            assert made.width / made.height == pytest.approx(width / height, rel=0.05)
+
+
+def test_other_models_refuse_areas_that_they_do_not_draw() -> None:
+    assert refusal(DEV, output_megapixels="4") == (
+        "megapixels: must be one of 1, 0.25, match_input for this model, not '4'"
+    )
 
 
 def test_fill_asks_for_a_mask_or_transparent_parts(tmp_path: Path, photo: Path, white: Path) -> None:

@@ -71,9 +71,9 @@ def test_more_than_memory_allows_is_refused(changes: dict[str, Any], field: str)
     [
         ((2000, 240), "the ratio may be at most 8:1"),
         ((240, 2000), "the ratio may be at most 8:1"),
-        ((16, 80950), "less than or equal to 4096"),
+        ((16, 80950), "less than or equal to 6144"),
         ((4, 4), "greater than or equal to 8"),
-        ((2048, 2048), "together at most 2073600 pixels are drawn"),
+        ((2200, 2048), "together at most 4325376 pixels are drawn"),
     ],
 )
 def test_no_request_has_an_absurd_shape(size: tuple[int, int], message: str) -> None:

@@ -38,11 +38,13 @@ def test_a_file_that_was_sent_is_taken_and_one_of_the_machine_is_not(uploads: Up
         assert received is inputs
     (tmp_path / "secret.png").write_bytes(b"secret")
     for path in (tmp_path / "secret.png", uploads.folder, uploads.folder / "none.png"):
-        image = sent(uploads, "image.png")
-        with pytest.raises(InputError) as error, uploads.owned({"prompt": "x", "image": image, "mask": path}):
-            pass
-        assert str(error.value) == "mask: must be sent as a data: URL, or be the http(s) address of a picture"
-        assert not image.exists()
+        for wrong in ("mask", "images"):
+            image = sent(uploads, "image.png")
+            given = {"prompt": "x", "image": image, wrong: [image, path] if wrong == "images" else path}
+            with pytest.raises(InputError) as error, uploads.owned(given):
+                pass
+            assert str(error.value) == f"{wrong}: must be sent as a data: URL, or be the http(s) address of a picture"
+            assert not image.exists()
     assert (tmp_path / "secret.png").exists() and uploads.folder.exists()
 
 
@@ -54,12 +56,17 @@ def test_a_file_that_the_user_names_is_copied(uploads: Uploads, tmp_path: Path) 
     assert copied["image"].read_bytes() == b"photo" and inputs["image"] == tmp_path / "photo.png"
     with pytest.raises(InputError, match="^image: cannot read '.*none.png': No such file or directory$"):
         uploads.copy_in({"image": tmp_path / "none.png"})
+    (tmp_path / "other.jpg").write_bytes(b"other")
+    listed = uploads.copy_in({"images": [tmp_path / "other.jpg", tmp_path / "photo.png"]})["images"]
+    assert listed == [uploads.folder / "images-1.jpg", uploads.folder / "images-2.png"]
+    assert [file.read_bytes() for file in listed] == [b"other", b"photo"]
 
 
 def test_the_files_of_a_request_are_deleted_when_it_ends_and_no_others(uploads: Uploads) -> None:
     own, waiting = sent(uploads, "own.png"), sent(uploads, "waiting.png")
-    with uploads.owned({"prompt": "x", "image": own, "mask": None}):
-        assert own.exists()
+    listed = [sent(uploads, "one.png"), sent(uploads, "two.png")]
+    with uploads.owned({"prompt": "x", "image": own, "mask": None, "images": listed}):
+        assert own.exists() and all(file.exists() for file in listed)
     assert list(uploads.folder.iterdir()) == [waiting]
 
 

@@ -93,7 +93,7 @@ def test_each_has_the_defaults_of_its_hosts_and_asks_for_the_safety_check(
 ) -> None:
     profile = identify(Source(write_header(tmp_path / f"{name}.safetensors", header(channels)), dev)).profile
     assert (profile.steps, profile.guidance, profile.strength, profile.aspect_ratio) == defaults
-    assert profile.safety_check and profile.guidance_of_host is None
+    assert profile.safety_check and profile.host.guidance is None
 
 
 def test_fill_beside_an_autoencoder_of_another_factor_is_refused(tmp_path: Path) -> None:
