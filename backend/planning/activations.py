@@ -24,16 +24,19 @@ TILING_WORK = 1.6
 class Workload:
     """The largest prediction that the plan must hold. Sizes are pixels.
 
-    ``hires`` is the size of the second pass (None = off). ``detail_crop`` is the side at which a detail is repainted (0
-    = off), ``details`` how many a picture is expected to have. The strengths are the shares of the steps that those
-    passes run. ``scale`` upscales at the end (1 = off) in tiles of ``upscale_tile``. The embeddings
-    of ``cached_prompts`` prompts stay on the device, and so do LoRA files of ``lora_bytes``.
+    ``references`` are the pictures that the denoiser reads beside those that the model needs; one that is repainted by
+    a mask counts as one, where the denoiser reads it. ``hires`` is the size of the second pass (None = off).
+    ``detail_crop`` is the side at which a detail is repainted (0 = off), ``details`` how many a picture is expected to
+    have. The strengths are the shares of the steps that those passes run. ``scale`` upscales at the end (1 = off) in
+    tiles of ``upscale_tile``. The embeddings of ``cached_prompts`` prompts stay on the device, and so do LoRA files of
+    ``lora_bytes``.
     """
 
     width: int
     height: int
     outputs: int = 1
     steps: int = 28
+    references: int = 0
     hires: tuple[int, int] | None = None
     hires_strength: float = 0.4
     detail_crop: int = 0
@@ -83,19 +86,23 @@ class _StepMaker:
         whole, tiled = int(cost.memory(width * height)), int(cost.memory(tile))
         return Step(stage, ("vae",), whole, tiled, cost.work(width * height), self.workload.outputs, lower)
 
-    def denoise(self, stage: str, width: int, height: int, strength: float, lower: str, views: int = 1) -> Step:
-        """``views``: how often the picture's tokens stand before the denoiser."""
+    def denoise(self, stage: str, width: int, height: int, strength: float, lower: str, masked: bool = False) -> Step:
+        """``masked``: only a part of the picture is repainted, whatever the request's other pictures show."""
         models, pixels = self.models, self.models.token_pixels
-        image = math.ceil(width / pixels) * math.ceil(height / pixels)
-        tokens = models.text_tokens + models.reference_tokens + views * image
+        image, read = math.ceil(width / pixels) * math.ceil(height / pixels), models.pictures
+        views = 2 if masked and read.repainted else 1
+        pictures = read.needed + (0 if masked else self.workload.references)
+        tokens = models.text_tokens + views * image + pictures * read.tokens
         forwards = max(1, int(self.workload.steps * strength))
         return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
 
-    def repaint(self, stage: str, width: int, height: int, strength: float, lower: str, views: int = 1) -> list[Step]:
+    def repaint(
+        self, stage: str, width: int, height: int, strength: float, lower: str, masked: bool = False
+    ) -> list[Step]:
         denoised = lower if self.workload.outputs == 1 else "num_outputs"
         return [
             self.autoencoder(stage, "encode_image", width, height, lower),
-            self.denoise(stage, width, height, strength, denoised, views),
+            self.denoise(stage, width, height, strength, denoised, masked),
             self.autoencoder(stage, "decode", width, height, lower),
         ]
 
@@ -129,9 +136,9 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
         steps.append(make.step("prompt", "write", ("prompt_upsampler",), tokens, 1, tokens, "prompt_upsampler"))
     if new_prompt:
         steps.append(make.step("encode", "encode", models.encoders, tokens, 1, 1, ""))
-    if models.pictures_read:  # once for all outputs
+    if pictures := models.pictures.needed + w.references:
         read = make.autoencoder("encode_image", "encode_image", w.width, w.height, "width and height")
-        steps += [replace(read, forwards=1)] * models.pictures_read
+        steps.append(replace(read, forwards=pictures))  # once for all outputs
     size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
     steps.append(make.denoise("denoise", w.width, w.height, 1, size_inputs))
     steps.append(make.autoencoder("decode", "decode", w.width, w.height, "width and height"))
@@ -143,8 +150,7 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
     if w.detail_crop:
         steps.append(make.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
         for _ in range(w.details):
-            side, views = w.detail_crop, models.masked_views
-            steps += make.repaint("detail", side, side, w.detail_strength, "adetailer", views)
+            steps += make.repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer", masked=True)
     passes = math.ceil(math.log(w.scale, models.upscale_factor) - 1e-9)
     for index in range(passes):  # the network runs again on its own result, reduced to what the next run needs
         share = w.scale / models.upscale_factor ** (passes - index) if index else 1

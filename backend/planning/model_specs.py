@@ -103,6 +103,24 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class PicturesRead:
+    """What the denoiser reads of pictures, in every step beside the latents that it denoises.
+
+    Attributes:
+        needed: How many pictures every request gives.
+        most: How many a request may give.
+        tokens: Of one of them at most, which stand behind those of the latents; 0 where a picture is further channels
+            of the latents' own tokens.
+        repainted: Whether a picture of which a mask is repainted is one more of them.
+    """
+
+    needed: int = 0
+    most: int = 0
+    tokens: int = 0
+    repainted: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model as the plan sees it.
 
@@ -119,15 +137,11 @@ class ModelSpec:
         text_tokens: Length that prompts are padded to.
         prompt_bytes: Of the embeddings of one prompt, which are remembered.
         vae_tile: Side in pixels of the autoencoder's tiles, where it works in tiles.
-        masked_views: How often the tokens of a picture stand before the denoiser where it repaints a part of it: 2
-            where it also sees the picture as it was.
         upscale_factor: Of one pass of the upscaler.
         encoders: The components that read the prompt together.
         denoiser: The component that runs in every step.
         labels: What tables call a component, where that is not its name.
-        pictures_read: How many pictures of the generated size every request gives, which are encoded before the first
-            step.
-        reference_tokens: Tokens of reference pictures that the denoiser reads in every step beside its own.
+        pictures: What the denoiser reads of pictures.
     """
 
     name: str
@@ -140,10 +154,8 @@ class ModelSpec:
     text_tokens: int = 512
     prompt_bytes: int = 0
     vae_tile: int = 512
-    masked_views: int = 1
     upscale_factor: int = 4
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     denoiser: str = "transformer"
     labels: Mapping[str, str] = field(default_factory=dict)
-    pictures_read: int = 0
-    reference_tokens: int = 0
+    pictures: PicturesRead = PicturesRead()

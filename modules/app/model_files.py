@@ -120,12 +120,13 @@ class Files:
         return with_prompt_upsampler(spec, self.prompt_upsampler, computing) if self.prompt_upsampler else spec
 
     def workload(self, settings: Settings) -> Workload:
-        """The prediction that is planned for: one picture of the native size, one detail, upscaled by 2, as far as
-        there are stages for it."""
-        side = self.profile.native
+        """The prediction that is planned for: one picture of the native size, one that the model looks at where it
+        takes any, one detail, upscaled by 2, as far as there are stages for it."""
+        side, (least, most) = self.profile.native, self.profile.inputs.references
         return Workload(
             side,
             side,
+            references=min(1, most - least),
             detail_crop=side if self.detectors else 0,
             scale=2 if self.upscalers else 1,
             upscale_tile=settings.upscale_tile_size,

@@ -95,6 +95,13 @@ def _parser() -> CommandParser:
     )
     add("--size", type=size, metavar="1024x1024", help="width x height of the first pass (the model's native size)")
     add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
+    add(
+        "--references",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pictures that the model looks at, or a mask and one less (0)",
+    )
     add("--hires", type=size_or_off, metavar="2048x2048", help="size of a second pass (off)")
     add("--scale", type=factor, default=2.0, metavar="2", help="factor of the final upscale, 1 = off (2)")
     add("--no-adetailer", action="store_true", help="without ADetailer")
@@ -142,12 +149,17 @@ def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
 
 
 def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
+    """Raises InputError for more reference pictures than the model takes."""
+    most = models.pictures.most - models.pictures.needed
+    if not 0 <= options.references <= most:
+        raise InputError("--references", f"must be from 0 to {most} for {models.name}, not {options.references}")
     width, height = options.size or (models.native, models.native)
     return Workload(
         width,
         height,
         outputs=options.outputs,
         steps=models.steps,
+        references=options.references,
         hires=options.hires,
         detail_crop=0 if options.no_adetailer else models.native,
         scale=options.scale,
@@ -175,7 +187,7 @@ def _tables(options: argparse.Namespace) -> str:
     known = known_models()
     if options.cards:
         # those that read pictures are FLUX.1-dev but for what their own rows say elsewhere
-        return cards_document(spec for spec in known.values() if not spec.pictures_read)
+        return cards_document(spec for spec in known.values() if not spec.pictures.needed)
     return one_card_table(card_named(options.card), known.values()) if options.card else card_table(known["flux-dev"])
 
 

@@ -154,7 +154,8 @@ class DiffusionService(LatentForms):
                     "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, given, after_step)
                 ),
             ]
-            step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds)), SIZE_INPUTS)
+            shown = 0 if given.tokens is None else given.tokens.shape[1]
+            step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds), shown), SIZE_INPUTS)
             latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
             return self._with_or_without_tiles(

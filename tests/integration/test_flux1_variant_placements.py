@@ -80,6 +80,6 @@ def test_what_a_step_needs_is_predicted_with_the_pictures_that_it_reads(
         stage.service.denoise(asked, embeddings, pictures, None)
     read = sum(part.nbytes for part in (pictures.channels, pictures.tokens) if part is not None)
     spec = find_files(replace(Settings(), model=str(folder))).spec()
-    tokens = spec.text_tokens + spec.reference_tokens + (256 // spec.token_pixels) ** 2
+    tokens = spec.text_tokens + spec.pictures.needed * spec.pictures.tokens + (256 // spec.token_pixels) ** 2
     needed = made.device.peak_bytes - held + read
     assert spec.costs["denoise"].memory(tokens) == pytest.approx(needed, rel=0.1)

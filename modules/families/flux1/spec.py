@@ -10,9 +10,9 @@ from typing import Any
 
 from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
-from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec, PicturesRead
 from modules.diffusion.canvas import Canvas
-from modules.diffusion.profile import FamilyInputs, ModelProfile
+from modules.diffusion.profile import ModelProfile
 from modules.families.autoencoder import autoencoder_header
 from modules.families.autoencoder_costs import (
     PUBLISHED_AUTOENCODER,
@@ -90,13 +90,17 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         prompt_bytes=prompt_bytes(profile.tokens, int(t5["d_model"]), parts["text_encoder"].config, dtype),
         vae_tile=profile.native // 2,
         labels=LABELS,
-        pictures_read=_pictures_read(profile.inputs),
-        reference_tokens=profile.inputs.references[0] * reference_tokens(profile.canvas),
+        pictures=_pictures_read(profile),
     )
 
 
-def _pictures_read(inputs: FamilyInputs) -> int:
-    return inputs.references[0] + int(inputs.fills) + int(inputs.control)
+def _pictures_read(profile: ModelProfile) -> PicturesRead:
+    """A reference picture is read as tokens; what Fill fills, and a control image, as channels."""
+    inputs = profile.inputs
+    if inputs.references[1]:
+        return PicturesRead(*inputs.references, reference_tokens(profile.canvas))
+    channels = int(inputs.fills) + int(inputs.control)
+    return PicturesRead(channels, channels)
 
 
 def reference_tokens(canvas: Canvas) -> int:
@@ -207,13 +211,12 @@ FLUX_FILL = replace(
             ),
         }
     ),
-    pictures_read=1,
+    pictures=PicturesRead(1, 1),
 )
 FLUX_KONTEXT = replace(
     FLUX_DEV,
     name="flux-kontext-dev",
-    pictures_read=1,
-    reference_tokens=reference_tokens(Canvas(1024, 16, preferred=KONTEXT_SIZES)),
+    pictures=PicturesRead(1, 1, reference_tokens(Canvas(1024, 16, preferred=KONTEXT_SIZES))),
 )
 KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {spec.name: spec for spec in (FLUX_DEV, replace(FLUX_DEV, name="flux-schnell", steps=4), FLUX_FILL, FLUX_KONTEXT)}

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from backend.checkpoints.header import Header, Shape, parameters
 from backend.planning.checkpoint_sizes import component
-from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec
+from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve, ModelSpec, PicturesRead
 from modules.diffusion.profile import ModelProfile
 from modules.families.autoencoder_costs import (
     PUBLISHED_AUTOENCODER,
@@ -16,7 +16,7 @@ from modules.families.autoencoder_costs import (
     autoencoder_dtype,
     autoencoder_work,
 )
-from modules.families.flux2_klein.parts import PARTS, PATCH, TEXT_LAYERS
+from modules.families.flux2_klein.parts import MOST_REFERENCES, PARTS, PATCH, TEXT_LAYERS
 from modules.families.parts import Part
 from modules.families.qwen3 import encode_cost, encoder_component
 from modules.families.source import Source
@@ -48,7 +48,7 @@ def klein_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
     }
     channels = vae["block_out_channels"]
     work = autoencoder_work(autoencoder.shapes, channels, profile.native)
-    text = parts["text_encoder"].config
+    text, side = parts["text_encoder"].config, PATCH * profile.latent_factor
     costs = {
         "encode": encode_cost(text, encoder, len(TEXT_LAYERS), profile.tokens, dtype),
         "denoise": denoise_cost(shapes, len(components["transformer"].blocks), passes(profile), dtype),
@@ -61,11 +61,11 @@ def klein_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         components,
         costs,
         COSTS_SOURCE,
-        token_pixels=PATCH * profile.latent_factor,
+        token_pixels=side,
         text_tokens=profile.tokens,
         prompt_bytes=prompt_bytes(profile.tokens, int(text["hidden_size"]), dtype),
         vae_tile=profile.native // 2,
-        masked_views=2,
+        pictures=PicturesRead(*profile.inputs.references, native_tokens(profile.native, side), repainted=True),
         encoders=profile.encoders,
     )
 
@@ -89,6 +89,12 @@ def _autoencoder_header(part: Part) -> Header:
         header = renamed_header(header, autoencoder_names, part.config, part.label)
     shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith("bn.")}
     return Header(shapes, {name: header.formats[name] for name in shapes}, header.metadata)
+
+
+def native_tokens(native: int, side: int) -> int:
+    """Of a picture of the native area, with tokens of ``side`` pixels: a reference picture has no more."""
+    tokens: int = (native // side) ** 2
+    return tokens
 
 
 def passes(profile: ModelProfile) -> int:
@@ -140,7 +146,7 @@ KLEIN_4B = ModelSpec(
     ),
     costs_source=COSTS_SOURCE,
     prompt_bytes=prompt_bytes(512, 2560, "bf16"),
-    masked_views=2,
+    pictures=PicturesRead(0, MOST_REFERENCES, native_tokens(1024, 16), repainted=True),
     encoders=("text_encoder",),
 )
 KNOWN_MODELS: Mapping[str, ModelSpec] = MappingProxyType({KLEIN_4B.name: KLEIN_4B})

@@ -12,6 +12,7 @@ from support.sparse_checkpoints import write_klein
 from support.specs import assert_alike
 
 from backend.offload.placements import block_modules
+from backend.planning.model_specs import PicturesRead
 from modules.families.flux2_klein import FLUX2_KLEIN
 from modules.families.registry import identify
 from modules.families.source import Source
@@ -22,7 +23,8 @@ def test_a_folder_of_the_published_model_is_counted_as_it(tmp_path: Path) -> Non
     assert identify(source).family is FLUX2_KLEIN
     found = FLUX2_KLEIN.spec(source, "bf16")
     assert_alike(found, KNOWN["flux2-klein"], tolerance=0.02, image_tokens=4096)
-    assert (found.prompt_bytes, found.masked_views) == (512 * 7680 * 2, 2)
+    assert (found.prompt_bytes, found.pictures) == (512 * 7680 * 2, PicturesRead(0, 5, 4096, repainted=True))
+    assert KNOWN["flux2-klein"].pictures == found.pictures
 
 
 def test_the_counted_blocks_are_those_that_are_streamed(tmp_path: Path) -> None:
