@@ -95,13 +95,7 @@ def _parser() -> CommandParser:
     )
     add("--size", type=size, metavar="1024x1024", help="width x height of the first pass (the model's native size)")
     add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
-    add(
-        "--references",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pictures that the model looks at, or a mask and one less (0)",
-    )
+    add("--references", type=int, default=0, metavar="N", help="pictures that the model looks at (0)")
     add("--hires", type=size_or_off, metavar="2048x2048", help="size of a second pass (off)")
     add("--scale", type=factor, default=2.0, metavar="2", help="factor of the final upscale, 1 = off (2)")
     add("--no-adetailer", action="store_true", help="without ADetailer")
