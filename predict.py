@@ -10,7 +10,7 @@ from cog import BasePredictor, Input, Path, Secret
 
 
 class Predictor(BasePredictor):
-    """Flux (or SDXL, SD 1.5) generates pictures, ADetailer repaints their faces, ESRGAN upscales them."""
+    """Flux (or Z-Image, SDXL, SD 1.5) generates pictures, ADetailer repaints their faces, ESRGAN upscales them."""
 
     def setup(self) -> None:
         """Reads the settings, loads the models and warms them up."""
@@ -27,7 +27,7 @@ class Predictor(BasePredictor):
         negative_prompt: str = Input(
             default="",
             max_length=20000,
-            description="What the picture should not show. For SDXL and SD 1.5; Flux has none.",
+            description="What the picture should not show. For SDXL, SD 1.5, and the base models of Z-Image and FLUX.2 klein.",
         ),
         aspect_ratio: Optional[str] = Input(
             default=None,
@@ -80,7 +80,7 @@ class Predictor(BasePredictor):
             default=None,
             ge=1,
             le=50,
-            description="Denoising steps. More is slower and finer. Left out: 28 (FLUX.1-dev), 4 (schnell), 30 (SDXL, SD 1.5).",
+            description="Denoising steps. More is slower and finer. Left out: 28 (FLUX.1-dev), 4 (schnell, FLUX.2 klein), 8 (Z-Image-Turbo), 30 (SDXL, SD 1.5).",
         ),
         guidance_scale: Optional[float] = Input(
             default=None,

@@ -1,8 +1,8 @@
 """``scripts/build-check``: what ``cog build`` does, without Docker, in a scratch folder that stands for the image's
 root.
 
-It runs the commands of ``cog.yaml`` in their order, with ``/src`` and ``/run/secrets`` inside the scratch folder and
-this installation instead of the image's Python. System packages are not installed.
+It runs the commands of ``cog.yaml``, or of another such file, in their order, with ``/src`` and ``/run/secrets`` inside
+the scratch folder and this installation instead of the image's Python. System packages are not installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from backend.core.settings import ROOT
-from modules.cli.command import FAILED, CommandParser
+from modules.cli.cog_files import TEMPLATE, baked_models
+from modules.cli.command import BAD_INPUT, FAILED, CommandParser
 
 SECRETS = {"hf_token": "HF_TOKEN"}
 """Environment variables that hold the secrets of the build."""
@@ -81,7 +82,7 @@ def run_commands(config: Mapping[str, Any], root: Path) -> None:
                 (root / mount["target"].lstrip("/")).unlink()
         if ran.returncode:
             last = "\n".join((ran.stdout + ran.stderr).strip().splitlines()[-8:])
-            raise BuildError(f"a command of cog.yaml ended with {ran.returncode}: {command[:120]} ...\n{last}")
+            raise BuildError(f"a command ended with {ran.returncode}: {command[:120]} ...\n{last}")
         print(f"ok {command[:100]} ... ({time.monotonic() - begin:.1f} s)", flush=True)
 
 
@@ -134,10 +135,11 @@ def in_image(config: Mapping[str, Any], root: Path, *arguments: str) -> None:
 
 def steps(config: Mapping[str, Any], root: Path, weights: bool) -> list[tuple[str, Callable[[], None]]]:
     """The steps in the order of a build. Without weights the image would use the embedded models."""
+    models = [option for model in baked_models(config) for option in ("--only", model.name)]
     installed = [
         (
             "the weights are those of the manifest and the lock",
-            lambda: in_image(config, root, "-m", "modules.cli.fetch_weights", "--check"),
+            lambda: in_image(config, root, "-m", "modules.cli.fetch_weights", "--check", *models),
         ),
         (
             "a server would find them",
@@ -162,8 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("scripts/build-check", "What cog build does, without Docker, in a scratch folder.")
     parser.add_argument("--root", type=Path, metavar="DIR", help="use this folder and keep it")
     parser.add_argument("--without-weights", action="store_true", help="skip what needs a hub")
+    parser.add_argument(
+        "--file", default=TEMPLATE, metavar="NAME", help="another file than cog.yaml, such as cog.flux2-klein.yaml"
+    )
     options = parser.parse_args(arguments)
-    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    if not (ROOT / options.file).is_file():
+        print(f"error: --file: there is no {options.file} beside {TEMPLATE}", file=sys.stderr)
+        return BAD_INPUT
+    config = yaml.safe_load((ROOT / options.file).read_text())
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.root or Path(scratch)).resolve()
         try:

@@ -145,6 +145,8 @@ class GenerateStage(Stage):
     def parameters(self, request: ImageRequest, sampler_used: str) -> dict[str, object]:
         """What the files say beside the request's own fields."""
         parameters: dict[str, object] = {}
+        if self.service.profile.inputs.guidance is None:
+            parameters["Distilled CFG Scale"] = None
         if self.service.profile.inputs.negative_prompt:  # classifier-free guidance, which the WebUI calls CFG scale
             parameters |= {
                 "CFG scale": request.guidance_scale,

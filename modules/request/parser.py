@@ -139,7 +139,9 @@ def build_request(
         inputs["go_fast"] = False
         notices.append(f"go_fast: has no effect, {profile.inputs.no_go_fast}")
     inputs, rounded = defaults.on_the_grid(inputs, profile.canvas)
-    notices += rounded
+    notices += [*rounded, *_guidance_notices(inputs, profile)]
+    if profile.inputs.guidance is None:
+        inputs |= {"guidance_scale": profile.guidance}
     _refuse_unknown_upscaler(inputs["upscaler"], upscalers, left_out)
     fields = {name: inputs[name] for name in fields_of(ImageRequest) if name in inputs}
     pictures = read_pictures(inputs, profile.inputs)
@@ -190,6 +192,17 @@ def _variant_notices(variant: str | None, profile: ModelProfile) -> list[str]:
             "with the setting 'model'",
         )
     return [f"model: has no effect, the pictures are by {profile.name}"]
+
+
+def _guidance_notices(inputs: Mapping[str, Any], profile: ModelProfile) -> list[str]:
+    """A line where the model takes no guidance and some is asked for, or too little for the negative prompt."""
+    honoured, scale = profile.inputs, inputs["guidance_scale"]
+    if honoured.guidance is None:
+        return [] if scale == profile.guidance else [f"guidance_scale: has no effect, {profile.name} takes no guidance"]
+    if inputs["negative_prompt"].strip() and scale <= honoured.negative_above:
+        above = f"{honoured.negative_above:g}"
+        return [f"negative_prompt: has no effect at a guidance_scale of {scale:g}; give one above {above}"]
+    return []
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:

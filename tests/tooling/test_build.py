@@ -1,4 +1,5 @@
-"""cog.yaml against cog's rules and the manifest, and its commands run for real in a scratch folder."""
+"""cog.yaml and its variants against cog's rules and the manifest, and their commands run for real in a scratch
+folder."""
 
 from __future__ import annotations
 
@@ -17,47 +18,89 @@ from support.local_hub import TOKEN, LocalHub, manifest_files, sha256
 
 from backend.core.settings import ROOT
 from backend.weights.catalog import read_manifest
+from modules.cli.build_check import main as run_build_check
+from modules.cli.cog_files import IMAGES, baked_models, cog_file, commands
+from modules.cli.cog_files import main as cog_files
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cog.yaml").read_text())
-RUN = [item if isinstance(item, str) else item["command"] for item in CONFIG["build"]["run"]]
+FILES = ("cog.yaml", *(cog_file(name).name for name in IMAGES))
+RUN = commands(CONFIG)
 PREINSTALLED = tuple(name for name, model in read_manifest().items() if model.preinstalled)
 FLUX = read_manifest()["FLUX.1-dev"].repository
+SCHEMA = {
+    "build": {"gpu", "cuda", "python_version", "python_requirements", "sdk_version", "system_packages", "run"},
+    "environment": None,
+    "predict": None,
+    "concurrency": {"max"},
+}
+"""What of cog's schema the files use; it refuses other names."""
 
 
-def test_commands_are_single_lines_because_cog_refuses_others() -> None:
-    assert all("\n" not in command.strip() for command in RUN)
+def config_of(file: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
+    return config
 
 
-def test_the_commands_bring_every_preinstalled_model_and_no_other() -> None:
-    named = " ".join(RUN).split()
-    for name in PREINSTALLED:
-        for file in read_manifest()[name].files:
-            assert any(word.strip("'") == file.path for word in named), file.path
-            assert any(word.strip("'") == file.repository for word in named), file.repository
+def models_in(file: str) -> tuple[str, ...]:
+    """What the manifest calls the models that are to be in the image."""
+    name = next((name for name in IMAGES if cog_file(name).name == file), "flux1-dev")
+    return tuple(IMAGES[name] if other == "FLUX.1-dev" else other for other in PREINSTALLED)
+
+
+def test_the_files_of_further_images_are_what_the_template_gives() -> None:
+    assert cog_files(["--check"]) == 0, "scripts/cog-files writes them"
+    assert config_of("cog.flux1-dev.yaml") == CONFIG
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_are_those_of_cogs_schema(file: str) -> None:
+    config = config_of(file)
+    assert set(config) == set(SCHEMA)
+    for name, known in SCHEMA.items():
+        assert known is None or set(config[name]) <= known
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_commands_are_single_lines_because_cog_refuses_others(file: str) -> None:
+    assert all("\n" not in command.strip() for command in commands(config_of(file)))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_commands_bring_the_models_of_the_image_and_no_other(file: str) -> None:
+    config, models = config_of(file), models_in(file)
+    run = commands(config)
+    named = " ".join(run).split()
+    known = {one for name in models for one in read_manifest()[name].files}
+    for one in known:
+        assert any(word.strip("'") == one.path for word in named), one.path
+        assert any(word.strip("'") == one.repository for word in named), one.repository
     downloaded = [
         word.strip("'") for word in named if re.search(r"\.(safetensors|pt|pth|model)'?$", word) and "*" not in word
     ]
-    known = {file.path for name in PREINSTALLED for file in read_manifest()[name].files}
-    assert {word for word in downloaded if not word.startswith(".")} <= known
-    assert (
-        f"len(files) != {len({file.local for name in PREINSTALLED for file in read_manifest()[name].files})}" in RUN[-1]
-    )
+    assert {word for word in downloaded if not word.startswith(".")} <= {one.path for one in known}
+    assert f"len(files) != {len({one.local for one in known})}" in run[-1]
+    assert {model.name for model in baked_models(config)} == set(models)
 
 
-def test_the_token_is_a_secret_of_the_gated_models_command_alone() -> None:
-    gated = [item for item in CONFIG["build"]["run"] if not isinstance(item, str)]
+@pytest.mark.parametrize("file", FILES)
+def test_the_token_is_a_secret_of_the_gated_models_commands_alone(file: str) -> None:
+    run = config_of(file)["build"]["run"]
+    gated = [item for item in run if not isinstance(item, str)]
     assert all(FLUX in item["command"] for item in gated)
     assert all(
         item["mounts"] == [{"type": "secret", "id": "hf_token", "target": "/run/secrets/hf_token"}] for item in gated
     )
-    assert not any(FLUX in item for item in CONFIG["build"]["run"] if isinstance(item, str))
-    assert not re.search(r"hf_[A-Za-z0-9]{20}", (ROOT / "cog.yaml").read_text())
+    assert not any(FLUX in item or "hf_token" in item for item in run if isinstance(item, str))
+    assert bool(gated) == ("FLUX.1-dev" in models_in(file))
+    assert not re.search(r"hf_[A-Za-z0-9]{20}", (ROOT / file).read_text())
 
 
-def test_every_large_file_is_a_layer_of_its_own() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_every_large_file_is_a_layer_of_its_own(file: str) -> None:
     """Layers are pulled side by side, and one that has not changed is not pulled again."""
-    for command in RUN[:-1]:
-        if FLUX in command:
+    model = read_manifest()[models_in(file)[0]]
+    for command in commands(config_of(file))[:-1]:
+        if model.repository in command:
             assert len(re.findall(r"\S+\.safetensors(?!\S)", command)) <= 1
             assert command.endswith("/.cache")  # else the layer has what the download keeps for itself
 
@@ -79,16 +122,18 @@ def test_the_source_does_not_bring_weights_of_its_own() -> None:
 
 
 @pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    hub = LocalHub(manifest_files(PREINSTALLED, 50_000), gated=frozenset({FLUX}))
+def hub(request: pytest.FixtureRequest) -> Iterator[LocalHub]:
+    """With the models of an image, of cog.yaml where a test names none."""
+    models = models_in(getattr(request, "param", "cog.yaml"))
+    hub = LocalHub(manifest_files(models, 50_000), gated=frozenset({FLUX}))
     yield hub
     hub.close()
 
 
-def build_check(hub: LocalHub, root: Path, token: str = TOKEN) -> tuple[int, str]:
+def build_check(hub: LocalHub, root: Path, file: str = "cog.yaml", token: str = TOKEN) -> tuple[int, str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_TOKEN": token}
     ran = subprocess.run(
-        [sys.executable, "-P", "-m", "modules.cli.build_check", "--root", root],
+        [sys.executable, "-P", "-m", "modules.cli.build_check", "--root", root, "--file", file],
         env=environment,
         capture_output=True,
         text=True,
@@ -98,30 +143,51 @@ def build_check(hub: LocalHub, root: Path, token: str = TOKEN) -> tuple[int, str
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_the_commands_run_and_leave_checked_weights(hub: LocalHub, tmp_path: Path) -> None:
-    status, output = build_check(hub, tmp_path)
+@pytest.mark.parametrize(
+    ("hub", "file"),
+    [(file, file) for file in ("cog.yaml", "cog.z-image.yaml")],
+    indirect=["hub"],
+    ids=lambda file: file,
+)
+def test_the_commands_run_and_leave_checked_weights(hub: LocalHub, file: str, tmp_path: Path) -> None:
+    gated = file == "cog.yaml"
+    status, output = build_check(hub, tmp_path, file, token=TOKEN if gated else "")
     assert status == 0, output
     weights = tmp_path / "src" / "weights"
     lock = json.loads((weights / "lock.json").read_text())
-    for name in PREINSTALLED:
-        for file in read_manifest()[name].files:
-            content = hub.repositories[file.repository][file.path]
-            assert (weights / file.local).read_bytes() == content
-            assert lock[file.local] == {"bytes": len(content), "sha256": sha256(content)}
+    for name in models_in(file):
+        for one in read_manifest()[name].files:
+            content = hub.repositories[one.repository][one.path]
+            assert (weights / one.local).read_bytes() == content
+            assert lock[one.local] == {"bytes": len(content), "sha256": sha256(content)}
     assert hub.tokens["Bingsu/adetailer"] == {""}
     assert all(TOKEN.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert (tmp_path / "src" / "predict.py").is_file() and not (tmp_path / "src" / "tests").exists()
 
 
-@pytest.mark.parametrize("fault", ["no token", "wrong bytes", "missing", "not safetensors"])
+KLEIN = "cog.flux2-klein.yaml"
+
+
+@pytest.mark.parametrize("hub", [KLEIN], indirect=True)
+@pytest.mark.parametrize("fault", ["wrong bytes", "missing", "not safetensors"])
 def test_the_build_fails_loudly(hub: LocalHub, tmp_path: Path, fault: str) -> None:
-    vae = "vae/diffusion_pytorch_model.safetensors"
     if fault == "wrong bytes":
         right = hub.repositories["Bingsu/adetailer"]["face_yolov8n.pt"]
         hub.wrong = {"face_yolov8n.pt": right[:-1] + bytes([right[-1] ^ 1])}
     elif fault == "missing":
         del hub.repositories["uwg/upscaler"]["ESRGAN/ESRGAN_4x.pth"]
-    elif fault == "not safetensors":
-        hub.repositories[FLUX][vae] = b"\x80\x02}q\x00."
-    status, output = build_check(hub, tmp_path, token="" if fault == "no token" else TOKEN)
-    assert status == 1 and "a command of cog.yaml ended with" in output, output
+    else:
+        repository = read_manifest()[models_in(KLEIN)[0]].repository
+        hub.repositories[repository]["vae/diffusion_pytorch_model.safetensors"] = b"\x80\x02}q\x00."
+    status, output = build_check(hub, tmp_path, KLEIN)
+    assert status == 1 and "a command ended with" in output, output
+
+
+def test_a_gated_model_is_not_built_without_a_token(hub: LocalHub, tmp_path: Path) -> None:
+    status, output = build_check(hub, tmp_path, token="")
+    assert status == 1 and "a command ended with" in output, output
+
+
+def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_build_check(["--file", "cog.other.yaml"]) == 2
+    assert capsys.readouterr().err == "error: --file: there is no cog.other.yaml beside cog.yaml\n"

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.face_restorers import write_gfpgan
 from support.pictures import PICTURE
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import ROOT, Settings
 from modules.app.service import Service, start
-from modules.cli.fetch_weights import trust
 from modules.face_restoration.discovery import find_face_restorer
 from modules.face_restoration.network import SIDE, face_square, load_face_restorer, restored
 from modules.output.image_writer import read_parameters
@@ -34,23 +34,9 @@ TOLERANCE = 0.1
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of weights with the embedded models and a GFPGAN as it is published: a pickle of "params_ema"."""
-    from spandrel.architectures.GFPGAN import GFPGAN
-
     folder = tmp_path_factory.mktemp("weights")
     (folder / "embedded").symlink_to(ROOT / "weights" / "embedded")
-    torch.manual_seed(3)
-    network = GFPGAN(
-        out_size=SIDE,
-        num_style_feat=512,
-        channel_multiplier=2,
-        num_mlp=8,
-        input_is_latent=True,
-        different_w=True,
-        narrow=1,
-        sft_half=True,
-    )
-    torch.save({"params_ema": network.state_dict()}, folder / "GFPGANv1.4.pth")
-    trust(folder / "GFPGANv1.4.pth", folder)
+    write_gfpgan(folder)
     return folder
 
 

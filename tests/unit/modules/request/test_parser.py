@@ -13,6 +13,7 @@ from support.requests_data import DETECTORS, EMBEDDED, INPUTS, SCHNELL, SDXL
 
 from backend.core.errors import InputError
 from modules.detection.classes import ClassSet
+from modules.diffusion.profile import ModelProfile
 from modules.request.adetailer_unit import HANDS, AdetailerUnit
 from modules.request.parser import build_request
 
@@ -129,6 +130,35 @@ def test_guidance_of_its_own_is_refused_where_the_model_takes_none() -> None:
         match="^adetailer_args: ad_use_cfg_scale cannot be honoured: flux-schnell takes no guidance; leave it out$",
     ):
         build_request(asked, schnell, DETECTORS)
+
+
+@pytest.mark.parametrize(
+    ("profile", "inputs", "told"),
+    [
+        (SCHNELL, {"guidance_scale": 2.0}, ["guidance_scale: has no effect, schnell takes no guidance"]),
+        (SCHNELL, {"guidance": 7.0}, ["guidance_scale: has no effect, schnell takes no guidance"]),
+        (SCHNELL, {"guidance_scale": 3.5}, []),
+        (
+            SDXL,
+            {"guidance_scale": 1.0, "negative_prompt": "blurry"},
+            ["negative_prompt: has no effect at a guidance_scale of 1; give one above 1"],
+        ),
+        (SDXL, {"guidance_scale": 1.5, "negative_prompt": "blurry"}, []),
+        (SDXL, {"guidance_scale": 1.0}, []),
+        (
+            replace(SDXL, inputs=replace(SDXL.inputs, negative_above=0)),
+            {"guidance_scale": 0.5, "negative_prompt": "x"},
+            [],
+        ),
+    ],
+)
+def test_guidance_and_negative_prompts_that_change_nothing_are_told(
+    profile: ModelProfile, inputs: dict[str, Any], told: list[str]
+) -> None:
+    request = build_request({**INPUTS, **inputs}, profile, DETECTORS)
+    assert list(request.notices) == told
+    if profile.inputs.guidance is None:
+        assert request.guidance_scale == profile.guidance
 
 
 class TestAdetailerInputs:
