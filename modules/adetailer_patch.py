@@ -114,6 +114,8 @@ def _replace(changes: Iterable[tuple[Function, Function]]) -> None:
     """Replaces the first function of every pair by the second, in every module that has imported it by name."""
     by_identity = {id(current): replacement for current, replacement in changes}
     for module in [module for module in sys.modules.values() if hasattr(module, "__dict__")]:
+        if by_identity.keys().isdisjoint(map(id, vars(module).values())):
+            continue
         for name, value in list(vars(module).items()):
             if id(value) in by_identity:
                 setattr(module, name, by_identity[id(value)])

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.checkpoints.config import RESTORE
 from backend.checkpoints.untrusted import untrusted
-from backend.compat import tensors_in
 from backend.core.errors import WeightsError
 
 BYTES_OF_A_BYTE, SPARE_BYTES = 32, 2**28
@@ -44,16 +43,15 @@ class BuildBudget(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        if "device" in options and not tensors_in((args, options)):  # makes a tensor from nothing but a shape
+        if "device" in options and not any(isinstance(value, torch.Tensor) for value in args):  # only a shape is given
             shape_alone = {"device": torch.device("meta"), "pin_memory": False, "generator": None}
             with suppress(NotImplementedError):  # a few rare ones are not known on the meta device
                 self._count(func(*args, **options | {name: shape_alone[name] for name in shape_alone.keys() & options}))
         return func(*args, **options)
 
-    def _count(self, made: Any) -> None:
-        for tensor in tensors_in(made):
-            self.bytes_left -= tensor.numel() * tensor.element_size()
-            self.tensors_left -= 1
+    def _count(self, made: torch.Tensor) -> None:
+        self.bytes_left -= made.nbytes
+        self.tensors_left -= 1
         if min(self.bytes_left, self.tensors_left) < 0:
             raise WeightsError(f"{self.label} describes a network that is far larger than its weights; {RESTORE}")
 

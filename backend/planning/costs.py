@@ -6,6 +6,7 @@ Pure, without torch. Only warm predictions are looked at: files are read before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from backend.checkpoints.entries import WEIGHTS_AT_ONCE
@@ -94,12 +95,13 @@ def streamed_blocks(blocks: int, kept: int) -> tuple[int, ...]:
     return tuple((index + 1) * blocks // streamed - 1 for index in range(streamed))
 
 
-def _streamed_sizes(placement: Placement, component: Component) -> list[int]:
+@lru_cache(maxsize=4096)  # a search asks for each of them in several steps, and the next search again
+def _streamed_sizes(placement: Placement, component: Component) -> tuple[int, ...]:
     """Bytes of every block that is streamed, in order."""
     indices = streamed_blocks(len(component.blocks), placement.kept_blocks)
     # a model has many blocks, and few kinds of them
     sizes = {count: component.blocks_bytes(count, placement.dtype) for count in set(component.blocks)}
-    return [sizes[component.blocks[index]] for index in indices]
+    return tuple(sizes[component.blocks[index]] for index in indices)
 
 
 def waiting_bytes(placement: Placement, component: Component) -> int:

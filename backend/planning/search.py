@@ -5,10 +5,10 @@ More memory only adds combinations, so it never makes a plan slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from operator import itemgetter, le
+from operator import attrgetter, itemgetter, le
 from typing import NamedTuple
 
 from backend.planning.activations import Step, Workload, prediction_steps
@@ -49,6 +49,13 @@ class Option(NamedTuple):
     waiting: int
     anonymous: int
     seconds: float
+
+
+STANDING: Callable[[Option], int] = attrgetter("standing")
+WAITING: Callable[[Option], int] = attrgetter("waiting")
+ANONYMOUS: Callable[[Option], int] = attrgetter("anonymous")
+SECONDS: Callable[[Option], float] = attrgetter("seconds")
+"""A search adds them up a million times."""
 
 
 class HostUse(NamedTuple):
@@ -98,9 +105,9 @@ class PlanSearch:
         best: tuple[Rank, Choice] | None = None
         for choice in self.choices():
             # most choices are out without a look at every step
-            if best and round(sum(option.seconds for option in choice), SECONDS_DIGITS) > best[0][0]:
+            if best and round(sum(map(SECONDS, choice)), SECONDS_DIGITS) > best[0][0]:
                 continue
-            if sum(option.standing for option in choice) > self.usable:
+            if sum(map(STANDING, choice)) > self.usable:
                 continue
             peak = self.demand(choice)[0]
             if self.fits(choice, peak) and (not best or self.rank(choice, peak) < best[0]):
@@ -108,7 +115,7 @@ class PlanSearch:
         return best
 
     def fits(self, choice: Choice, peak: int) -> bool:
-        return peak <= self.usable and sum(option.anonymous for option in choice) <= self.host_limit
+        return peak <= self.usable and sum(map(ANONYMOUS, choice)) <= self.host_limit
 
     def rank(self, choice: Choice, peak: int) -> Rank:
         placements = [option.placement for option in choice]
@@ -118,7 +125,7 @@ class PlanSearch:
 
     def missing(self, choice: Choice) -> tuple[int, int]:
         """Bytes that the choice lacks on the device and on the host; 0 and 0 when it fits."""
-        anonymous = sum(option.anonymous for option in choice)
+        anonymous = sum(map(ANONYMOUS, choice))
         return max(0, self.demand(choice)[0] - self.usable), max(0, anonymous - self.host_limit)
 
     def choices(self) -> Iterator[Choice]:
@@ -134,6 +141,8 @@ class PlanSearch:
         component = self.models.components[self.models.denoiser]
         dtypes = self._dtypes(self.models.denoiser, component)
         most = len(component.blocks) - FEWEST_STREAMED
+        if most < 1:
+            return
         partial = [
             [
                 self.option(self.models.denoiser, Placement("partial", dtype, kept_blocks=kept))
@@ -141,23 +150,27 @@ class PlanSearch:
             ]
             for dtype in dtypes
         ]
+        needs = [[(one.standing + one.passing, one.standing, one) for one in of_dtype] for of_dtype in partial]
         for others in product(*options[:index], *options[index + 1 :]):
             before, after = others[:index], others[index:]
-            for dtype_options in partial:
-                if not dtype_options:
-                    continue
-                with_it, without_it = self._peaks_beside((*before, dtype_options[0], *after), index)
-                for option in dtype_options:
-                    if option.standing + max(with_it + option.passing, without_it) <= self.usable:
+            # the same beside every dtype: it needs no tiles
+            with_it, without_it = self._peaks_beside((*before, partial[0][0], *after), index)
+            room_with, room_without = self.usable - with_it, self.usable - without_it
+            for of_dtype in needs:
+                for while_used, standing, option in of_dtype:
+                    if while_used <= room_with and standing <= room_without:
                         yield (*before, option, *after)
                         break
 
     def _peaks_beside(self, choice: Choice, index: int) -> tuple[int, int]:
         """What the models beside the one at ``index`` and all activations need, in steps with it and without it."""
-        standing = sum(option.standing for option in choice) - choice[index].standing + self.remembered
+        standing = sum(map(STANDING, choice)) - choice[index].standing + self.remembered
         peaks = [0, 0]
         for step, used in self.demands:
-            passing = sum(choice[i].passing for i in used if i != index) + activations(step, choice[used[-1]].placement)
+            passing = activations(step, choice[used[-1]].placement)
+            for i in used:
+                if i != index:
+                    passing += choice[i].passing
             which = index not in used
             peaks[which] = max(peaks[which], passing)
         return standing + peaks[0], standing + peaks[1]
@@ -222,12 +235,12 @@ class PlanSearch:
         """Bytes of weights and activations at the worst moment, and the step at which that is."""
         passing, worst = max(
             (
-                (sum(choice[i].passing for i in used) + activations(step, choice[used[-1]].placement), step)
+                (sum([choice[i].passing for i in used]) + activations(step, choice[used[-1]].placement), step)
                 for step, used in self.demands
             ),
             key=itemgetter(0),
         )
-        return sum(option.standing for option in choice) + self.remembered + passing, worst
+        return sum(map(STANDING, choice)) + self.remembered + passing, worst
 
     def inference_need(self, choice: Choice) -> int:
         """Bytes of activations of the step that needs most."""
@@ -245,14 +258,14 @@ class PlanSearch:
         """A warm prediction with a new prompt."""
         use = self.host_use(choice)
         if use.pinned >= use.waiting:
-            return sum(option.seconds for option in choice)
+            return sum(map(SECONDS, choice))
         pinned, reread = use.pinned / use.waiting, use.reread / use.waiting
         return sum(self._option_seconds(option.name, option.placement, pinned, reread) for option in choice)
 
     def host_use(self, choice: Choice) -> HostUse:
         """How the weights that wait are kept: as many are pinned as may be, the others are pages of files, which stay
         in memory as long as all of them have room there."""
-        waiting, anonymous = sum(option.waiting for option in choice), sum(option.anonymous for option in choice)
+        waiting, anonymous = sum(map(WAITING, choice)), sum(map(ANONYMOUS, choice))
         if waiting <= self.pin_limit and not anonymous:
             return HostUse(waiting, waiting, 0)
         # what is pinned of a file is a copy of its own, beside the anonymous bytes

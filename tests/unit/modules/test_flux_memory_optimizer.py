@@ -24,6 +24,7 @@ from backend.devices.probe import Device, probe_device
 from backend.memory_management import MemoryPlan, Placement
 from backend.offload.placements import block_modules, placed_model
 from backend.offload.quantized_linear import FORMATS, quantize
+from backend.planning.costs import Kind
 from backend.stream import HostTransfers
 from modules.app.service import Service
 from modules.flux_memory_optimizer import (
@@ -226,6 +227,12 @@ def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     torch._dynamo.reset()
 
 
+def compile_with(backend: str | Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are made as always, and code is made of them by another part of torch."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, dynamic, mode: compiler(run, dynamic=dynamic, backend=backend))
+
+
 def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
     plan: MemoryPlan, compile_cache: Path
 ) -> None:
@@ -244,25 +251,39 @@ def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
     assert any(compile_cache.rglob("*.so"))
 
 
-@pytest.mark.parametrize("kind", ["model offload", "partial", "block offload", "layer offload"])
-def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path, kind: Any) -> None:
+def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path) -> None:
+    right = forward(small_transformer(double_blocks=0))
+    kinds: tuple[Kind, ...] = ("model offload", "partial", "block offload")
+    for kind in kinds:
+        transformer = small_transformer(double_blocks=0)
+        optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+        placed = placed_model(transformer, EmulatedDevice(10**9), kind, kept=1)
+        placed.load()
+        for _ in range(3):
+            assert torch.allclose(forward(transformer), right, atol=1e-4)
+        # no graph more for another slot, for weights that were uploaded again or for another placement
+        assert counters["stats"]["unique_graphs"] == 2
+        assert "forward" in vars(block_modules(transformer)[0])
+
+
+def test_blocks_whose_layers_are_streamed_are_not_compiled(plan: MemoryPlan, compile_cache: Path) -> None:
+    """Layers that come one by one need hooks inside of the blocks, which compiled code does not run."""
     transformer = small_transformer(double_blocks=0)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
-    placed = placed_model(transformer, EmulatedDevice(10**9), kind, kept=1)
-    placed.load()
-    for _ in range(3):
-        assert torch.allclose(forward(transformer), right, atol=1e-4)
-    # no graph more for another slot, or for weights that were uploaded again
-    assert counters["stats"]["unique_graphs"] == (0 if kind == "layer offload" else 2)
-    # layers that come one by one need hooks inside of the blocks, which compiled code does not run
-    assert ("forward" in vars(block_modules(transformer)[0])) == (kind != "layer offload")
+    placed_model(transformer, EmulatedDevice(10**9), "layer offload").load()
+    assert torch.allclose(forward(transformer), right, atol=1e-4)
+    assert not counters["stats"]["unique_graphs"] and "forward" not in vars(block_modules(transformer)[0])
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("fp8", "eager"), ("fp8_compute", "eager"), ("nf4", "inductor")],  # nf4 needs most of the code generator
+)
 def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
-    plan: MemoryPlan, compile_cache: Path, name: str
+    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: str
 ) -> None:
+    compile_with(backend, monkeypatch)
     transformer = quantize(small_transformer(double_blocks=0), name, torch.float32)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
@@ -309,8 +330,7 @@ def test_the_whole_transformer_is_one_graph_only_where_its_weights_stay(
 
 
 def test_on_a_card_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda run, dynamic, mode: compiler(run, dynamic=dynamic, backend="eager"))
+    compile_with("eager", monkeypatch)
     torch._dynamo.reset()
     counters.clear()
     card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
@@ -319,7 +339,7 @@ def test_on_a_card_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monke
     made.improve("vae", vae)
     assert entry(made, "compiled decoding")[0] and made.compiles
     with torch.inference_mode():
-        for rows, columns in ((32, 48), (48, 36), (40, 40)):  # large ones: a CPU has another convolution for small
+        for rows, columns in ((8, 12), (12, 10), (10, 10)):  # small ones: a CPU has another convolution for large
             vae.decode(torch.zeros(1, 16, rows, columns))
     assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
@@ -333,8 +353,7 @@ def test_what_cannot_be_compiled_is_reported_and_runs_as_it_is(
     def broken(graph: object, inputs: object) -> None:
         raise OSError("no space for code")
 
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda run, dynamic, mode: compiler(run, dynamic=dynamic, backend=broken))
+    compile_with(broken, monkeypatch)
     transformer = small_transformer()
     right = forward(transformer)
     made = optimizer(plan, compile="on", compile_cache=str(compile_cache))
