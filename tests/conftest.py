@@ -33,9 +33,8 @@ from support.processes import START_SECONDS, Drawn, Server, answers, free_port  
 from modules.app.service import Service, start  # noqa: E402
 
 # the same examples on every machine: whoever changes something else shall not be stopped by a draw. New ones are drawn
-# by
-# `python -m pytest --hypothesis-profile=thorough`, twenty times as many
-settings.register_profile("repeatable", deadline=None, derandomize=True)
+# by `python -m pytest --hypothesis-profile=thorough`, forty times as many
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=20 * settings.default.max_examples)
 settings.load_profile("repeatable")
 

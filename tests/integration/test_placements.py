@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +33,13 @@ def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, 
     assert np.abs(runs["resident"].picture.astype(int) - plain).max() <= 1
 
 
-@pytest.fixture(scope="module", params=["fp8", "fp8_compute", "nf4"])
+ROUNDED: Mapping[str, Kind] = {"fp8": "model offload", "fp8_compute": "partial", "nf4": "block offload"}
+"""For every precision a placement that moves weights. ``test_quantized_linear.py`` has all pairs."""
+
+
+@pytest.fixture(scope="module", params=ROUNDED)
 def rounded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[Kind, Run]:
-    kinds: tuple[Kind, ...] = ("resident", "model offload", "partial", "block offload")
+    kinds: tuple[Kind, ...] = ("resident", ROUNDED[request.param])
     return {
         kind: placed(kind, tmp_path_factory.mktemp(f"{request.param}-{kind}"), dtype=request.param) for kind in kinds
     }

@@ -16,7 +16,6 @@ from backend.offload.placements import block_modules
 from backend.planning.costs import KINDS, Kind, Placement
 from bench.speed.stable_diffusion import count, without_data, write
 from modules.app.model_files import find_files
-from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 FAMILIES = ("sdxl", "sd15")
@@ -34,9 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
     """The same request with the models in every placement, on an emulated device."""
     found = find_files(replace(Settings(), model=str(folder))).spec()
-    request = ImageRequest(
-        PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=5.0, scale=2, adetailer=(AdetailerUnit(),)
-    )
+    request = ImageRequest(PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=5.0)
 
     def placed(kind: Kind) -> Run:
         lighter: Kind = "model offload" if kind != "resident" else "resident"

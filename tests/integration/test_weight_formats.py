@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.bitsandbytes_files import nf4_parts
-from support.emulated_runs import Run, run_emulated
+from support.emulated_runs import REQUEST, Run, run_emulated
 from support.gguf_files import quantized, write_gguf
 from support.original_flux import original_layout
 from torch import nn
@@ -188,7 +188,7 @@ def placed_packed(folder: Path, kind: Kind, dtype: str, scratch: Path) -> Run:
         for name, one in components.items()
     }
     assert sum(placement.dtype == dtype for placement in placements.values()) >= 2
-    return run_emulated(placements, 10**9, scratch, str(folder))
+    return run_emulated(placements, 10**9, scratch, str(folder), replace(REQUEST, scale=1, adetailer=()))
 
 
 def test_packed_weights_give_the_same_picture_in_every_placement_in_as_little_memory_as_planned(

@@ -8,7 +8,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from diffusers import FluxPipeline
 
 from backend.core.settings import ROOT
+from bench.gpu.__main__ import main
 from bench.gpu.checkpoint import FLUX_DEV, TINY, build, write_checkpoint
 from bench.gpu.ground import Ground, Row
 from bench.gpu.measures import MEASURES, TECHNIQUES, caps, fallback
@@ -54,9 +57,15 @@ def test_weights_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
 
 
+@pytest.fixture(scope="module")
+def measured() -> Callable[[str], list[Row]]:
+    """The rows of a measure, which is made once."""
+    return cache(lambda name: MEASURES[name](GROUND))
+
+
 @pytest.mark.parametrize("name", ["copies", "decode", "loading", "steps"])
-def test_a_measure_gives_numbers(name: str) -> None:
-    rows = MEASURES[name](GROUND)
+def test_a_measure_gives_numbers(measured: Callable[[str], list[Row]], name: str) -> None:
+    rows = measured(name)
     assert rows and all(
         isinstance(row, Row) and row.measure == name and math.isfinite(row.value) and row.value > 0 for row in rows
     )
@@ -76,17 +85,18 @@ def test_every_technique_has_a_row_on_a_gpu() -> None:
         GROUND.settings(**{name: value for name, value in settings.items() if name != "go_fast"})
 
 
-def test_where_the_time_ends_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_where_the_time_ends_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "bench.gpu", "--small", "--only", "copies", "--seconds", "0.01", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["bench.gpu", "--small", "--only", "copies", "--seconds", "0", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
     [row] = json.loads(out.read_text())["rows"]
     assert row["name"] == "left out" and "time" in row["note"]
 
 
-def test_ours_is_measured_beside_stock_diffusers() -> None:
+def test_ours_is_measured_beside_stock_diffusers(measured: Callable[[str], list[Row]]) -> None:
     for name in ("loading", "steps"):
-        names = [row.name for row in MEASURES[name](GROUND)]
+        names = [row.name for row in measured(name)]
         assert any("ours" in one for one in names) and any("stock" in one for one in names)
 
 
@@ -116,12 +126,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (
-        finished.returncode == 1
-        and finished.stderr.startswith("error: torch finds no CUDA device")
-        and finished.stderr.count("\n") == 1
-    )
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.gpu"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = str(end.value.code)  # Python prints such a text and exits with 1
+    assert told.startswith("error: torch finds no CUDA device") and "\n" not in told

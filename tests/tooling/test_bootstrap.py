@@ -32,6 +32,7 @@ NO_NETWORK = {
     "PIP_EXTRA_INDEX_URL": "",
     "PIP_CONFIG_FILE": os.devnull,
     "PIP_NO_CACHE_DIR": "1",
+    "PIP_RETRIES": "0",
 }
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0} && exec scripts/bootstrap"
 
@@ -265,8 +266,11 @@ def test_two_at_once_do_not_collide(project: Project) -> None:
     assert project.installed == "2.0" and project.leftovers == []
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["with pip", "alone"])
-@pytest.mark.parametrize("moment", (0, 3, 6))
+@pytest.mark.parametrize(
+    ("moment", "whole_group"),
+    [(0, False), (3, True), (3, False), (6, True)],
+    ids=["at once", "early, with pip", "early, alone", "late, with pip"],
+)
 def test_killed_at_any_moment_the_environment_works_and_the_next_one_finishes(
     project: Project, moment: int, whole_group: bool
 ) -> None:

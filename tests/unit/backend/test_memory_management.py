@@ -24,7 +24,7 @@ from backend.planning.rules import LEVELS, ROUNDING
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)
-FEW = settings(max_examples=settings.default.max_examples // 4, suppress_health_check=[HealthCheck.filter_too_much])
+FEW = settings(max_examples=settings.default.max_examples // 2, suppress_health_check=[HealthCheck.filter_too_much])
 """A plan tries thousands of combinations; half of the cases are too large for their device."""
 
 sides = st.integers(4, 32).map(lambda n: 64 * n)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tables import BROKEN, entries, pixels, run_command, table_of_forty
+from support.tables import BROKEN, entries, pixels, run_command, table_of_sixteen
 
 from backend.nodes.result_log import MANIFEST
 
@@ -46,7 +46,7 @@ def one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_through_ray_is_the_same_though_a_worker_is_killed(tmp_path: Path) -> None:
-    table, alone, spread = table_of_forty(tmp_path), tmp_path / "alone", tmp_path / "spread"
+    table, alone, spread = table_of_sixteen(tmp_path), tmp_path / "alone", tmp_path / "spread"
     process = run_command(table, "-o", alone)
     process.communicate(timeout=SECONDS)
     assert process.returncode == 1
@@ -63,7 +63,7 @@ def test_a_table_through_ray_is_the_same_though_a_worker_is_killed(tmp_path: Pat
     printed, told = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, told
     # Ray tells of the lost worker on standard output before it
-    assert printed.splitlines()[-1] == f"37 of 40 rows are done, 3 failed: see {spread / MANIFEST}"
-    assert pixels(spread) == pixels(alone) and len(pixels(spread)) == 37
+    assert printed.splitlines()[-1] == f"13 of 16 rows are done, 3 failed: see {spread / MANIFEST}"
+    assert pixels(spread) == pixels(alone) and len(pixels(spread)) == 13
     assert entries(spread).keys() == entries(alone).keys()
     assert all(f"{name}: " in told for name in BROKEN)

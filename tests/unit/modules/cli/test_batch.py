@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.model_specs import FLUX_DEV
-from support.tables import BROKEN, entries, pixels, run_command, table_of_forty
+from support.tables import BROKEN, entries, pixels, run_command, table_of_sixteen
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
@@ -40,7 +40,7 @@ def schema() -> InputSchema:
 def made(service: Service, schema: InputSchema, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the whole table, made in one go in this process."""
     folder = tmp_path_factory.mktemp("made")
-    rows = read_table(table_of_forty(folder), schema)
+    rows = read_table(table_of_sixteen(folder), schema)
     manifest = Manifest(folder)
     node = ImageGenerateNode(partial(service.predict, progress=no_progress))
     for outcome in node.run(manifest.begin(rows, resume=False)):
@@ -48,14 +48,14 @@ def made(service: Service, schema: InputSchema, tmp_path_factory: pytest.TempPat
     return folder
 
 
-def test_of_forty_rows_with_three_broken_ones_37_are_drawn_and_three_reported(made: Path) -> None:
+def test_of_sixteen_rows_with_three_broken_ones_13_are_drawn_and_three_reported(made: Path) -> None:
     told = entries(made)
-    assert len(told) == 40 and len(pixels(made)) == 37
+    assert len(told) == 16 and len(pixels(made)) == 13
     failed = {name: entry["error"] for name, entry in told.items() if entry["status"] == "failed"}
     assert tuple(sorted(failed)) == BROKEN
     assert failed["row-05"] == "num_inference_steps: must be from 1 to 50, not 99"
-    assert failed["row-18"] == "image: there is no such file"
-    assert failed["row-31"].startswith("width: must be a multiple of 32")
+    assert failed["row-08"] == "image: there is no such file"
+    assert failed["row-13"].startswith("width: must be a multiple of 32")
 
 
 def test_the_manifest_says_of_every_picture_what_it_is(made: Path) -> None:
@@ -69,10 +69,10 @@ def test_the_manifest_says_of_every_picture_what_it_is(made: Path) -> None:
 
 
 def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twice(made: Path, tmp_path: Path) -> None:
-    table, out = table_of_forty(tmp_path), tmp_path / "out"
+    table, out = table_of_sixteen(tmp_path), tmp_path / "out"
     process = run_command(table, "-o", out)
     deadline = time.monotonic() + 300
-    while not (out / MANIFEST).exists() or (out / MANIFEST).read_text().count("\n") < 20:
+    while not (out / MANIFEST).exists() or (out / MANIFEST).read_text().count("\n") < 8:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -81,11 +81,11 @@ def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twi
     before = {
         path.name: path.stat().st_mtime_ns for path in out.glob("*.png") if path.name in str(Manifest(out).entries())
     }
-    assert 17 <= len(before) < 37
+    assert 5 <= len(before) < 13
 
     process = run_command(table, "-o", out, "--resume")
     printed, told = process.communicate(timeout=300)
-    assert process.returncode == 1 and printed == f"37 of 40 rows are done, 3 failed: see {out / MANIFEST}\n"
+    assert process.returncode == 1 and printed == f"13 of 16 rows are done, 3 failed: see {out / MANIFEST}\n"
     assert all((out / name).stat().st_mtime_ns == moment for name, moment in before.items())
     assert pixels(out) == pixels(made)
     assert entries(out).keys() == entries(made).keys()

@@ -28,7 +28,7 @@ TRANSFORMER = tuple(
 MIB = 2**20
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE
 """What the hub's library writes at a time: a connection that breaks off loses less than this."""
-KILLS = 12
+KILLS = 8
 
 
 @pytest.fixture

@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+from support.gguf_files import gguf_type
 from support.lora_files import Pair, lora_file, named, random_pairs
 from support.small_flux import forward, small_transformer
 from torch import nn
 from torch._dynamo.utils import counters
 
+from backend.checkpoints.packed_weight import PackedWeight
 from backend.devices.emulated import EmulatedDevice
 from backend.model_cache_optimizer import ModelCache
+from backend.offload.packed_linear import keep_packed
 from backend.offload.placements import block_modules
 from backend.offload.quantized_linear import FORMATS, quantize
 from backend.planning.costs import Kind
@@ -73,16 +77,33 @@ def test_every_placement_computes_the_same_and_is_as_before_afterwards(kind: Kin
     assert names == {name for name, _ in small_transformer().named_modules()}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+def stored_in(format: str) -> nn.Module:
+    """The small transformer with its blocks rounded, or with all layers in the bits of a GGUF file."""
+    model = small_transformer()
+    if format in FORMATS:
+        return quantize(model, format, torch.float32)
+    for layer in (part for part in model.modules() if isinstance(part, nn.Linear) and part.in_features % 32 == 0):
+        rows = torch.from_numpy(gguf.quants.quantize(layer.weight.numpy(), gguf_type(format)).copy())
+        packed = PackedWeight(format, [rows], layer.in_features, torch.float32)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+    return keep_packed(model, torch.float32)
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "Q8_0", "Q4_0"])
 def test_quantized_weights_are_changed_as_plain_ones_are(format: str, files: list[LoraFile]) -> None:
-    quantized = quantize(small_transformer(), format, torch.float32)
-    _, adapters = adapters_on(quantized)
-    before = computed(adapters)
-    added = computed(adapters, ((files[0], 1.0),)) - before
+    """Nearly by as much, and in every placement by the same bits."""
+    loras = ((files[0], 1.0),)
+    _, on_host = adapters_on(stored_in(format))
+    plain, changed = computed(on_host), computed(on_host, loras)
     _, exact = adapters_on()
-    expected = computed(exact, ((files[0], 1.0),)) - computed(exact)
-    assert (added - expected).norm() < 0.25 * expected.norm()
-    assert torch.equal(computed(adapters), before)
+    expected = computed(exact, loras) - computed(exact)
+    assert (changed - plain - expected).norm() < 0.25 * expected.norm()
+    for kind in PLACES:
+        with EmulatedDevice(10**8, pin_bytes=10**8) as device:
+            models, adapters = adapters_on(stored_in(format), device, kind)
+            models.load(NAME)
+            assert torch.equal(computed(adapters, loras), changed), kind
+            assert torch.equal(computed(adapters), plain), kind
 
 
 def test_fifty_changes_leave_memory_where_it_was(files: list[LoraFile]) -> None:
