@@ -72,7 +72,7 @@ def test_every_stage_runs_in_one_prediction(service: Service, portrait: Path) ->
         face_enhance=True,
     )
     assert images[0].size == (192, 192)
-    assert all(metrics[f"{stage}.seconds"] > 0 for stage in STAGES)
+    assert {f"{stage}.seconds" for stage in STAGES} <= set(metrics)
     text, record = read_parameters(files[0])
     for part in ("Hires upscale: 1.25", "ADetailer prompt: a smile", "ADetailer denoising strength 2nd: 0.9"):
         assert part in text
@@ -163,7 +163,6 @@ def test_what_a_distilled_model_does_not_honour_is_told(service: Service) -> Non
     label = service.profile.inputs.label
     for inputs, message in (
         ({"negative_prompt": "a hat"}, f"negative_prompt: {label} has none; "),
-        ({"go_fast": True}, f"go_fast: is not for {label}"),
         ({"prompt": " "}, "prompt: is empty"),
         ({"aspect_ratio": "custom", "width": 300, "height": 256}, "width: must be a multiple of 16 "),
         ({"adetailer_args": '{"ad_use_cfg_scale": true}', "adetailer": True}, "adetailer_args: ad_use_cfg_scale "),
