@@ -46,6 +46,8 @@ class Detector:
 
 @dataclass(frozen=True)
 class Model:
+    """``auto``: whether the setting ``model`` "auto" may choose it."""
+
     name: str
     purpose: str
     repository: str
@@ -53,6 +55,7 @@ class Model:
     licence: str
     gated: bool
     preinstalled: bool
+    auto: bool
     parts: Mapping[str, Part]
     detector: Detector | None
 
@@ -86,7 +89,8 @@ def _model(name: str, entry: Mapping[str, Any], layouts: Mapping[str, Mapping[st
     parts = {key: part(described) for key, described in layout.items()} | ({"files": part(own)} if own["files"] else {})
     detector = Detector(entry["detector"]["task"], tuple(entry["detector"]["classes"])) if "detector" in entry else None
     keys = ("purpose", "repository", "revision", "licence", "gated", "preinstalled")
-    return Model(name, **{key: entry[key] for key in keys}, parts=parts, detector=detector)
+    told = {key: entry[key] for key in keys}
+    return Model(name, **told, auto=entry.get("auto", False), parts=parts, detector=detector)
 
 
 @cache

@@ -23,8 +23,6 @@ from backend.weights.catalog import Model, WeightFile, find_model, read_manifest
 from backend.weights.lockfile import LockedFile, read_lock
 
 EMBEDDED = "embedded"
-PREFERRED_FOLDERS = ("FLUX.1-dev", "FLUX.1-schnell", "flux2-klein", "z-image-turbo")
-"""Models under ``weights/`` that "auto" prefers to the embedded one, in this order."""
 
 PLAIN_TEXTS = frozenset((".json", ".md", ".txt", ".yaml", ".model", ".jinja"))
 """How the names of files end that are no weights."""
@@ -38,16 +36,17 @@ ONLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": 
 def resolve_model(settings: Settings) -> Path:
     """The diffusers folder or single-file checkpoint that the setting ``model`` asks for, checked.
 
-    "auto" is the first of the preferred models under ``weights/``, "embedded" the small one of our own, anything else
-    a name under ``weights/``, a path, or a model of the manifest. Raises :class:`WeightsError` when it is not
-    there or not what was installed.
+    "auto" is the first under ``weights/`` of those that the manifest has for it, "embedded" the small one of our own,
+    anything else a name under ``weights/``, a path, or a model of the manifest. Raises :class:`WeightsError` when it
+    is not there or not what was installed.
     """
     weights = settings.weights_path
     embedded = weights / EMBEDDED / "flux"
     if settings.model == EMBEDDED:
         return embedded
     if settings.model == "auto":
-        found = next((weights / name for name in PREFERRED_FOLDERS if is_pipeline(weights / name)), None)
+        preferred = (weights / model.name for model in read_manifest().values() if model.auto)
+        found = next((folder for folder in preferred if is_pipeline(folder)), None)
         return checked_folder(found, settings) if found else embedded
     return _resolve_place("model", settings.model, settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_the_preinstalled_models_are_those_of_the_requirements() -> None:
         "FLUX.1-dev",
         "ESRGAN_4x",
     }
+
+
+def test_auto_takes_the_first_that_is_there_in_the_order_that_the_document_has(settings: Settings) -> None:
+    order = [name for name, model in read_manifest().items() if model.auto]
+    line = next(line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `auto`"))
+    assert re.findall(r"`weights/([^`]+)`", line) == order
+    assert resolve_model(settings) == settings.weights_path / "embedded" / "flux"
+    for name in reversed(order):
+        install(settings, f"{name}/model_index.json", b"{}")
+        assert resolve_model(settings) == settings.weights_path / name
 
 
 def test_every_detector_says_what_it_must_find() -> None:
