@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.checkpoints.config import Config, read_config
 from backend.checkpoints.untrusted import untrusted
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 SCHEDULER_FILE = "scheduler_config.json"
 
@@ -25,3 +28,14 @@ def built_scheduler(kind: Any, config: Config, **trial: Any) -> Any:
     with untrusted(config.name):
         kind.from_config(dict(config)).set_timesteps(**trial)
         return kind.from_config(dict(config))
+
+
+def flow_scheduler(config: Config) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a flow model. Raises :class:`backend.core.errors.WeightsError` for a configuration that places
+    no steps."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler: FlowMatchEulerDiscreteScheduler = built_scheduler(
+        FlowMatchEulerDiscreteScheduler, config, sigmas=[1.0, 0.5], mu=0.5
+    )
+    return scheduler

@@ -26,6 +26,7 @@ from modules.families.flux1.variant import (
     token_channels,
     variant,
 )
+from modules.families.scheduler import flow_scheduler
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -99,13 +100,13 @@ class Flux1(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.flux1.loading import load_scheduler, load_tokenizers
+        from modules.families.flux1.loading import load_tokenizers
         from modules.families.flux1.service import FluxService
 
         return FluxService(
             models,
             self.profile(source),
-            load_scheduler(flow_config(source)),
+            flow_scheduler(flow_config(source)),
             load_tokenizers(source),
             dtype,
             fallback,

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from backend.checkpoints.build_budget import building
-from backend.checkpoints.config import Config
 from backend.checkpoints.loader import assign_tensors, load_diffusers_module
 from modules.families.autoencoder import load_autoencoder
 from modules.families.flux1.parts import PARTS
@@ -19,7 +18,6 @@ from modules.families.flux1.single_file import in_diffusers_layout, transformer_
 from modules.families.part_loading import load_text_encoder, part_tensors
 from modules.families.parts import Part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.scheduler import built_scheduler
 from modules.families.source import Source
 from modules.families.text_encoders import CLIP_TOKENIZERS, T5_TOKENIZERS
 
@@ -56,10 +54,3 @@ def load_tokenizers(source: Source) -> tuple[PreTrainedTokenizerBase, PreTrained
         load_prompt_tokenizer(CLIPTokenizer, source.tokenizer("tokenizer", clip, CLIP_TOKENIZERS), clip.config),
         load_prompt_tokenizer(T5TokenizerFast, source.tokenizer("tokenizer_2", t5, T5_TOKENIZERS), t5.config),
     )
-
-
-def load_scheduler(config: Config) -> FlowMatchEulerDiscreteScheduler:
-    scheduler: FlowMatchEulerDiscreteScheduler = built_scheduler(
-        FlowMatchEulerDiscreteScheduler, config, sigmas=[1.0, 0.5], mu=0.5
-    )
-    return scheduler

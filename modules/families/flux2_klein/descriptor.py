@@ -15,7 +15,7 @@ from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
 from modules.families.flux2_klein.parts import FLOW, MOST_REFERENCES, PARTS
 from modules.families.flux2_klein.spec import KNOWN_MODELS, klein_spec
-from modules.families.scheduler import SCHEDULER_FILE
+from modules.families.scheduler import SCHEDULER_FILE, flow_scheduler
 from modules.families.source import Source
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ class Flux2Klein(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.flux2_klein.loading import load_chat, load_scheduler
+        from modules.families.flux2_klein.loading import load_chat
         from modules.families.flux2_klein.service import KleinService
 
         profile = self.profile(source)
-        chat, scheduler = load_chat(source, profile.tokens), load_scheduler(flow_config(source))
+        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(flow_config(source))
         return KleinService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
 
     def known_models(self) -> Mapping[str, ModelSpec]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import nn
 from transformers import Qwen2TokenizerFast
 
 from backend.checkpoints.build_budget import building
-from backend.checkpoints.config import Config
 from backend.checkpoints.loader import assign_tensors
 from backend.checkpoints.untrusted import untrusted
 from modules.families.autoencoder import autoencoder_precision
@@ -19,7 +18,6 @@ from modules.families.part_loading import load_diffusers_part, part_tensors
 from modules.families.parts import Part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
 from modules.families.qwen3 import QWEN3_TOKENIZERS, load_first_layers
-from modules.families.scheduler import built_scheduler
 from modules.families.source import Source
 
 
@@ -50,10 +48,3 @@ def load_chat(source: Source, tokens: int) -> ChatPrompt:
     folder = source.tokenizer("tokenizer", part, QWEN3_TOKENIZERS)
     tokenizer = load_prompt_tokenizer(Qwen2TokenizerFast, folder, part.config, tokens)
     return chat_prompt(tokenizer, tokens, folder.name, thinking=False)
-
-
-def load_scheduler(config: Config) -> FlowMatchEulerDiscreteScheduler:
-    scheduler: FlowMatchEulerDiscreteScheduler = built_scheduler(
-        FlowMatchEulerDiscreteScheduler, config, sigmas=[1.0, 0.5], mu=0.5
-    )
-    return scheduler

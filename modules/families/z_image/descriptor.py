@@ -12,7 +12,7 @@ from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
-from modules.families.scheduler import SCHEDULER_FILE
+from modules.families.scheduler import SCHEDULER_FILE, flow_scheduler
 from modules.families.source import Source
 from modules.families.z_image.parts import BASE_SHIFT, PARTS, TURBO_SHIFT, flow
 from modules.families.z_image.spec import KNOWN_MODELS, z_image_spec
@@ -90,11 +90,11 @@ class ZImage(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.z_image.loading import load_chat, load_scheduler
+        from modules.families.z_image.loading import load_chat
         from modules.families.z_image.service import ZImageService
 
         profile = self.profile(source)
-        chat, scheduler = load_chat(source, profile.tokens), load_scheduler(flow_config(source))
+        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(flow_config(source))
         return ZImageService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
 
     def known_models(self) -> Mapping[str, ModelSpec]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from torch import nn
 from transformers import Qwen2TokenizerFast
 
-from backend.checkpoints.config import Config
 from modules.families.autoencoder import load_autoencoder
 from modules.families.chat_prompt import ChatPrompt, chat_prompt
 from modules.families.part_loading import load_diffusers_part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
 from modules.families.qwen3 import QWEN3_TOKENIZERS, layer_count, load_first_layers
-from modules.families.scheduler import built_scheduler
 from modules.families.source import Source
 from modules.families.z_image.parts import PARTS
 from modules.families.z_image.single_file import transformer_names
@@ -35,10 +33,3 @@ def load_chat(source: Source, tokens: int) -> ChatPrompt:
     folder = source.tokenizer("tokenizer", part, QWEN3_TOKENIZERS)
     tokenizer = load_prompt_tokenizer(Qwen2TokenizerFast, folder, part.config, tokens)
     return chat_prompt(tokenizer, tokens, folder.name, thinking=True)
-
-
-def load_scheduler(config: Config) -> FlowMatchEulerDiscreteScheduler:
-    scheduler: FlowMatchEulerDiscreteScheduler = built_scheduler(
-        FlowMatchEulerDiscreteScheduler, config, sigmas=[1.0, 0.5], mu=0.5
-    )
-    return scheduler
