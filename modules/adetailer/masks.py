@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from backend.core.errors import InputError, nearest
-from modules.detection.detections import Detections, Floats, Mask, bounding_box
+from modules.detection.detections import Detections, Floats, Mask, bounding_box, stacked_masks
 
 Choice = TypeVar("Choice")
 
@@ -46,6 +46,11 @@ def dilate_erode_mask(mask: Mask, size: int) -> Mask:
     return np.asarray(cv2.dilate(mask, kernel) if size > 0 else cv2.erode(mask, kernel), np.uint8)
 
 
+def shape_mask(mask: Mask, dilate_erode: int, x_offset: int, y_offset: int) -> Mask:
+    """Offset (y points up), then dilate or erode."""
+    return dilate_erode_mask(offset_mask(mask, x_offset, y_offset), dilate_erode)
+
+
 def preprocess_masks(
     masks: Iterable[Mask], dilate_erode: int = 0, x_offset: int = 0, y_offset: int = 0, merge_invert: str = "None"
 ) -> list[Mask]:
@@ -56,7 +61,7 @@ def preprocess_masks(
         InputError: ``merge_invert`` is not one of ``MERGE_INVERT``.
     """
     _chosen("mask_merge_invert", merge_invert, {name: name for name in MERGE_INVERT})
-    shaped = [dilate_erode_mask(offset_mask(mask, x_offset, y_offset), dilate_erode) for mask in masks]
+    shaped = [shape_mask(mask, dilate_erode, x_offset, y_offset) for mask in masks]
     kept = [mask for mask in shaped if mask.any()]
     if merge_invert != "None" and kept:
         merged = np.bitwise_or.reduce(kept)
@@ -72,15 +77,19 @@ def preprocess_detections(
     A box stays where the detector saw it. A merged mask is one detection: the box around its pixels, the highest
     confidence.
     """
-    single = [preprocess_masks([mask], dilate_erode, x_offset, y_offset) for mask in detections.masks]
-    kept = detections.take([index for index, masks in enumerate(single) if masks])
-    kept = replace(kept, masks=_stack([masks[0] for masks in single if masks], like=detections.masks))
+    _chosen("mask_merge_invert", merge_invert, {name: name for name in MERGE_INVERT})
+    size = detections.masks.shape[:0:-1]
+    kept = detections
+    if dilate_erode or x_offset or y_offset or not all(mask.any() for mask in detections.masks):
+        shaped = (shape_mask(mask, dilate_erode, x_offset, y_offset) for mask in detections.masks)
+        moved = replace(detections, masks=stacked_masks(shaped, len(detections), size))
+        kept = moved.take([index for index, mask in enumerate(moved.masks) if mask.any()])
     if merge_invert == "None":
         return kept
     merged = preprocess_masks(kept.masks, merge_invert=merge_invert)
     boxes = np.array([bounding_box(mask) for mask in merged], np.float64).reshape(-1, 4)
     return Detections(
-        boxes, _stack(merged, like=detections.masks), np.full(len(merged), kept.confidences.max(initial=0.0))
+        boxes, stacked_masks(merged, len(merged), size), np.full(len(merged), kept.confidences.max(initial=0.0))
     )
 
 
@@ -124,10 +133,6 @@ def _chosen(field: str, name: str, choices: Mapping[str, Choice]) -> Choice:
     if name not in choices:
         raise InputError(field, f"must be one of {', '.join(choices)}, not '{name}'{nearest(name, choices)}")
     return choices[name]
-
-
-def _stack(masks: list[Mask], like: Mask) -> Mask:
-    return np.array(masks, np.uint8).reshape(-1, *like.shape[1:])
 
 
 def _distances(detections: Detections, image_size: tuple[int, int]) -> Floats:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_region
 from modules.adetailer.masks import filter_by_ratio, keep_largest, preprocess_detections, sort_detections
-from modules.detection.detections import Detections, Floats, Mask, bounding_box
+from modules.detection.detections import Detections, Floats, Mask, bounding_box, stacked_masks
 from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
 from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_order, skipping_mark
 
@@ -193,6 +193,7 @@ def _region(
     free = blurred if allowed is None else np.minimum(blurred, allowed)
     if not free.any():
         return None
+    [free] = stacked_masks([free], 1, image_size)
     x1, y1, x2, y2 = (float(side) for side in box)
     ratio = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
     target = _inpaint_size(max(1.0, x2 - x1) / max(1.0, y2 - y1), unit, canvas)

@@ -6,7 +6,7 @@ size is (width, height), as in PIL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +62,24 @@ class Detections:
     def take(self, indices: Sequence[int] | npt.NDArray[np.intp]) -> Detections:
         """The detections with these indices, in this order."""
         chosen = np.asarray(indices, dtype=np.intp)
+        if np.array_equal(chosen, np.arange(len(self))):  # masks of a large picture are not copied without need
+            return self
         return Detections(self.boxes[chosen], self.masks[chosen], self.confidences[chosen], self.numbers[chosen])
+
+
+def stacked_masks(masks: Iterable[Mask], count: int, image_size: tuple[int, int]) -> Mask:
+    """The masks as one array, ``count`` x H x W.
+
+    Memory that is only zeroed is not there until something is written, and only the boxes are. So the masks of a
+    picture of 40 megapixels take no 40 MB each.
+    """
+    width, height = image_size
+    stack = np.zeros((count, height, width), np.uint8)
+    for place, mask in zip(stack, masks, strict=True):
+        if box := bounding_box(mask):
+            left, top, right, bottom = box
+            place[top:bottom, left:right] = mask[top:bottom, left:right]
+    return stack
 
 
 def rectangle_masks(boxes: Floats, image_size: tuple[int, int]) -> Mask:
