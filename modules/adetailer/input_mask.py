@@ -43,7 +43,7 @@ def feathered(mask: Mask, feather: int) -> Mask:
 
     # the picture's border is no edge: what is painted goes on beyond it
     framed = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    depth = np.minimum(cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1], feather)
+    depth = np.minimum(cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], feather)
     deepest = cv2.dilate(depth, np.ones((2 * feather + 1, 2 * feather + 1), np.uint8))
     return np.asarray((mask * (depth / np.maximum(deepest, 1))).round(), np.uint8)
 

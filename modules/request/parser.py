@@ -26,7 +26,7 @@ from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.loras import loras_of
 from modules.request.pictures import check_pictures, read_pictures
-from modules.request.sizes import check_finished_size, check_mask, choose_size
+from modules.request.sizes import check_finished_size, check_mask, check_units_at_size, choose_size
 
 HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
     {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
@@ -159,6 +159,7 @@ def build_request(
     fields |= {"adetailer": units, "loras": loras.uses, "notices": (*notices, *loras.notices)}
     request = validated(ImageRequest, fields, InputError)
     check_finished_size(request, profile.canvas)
+    check_units_at_size(request)
     if request.mask:
         check_mask(request.mask, request.picture_size)
     return request

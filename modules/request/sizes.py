@@ -10,7 +10,7 @@ from PIL import Image
 from backend.core.errors import InputError, nearest
 from modules.diffusion.canvas import MATCH_INPUT, Canvas
 from modules.request.image_modes import HALF
-from modules.request.image_request import ImageRequest
+from modules.request.image_request import MAX_AREA, ImageRequest
 
 CUSTOM = "custom"
 """The aspect ratio with which width and height count."""
@@ -81,6 +81,19 @@ def check_finished_size(request: ImageRequest, canvas: Canvas) -> None:
         raise InputError(
             "output_format",
             f"{request.output_format} holds at most {limit} pixels a side, not {width}x{height}; use png, or {factors}",
+        )
+
+
+def check_units_at_size(request: ImageRequest) -> None:
+    """Raises :class:`InputError` for a unit that draws the whole of a picture which is too large for that."""
+    width, height = request.picture_size
+    if not request.keeps_image or width * height <= MAX_AREA:
+        return
+    if any(not unit.inpaint_only_masked and not unit.use_inpaint_width_height for unit in request.adetailer):
+        raise InputError(
+            "adetailer_args",
+            f"ad_inpaint_only_masked is off, which draws all {width}x{height} pixels at once, and at most {MAX_AREA} "
+            "are; leave it out, or give ad_use_inpaint_width_height",
         )
 
 

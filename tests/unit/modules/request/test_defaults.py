@@ -52,6 +52,23 @@ def test_go_fast_is_not_used_with_an_image(tmp_path: Path) -> None:
     assert not request(DEV, "hosted", image=tmp_path / "image.png").go_fast
 
 
+def test_the_masked_part_alone_is_drawn_but_on_hosts(tmp_path: Path) -> None:
+    for name, mode in (("image", "RGB"), ("mask", "L")):
+        Image.new(mode, (512, 512), "white").save(tmp_path / f"{name}.png")
+    given = {"image": tmp_path / "image.png", "mask": tmp_path / "mask.png"}
+    assert request(DEV, "studio", **given).keeps_image and not request(DEV, "hosted", **given).keeps_image
+    assert not request(DEV, "studio", inpaint_only_masked=False, **given).keeps_image
+    assert request(DEV, "hosted", inpaint_only_masked=True, **given).keeps_image
+    assert request(DEV, "hosted", image=given["image"], outpaint="top=64").keeps_image
+
+
+def test_a_finished_picture_keeps_its_size_with_both(tmp_path: Path) -> None:
+    Image.new("RGB", (1999, 1501)).save(tmp_path / "image.png")
+    for defaults in DEFAULTS:
+        made = request(DEV, defaults, image=tmp_path / "image.png", prompt_strength=0.0)
+        assert made.keeps_image and made.picture_size == (1999, 1501)
+
+
 def test_guidance_is_another_name_of_guidance_scale() -> None:
     assert request(DEV, "studio", guidance=0.0).guidance_scale == 0.0
     assert request(DEV, "studio", guidance=4.0, guidance_scale=4.0).guidance_scale == 4.0

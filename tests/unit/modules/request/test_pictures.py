@@ -253,3 +253,24 @@ def test_hosted_kontext_is_fast_and_hosted_fill_is_not(photo: Path, white: Path)
     edits = build_request({**INPUTS, "input_image": photo}, EDITS, DETECTORS, defaults=hosted)
     fills = build_request({**INPUTS, "image": photo, "mask": white}, FILLS, DETECTORS, defaults=hosted)
     assert edits.go_fast and not fills.go_fast
+
+
+@pytest.mark.parametrize("of", [FILLS, EDITS], ids=["fill", "edit"])
+def test_a_picture_that_is_only_finished_needs_nothing_else(of: ModelProfile, photo: Path) -> None:
+    """The detail pass gives the model the crop and its mask."""
+    made = request(of, image=photo, prompt_strength=0.0)
+    assert made.keeps_image and made.mask is None and made.references == ()
+    assert "control_image: is needed" in refusal(CONTROLLED, image=photo, prompt_strength=0.0)
+
+
+def test_outpainting_makes_the_mask_that_a_filling_model_needs(photo: Path) -> None:
+    made = request(FILLS, image=photo, outpaint="left=100")
+    assert made.mask is not None and made.image is not None and made.mask.size == made.image.size == (740, 480)
+    assert made.prompt_strength == 1.0
+
+
+def test_a_mask_beside_outpaint_has_the_shape_of_the_image(photo: Path, tmp_path: Path) -> None:
+    mask = saved(tmp_path / "mask.png", (740, 480), "L", "white")
+    assert refusal(DEV, image=photo, mask=mask, outpaint="left=100") == (
+        "mask: must have the size of the image (640x480) or its shape, not 740x480"
+    )
