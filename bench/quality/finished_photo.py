@@ -1,7 +1,7 @@
 """A photograph finished at its own size: ``python -m bench.quality.finished_photo [--size 3000x2000] [--confidence 0.3]
 [--emulate-vram 1GB] [--copies 1] [-o FOLDER]``.
 
-The photograph of two people that ultralytics ships is enlarged and finished with the embedded models: no first pass,
+The photograph of two people that ultralytics ships is resized and finished with the embedded models: no first pass,
 each face repainted. The table says how many pixels outside of the crops differ from the file (none may), how long
 every stage took, what the plan predicted, and the peaks of device and host. ``--copies`` puts as many copies side by
 side, for many faces. Without ``--emulate-vram`` the models are on the CPU, where device and host are one.

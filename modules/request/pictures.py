@@ -75,7 +75,7 @@ def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str
             raise InputError("mask", problem)
         mask = margins.mask(original.image.size, mask)
         original = margins.extended(original)
-    if original and mask:
+    if original and mask and not is_finished_only(inputs):
         original = original.opaque_where(mask)
     return {
         "image": original and original.image,
