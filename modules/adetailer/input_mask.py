@@ -69,4 +69,4 @@ def masked_region(request: ImageRequest, image: Image.Image, canvas: Canvas) -> 
 def _drawn_size(width: int, height: int, megapixels: str, canvas: Canvas) -> tuple[int, int]:
     """The size for a crop: in its shape, or in the usual shape that is nearest to a longer one."""
     usual = [across / down for across, down in ASPECT_RATIOS.values()]
-    return canvas.size_like(max(width, round(height * min(usual))), max(height, round(width / max(usual))), megapixels)
+    return canvas.size_near(max(width, round(height * min(usual))), max(height, round(width / max(usual))), megapixels)

@@ -103,14 +103,21 @@ class Canvas:
 
     def size_like(self, width: int, height: int, megapixels: str) -> tuple[int, int]:
         """The size of a picture that gets the shape of a given one, and with ``MATCH_INPUT`` its area too."""
-        if megapixels == MATCH_INPUT:
-            scale = min(1.0, MOST_MATCHED / max(width, height))
-        else:
-            scale = (self.native**2 * MEGAPIXELS[megapixels] / (width * height)) ** 0.5
+        scale = self._scale_to(width, height, megapixels)
         if not self.after_image:
             return self.in_shape(width * scale, height * scale)
         grid = math.lcm(self.after_image, self.multiple)
         return max(grid, int(width * scale) // grid * grid), max(grid, int(height * scale) // grid * grid)
+
+    def size_near(self, width: int, height: int, megapixels: str) -> tuple[int, int]:
+        """The nearest size for a part of a picture, whose shape can follow."""
+        scale = self._scale_to(width, height, megapixels)
+        return self.fitted(width * scale, height * scale)
+
+    def _scale_to(self, width: int, height: int, megapixels: str) -> float:
+        if megapixels == MATCH_INPUT:
+            return min(1.0, MOST_MATCHED / max(width, height))
+        return math.sqrt(self.native**2 * MEGAPIXELS[megapixels] / (width * height))
 
     def size_for_reference(self, width: int, height: int, megapixels: str) -> tuple[int, int]:
         """The size of a picture in the shape of a reference picture, which is not its beginning."""

@@ -155,7 +155,7 @@ def test_the_record_gives_the_same_picture_again(service: Service, folder: Path)
 def test_what_cannot_be_honoured_is_one_line(
     service: Service, folder: Path, inputs: dict[str, Any], problem: str
 ) -> None:
-    for name, size in {"large.png": (1500, 1400), "huge.png": (8000, 5001)}.items():
+    for name, size in {"large.png": (3000, 2000), "huge.png": (8000, 5001)}.items():
         if inputs.get("image") == name:
             Image.new("1", size).save(folder / name)
     given = {name: folder / value if name == "image" else value for name, value in inputs.items()}
