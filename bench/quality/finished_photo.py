@@ -2,9 +2,10 @@
 [--confidence 0.3] [--emulate-vram 1GB] [--copies 1] [-o FOLDER]``.
 
 The photograph of two people that ultralytics ships is resized and finished with the embedded models: no first pass,
-each face, or what ``--detector`` finds, repainted. The table says how many pixels outside of the crops differ from the file (none may), how long
-every stage took, what the plan predicted, and the peaks of device and host. ``--copies`` puts as many copies side by
-side, for many faces. Without ``--emulate-vram`` the models are on the CPU, where device and host are one.
+each face, or what ``--detector`` finds, repainted. The table says how many pixels outside of the crops differ from the
+file (none may), how long every stage took, what the plan predicted, and the peaks of device and host. ``--copies`` puts
+as many copies side by side, for many faces. Without ``--emulate-vram`` the models are on the CPU, where device and host
+are one.
 """
 
 from __future__ import annotations
