@@ -11,11 +11,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml  # type: ignore[import-untyped]
-from safetensors.torch import save
 
 from backend.checkpoints.file_type import digest, is_pickle
 from backend.core.errors import UserError, WeightsError
@@ -25,8 +23,9 @@ from backend.weights.catalog import find_model, read_manifest
 from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
 from backend.weights.resolver import checked_file
 from modules.cli.command import BAD_INPUT, FAILED, CommandParser
-from modules.detection.yolo import load_detector_network, offline_ultralytics, read_checkpoint
-from modules.upscaling.tiled import load_upscaler_network
+
+if TYPE_CHECKING:  # --help needs no torch
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +74,8 @@ def _install(path: Path, targets: Sequence[Path], contents: Sequence[bytes], set
 
 def is_detector(path: Path) -> bool:
     """By the manifest, else by content: the pickle of an upscaler holds only tensors, that of a detector a network."""
+    from modules.upscaling.tiled import load_upscaler_network
+
     model = find_model(path.name)
     if model:
         return model.detector is not None
@@ -86,6 +87,10 @@ def is_detector(path: Path) -> bool:
 
 
 def convert_upscaler(path: Path) -> Files:
+    from safetensors.torch import save
+
+    from modules.upscaling.tiled import load_upscaler_network
+
     return {".safetensors": save(halved_where_exact(load_upscaler_network(path).network.state_dict()))}
 
 
@@ -97,6 +102,10 @@ class _WithoutReferences(yaml.SafeDumper):  # type: ignore[misc]  # yaml is unty
 
 
 def convert_detector(path: Path) -> Files:
+    from safetensors.torch import save
+
+    from modules.detection.yolo import load_detector_network, read_checkpoint
+
     load_detector_network(path)  # raises for anything but a detector
     network = read_checkpoint(path)
     names = network.names if isinstance(network.names, Mapping) else dict(enumerate(network.names))
@@ -120,6 +129,8 @@ def convert_detector(path: Path) -> Files:
 
 def halved_where_exact(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """In half precision where that changes no value: what was saved in half precision and is computed in float32."""
+    import torch
+
     halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
     return {
         name: (halves[name] if name in halves and torch.equal(halves[name].float(), tensor) else tensor).contiguous()
@@ -129,6 +140,11 @@ def halved_where_exact(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 def require_equal(pickled: Path, converted: Path) -> None:
     """Raises :class:`WeightsError` when the files do not load to the same weights."""
+    import torch
+
+    from modules.detection.yolo import load_detector_network
+    from modules.upscaling.tiled import load_upscaler_network
+
     load: Any = load_detector_network if converted.with_suffix(".yaml").is_file() else load_upscaler_network
     ours, theirs = load(converted).state_dict(), load(pickled).state_dict()
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
@@ -148,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a pickle under weights/; without any: those of the manifest that are there",
     )
     options = parser.parse_args(arguments)
+    from modules.detection.yolo import offline_ultralytics
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     failed = 0
     try:

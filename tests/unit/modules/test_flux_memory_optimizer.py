@@ -276,14 +276,12 @@ def test_blocks_whose_layers_are_streamed_are_not_compiled(plan: MemoryPlan, com
     assert not counters["stats"]["unique_graphs"] and "forward" not in vars(block_modules(transformer)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [("fp8", "eager"), ("fp8_compute", "eager"), ("nf4", "inductor")],  # nf4 needs most of the code generator
-)
+@pytest.mark.parametrize("name", FORMATS)
 def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
-    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, backend: str
+    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    compile_with(backend, monkeypatch)
+    """The graphs; ``test_quantized_linear.py`` generates code of every format."""
+    compile_with("eager", monkeypatch)
     transformer = quantize(small_transformer(double_blocks=0), name, torch.float32)
     right = forward(transformer)
     optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
