@@ -18,9 +18,9 @@ help_or_version() {
     exit 0
 }
 
-# install_packages: brings .venv up to date. An older one that works will do: scripts/bootstrap has said what it lacks.
+# install_packages [LIST]: brings .venv up to date. An older one that works will do: scripts/bootstrap has said what it lacks.
 install_packages() {
-    "$root/scripts/bootstrap" || (($? == 3)) || exit 1
+    "$root/scripts/bootstrap" "$@" || (($? == 3)) || exit 1
 }
 
 # run_command NAME ARGUMENTS: modules/cli/NAME.py with the pinned packages.

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from backend.model_cache_optimizer import ModelCache
     from backend.offload.oom_fallback import OomFallback
     from modules.app.wiring import SetUp
-    from modules.lora.adapters import Adapters
+    from modules.diffusion.base import DiffusionService
+    from modules.diffusion.latent_preview import LatentPreview, LatentSink
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Service:
     outputs: Path
     uploads: Uploads
     loras: LoraStore
-    adapters: Adapters
+    diffusion: DiffusionService
 
     def predict(
         self,
@@ -106,14 +107,15 @@ class Service:
         timeline: Timeline | None = None,
         debug_sink: DebugSink | None = None,
         check: Check = never_canceled,
+        latent_sink: LatentSink | None = None,
     ) -> list[Path]:
         """Generates the pictures that the inputs ask for and returns their files, in ``directory``, which is deleted
         when that fails.
 
         ``report`` gets every metric by name; progress goes to standard error unless ``progress`` takes it;
-        ``debug_sink`` gets intermediate images of the stages; ``check`` can end the prediction after every step, tile
-        and picture. Raises :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model
-        runs.
+        ``debug_sink`` gets intermediate images of the stages, ``latent_sink`` the latents after every step; ``check``
+        can end the prediction after every step, tile and picture. Raises
+        :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
         """
         timeline = timeline or self.new_timeline()
         moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
@@ -122,10 +124,10 @@ class Service:
                 request = self.checks.request(inputs)
             with ProgressBars() as bars, self.runtime.activate():
                 show = progress or bars
-                loras = lora_files(self.loras, request, inputs, show, timeline, check, self.adapters.check)
+                loras = lora_files(self.loras, request, inputs, show, timeline, check, self.diffusion.adapters.check)
                 if self.upsampler:
                     request = upsampled(request, self.upsampler, timeline, check)
-                batch = self.pipeline.run(request, show, timeline, debug_sink, check, loras)
+                batch = self.pipeline.run(request, show, timeline, debug_sink, check, loras, latent_sink)
             _report_results(report, request, batch)
             check()
             with timeline.span("outputs"):
@@ -162,6 +164,13 @@ class Service:
     def new_timeline(self) -> Timeline:
         """For one prediction; it measures the device's memory."""
         return self.runtime.timeline()
+
+    def latent_preview(self) -> LatentPreview:
+        """What turns latents into small pictures, fitted to this model's autoencoder."""
+        from modules.diffusion.latent_preview import LatentPreview
+
+        with self.runtime.activate():
+            return LatentPreview.fitted(self.diffusion.encode_images, self.profile.canvas.native)
 
     def warm_up(self, thorough: bool = False) -> None:
         """Generates a picture in a single step, so that memory is reserved before the first request.
@@ -286,7 +295,7 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
         outputs=outputs,
         uploads=uploads,
         loras=lora_store(settings),
-        adapters=assembled.adapters,
+        diffusion=assembled.diffusion,
     )
 
 

@@ -34,7 +34,6 @@ from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection
 from modules.families.registry import Families
 from modules.flux_memory_optimizer import FluxMemoryOptimizer
-from modules.lora.adapters import Adapters
 from modules.lora.files.disk_cache import DiskCache
 from modules.lora.files.store import LoraStore
 from modules.output.image_writer import ModelInfo
@@ -63,7 +62,7 @@ class Assembled:
     upscalers: tuple[str, ...]
     """Their names, the default one first."""
     restores_faces: bool
-    adapters: Adapters
+    diffusion: DiffusionService
     left_out: dict[str, str]
     """Why other files cannot be used, by the names that inputs would give them."""
 
@@ -112,7 +111,7 @@ def set_up(
     fallback = OomFallback(models)
     with timeline.span("stages"):
         assembled = assemble(files, selection, settings, device, runtime.plan, models, fallback, scratch, timeline)
-    assembled.adapters.limit = reserved or None
+    assembled.diffusion.adapters.limit = reserved or None
     # what waits is pinned in this order, and the denoiser is uploaded in every step
     denoiser_first = sorted(models.names(), key=lambda name: name != files.profile.denoiser)
     with timeline.span("models"):
@@ -171,7 +170,7 @@ def assemble(
         services.detectors.class_sets if services.detectors else {},
         tuple(files.upscalers),
         files.face_restorer is not None,
-        diffusion.adapters,
+        diffusion,
         dict(files.left_out),
     )
 

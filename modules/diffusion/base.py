@@ -28,10 +28,12 @@ from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_forms import LatentForms
 from modules.diffusion.latent_mask import editable, latent_mask
+from modules.diffusion.latent_preview import FinishedEstimate, LatentSink
 from modules.diffusion.picture_latents import ConditionedDenoiser, PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
+from modules.diffusion.sampler_names import EULER
 from modules.diffusion.samplers import SeededSDE
 from modules.lora.adapters import Adapted, Adapters, Loras
 from modules.lora.names import LoraNames
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
     from backend.model_cache_optimizer import ModelCache
 
-StepReport = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Called with the steps done and the steps to do."""
+StepReport = Callable[[int, int, Callable[[], torch.Tensor]], None]
+"""The same, and a function that gives the packed latents of the finished picture, as far as they are known."""
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
 SIZE_INPUTS = "width and height"
@@ -117,11 +121,12 @@ class DiffusionService(LatentForms):
         self,
         request: DenoiseRequest,
         timeline: Timeline,
-        report: StepReport | None = None,
+        report: Progress | None = None,
         check: Check = never_canceled,
+        latent_sink: LatentSink | None = None,
     ) -> list[Image.Image]:
-        """Generates the batch. ``report`` is called after every step, ``check`` also before every prompt and before
-        every picture or tile that the autoencoder works on.
+        """Generates the batch. ``report`` and ``latent_sink`` are called after every step, ``check`` also before every
+        prompt and before every picture or tile that the autoencoder works on.
 
         Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
         tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
@@ -129,13 +134,18 @@ class DiffusionService(LatentForms):
         if request.images and request.strength <= 0:
             return list(request.images)
         if len({self.chunk_count(prompt) for prompt in request.prompts}) > 1:  # no batch has prompts of two lengths
-            alone = [self.generate(request.only(index), timeline, report) for index in range(len(request.seeds))]
+            alone = [
+                self.generate(request.only(index), timeline, report, latent_sink=latent_sink)
+                for index in range(len(request.seeds))
+            ]
             return [image for images in alone for image in images]
         size = (request.width, request.height)
 
-        def after_step(done: int, total: int) -> None:
+        def after_step(done: int, total: int, latents: Callable[[], torch.Tensor]) -> None:
             if report:
                 report(done, total)
+            if latent_sink:
+                latent_sink(lambda: self.unpack(latents(), *size))
             check()
 
         with timeline.span("encode"):
@@ -207,9 +217,11 @@ class DiffusionService(LatentForms):
         latents = []
         for index in range(count):
 
-            def report_of_all(done: int, total: int, before: int = index * steps) -> None:
+            def report_of_all(
+                done: int, total: int, latents: Callable[[], torch.Tensor], before: int = index * steps
+            ) -> None:
                 if report:
-                    report(before + done, count * steps)
+                    report(before + done, count * steps, latents)
 
             latents.append(self.denoise(request.only(index), embeddings.only(index), given.only(index), report_of_all))
         return torch.cat(latents)
@@ -349,11 +361,13 @@ class DiffusionService(LatentForms):
         """The callback of the pipeline. It restores the original, with the noise of that step, outside of the mask,
         prefetches the autoencoder after the last step and calls ``report``."""
         total = request.steps_run()
+        finished = FinishedEstimate(straight=request.sampler_used == EULER)
         blends = request.masks and (request.differential or not self.profile.inputs.fills)
         mask = self._packed_mask(request).to(noise.dtype) if blends else None
 
         def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             done = index + 1
+            known = finished.after_step(state["latents"], pipeline.scheduler.sigmas, done)
             if mask is not None and original is not None:
                 kept = self.add_noise(original, noise, pipeline.scheduler.sigmas[done].to(noise))
                 weight = editable(mask, done, total) if request.differential else mask
@@ -361,7 +375,8 @@ class DiffusionService(LatentForms):
             if done == total:
                 self.models.prefetch("vae")
             if report:
-                report(done, total)
+                report(done, total, known)
+            finished.before = state["latents"]
             return state
 
         return after_step

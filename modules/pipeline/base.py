@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backend.memory_management import MemoryPlan
     from modules.detection.service import DetectionService
     from modules.diffusion.base import DiffusionService
+    from modules.diffusion.latent_preview import LatentSink
     from modules.face_restoration.service import FaceRestoration
     from modules.safety.service import SafetyService
     from modules.upscaling.service import UpscaleService
@@ -63,7 +64,8 @@ class Picture:
 class ImageBatch:
     """The pictures of one request, and what the stages report to. ``debug_sink`` is None where nobody wants debug
     images; ``check`` is called between two pieces of work; ``notices`` is what of the request could not be honoured, a
-    line each; ``metrics`` is what stages count, by name; ``loras`` has the files by what requests call them."""
+    line each; ``metrics`` is what stages count, by name; ``loras`` has the files by what requests call them;
+    ``latent_sink`` gets the latents after every step of the stages that draw whole pictures."""
 
     pictures: tuple[Picture, ...]
     timeline: Timeline
@@ -73,6 +75,7 @@ class ImageBatch:
     check: Check = never_canceled
     metrics: Mapping[str, float] = field(default_factory=dict)
     loras: Mapping[str, LoraFile] = field(default_factory=dict)
+    latent_sink: LatentSink | None = None
 
     def lora_files(self, uses: Iterable[LoraUse]) -> tuple[tuple[LoraFile, float], ...]:
         """The files that are meant, with their scales."""
@@ -178,6 +181,7 @@ class ImagePipeline:
         debug_sink: DebugSink | None = None,
         check: Check = never_canceled,
         loras: Mapping[str, LoraFile] = NO_LORAS,
+        latent_sink: LatentSink | None = None,
     ) -> ImageBatch:
         """The finished pictures. ``loras`` has the files of the request's ``lora_references``. Errors and cancellations
         of a stage are passed on unchanged."""
@@ -192,7 +196,9 @@ class ImagePipeline:
         notices = list(dict.fromkeys(notices))
         for notice in notices:
             logger.warning("%s", notice)
-        batch = ImageBatch((), timeline or Timeline(), checked, debug_sink, tuple(notices), check, loras=loras)
+        batch = ImageBatch(
+            (), timeline or Timeline(), checked, debug_sink, tuple(notices), check, loras=loras, latent_sink=latent_sink
+        )
         for stage in wanted:
             check()
             with batch.timeline.span(stage.name):

@@ -101,7 +101,8 @@ class GenerateStage(Stage):
         return self._pictures(batch, request, images, parameters)
 
     def _generated(self, batch: ImageBatch, denoise_request: DenoiseRequest) -> list[Image.Image]:
-        return self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
+        progress = partial(batch.progress, self.name)
+        return self.service.generate(denoise_request, batch.timeline, progress, batch.check, batch.latent_sink)
 
     @staticmethod
     def _pictures(

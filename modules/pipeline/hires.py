@@ -72,7 +72,8 @@ class HiresStage(Stage):
         seeds = [picture.seed for picture in batch.pictures]
         denoise_request = self.denoise_request(request, hires, upscaled, seeds, size)
         denoise_request = replace(denoise_request, loras=batch.lora_files(request.loras))
-        images = self.service.generate(denoise_request, batch.timeline, partial(batch.progress, self.name), batch.check)
+        progress = partial(batch.progress, self.name)
+        images = self.service.generate(denoise_request, batch.timeline, progress, batch.check, batch.latent_sink)
         if request.mask:
             mask = inpaint_mask(request.mask, size)
             kept = [image.resize(size, Image.Resampling.LANCZOS) for image in upscaled]

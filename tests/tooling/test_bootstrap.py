@@ -37,12 +37,13 @@ NO_NETWORK = {
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0} && exec scripts/bootstrap"
 
 
-def write_wheel(folder: Path, version: str, name: str = "tiny") -> None:
-    """A package that says its version, with a script of its name."""
+def write_wheel(folder: Path, version: str, name: str = "tiny", needs: str = "") -> None:
+    """A package that says its version, with a script of its name; it says that it ``needs`` another one."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"def main():\n    print('{version}')\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + (f"Requires-Dist: {needs}\n" if needs else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
     }
@@ -61,6 +62,9 @@ class Project:
     def require(self, *pins: str, dev: str = "") -> None:
         (self.root / "requirements.txt").write_text("\n".join(("# what is needed", *pins, "torch==1.0")) + "\n")
         (self.root / "requirements-dev.txt").write_text(f"-r requirements.txt\n{dev}\n")
+
+    def require_for_page(self, *pins: str) -> None:
+        (self.root / "requirements-webui.txt").write_text("\n".join(("-r requirements.txt", *pins)) + "\n")
 
     def command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -176,6 +180,15 @@ def test_a_changed_requirement_replaces_the_environment_and_keeps_what_a_user_ad
     assert project.bootstrap() == (0, "Installing into .venv: tiny==2.0\n")
     assert project.installed == "2.0" and project.leftovers == []
     assert (project.root / ".venv" / "own.txt").read_text() == "mine"
+
+
+def test_the_packages_of_the_page_are_installed_as_listed(project: Project) -> None:
+    """Also where one of them asks for an older version of what is here."""
+    write_wheel(project.root.parent / "wheels", "1.0", "page", needs="tiny<1.0")
+    project.require_for_page("page==1.0")
+    assert project.bootstrap("webui") == (0, "Installing into .venv: page==1.0\n")
+    assert project.bootstrap("webui") == project.bootstrap() == (0, "")
+    assert project.installed == "1.0"
 
 
 def test_the_environment_of_a_link_stays_as_it_is(project: Project) -> None:

@@ -58,7 +58,8 @@ def test_the_image_has_the_packages_of_every_installation_and_pins_what_torch_le
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-dev.txt", "requirements-image.txt", "requirements-safety.txt"]
+    "name",
+    [f"requirements{kind}.txt" for kind in ("", "-dev", "-image", "-safety", "-webui")],
 )
 def test_every_requirement_is_pinned_and_from_no_special_place(name: str) -> None:
     lines = [

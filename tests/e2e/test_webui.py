@@ -1,0 +1,210 @@
+"""The page of ``scripts/webui`` in a real browser, on the embedded models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.browser import CHROMIUM, FLAGS, MISSING, Tab, WebUi, running_page
+
+from modules.output.image_writer import read_parameters
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+PROMPT = "a man with a blue hat"
+FIRST_PAINT_SECONDS = 3.0
+SLOW_MACHINE = 4
+"""Times longer that things may take on one that does other things meanwhile."""
+INFOTEXT = "a woman in a red shirt\nSteps: 3, Sampler: Euler, Seed: 41, Size: 256x256, Model: other"
+
+
+@pytest.fixture(scope="module")
+def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
+    with running_page(tmp_path_factory.mktemp("webui")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A browser that has never been here."""
+    with browser.new_context() as context:
+        yield context
+
+
+@pytest.fixture
+def tab(context: Any, webui: WebUi) -> Tab:
+    """The page, set to the least work: few steps, and neither detail pass nor upscaling."""
+    tab = Tab.opened(context, webui.url)
+    tab.unfold("Sampling")
+    tab.write("num_inference_steps", "2")
+    tab.unfold("Upscale")
+    tab.write("scale", "1")
+    return tab
+
+
+def runs(webui: WebUi) -> list[dict[str, Any]]:
+    return [
+        json.loads(file.read_text())
+        for file in sorted(webui.history.glob("*/*/run.json"), key=lambda one: one.stat().st_mtime)
+    ]
+
+
+def photograph(folder: Path) -> Path:
+    """Coloured noise of 480 x 320 pixels, all of which differ."""
+    pixels = np.random.default_rng(5).integers(0, 256, (320, 480, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photograph.png")
+    return folder / "photograph.png"
+
+
+def test_a_prompt_becomes_a_picture_and_nothing_leaves_the_machine(tab: Tab, webui: WebUi) -> None:
+    tab.write("seed", "7")
+    tab.generate(PROMPT)
+    assert "by flux-embedded" in tab.wait_for("1 picture")
+    assert len(tab.pictures) >= 1
+    (record,) = runs(webui)
+    assert record["state"] == "succeeded"
+    assert record["inputs"]["prompt"] == PROMPT and record["inputs"]["seed"] == 7
+    assert {address.split("/")[2] for address in tab.requests if not address.startswith(("blob:", "data:"))} == {
+        webui.url.split("/")[2]
+    }
+
+
+def test_the_form_is_seen_soon(context: Any, webui: WebUi) -> None:
+    assert Tab.opened(context, webui.url).open() < SLOW_MACHINE * FIRST_PAINT_SECONDS
+
+
+def test_a_running_prediction_is_shown_and_ends_within_a_step(tab: Tab, webui: WebUi) -> None:
+    tab.write("num_inference_steps", "50")
+    tab.generate(PROMPT)
+    tab.wait_for("generate")
+    tab.page.wait_for_selector("#preview img")
+    tab.page.click("#cancel")
+    tab.wait_for("canceled")
+    assert runs(webui)[-1]["state"] == "canceled"
+    assert runs(webui)[-1]["pictures"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("prompt", " ", "is empty; say in words what the picture should show"),
+        ("seed", "-5", "must be from 0 to 4294967295, not -5"),
+        ("num_inference_steps", "many", "whole number"),
+    ],
+)
+def test_a_wrong_input_is_told_at_its_field(tab: Tab, webui: WebUi, name: str, text: str, line: str) -> None:
+    before = len(runs(webui))
+    tab.write("prompt", PROMPT)
+    tab.write(name, text)
+    tab.generate()
+    tab.wait_for(line, f"#input-{name}")
+    tab.wait_for(name)
+    assert len(runs(webui)) == before
+
+
+def test_a_wrong_input_that_is_folded_away_is_shown(context: Any, webui: WebUi) -> None:
+    tab = Tab.opened(context, webui.url)
+    tab.unfold("LoRA")
+    tab.write("lora_weights", "nowhere")
+    tab.unfold("LoRA")
+    tab.generate(PROMPT)
+    tab.wait_for("lora_weights")
+    assert tab.page.locator("#input-lora_weights").is_visible()
+
+
+def test_a_picture_is_redrawn(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
+    tab.show("Image")
+    tab.generate(PROMPT)
+    tab.wait_for("is missing; drop the picture to start from here", "#source-image")
+    tab.page.set_input_files("#source-image input[type=file]", photograph(tmp_path))
+    tab.page.wait_for_selector("#source-image img")
+    tab.generate()
+    tab.wait_for("1 picture")
+    assert runs(webui)[-1]["inputs"]["image"] == "input-image.png"
+
+
+def test_a_picture_is_finished(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
+    tab.show("Finish")
+    tab.page.set_input_files("#source-finish input[type=file]", photograph(tmp_path))
+    tab.page.wait_for_selector("#source-finish img")
+    tab.generate(PROMPT)
+    tab.wait_for("1 picture")
+    assert runs(webui)[-1]["inputs"]["prompt_strength"] == 0
+
+
+def test_what_is_painted_over_is_repainted(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
+    tab.show("Inpaint")
+    hint, canvas = tab.page.get_by_text("Upload an image"), tab.page.locator("#editor canvas").first
+    hint.wait_for()
+    tab.page.set_input_files("#editor input[type=file]", photograph(tmp_path))
+    hint.wait_for(state="hidden")
+    tab.page.wait_for_timeout(500)  # the editor fits the picture into its frame
+    box = canvas.bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] / 2 - 20, box["y"] + box["height"] / 2)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=8)
+    tab.page.mouse.up()
+    tab.generate(PROMPT)
+    tab.wait_for("1 picture")
+    folder = max(webui.history.glob("*/*"), key=lambda one: one.stat().st_mtime)
+    with Image.open(folder / "input-mask.png") as mask, Image.open(folder / "input-image.png") as image:
+        share = np.asarray(mask).mean() / 255
+        assert mask.size == image.size == (480, 320)
+    assert 0.005 < share < 0.3
+
+
+def test_a_picture_fills_the_form(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text(INFOTEXT)
+    tab.page.set_input_files("#dropped input[type=file]", tmp_path / "other.txt")
+    assert "here is flux-embedded" in tab.wait_for("is filled", "#filled")
+    assert tab.page.input_value("#input-prompt textarea") == "a woman in a red shirt"
+    assert tab.page.input_value("#input-seed input") == "41"
+    assert tab.page.input_value("#input-num_inference_steps input") == "3"
+    own = next(webui.history.glob("*/*/out-0.webp"))
+    tab.page.set_input_files("#dropped input[type=file]", own)
+    tab.wait_for("out-0.webp", "#filled")
+    assert tab.page.input_value("#input-prompt textarea") in read_parameters(own)[0]
+
+
+def test_a_reload_loses_neither_the_run_nor_the_history(tab: Tab) -> None:
+    tab.write("num_inference_steps", "12")
+    tab.generate(PROMPT)
+    tab.wait_for("generate")
+    tab.open()
+    tab.wait_for("1 picture")
+    tab.open()
+    tab.page.locator("#history img").first.click()
+    tab.wait_for("1 picture")
+    tab.page.click("#again")
+    tab.wait_for("is filled", "#filled")
+    assert tab.page.input_value("#input-prompt textarea") == PROMPT
+
+
+def test_two_users_wait_for_one_another_and_see_only_their_own(browser: Any, tab: Tab, webui: WebUi) -> None:
+    tab.write("num_inference_steps", "20")
+    tab.generate(PROMPT)
+    tab.wait_for("generate")
+    with browser.new_context() as other:
+        second = Tab.opened(other, webui.url)
+        second.generate("a sad boy")
+        second.wait_for("Waiting, 1 before it")
+        second.page.click("#cancel")
+        second.wait_for("canceled")
+        assert second.page.locator("#history img").count() == 0
+    tab.wait_for("1 picture")
+    assert [record["state"] for record in runs(webui)[-2:]].count("succeeded") == 1
