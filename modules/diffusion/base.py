@@ -134,10 +134,8 @@ class DiffusionService(LatentForms):
         if request.images and request.strength <= 0:
             return list(request.images)
         if len({self.chunk_count(prompt) for prompt in request.prompts}) > 1:  # no batch has prompts of two lengths
-            alone = [
-                self.generate(request.only(index), timeline, report, latent_sink=latent_sink)
-                for index in range(len(request.seeds))
-            ]
+            singles = [request.only(index) for index in range(len(request.seeds))]
+            alone = [self.generate(one, timeline, report, latent_sink=latent_sink) for one in singles]
             return [image for images in alone for image in images]
         size = (request.width, request.height)
 
@@ -158,11 +156,10 @@ class DiffusionService(LatentForms):
                     "encode_image", largest, len(request.seeds), lambda: self.encode_given(request, check)
                 )
         with timeline.span("denoise"):
+            arguments = (request, embeddings, given, after_step)
             strategies = [
-                Strategy("all pictures together", lambda: self.denoise(request, embeddings, given, after_step)),
-                Strategy(
-                    "one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, given, after_step)
-                ),
+                Strategy("all pictures together", lambda: self.denoise(*arguments)),
+                Strategy("one picture at a time", lambda: self.denoise_one_by_one(*arguments)),
             ]
             shown = 0 if given.tokens is None else given.tokens.shape[1]
             step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds), shown), SIZE_INPUTS)

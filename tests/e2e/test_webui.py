@@ -196,11 +196,11 @@ def test_a_reload_loses_neither_the_run_nor_the_history(tab: Tab) -> None:
 
 
 def test_two_users_wait_for_one_another_and_see_only_their_own(browser: Any, tab: Tab, webui: WebUi) -> None:
-    tab.write("num_inference_steps", "20")
-    tab.generate(PROMPT)
-    tab.wait_for("generate")
+    tab.write("num_inference_steps", "50")
     with browser.new_context() as other:
         second = Tab.opened(other, webui.url)
+        tab.generate(PROMPT)
+        tab.wait_for("generate")
         second.generate("a sad boy")
         second.wait_for("Waiting, 1 before it")
         second.page.click("#cancel")
