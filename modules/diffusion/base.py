@@ -165,9 +165,8 @@ class DiffusionService(LatentForms):
             step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds), shown), SIZE_INPUTS)
             latents = self.fallback.run(step, strategies)
         with timeline.span("decode"):
-            return self._with_or_without_tiles(
-                "decode", size, len(request.seeds), lambda: self.decode(latents, *size, check)
-            )
+            count = len(request.seeds)
+            return self._with_or_without_tiles("decode", size, count, lambda: self.decode(latents, *size, check))
 
     def _encode_with_retry(self, request: DenoiseRequest, check: Check) -> PromptEmbeddings:
         has = self.profile.inputs

@@ -24,7 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Size": ("width", "height", "megapixels", "output_megapixels"),
         "Sampling": ("num_inference_steps", "guidance_scale", "sampler", "scheduler", "go_fast"),
-        "Picture to start from": ("prompt_strength", "images", "input_image", "control_image"),
+        "Picture to start from": ("prompt_strength", "outpaint", "images", "input_image", "control_image"),
         "Prompt": ("prompt_upsampling", "prompt_upsampling_seed"),
         "LoRA": LORA_INPUTS,
         "File": ("output_format", "output_quality"),
@@ -93,6 +93,9 @@ def _honoured(schema: InputSchema, checks: InputChecks, scratch: Path) -> Iterat
                 yield name, {**prop, "enum": choices}
         elif prop.get("format") == "uri":
             if _passes(checks, name, picture, picture):
+                yield name, prop
+        elif prop["type"] == "array":
+            if _passes(checks, name, [picture], picture):
                 yield name, prop
         elif prop["type"] == "boolean":
             if _passes(checks, name, not prop.get("default"), picture):

@@ -20,7 +20,7 @@ CSS = """
 .gradio-container {max-width: 1500px !important}
 #status {min-height: 4.5em}
 #plan textarea {font-family: monospace; white-space: pre; overflow-x: auto}
-footer {display: none !important}
+footer, button[aria-label="Share"], button[title="Share"] {display: none !important}
 """
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONOSPACE_FONTS = ["ui-monospace", "Consolas", "monospace"]
@@ -99,7 +99,7 @@ class Page:
             self.dropped = gr.File(
                 label="Drop a picture that was made here or by a WebUI",
                 file_types=["image", ".txt"],
-                height=100,
+                height=140,
                 elem_id="dropped",
             )
             self.filled = gr.Markdown(elem_id="filled")
