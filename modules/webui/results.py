@@ -95,6 +95,8 @@ def stage_rows(metrics: Mapping[str, Any]) -> list[list[str | float]]:
     """Name, seconds, share of the whole and peak memory of every stage and its parts, in order."""
     flat = dict(_flat(metrics))
     names = [name.removesuffix(".seconds") for name in flat if name.endswith(".seconds")]
+    stages = list(dict.fromkeys(name.partition(".")[0] for name in names))  # a server sends parts before their stage
+    names.sort(key=lambda name: (stages.index(name.partition(".")[0]), "." in name))
     whole = sum(flat[f"{name}.seconds"] for name in names if "." not in name) or 1.0
     return [
         [

@@ -37,8 +37,13 @@ def test_a_picture_tells_what_was_found_and_what_was_skipped(service: Service, t
 
 def test_metrics_of_a_server_are_the_same_rows() -> None:
     flat = {"generate.seconds": 3.0, "generate.peak_bytes": 2 * 10**9, "outputs.seconds": 1.0, "seed": 4}
-    nested = {"generate": {"seconds": 3.0, "peak_bytes": 2 * 10**9}, "outputs": {"seconds": 1.0}, "seed": 4}
-    assert stage_rows(flat) == stage_rows(nested) == [["generate", 3.0, "75%", "2.0 GB"], ["outputs", 1.0, "25%", ""]]
+    nested = {
+        "generate": {"decode": {"seconds": 0.5}, "seconds": 3.0, "peak_bytes": 2 * 10**9},
+        "outputs": {"seconds": 1.0},
+        "seed": 4,
+    }
+    rows = [["generate", 3.0, "75%", "2.0 GB"], ["\u2003decode", 0.5, "12%", ""], ["outputs", 1.0, "25%", ""]]
+    assert stage_rows({**flat, "generate.decode.seconds": 0.5}) == stage_rows(nested) == rows
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
