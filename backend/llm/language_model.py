@@ -73,10 +73,12 @@ class Budget:
 
 class TransformersModel:
     """A causal language model of transformers with its tokenizer. It uses a KV cache, so a token costs one short
-    forward."""
+    forward. ``device`` is where it computes, if its weights may wait elsewhere."""
 
-    def __init__(self, network: Any, tokenizer: Any, max_seq_len: int | None = None) -> None:
-        self.network = network
+    def __init__(
+        self, network: Any, tokenizer: Any, max_seq_len: int | None = None, device: torch.device | None = None
+    ) -> None:
+        self.network, self.device = network, device or network.device
         self.tokenizer = tokenizer
         self.max_seq_len: int = max_seq_len or self.network.config.max_position_embeddings
         self.cache_dtype = str(network.dtype).removeprefix("torch.")
@@ -98,7 +100,7 @@ class TransformersModel:
         while len(written) < limit:
             check()
             output = self.network(
-                input_ids=given.to(self.network.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=given.to(self.device), past_key_values=cache, use_cache=True, logits_to_keep=1
             )
             cache = output.past_key_values
             chances = torch.softmax(output.logits[0, -1].float().cpu() / TEMPERATURE, dim=0)

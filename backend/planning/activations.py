@@ -131,9 +131,10 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
     """
     w, make, tokens = workload, _StepMaker(workload, models), models.text_tokens
     steps = []
-    if new_prompt and "prompt_upsampler" in models.components:
-        # as many tokens as the text encoder takes, one forward each
-        steps.append(make.step("prompt", "write", ("prompt_upsampler",), tokens, 1, tokens, "prompt_upsampler"))
+    if new_prompt and models.writers[-1] in models.components:
+        # as many tokens as the text encoder takes, one forward each; where it writes itself, few requests ask for it
+        forwards = tokens if models.writers == ("prompt_upsampler",) else 1
+        steps.append(make.step("prompt", "write", models.writers, tokens, 1, forwards, "prompt_upsampler"))
     if new_prompt:
         steps.append(make.step("encode", "encode", models.encoders, tokens, 1, 1, ""))
     if pictures := models.pictures.needed + w.references:

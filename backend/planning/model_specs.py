@@ -142,6 +142,7 @@ class ModelSpec:
         denoiser: The component that runs in every step.
         labels: What tables call a component, where that is not its name.
         pictures: What the denoiser reads of pictures.
+        writers: The components that rewrite the prompt together, if the last one is there.
     """
 
     name: str
@@ -159,3 +160,4 @@ class ModelSpec:
     denoiser: str = "transformer"
     labels: Mapping[str, str] = field(default_factory=dict)
     pictures: PicturesRead = PicturesRead()
+    writers: tuple[str, ...] = ("prompt_upsampler",)

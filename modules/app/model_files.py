@@ -37,6 +37,7 @@ from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
 from modules.families.parts import folder_of_parts
 from modules.families.registry import FAMILIES, Families, FoundModel, identify
 from modules.families.source import Source
+from modules.families.text_writer import TextWriter
 from modules.lora.files.references import LOCAL
 from modules.lora.files.sources import FOLDER as LORA_FOLDER
 from modules.lora.files.sources import LoraSources
@@ -64,7 +65,7 @@ class Files:
     upscalers: FoundFiles
     detectors: FoundFiles
     face_restorer: Path | None = None
-    prompt_upsampler: Path | None = None
+    prompt_upsampler: Path | TextWriter | None = None
     safety_checker: CheckerSource | None = None
 
     @property
@@ -117,6 +118,8 @@ class Files:
             spec = with_face_restorer(spec, upscaler_parameters(self.face_restorer))
         if self.safety_checker:
             spec = with_safety_checker(spec, self.safety_checker.parameters)
+        if isinstance(self.prompt_upsampler, TextWriter):
+            return self.prompt_upsampler.added_to(spec, MODEL, computing)
         return with_prompt_upsampler(spec, self.prompt_upsampler, computing) if self.prompt_upsampler else spec
 
     def workload(self, settings: Settings) -> Workload:
@@ -150,7 +153,9 @@ class Files:
             loaders[cached] = partial(load_upscaler, self.upscalers[name], upscaler_dtype)
         if self.face_restorer:
             loaders[FACE_RESTORER] = partial(load_restorer, self.face_restorer)
-        if self.prompt_upsampler:
+        if isinstance(self.prompt_upsampler, TextWriter):
+            loaders[MODEL] = partial(self.prompt_upsampler.load, dtype)
+        elif self.prompt_upsampler:
             loaders[MODEL] = partial(load_language_model, self.prompt_upsampler, dtype)
         return loaders
 
@@ -223,7 +228,9 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
         unused = selection.without({FACE_RESTORER}).unused_models
     detectors = FoundFiles("detector") if "detectors" in unused else find_detectors(settings)
     model = identify(find_source(settings), families)
-    upsampler = None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source))
+    upsampler = (
+        None if MODEL in unused else find_prompt_upsampler(settings, is_embedded(model.source), model.text_writer)
+    )
     needs_check = model.profile.safety_check or settings.profile == "hosted"
     checker = None if SAFETY_CHECKER in unused else find_safety_checker(settings, needs_check)
     return Files(model, upscalers, detectors, restorer, upsampler, checker)

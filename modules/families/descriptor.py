@@ -16,6 +16,7 @@ from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
 from modules.families.parts import PartKind
 from modules.families.source import Source
+from modules.families.text_writer import TextWriter
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,10 @@ class FamilyDescriptor(ABC):
         prompt_cache_entries: int,
     ) -> DiffusionService:
         """What generates with the components, which it borrows from ``models``."""
+
+    def text_writer(self, source: Source) -> TextWriter | None:
+        """The language model that the text encoder is the beginning of, where the source has all of it."""
+        return None
 
     def known_models(self) -> Mapping[str, ModelSpec]:
         """Specs of published models by name, in 16 bits, for plans without files."""

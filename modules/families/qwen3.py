@@ -1,4 +1,4 @@
-"""Qwen3 as a text encoder: how it is known, its first layers, and what they cost.
+"""Qwen3 as a text encoder: how it is known, its first layers, what lies behind them, and what both cost.
 
 Several families read prompts with the same Qwen3-4B. Each takes hidden states from between its layers, so what lies
 behind the last layer that a family reads is neither loaded nor counted.
@@ -6,9 +6,9 @@ behind the last layer that a family reads is neither loaded nor counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from backend.checkpoints.config import Config
 from backend.checkpoints.header import Header
@@ -16,10 +16,6 @@ from backend.core.errors import WeightsError
 from backend.planning.checkpoint_sizes import component
 from backend.planning.model_specs import BYTES_PER_PARAMETER, Component, Cost, Curve
 from modules.families.parts import Part, PartKind
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 QWEN3_4B = PartKind(
     "the text encoder Qwen3-4B",
@@ -61,10 +57,29 @@ def first_layers(part: Part, count: int) -> Part:
     has fewer."""
     if count > layer_count(part.config):
         raise WeightsError(f"{part.label} has {layer_count(part.config)} layers, and {count} are read; {_OTHER}")
-    kept = [name for name in part.header.shapes if _is_read(name.removeprefix(PREFIX), count)]
+    return _reduced(part, [name for name in part.header.shapes if _is_read(name.removeprefix(PREFIX), count)])
+
+
+def following_layers(part: Part, count: int) -> Part | None:
+    """What lies behind the first ``count`` layers, up to the words that the whole model writes; None where the file
+    lacks any of it."""
+    layers, shapes = layer_count(part.config), {name.removeprefix(PREFIX) for name in part.header.shapes}
+    ends = {"norm.weight"} if part.config.get("tie_word_embeddings", True) else {"norm.weight", "lm_head.weight"}
+    whole = all(f"layers.{index}.self_attn.q_proj.weight" in shapes for index in range(layers))
+    if layers <= count or not whole or not ends <= shapes:
+        return None
+    first = first_layers(part, count).header.shapes
+    return _reduced(part, [name for name in part.header.shapes if name not in first and _is_of(name, ends)])
+
+
+def _is_of(name: str, ends: Collection[str]) -> bool:
+    return (own := name.removeprefix(PREFIX)) in ends or own.startswith("layers.")
+
+
+def _reduced(part: Part, names: Sequence[str]) -> Part:
     header = part.header
-    shapes = {name: header.shapes[name] for name in kept}
-    return replace(part, header=Header(shapes, {name: header.formats[name] for name in kept}, header.metadata))
+    shapes = {name: header.shapes[name] for name in names}
+    return replace(part, header=Header(shapes, {name: header.formats[name] for name in names}, header.metadata))
 
 
 _OTHER = "name a folder of its own model in 'base_model'"
@@ -83,6 +98,15 @@ def encoder_component(part: Part, count: int, dtype: str) -> Component:
     return component(shapes, dtype, header.precision, packed=packed)
 
 
+def write_cost(config: Mapping[str, Any], parameters: int, dtype: str) -> Cost:
+    """One token that a model of so many parameters writes (x: tokens of prompt and answer). Keys and values of all of
+    them are kept; beside those a token has a few vectors, and the last one a row of scores in float32."""
+    width, inner, head = (int(config[name]) for name in ("hidden_size", "intermediate_size", "head_dim"))
+    kept = 2 * int(config["num_hidden_layers"]) * int(config["num_key_value_heads"]) * head
+    linear = (kept + 4 * width + 2 * inner) * BYTES_PER_PARAMETER[dtype]
+    return Cost(Curve(fixed=2 * 4 * int(config["vocab_size"]), linear=linear), Curve(fixed=2 * parameters))
+
+
 def encode_cost(config: Mapping[str, Any], read: Component, kept: int, tokens: int, dtype: str) -> Cost:
     """One prompt of at most ``tokens`` tokens (x: text tokens), of which ``kept`` hidden states are given out. Beside
     those a token has three vectors of the width and three of the inner width, sine and cosine of its position, and a
@@ -90,34 +114,3 @@ def encode_cost(config: Mapping[str, Any], read: Component, kept: int, tokens: i
     width, inner, head = (int(config[name]) for name in ("hidden_size", "intermediate_size", "head_dim"))
     numbers = (kept + 3) * width + 3 * inner + 2 * head
     return Cost(Curve(linear=numbers * BYTES_PER_PARAMETER[dtype] + tokens), Curve(linear=2 * sum(read.blocks)))
-
-
-@dataclass(frozen=True)
-class _FirstLayers:
-    """Makes the network of the first layers, as diffusers' classes make theirs."""
-
-    count: int
-
-    def from_config(self, config: Mapping[str, Any]) -> nn.Module:
-        import torch
-        from torch import nn
-        from transformers import Qwen3Config, Qwen3Model
-        from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
-
-        settings = Qwen3Config.from_dict({**config, "num_hidden_layers": self.count, "layer_types": None})
-        model: nn.Module = Qwen3Model(settings)
-        model.norm = nn.Identity()  # belongs behind the last layer of all
-        with torch.device("cpu"):  # its tables are computed, and in no file
-            model.rotary_emb = Qwen3RotaryEmbedding(settings)
-        return model
-
-
-def load_first_layers(part: Part, count: int, dtype: torch.dtype) -> nn.Module:
-    """The words' table and the first ``count`` layers, of class ``Qwen3Model``. Raises :class:`WeightsError` where the
-    files are damaged or do not fit."""
-    from modules.families.part_loading import load_diffusers_part
-
-    def renamed(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-        return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-
-    return load_diffusers_part(_FirstLayers(count), first_layers(part, count), dtype, renamed)

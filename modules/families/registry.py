@@ -21,6 +21,7 @@ from modules.families.flux2_klein import FLUX2_KLEIN
 from modules.families.parts import separate_files
 from modules.families.source import Source
 from modules.families.stable_diffusion import SD15, SDXL
+from modules.families.text_writer import TextWriter
 from modules.families.unsupported import described, refused
 from modules.families.z_image import Z_IMAGE
 
@@ -45,6 +46,13 @@ class FoundModel:
         damaged or contradicts itself."""
         with untrusted(self.source.label, kinds=MISREAD):
             return self.family.spec(self.source, dtype)
+
+    @property
+    def text_writer(self) -> TextWriter | None:
+        """The language model that its text encoder is the beginning of. Raises :class:`WeightsError` for one that
+        contradicts itself."""
+        with untrusted(self.source.label, kinds=MISREAD):
+            return self.family.text_writer(self.source)
 
     @property
     def files(self) -> list[Path]:

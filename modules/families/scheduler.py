@@ -1,12 +1,15 @@
-"""How the scheduler of a model is read, whichever family it belongs to."""
+"""How the scheduler of a model is read, and what its files say of how it was trained, whichever family it is of."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.checkpoints.config import Config, read_config
 from backend.checkpoints.untrusted import untrusted
+from modules.families.source import Source
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -17,6 +20,19 @@ SCHEDULER_FILE = "scheduler_config.json"
 def scheduler_config(folder: Path) -> Config:
     """The configuration in ``folder``. Raises :class:`backend.core.errors.WeightsError`."""
     return read_config(folder / SCHEDULER_FILE)
+
+
+def scheduler_of(folder: Path | None, published: Mapping[str, Any]) -> Config:
+    """That of the model in ``folder``, or the published one where there is no such folder. Raises as
+    :func:`scheduler_config`."""
+    return scheduler_config(folder / "scheduler") if folder else Config(SCHEDULER_FILE, published)
+
+
+def says(source: Source, pattern: str) -> bool:
+    """Whether the name or the metadata of a single file has this regular expression, in letters of any size. Files of
+    models that were trained otherwise differ in nothing else; folders say it in their configurations."""
+    told = "\n".join((source.name, *source.header.metadata.values()))
+    return re.search(pattern, told, re.IGNORECASE) is not None
 
 
 def built_scheduler(kind: Any, config: Config, **trial: Any) -> Any:

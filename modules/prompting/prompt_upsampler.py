@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,12 @@ from modules.pipeline.base import Feature
 from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:  # torch comes with these, and the service is imported before it
+    from torch import nn
+
     from backend.llm.language_model import Completion
     from backend.model_cache_optimizer import ModelCache
     from backend.offload.oom_fallback import OomFallback
+    from modules.families.text_writer import TextWriter
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,10 @@ INSTRUCTION = (
     "everything that they ask for, and add "
     "subject, setting, light, colours and style where they say nothing. Answer with the description alone."
 )
+TEXT_ENCODER = "text_encoder"
+"""The value of the setting that lends the text encoder."""
+MOST_BEHIND = 0.1
+"""The layers that only writing needs, as a share of those of the text encoder, up to which they are loaded unasked."""
 LONGEST = 256
 """Tokens of an answer at most; fewer where the text encoder takes fewer."""
 
@@ -45,17 +53,27 @@ _OPENING = re.compile(r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\
 _LABEL = re.compile(r"\A(?:assistant|(?:\w+ )?(?:prompt|description|caption))\s*:\s*", re.IGNORECASE)
 
 
-def find_prompt_upsampler(settings: Settings, embedded: bool) -> Path | None:
-    """The folder that the setting ``prompt_upsampler`` asks for; "auto" is the embedded one beside the ``embedded``
-    models, else none.
+def find_prompt_upsampler(
+    settings: Settings, embedded: bool, writer: TextWriter | None = None
+) -> Path | TextWriter | None:
+    """What the setting ``prompt_upsampler`` asks for: a folder, or the text encoder of the model that generates.
 
-    Raises :class:`WeightsError` for a folder that is not there.
+    "auto" is the embedded one beside the ``embedded`` models, else the text encoder, where it is nearly all of a
+    language model (``writer``), else none. Raises :class:`WeightsError` for what is not there.
     """
     own = settings.weights_path / EMBEDDED / MODEL
     if settings.prompt_upsampler == "auto":
-        return own if embedded and own.is_dir() else None
+        lent = writer if writer and writer.share <= MOST_BEHIND else None
+        return own if embedded and own.is_dir() else lent
     if not settings.prompt_upsampler:
         return None
+    if settings.prompt_upsampler == TEXT_ENCODER:
+        if writer is None:
+            raise WeightsError(
+                f"{MODEL}: the text encoder of this model writes nothing, or its files lack the last layers; name the "
+                f"folder of a language model in '{MODEL}' in config_optimized.json"
+            )
+        return writer
     named = own if settings.prompt_upsampler == EMBEDDED else Path(settings.prompt_upsampler).expanduser()
     for folder in (settings.weights_path / named, ROOT / named, named):
         if (folder / "config.json").is_file():
@@ -103,13 +121,20 @@ class PromptUpsampler(Feature):
     def import_libraries(cls, scratch: Path) -> None:
         import backend.llm.language_model  # noqa: F401
 
-    def __init__(self, models: ModelCache, folder: Path, tokens: int, fallback: OomFallback) -> None:
+    def __init__(self, models: ModelCache, source: Path | TextWriter, tokens: int, fallback: OomFallback) -> None:
+        """``source`` is the folder of a language model, or what makes one of the text encoder."""
         from transformers import AutoTokenizer
 
         from backend.checkpoints.loader import load_tokenizer
 
-        self.cache, self.label, self.fallback = models, folder.name, fallback
-        self.limit = min(tokens, LONGEST)
+        self.cache, self.fallback, self.limit = models, fallback, min(tokens, LONGEST)
+        self.components: tuple[str, ...] = (MODEL,)
+        self.network: Callable[..., nn.Module] = _alone
+        if isinstance(source, Path):
+            self.label, folder = source.name, source
+        else:
+            self.label, folder = source.label, source.tokenizer
+            self.components, self.network = (source.encoder, MODEL), source.network
         self.tokenizer: Any = load_tokenizer(AutoTokenizer, folder)
 
     def rewrite(self, prompt: str, seed: int, check: Check = never_canceled) -> str:
@@ -120,13 +145,13 @@ class PromptUpsampler(Feature):
 
         def write() -> Completion:
             question = self.asked(prompt)
-            with self.cache.on_device(MODEL) as (network,):
-                model = TransformersModel(network, self.tokenizer)
+            with self.cache.on_device(*self.components) as modules:
+                model = TransformersModel(self.network(*modules), self.tokenizer, device=self.cache.device)
                 if len(self.tokenizer(question, verbose=False).input_ids) + self.limit > model.max_seq_len:
                     raise PromptTooLong
                 return model.complete(question, self.limit, seed, check)
 
-        answer = self.fallback.run(Step("prompt", (MODEL,), (), MODEL), [Strategy("the whole prompt", write)])
+        answer = self.fallback.run(Step("prompt", self.components, (), MODEL), [Strategy("the whole prompt", write)])
         text = cleaned(answer.text)
         text = text if answer.ended else whole_phrases(text)
         if not text:
@@ -142,7 +167,11 @@ class PromptUpsampler(Feature):
             return f"{instruction}\n\nWords: {prompt}\nDescription:"
         turns = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
         without_system = [{"role": "user", "content": f"{instruction}\n\n{prompt}"}]  # some models know no system
-        return render_chat(self.tokenizer, (turns, without_system), self.label)
+        return render_chat(self.tokenizer, (turns, without_system), self.label, enable_thinking=False)
+
+
+def _alone(network: nn.Module) -> nn.Module:
+    return network
 
 
 def upsampled(

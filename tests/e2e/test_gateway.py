@@ -52,6 +52,12 @@ BODIES = {
         422,
         ["body", "input", "image"],
     ),
+    "one of several pictures in a private network": (
+        {"input": {**SMALL, "images": [png(Image.new("RGB", (8, 8))), "http://127.0.0.1:9/x.png"]}},
+        422,
+        ["body", "input", "images"],
+    ),
+    "half a surrogate pair in a list": ({"input": {**SMALL, "images": ["\ud800"]}}, 422, ["body", "input", "images"]),
     "picture is no base64": (
         {"input": {**SMALL, "image": "data:image/png;base64,!!"}},
         422,

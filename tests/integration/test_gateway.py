@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
+from support.data_urls import png
 from support.processes import free_port
 
 from backend.core.settings import ROOT
@@ -54,6 +56,10 @@ class Toy:
     def predict(self, seconds: float = 0.0, prompt: str = "wait", **body: Any) -> requests.Response:
         inputs = {"prompt": prompt, "seconds": seconds}
         return requests.post(f"{self.url}/predictions", json={"input": inputs, **body}, timeout=60)
+
+    def look(self, images: list[str]) -> requests.Response:
+        inputs = {"prompt": "look", "images": images}
+        return requests.post(f"{self.url}/predictions", json={"input": inputs}, timeout=60)
 
     def begin(self, seconds: float, name: str, **body: Any) -> None:
         """An asynchronous prediction."""
@@ -167,6 +173,18 @@ def test_clients_at_once_are_all_served(shared: Toy) -> None:
     with ThreadPoolExecutor(SLOTS) as clients:
         answers = list(clients.map(lambda _: [shared.predict().status_code for _ in range(10)], range(SLOTS)))
     assert answers == [[200] * 10] * SLOTS
+
+
+def test_the_pictures_of_a_list_arrive_in_order_and_are_deleted(shared: Toy) -> None:
+    pictures = [png(Image.new("RGB", (side, 8))) for side in (30, 10, 20)]
+    answer = shared.look(pictures)
+    assert "seen: [(30, 8), (10, 8), (20, 8)]" in answer.json()["error"]
+    assert "seen: []" in shared.look([]).json()["error"]
+    shared.until(lambda: not [file for file in shared.temporary.rglob("*") if file.is_file() and is_picture(file)])
+
+
+def is_picture(file: Path) -> bool:
+    return read(file).startswith(b"\x89PNG")
 
 
 def test_a_waiting_prediction_is_cancelled_at_once(shared: Toy, receiver: Receiver) -> None:

@@ -8,8 +8,10 @@ import os
 import sys
 import time
 from pathlib import Path as File
+from typing import Optional
 
 from cog import BasePredictor, Input, Path
+from PIL import Image
 
 from backend.core.parent import end_with_parent
 
@@ -25,14 +27,17 @@ class Predictor(BasePredictor):
 
     async def predict(
         self,
-        prompt: str = Input(description="wait, die or hang."),
+        prompt: str = Input(description="wait, die, hang or look."),
         seconds: float = Input(default=0.0, ge=0, le=100, description="How long to wait."),
+        images: Optional[list[Path]] = Input(default=None, description="What to look at."),  # noqa: UP045, B008
     ) -> list[Path]:
         async with self.turn:
             if prompt == "die":
                 os._exit(3)
             if prompt == "hang":
                 time.sleep(1000)  # blocks the whole worker
+            if prompt == "look":
+                raise ValueError(f"seen: {[Image.open(file).size for file in images or ()]}")
             await asyncio.sleep(seconds)
         return []
 

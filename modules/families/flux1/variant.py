@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from backend.checkpoints.config import Config, read_config, read_optional_config
+from backend.checkpoints.config import Config, read_optional_config
 from backend.checkpoints.header import Shape
 from backend.core.errors import WeightsError
 from modules.families.flux1.parts import PARTS
 from modules.families.flux1.published import CANNY, DEPTH, DEV, FILL, KONTEXT, SCHNELL, Variant
-from modules.families.scheduler import SCHEDULER_FILE
+from modules.families.scheduler import SCHEDULER_FILE, scheduler_of
 from modules.families.source import Source
 
 OWN_FILE = "family.json"
@@ -97,9 +97,8 @@ def remarks(source: Source) -> Config:
 def flow_config(source: Source) -> Config:
     """The configuration of the scheduler. Raises :class:`WeightsError` where the model's own is damaged."""
     folder = own_folder(source)
-    if folder and (not source.file or (folder / "scheduler").exists()):
-        return read_config(folder / "scheduler" / SCHEDULER_FILE)
-    return Config(SCHEDULER_FILE, variant(source).scheduler)
+    own = folder if folder and (not source.file or (folder / "scheduler").exists()) else None
+    return scheduler_of(own, variant(source).scheduler)
 
 
 def check_widths(source: Source) -> None:

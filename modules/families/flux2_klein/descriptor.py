@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backend.checkpoints.config import Config, read_config
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.canvas import AREAS
 from modules.diffusion.profile import FamilyInputs, HostDefaults, ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
-from modules.families.flux2_klein.parts import FLOW, MOST_REFERENCES, PARTS
+from modules.families.flux2_klein.parts import FLOW, MOST_REFERENCES, PARTS, TEXT_LAYERS
 from modules.families.flux2_klein.spec import KNOWN_MODELS, klein_spec
-from modules.families.scheduler import SCHEDULER_FILE, flow_scheduler
+from modules.families.scheduler import SCHEDULER_FILE, flow_scheduler, says, scheduler_of
 from modules.families.source import Source
+from modules.families.text_writer import TextWriter, qwen3_writer
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ HOST = HostDefaults(go_fast=False, output_format="jpg", output_quality=95)
 DEV = "FLUX.2 dev, whose text encoder is Mistral"
 GUIDED = "guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight"
 """A layer that dev's transformer has and klein's has not."""
-OF_BASE = re.compile(r"(^|[^a-z])base([^a-z]|$)|un-?distilled", re.IGNORECASE)
+OF_BASE = r"(^|[^a-z])base([^a-z]|$)|un-?distilled"
 """What names and metadata of files say of the base model, and of models that were made from it."""
 
 
@@ -100,8 +99,12 @@ class Flux2Klein(FamilyDescriptor):
         from modules.families.flux2_klein.service import KleinService
 
         profile = self.profile(source)
-        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(flow_config(source))
+        folder = source.folder_with(f"scheduler/{SCHEDULER_FILE}")
+        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(scheduler_of(folder, FLOW))
         return KleinService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
+
+    def text_writer(self, source: Source) -> TextWriter | None:
+        return qwen3_writer(source, PARTS, max(TEXT_LAYERS))
 
     def known_models(self) -> Mapping[str, ModelSpec]:
         return KNOWN_MODELS
@@ -113,13 +116,4 @@ FLUX2_KLEIN = Flux2Klein()
 def is_distilled(source: Source) -> bool:
     """What the model's own ``model_index.json`` says. A single file has none: there its name or its metadata tells the
     base model."""
-    if not source.file:
-        return bool(source.index.get("is_distilled", False))
-    told = "\n".join((source.name, *source.header.metadata.values()))
-    return OF_BASE.search(told) is None
-
-
-def flow_config(source: Source) -> Config:
-    """The configuration of the scheduler. Raises :class:`backend.core.errors.WeightsError` where it is damaged."""
-    folder = source.folder_with(f"scheduler/{SCHEDULER_FILE}")
-    return read_config(folder / "scheduler" / SCHEDULER_FILE) if folder else Config(SCHEDULER_FILE, FLOW)
+    return not says(source, OF_BASE) if source.file else bool(source.index.get("is_distilled", False))

@@ -17,7 +17,8 @@ from modules.families.flux2_klein.single_file import autoencoder_names, transfor
 from modules.families.part_loading import load_diffusers_part, part_tensors
 from modules.families.parts import Part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.qwen3 import QWEN3_TOKENIZERS, load_first_layers
+from modules.families.qwen3 import QWEN3_TOKENIZERS
+from modules.families.qwen3_network import load_first_layers
 from modules.families.source import Source
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from backend.checkpoints.config import Config
 from backend.core.errors import WeightsError
-from modules.families.scheduler import SCHEDULER_FILE, scheduler_config
+from modules.families.scheduler import SCHEDULER_FILE, scheduler_of
 from modules.families.source import Source
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def noise_config(source: Source, published: Mapping[str, object]) -> Config:
     Raises :class:`WeightsError` for a prediction that is not known here.
     """
     folder = source.path if not source.file else source.folder_with(f"scheduler/{SCHEDULER_FILE}")
-    found = scheduler_config(folder / "scheduler") if folder else Config(SCHEDULER_FILE, published)
+    found = scheduler_of(folder, published)
     said = _said_by(source) if source.file else {}
     if source.file and not said and found.get("prediction_type", "epsilon") != "epsilon":
         logger.warning(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backend.checkpoints.config import Config, read_config
+from backend.checkpoints.config import Config
 from backend.planning.model_specs import ModelSpec
 from modules.diffusion.profile import FamilyInputs, ModelProfile
 from modules.families.autoencoder import block_channels
 from modules.families.descriptor import FamilyDescriptor, Match, NoMatch
-from modules.families.scheduler import SCHEDULER_FILE, flow_scheduler
+from modules.families.qwen3 import layer_count
+from modules.families.scheduler import flow_scheduler, says, scheduler_of
 from modules.families.source import Source
+from modules.families.text_writer import TextWriter, qwen3_writer
 from modules.families.z_image.parts import BASE_SHIFT, PARTS, TURBO_SHIFT, flow
 from modules.families.z_image.spec import KNOWN_MODELS, z_image_spec
 
@@ -97,6 +98,9 @@ class ZImage(FamilyDescriptor):
         chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(flow_config(source))
         return ZImageService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
 
+    def text_writer(self, source: Source) -> TextWriter | None:
+        return qwen3_writer(source, PARTS, layer_count(source.part("text_encoder", PARTS).config) - 1)
+
     def known_models(self) -> Mapping[str, ModelSpec]:
         return KNOWN_MODELS
 
@@ -108,13 +112,12 @@ def is_turbo(source: Source) -> bool:
     """By the model's own scheduler, which moves the noise levels less than that of the base model. A single file has
     none: there its name or its metadata says "turbo"."""
     if source.file:
-        told = "\n".join((source.name, *source.header.metadata.values()))
-        return re.search("turbo", told, re.IGNORECASE) is not None
+        return says(source, "turbo")
     return float(flow_config(source).get("shift", TURBO_SHIFT)) < (TURBO_SHIFT + BASE_SHIFT) / 2
 
 
 def flow_config(source: Source) -> Config:
     """The configuration of the scheduler. Raises :class:`backend.core.errors.WeightsError` where it is damaged."""
     if source.file:
-        return Config(SCHEDULER_FILE, flow(TURBO_SHIFT if is_turbo(source) else BASE_SHIFT))
-    return read_config(source.path / "scheduler" / SCHEDULER_FILE)
+        return scheduler_of(None, flow(TURBO_SHIFT if is_turbo(source) else BASE_SHIFT))
+    return scheduler_of(source.path, {})

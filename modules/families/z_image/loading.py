@@ -11,7 +11,8 @@ from modules.families.autoencoder import load_autoencoder
 from modules.families.chat_prompt import ChatPrompt, chat_prompt
 from modules.families.part_loading import load_diffusers_part
 from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.qwen3 import QWEN3_TOKENIZERS, layer_count, load_first_layers
+from modules.families.qwen3 import QWEN3_TOKENIZERS, layer_count
+from modules.families.qwen3_network import load_first_layers
 from modules.families.source import Source
 from modules.families.z_image.parts import PARTS
 from modules.families.z_image.single_file import transformer_names

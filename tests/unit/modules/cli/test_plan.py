@@ -55,6 +55,21 @@ def test_json_holds_the_fields_of_the_plan_by_name() -> None:
     assert plan["predicted_peak_bytes"] <= 24 * 10**9
 
 
+def test_reference_pictures_take_memory_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(number: int) -> dict[str, Any]:
+        options = ["--card", "RTX 4090", "--model", "flux2-klein", "--no-adetailer", "--scale", "1"]
+        assert main([*options, "--references", str(number), "--json"]) == 0
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return answer
+
+    none, five = plan(0), plan(5)
+    assert five["predicted_peak_bytes"] - none["predicted_peak_bytes"] > 0.8e9
+    assert five["predicted_seconds"] > 3 * none["predicted_seconds"]
+    for model, most in (("flux2-klein", 5), ("flux-dev", 0), ("flux-kontext-dev", 0)):
+        assert main(["--card", "RTX 4090", "--model", model, "--references", "6"]) != 0
+        assert f"--references: must be from 0 to {most} for {model}, not 6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("weight_precision", ["auto", "exact", "nf4"])
 def test_it_answers_within_a_second(weight_precision: str) -> None:
     """Seconds of the processor, because other work on the machine says nothing about the command."""
