@@ -78,7 +78,7 @@ def test_no_step_asks_the_device_for_a_value(change: dict[str, Any]) -> None:
     told: list[tuple[int, int]] = []
     with torch.inference_mode():
         latents = without_data(lambda name, module: module).denoise(
-            drawing, embeddings(), given, lambda done, total: told.append((done, total))
+            drawing, embeddings(), given, lambda done, total, latents: told.append((done, total))
         )
     assert latents.device == META and latents.shape == (1, 64, 64)
     assert told[-1] == (drawing.steps_run(),) * 2
