@@ -210,8 +210,8 @@ class StreamedModel(PlacedModel):
     """Its parts pass through slots on the device: uploaded when their forward begins or, with two slots, while the part
     before computes.
 
-    ``parts`` has for each part the modules whose tensors it needs, in the order in which the parts run. All other
-    tensors are on the device while the model is borrowed, or always if they stand.
+    ``parts`` has for each part the modules whose tensors it needs, in the order in which the parts run; parts with the
+    same tensors share them. All other tensors are on the device while the model is borrowed, or always if they stand.
     """
 
     is_streamed = True
@@ -229,11 +229,16 @@ class StreamedModel(PlacedModel):
         others = tensor_groups(module, transfers, moves_often=not others_stand, without=inside)
         self._others: list[TensorGroup] = [] if others_stand else others
         self._standing = StandingGroups(others if others_stand else [])
-        self._groups = [TensorGroup(modules, transfers) for modules in parts.values()]
+        sharing: dict[tuple[int, ...], list[nn.Module]] = {}
+        for part, modules in parts.items():
+            tensors = tuple(id(tensor) for one in modules for tensor in own_tensors(one))
+            sharing.setdefault(tensors, []).append(part)
+        self._groups = [TensorGroup(parts[first], transfers) for first, *_ in sharing.values()]
         self._cycle = SlotCycle(self._groups, transfers, slots)
         self._forwards = [(part, vars(part).get("forward")) for part in parts]
-        for index, part in enumerate(parts):
-            part.forward = StreamedForward(self._cycle, index, part.forward)
+        for index, alike in enumerate(sharing.values()):
+            for part in alike:
+                part.forward = StreamedForward(self._cycle, index, part.forward)
 
     @property
     def standing_bytes(self) -> int:

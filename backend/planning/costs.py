@@ -122,11 +122,14 @@ def standing_bytes(placement: Placement, component: Component) -> int:
 
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
-    # while a layer computes, its weights are also there in the dtype that it computes in
-    dequantized = component.bytes_of(component.largest_layer) if placement.dtype in ("fp8", "nf4", PACKED) else 0
+    # while a layer computes, its weights are also there in the dtype that it computes in; only those in blocks are rounded
+    largest = component.largest_layer
+    if placement.dtype != PACKED:
+        largest = min(largest, max(component.blocks, default=largest))
+    dequantized = component.bytes_of(largest) if placement.dtype in ("fp8", "nf4", PACKED) else 0
     if placement.dtype == PACKED:
-        dequantized += int(PACKED_SCRATCH_BYTES * min(component.largest_layer, WEIGHTS_AT_ONCE))
-    dequantized += NF4_INDEX_BYTES * component.largest_layer if placement.dtype == "nf4" else 0
+        dequantized += int(PACKED_SCRATCH_BYTES * min(largest, WEIGHTS_AT_ONCE))
+    dequantized += NF4_INDEX_BYTES * largest if placement.dtype == "nf4" else 0
     if placement.kind in ("partial", "block offload"):
         # a slot for the block that computes and one for the block that is being copied, and what is outside of blocks
         outside = component.bytes_of(component.outside_blocks) if placement.kind == "block offload" else 0

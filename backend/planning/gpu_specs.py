@@ -108,11 +108,13 @@ def _geforce(
     )
 
 
+# name, GiB, compute capability, TFLOP/s, efficiency, GB/s; of a GeForce what a generation shares comes first, then for
+# each card name, GiB, TFLOP/s
 CARDS = (
     *_geforce((7, 5), OLD, PCIE3, (("2060", 6, 26), ("2070", 8, 30), ("2080", 8, 40), ("2080 Ti", 11, 54))),
     Card("T4", 16, (7, 5), 65, 0.35, PCIE3),
     Card("Quadro RTX 6000", 24, (7, 5), 65, OLD, PCIE3),
-    Card("TITAN RTX", 24, (7, 5), 65, OLD, PCIE3, True),
+    Card("TITAN RTX", 24, (7, 5), 65, OLD, PCIE3, desktop=True),
     *_geforce(
         (8, 6), AMPERE_SMALL, PCIE4, (("3060", 12, 25.5), ("3060 Ti", 8, 32), ("3070", 8, 41), ("3070 Ti", 8, 44))
     ),

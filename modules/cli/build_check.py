@@ -23,7 +23,7 @@ import yaml  # type: ignore[import-untyped]
 
 from backend.core.settings import ROOT
 from modules.cli.cog_files import TEMPLATE, baked_models
-from modules.cli.command import BAD_INPUT, FAILED, CommandParser
+from modules.cli.command import BAD_INPUT, FAILED, CommandParser, exit_with
 
 SECRETS = {"hf_token": "HF_TOKEN"}
 """Environment variables that hold the secrets of the build."""
@@ -185,4 +185,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

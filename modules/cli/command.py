@@ -44,8 +44,12 @@ def check_folder(option: str, folder: Path) -> None:
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Ends the process with the exit code of ``main``. A reader that ends early, as in ``scripts/plan ... | head``, is
     no error to be shown."""
+    code: str | int | None
     try:
-        code = main()
+        try:
+            code = main()
+        except SystemExit as end:  # of --help and --version
+            code = end.code
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more at its end

@@ -7,7 +7,6 @@ same weights.
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from backend.core.settings import Settings, load_settings
 from backend.weights.catalog import find_model, read_manifest
 from backend.weights.lockfile import LockedFile, exclusive, read_lock, write_lock
 from backend.weights.resolver import checked_file
-from modules.cli.command import BAD_INPUT, FAILED, CommandParser
+from modules.cli.command import BAD_INPUT, FAILED, CommandParser, exit_with
 
 if TYPE_CHECKING:  # --help needs no torch
     import torch
@@ -189,4 +188,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from backend.api.input_schema import PREDICTOR_FILE
 from backend.core.errors import UserError
 from backend.core.scratch import scratch_folder
-from modules.cli.command import BAD_INPUT, FAILED, CommandParser
+from modules.cli.command import BAD_INPUT, FAILED, CommandParser, exit_with
 
 SLOTS_VARIABLE, SLOTS = "COG_MAX_CONCURRENCY", 16
 
@@ -107,4 +107,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

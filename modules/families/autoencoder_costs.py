@@ -16,8 +16,8 @@ DECODE_MAPS_16_BIT = 5
 """In 16 bits, which is for a GPU, as many again are kept free for the workspace of cuDNN's convolutions. Assumed."""
 
 PUBLISHED_AUTOENCODER = {
-    "encode_image": Cost(Curve(linear=1300), Curve(linear=4.88e12 / 1024**2)),
-    "decode": Cost(Curve(linear=2600), Curve(linear=10.47e12 / 1024**2)),
+    "encode_image": Cost(Curve(linear=1300), Curve(linear=4.33e12 / 1024**2, square=0.5)),
+    "decode": Cost(Curve(linear=2600), Curve(linear=9.92e12 / 1024**2, square=0.5)),
 }
 """Of the one with 128, 256, 512 and 512 channels, in 16 bits, that Flux, SDXL and SD 1.5 have."""
 
@@ -30,29 +30,29 @@ def autoencoder_dtype(config: Mapping[str, Any], dtype: str) -> str:
     return "fp32" if dtype == "fp16" and config.get("force_upcast") else dtype
 
 
-def autoencoder_costs(channels: Sequence[int], work: tuple[float, float], dtype: str) -> dict[str, Cost]:
+def autoencoder_costs(channels: Sequence[int], work: tuple[Curve, Curve], dtype: str) -> dict[str, Cost]:
     """ "encode_image" and "decode" of one picture (x: pixels). ``channels`` are ``block_out_channels``; ``work`` is
-    operations for a pixel, to encode and to decode."""
+    :func:`autoencoder_work`."""
     item = BYTES_PER_PARAMETER[dtype]
     maps = DECODE_MAPS if dtype == "fp32" else DECODE_MAPS_16_BIT
     return {
-        "encode_image": Cost(Curve(linear=ENCODE_MAPS * channels[0] * item), Curve(linear=work[0])),
-        "decode": Cost(Curve(linear=maps * channels[min(1, len(channels) - 1)] * item), Curve(linear=work[1])),
+        "encode_image": Cost(Curve(linear=ENCODE_MAPS * channels[0] * item), work[0]),
+        "decode": Cost(Curve(linear=maps * channels[min(1, len(channels) - 1)] * item), work[1]),
     }
 
 
-def autoencoder_work(shapes: Mapping[str, Shape], channels: Sequence[int], native: int) -> tuple[float, float]:
-    """Operations for a pixel, to encode and to decode: convolutions by the size at which they run, and the attention
-    of the smallest size in a picture of ``native`` x ``native``."""
+def autoencoder_work(shapes: Mapping[str, Shape], channels: Sequence[int]) -> tuple[Curve, Curve]:
+    """Operations to encode and to decode a picture (x: pixels): convolutions by the size at which they run, and the
+    attention of the smallest size."""
     smallest = len(channels) - 1
-    work = {"encoder": 0.0, "decoder": 0.0}
+    linear = {"encoder": 0.0, "decoder": 0.0}
+    square = dict(linear)
     for name, shape in shapes.items():
         if found := LEVEL.match(name):
-            work[found[1]] += 2 * parameters(shape) / 4 ** _level(found, smallest)
-    for side in work:
-        if any(name.startswith(f"{side}.mid_block.attentions.") for name in shapes):
-            work[side] += 4 * channels[-1] * native**2 / 16**smallest
-    return work["encoder"], work["decoder"]
+            linear[found[1]] += 2 * parameters(shape) / 4 ** _level(found, smallest)
+            if name.endswith("mid_block.attentions.0.to_q.weight"):
+                square[found[1]] = 4 * channels[-1] / 16**smallest
+    return Curve(0, linear["encoder"], square["encoder"]), Curve(0, linear["decoder"], square["decoder"])
 
 
 def _level(found: re.Match[str], smallest: int) -> int:

@@ -113,4 +113,8 @@ def encode_cost(config: Mapping[str, Any], read: Component, kept: int, tokens: i
     byte for each token that it may look at."""
     width, inner, head = (int(config[name]) for name in ("hidden_size", "intermediate_size", "head_dim"))
     numbers = (kept + 3) * width + 3 * inner + 2 * head
-    return Cost(Curve(linear=numbers * BYTES_PER_PARAMETER[dtype] + tokens), Curve(linear=2 * sum(read.blocks)))
+    attention = 4 * head * int(config["num_attention_heads"]) * len(read.blocks)
+    return Cost(
+        Curve(linear=numbers * BYTES_PER_PARAMETER[dtype] + tokens),
+        Curve(linear=2 * sum(read.blocks), square=attention),
+    )

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
+from support.lora_files import lora_file, named, random_pairs
 
 from backend.memory_management import ModelSpec, Workload
 from backend.planning.activations import Step, prediction_steps
@@ -16,6 +18,8 @@ STEPS = 6
 FACES = ((60, 60, 180, 180), (250, 80, 360, 200), (90, 300, 220, 440))
 """Where three details are. They are repainted at the native size."""
 HIRES, STRENGTH, DETAIL_STRENGTH = 1.25, 0.7, 0.4
+LORA = "one"
+"""The name of the file that :func:`write_lora` writes."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +32,47 @@ class Request:
 
 
 def workloads_for(spec: ModelSpec) -> dict[str, Workload]:
-    """From words; with a second pass; with :data:`FACES`."""
+    """From words; two pictures; with a second pass; with :data:`FACES`."""
     side, larger = spec.native, int(HIRES * spec.native)
     text = Workload(side, side, steps=STEPS, cached_prompts=8)
     return {
         "text": text,
+        "two": replace(text, outputs=2),
         "hires": replace(text, hires=(larger, larger), hires_strength=STRENGTH),
         "three details": replace(text, detail_crop=side, details=len(FACES), detail_strength=DETAIL_STRENGTH),
     }
 
 
 def requests_for(spec: ModelSpec, folder: Path) -> dict[str, Request]:
-    """Those of :func:`workloads_for`, and an image with a mask. ``folder`` gets the files."""
+    """Those of :func:`workloads_for`, an image with a mask, another sampler and a LoRA. ``folder`` gets the files."""
     side = spec.native
     Image.new("RGB", (side, side), "grey").save(picture := folder / "picture.png")
     ImageDraw.Draw(area := Image.new("L", (side, side))).rectangle((100, 100, 300, 300), fill=255)
     area.save(mask := folder / "mask.png")
     workloads = workloads_for(spec)
     steps = {name: prediction_steps(workload, spec) for name, workload in workloads.items()}
-    repainting = replace(workloads["text"], hires=(side, side), hires_strength=STRENGTH)
+    repainting = replace(workloads["text"], detail_crop=side, detail_strength=STRENGTH)
     repaint = (steps["text"][0], *prediction_steps(repainting, spec)[-3:])
     from_image = {"image": picture, "mask": mask, "prompt_strength": STRENGTH}
     second_pass = {"enable_hr": True, "hr_scale": HIRES, "denoising_strength": STRENGTH}
+    text = Request({}, workloads["text"], steps["text"])
     return {
-        "text": Request({}, workloads["text"], steps["text"]),
+        "text": text,
+        "two": Request({"num_outputs": 2}, workloads["two"], steps["two"]),
         "image and mask": Request(from_image, workloads["text"], repaint),
         "hires": Request(second_pass, workloads["hires"], steps["hires"]),
         "three details": Request({"adetailer": True}, workloads["three details"], steps["three details"]),
+        "solver": replace(text, inputs={"sampler": "DPM++ 2M"}),
+        "lora": replace(text, inputs={"lora_weights": LORA}),
     }
+
+
+def write_lora(folder: Path, component: str, denoiser: torch.nn.Module) -> None:
+    """A LoRA of rank 4 for the queries and values of a denoiser, in diffusers' names."""
+    shapes = {
+        name: tuple(layer.weight.shape)
+        for name, layer in denoiser.named_modules()
+        if name.endswith(("to_q", "to_v")) and isinstance(layer, torch.nn.Linear)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    lora_file(named(random_pairs(shapes), lambda path: f"{component}.{path}"), folder / f"{LORA}.safetensors")

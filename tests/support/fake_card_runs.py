@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
 from support.fake_card_requests import workloads_for
 from support.fake_cuda import FakeCard
 from torch import nn
@@ -22,9 +21,18 @@ import backend.devices.runtime
 import modules.detection.service
 from backend.core.settings import Settings
 from backend.core.units import GIB
+from backend.devices.speed import measure_speed
 from backend.memory_management import MemoryPlan, ModelSpec, Workload, plan_memory, predicted_peak
 from backend.planning.activations import Step, prediction_steps
-from backend.planning.costs import DeviceMemory, Kind, Placement, moved_bytes, waiting_bytes
+from backend.planning.costs import (
+    DeviceMemory,
+    Kind,
+    Placement,
+    moved_bytes,
+    passing_bytes,
+    standing_bytes,
+    waiting_bytes,
+)
 from backend.planning.gpu_specs import REPORTED_SHARE
 from backend.planning.model_specs import Curve
 from backend.planning.rules import MemoryRules, usable_bytes
@@ -37,7 +45,6 @@ from modules.families.autoencoder_costs import DECODE_MAPS, DECODE_MAPS_16_BIT
 
 ALONE: Mapping[str, Any] = {"disabled_extensions": list(optional_features())}
 """Settings that leave nothing but the model that generates."""
-DENOISERS = (Flux2Transformer2DModel, FluxTransformer2DModel, UNet2DConditionModel)
 REQUEST: Mapping[str, Any] = {
     "prompt": "a woman with red hair",
     "seed": 1,
@@ -63,7 +70,8 @@ class Prediction:
 
 
 def start_on_card(model: Path, **settings: Any) -> Service:
-    """The set-up without warm-up and compilation. To be called inside of a card."""
+    """The set-up without warm-up and compilation. To be called inside of a card. The plan counts with the speed of the
+    card's name: what is measured here is the time of this machine."""
     chosen = {
         "device": "cuda",
         "compile": "off",
@@ -72,7 +80,12 @@ def start_on_card(model: Path, **settings: Any) -> Service:
         "quantized_cache_gb": 0,
         **settings,
     }
-    return start(replace(Settings(), model=str(model), **chosen))
+    with patch.object(backend.devices.runtime, "measure_speed", _measured_in_vain):
+        return start(replace(Settings(), model=str(model), **chosen))
+
+
+def _measured_in_vain(device: torch.device, dtype: torch.dtype) -> None:
+    assert measure_speed(device, dtype)
 
 
 def predict_on_card(card: FakeCard, service: Service, **inputs: Any) -> Prediction:
@@ -147,10 +160,9 @@ def steps_watched(card: FakeCard, service: Service) -> Iterator[None]:
         return denoise(*args, **kwargs)  # type: ignore[no-any-return]
 
     def forward(module: nn.Module, args: Any) -> None:
-        if type(module) in DENOISERS:
-            card.steps[-1].append(len(card.waits))
+        card.steps[-1].append(len(card.waits))
 
-    hook = nn.modules.module.register_module_forward_pre_hook(forward)
+    hook = service.models.module(service.profile.denoiser).register_forward_pre_hook(forward)
     try:
         with patch.object(diffusion, "denoise", watched):
             yield
@@ -161,11 +173,13 @@ def steps_watched(card: FakeCard, service: Service) -> Iterator[None]:
 @dataclass(frozen=True)
 class Planned:
     """What the plan says of one prediction: operations, bytes of weights that move, and the peak without what is kept
-    back for the driver, and for the workspace of kernels, which a fake card does not have."""
+    back for the driver, and for the workspace of kernels, which a fake card does not have. Where a card has room for
+    more than the plan needs, the next model is uploaded ahead, and the peak is that of ``ahead_bytes``."""
 
     flops: float
     moved: int
     peak_bytes: int
+    ahead_bytes: int
 
 
 def as_planned(
@@ -181,7 +195,19 @@ def as_planned(
         for name in step.components
     )
     peak = predicted_peak(memory, spec, workload, plan.placements) - plan.reserve_bytes
-    return Planned(sum(step.work * step.forwards for step in steps), moved, peak)
+    flops = sum(step.work * step.forwards for step in steps)
+    return Planned(flops, moved, peak, max(peak, _ahead_bytes(service, peak)))
+
+
+def _ahead_bytes(service: Service, peak: int) -> int:
+    """The most that is on the card when models are uploaded ahead: the denoiser, or the autoencoder where it reads
+    pictures, beside text encoders at work, and later the autoencoder beside the denoiser."""
+    components, placements = service.spec.components, service.runtime.plan.placements
+    passing = {name: passing_bytes(placements[name], component) for name, component in components.items()}
+    standing = sum(standing_bytes(placements[name], component) for name, component in components.items())
+    reading = sum(passing[name] for name in (*service.profile.encoders, service.profile.denoiser))
+    later = passing["vae"] if placements["vae"].kind != "resident" else 0
+    return max(peak + later, standing + reading + service.runtime.plan.step_bytes["text_encoder"])
 
 
 def without_workspace(spec: ModelSpec) -> ModelSpec:
@@ -221,7 +247,8 @@ def _detector_network(path: Path) -> nn.Module:
 
 
 def smallest_card(model: Path, kind: Kind, precision: str, **settings: Any) -> FakeCard:
-    """The smallest card for ``support/fake_card_requests.py`` with every model placed so, by what the plan predicts."""
+    """The smallest card for ``support/fake_card_requests.py`` with every model placed so, by what the plan predicts.
+    It multiplies in fp8."""
     chosen = replace(Settings(), model=str(model), **settings)
     files, dtype = find_files(chosen, select(chosen)), getattr(torch, chosen.dtype)
     spec = files.spec(dtype, torch.float16)

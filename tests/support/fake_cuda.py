@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import torch
 from support.fake_cuda_blocks import alike_blocks_run_once
-from support.fake_cuda_driver import FakeDriver, installed_driver
+from support.fake_cuda_driver import BUILT_FOR, FakeDriver, installed_driver
 from support.fake_cuda_operators import BY_NAME, SPECIAL, meta_of
 from support.fake_cuda_results import Results, tensors_of
 from support.sparse_checkpoints import hollow_files
@@ -56,7 +56,7 @@ class FakeCard:
     """A card of ``gib`` as it is sold.
 
     ``held_bytes`` are in use by others from the start, and ``context_bytes`` are what the driver takes as soon as
-    anything runs. ``host_gib`` is the memory of the machine.
+    anything runs. ``host_gib`` is the memory of the machine, ``cuda`` the version of CUDA that the driver supports.
 
     Attributes:
         allocated_bytes, peak_bytes: Of tensors on the card.
@@ -74,8 +74,9 @@ class FakeCard:
         held_bytes: int = 0,
         context_bytes: int = 500_000_000,
         host_gib: float = 128,
+        cuda: tuple[int, int] = BUILT_FOR,
     ) -> None:
-        self.driver = FakeDriver(self, gib, capability, held_bytes, context_bytes, host_gib)
+        self.driver = FakeDriver(self, gib, capability, held_bytes, context_bytes, host_gib, cuda)
         self.allocated_bytes = self.peak_bytes = self.flops = 0
         self.bytes_uploaded = self.pageable_bytes = self.bytes_downloaded = 0
         self.waits: list[tuple[str, str]] = []

@@ -1,8 +1,9 @@
 """Blocks of a network that are alike are run once on a fake card; for the others what that showed is counted.
 
 A step of FLUX.1-dev is 7,000 operators in 57 blocks of two kinds. Two calls are alike when the class, the tensors of
-the module and the arguments agree in shape, order, number format and device. A call is run whole where hooks sit
-inside of the block; it is not remembered where it copied, waited, or gave back memory of an argument.
+the module and the arguments agree in shape, order, number format and device. A call is run whole where something
+changes what is inside of the block, as a LoRA does; it is not remembered where it copied, waited, or gave back memory of
+an argument.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
+from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
 from backend.compat import storage_id, tensors_in
@@ -30,10 +34,14 @@ if TYPE_CHECKING:
 BLOCKS: tuple[type[nn.Module], ...] = (
     FluxTransformerBlock,
     FluxSingleTransformerBlock,
+    Flux2TransformerBlock,
+    Flux2SingleTransformerBlock,
+    ZImageTransformerBlock,
     BasicTransformerBlock,
     ResnetBlock2D,
     CLIPEncoderLayer,
     T5Block,
+    Qwen3DecoderLayer,
 )
 
 
@@ -65,7 +73,7 @@ def _forward(card: FakeCard, run: Callable[..., Any]) -> Callable[..., Any]:
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given, structure = tree_flatten((args, kwargs))
         parts, tensors = list(module.modules()), [*module.parameters(), *module.buffers()]
-        whole = any(part._forward_pre_hooks or part._forward_hooks for part in parts[1:])
+        whole = any("forward" in vars(part) or part._forward_pre_hooks or part._forward_hooks for part in parts[1:])
         key = (tuple(map(type, parts)), tuple(map(_looks, (*tensors, *given))), str(structure))
         known = SEEN.get(key)
         if whole or known is None:
@@ -79,7 +87,7 @@ def _forward(card: FakeCard, run: Callable[..., Any]) -> Callable[..., Any]:
             looks = tuple(places[id(one)] if id(one) in places else _without_data(one) for one in results)
             made = {storage_id(one) for one in tensors_in(results) if id(one) not in places}
             alone = not made & {storage_id(one) for one in tensors_in(given)}
-            if alone and before == (card.bytes_uploaded, card.bytes_downloaded, len(card.waits)):
+            if alone and not whole and before == (card.bytes_uploaded, card.bytes_downloaded, len(card.waits)):
                 SEEN[key] = _Seen(card.flops - flops, above, looks, form)
             return result
         card.flops += known.flops

@@ -14,11 +14,14 @@ from unittest.mock import patch
 import torch
 
 from backend.core.units import GIB
+from backend.devices import cuda_checks
 from backend.planning.gpu_specs import REPORTED_SHARE
 
 if TYPE_CHECKING:
     from support.fake_cuda import FakeCard
 
+BUILT_FOR = (13, 0)
+"""The version of CUDA."""
 ALREADY_REGISTERED = 712
 """``cudaErrorHostMemoryAlreadyRegistered``."""
 
@@ -81,6 +84,7 @@ class FakeEvent:
 class FakeDriver:
     """The card as the driver sees it.
 
+    ``cuda`` is the CUDA version that the driver supports; torch is built for 13.0.
     ``register_error`` is what pinning memory fails with (0: it works, as far as no page is pinned twice). After an
     error the next thing that runs on the card raises it, once, as CUDA does.
     """
@@ -93,11 +97,13 @@ class FakeDriver:
         held_bytes: int,
         context_bytes: int,
         host_gib: float,
+        cuda: tuple[int, int],
     ) -> None:
         self.card, self.capability, self.host_bytes = card, capability, int(host_gib * 2**30)
         self.total_bytes, self.held_bytes = int(REPORTED_SHARE * gib * 2**30), held_bytes
         self.context_bytes, self.fraction = context_bytes, 1.0
         self.name = f"fake card of {gib:g} GB"
+        self.cuda = cuda
         self.default_stream = self.stream = FakeStream()
         self.peak_bytes = 0
         """As torch has it, whose statistics the product resets."""
@@ -164,6 +170,8 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
     """``torch.cuda`` is this card inside, and what it was before afterwards."""
     with (
         patch.multiple(torch.cuda, **_properties(driver), **_memory(driver), **_streams(driver)),
+        patch.object(torch.version, "cuda", ".".join(map(str, BUILT_FOR))),
+        patch.object(cuda_checks, "driver_cuda_version", lambda: driver.cuda),
         patch.object(torch.accelerator, "empty_host_cache", lambda: None),
         patch.object(torch.Tensor, "record_stream", driver.record_stream),
         host_of(driver.host_bytes),

@@ -98,6 +98,12 @@ SHORT: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "text_encoder_2": {"num_hidden_layers": 2},
     },
     "sd15": {"unet": {"layers_per_block": 1}, "vae": {"layers_per_block": 1}, "text_encoder": {"num_hidden_layers": 2}},
+    "klein": {"transformer": {"num_layers": 2, "num_single_layers": 4}, "vae": {"layers_per_block": 1}},
+    "z_image": {
+        "transformer": {"n_layers": 4},
+        "vae": {"layers_per_block": 1},
+        "text_encoder": {"num_hidden_layers": 4},
+    },
 }
 """What a model has less of that is as wide as the published one, but has few blocks and is made in a second."""
 
@@ -128,33 +134,37 @@ def write_stable_diffusion(folder: Path, family: str, short: bool = False) -> Pa
     return folder
 
 
-def write_qwen3(folder: Path) -> None:
+def write_qwen3(folder: Path, less: Mapping[str, Any]) -> None:
     """Qwen3-4B, 8 GB, with a small tokenizer."""
     write_small_qwen3(folder)
     shutil.rmtree(folder / "text_encoder")
     with torch.device("meta"):
-        module = Qwen3ForCausalLM(Qwen3Config.from_dict({**QWEN3_4B.published}))
+        module = Qwen3ForCausalLM(Qwen3Config.from_dict({**QWEN3_4B.published, **less}))
     write_sparse_component(folder / "text_encoder", module)
 
 
-def write_klein(folder: Path) -> Path:
-    """FLUX.2 klein 4B, 16 GB."""
-    write_qwen3(folder)
+def write_klein(folder: Path, short: bool = False) -> Path:
+    """FLUX.2 klein 4B, 16 GB, or a short one, whose text encoder is whole: three of its layers are read."""
+    less = SHORT["klein"] if short else {}
+    write_qwen3(folder, {})
     with torch.device("meta"):
-        write_sparse_component(folder / "transformer", Flux2Transformer2DModel(**KLEIN))
-        vae = AutoencoderKLFlux2.from_config({**KLEIN_PARTS["vae"].published})
-        write_sparse_component(folder / "vae", vae)
+        transformer = Flux2Transformer2DModel(**{**KLEIN, **less.get("transformer", {})})
+        vae = AutoencoderKLFlux2.from_config({**KLEIN_PARTS["vae"].published, **less.get("vae", {})})
+    write_sparse_component(folder / "transformer", transformer)
+    write_sparse_component(folder / "vae", vae)
     FlowMatchEulerDiscreteScheduler(**FLOW).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps({**KLEIN_INDEX, "is_distilled": True}))
     return folder
 
 
-def write_z_image(folder: Path) -> Path:
-    """Z-Image-Turbo, 21 GB."""
-    write_qwen3(folder)
-    with torch.device("meta"):
-        for name, kind in (("transformer", ZImageTransformer2DModel), ("vae", AutoencoderKL)):
-            write_sparse_component(folder / name, kind.from_config({**Z_IMAGE_PARTS[name].published}))
+def write_z_image(folder: Path, short: bool = False) -> Path:
+    """Z-Image-Turbo, 21 GB, or a short one."""
+    less = SHORT["z_image"] if short else {}
+    write_qwen3(folder, less.get("text_encoder", {}))
+    for name, kind in (("transformer", ZImageTransformer2DModel), ("vae", AutoencoderKL)):
+        with torch.device("meta"):
+            module = kind.from_config({**Z_IMAGE_PARTS[name].published, **less.get(name, {})})
+        write_sparse_component(folder / name, module)
     FlowMatchEulerDiscreteScheduler(shift=TURBO_SHIFT).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(Z_IMAGE_INDEX))
     return folder

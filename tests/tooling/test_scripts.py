@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from backend.core.settings import ROOT
 from backend.core.version import name_and_version, version
+from modules.cli.command import NOT_READ
 
 SHARED = ROOT / "scripts" / "common.sh"
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path != SHARED)
@@ -40,6 +42,22 @@ def test_every_command_has_one_script_and_every_python_script_is_a_thin_entry() 
     for script, name in ENTRIES.items():
         if name in commands:
             assert len(script.read_text().splitlines()) <= 12, f"{script.name} holds more than a call"
+
+
+def test_every_command_ends_quietly_where_its_reader_ends_early() -> None:
+    ends = {
+        name: script.read_text() + (ROOT / "modules" / "cli" / f"{name}.py").read_text()
+        for script, name in ENTRIES.items()
+        if (ROOT / "modules" / "cli" / f"{name}.py").exists()
+    }
+    assert len(ends) >= 8 and all("exit_with(main)" in text for text in ends.values())
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        ran = subprocess.run(
+            ["scripts/healthcheck", "--help"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (NOT_READ, b"")
 
 
 def test_the_version_is_stated_in_one_place() -> None:

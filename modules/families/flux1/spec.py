@@ -76,7 +76,7 @@ def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
             dtype,
             added=shapes["x_embedder.weight"][1] - shapes["proj_out.weight"][0],
         ),
-        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), dtypes["vae"]),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels), dtypes["vae"]),
     }
     return ModelSpec(
         profile.name,

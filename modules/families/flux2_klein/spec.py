@@ -47,7 +47,7 @@ def klein_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:
         "vae": component(autoencoder.shapes, vae_dtype, autoencoder.precision),
     }
     channels = vae["block_out_channels"]
-    work = autoencoder_work(autoencoder.shapes, channels, profile.native)
+    work = autoencoder_work(autoencoder.shapes, channels)
     text, side = parts["text_encoder"].config, PATCH * profile.latent_factor
     costs = {
         "encode": encode_cost(text, encoder, len(TEXT_LAYERS), profile.tokens, dtype),
@@ -139,7 +139,7 @@ KLEIN_4B = ModelSpec(
     ),
     costs=MappingProxyType(
         {
-            "encode": Cost(Curve(linear=90.1e3), Curve(linear=5.45e9)),
+            "encode": Cost(Curve(linear=90.1e3), Curve(linear=5.45e9, square=442_368)),
             "denoise": Cost(Curve(linear=148e3), Curve(linear=6.134e9, square=307_200)),
             **PUBLISHED_AUTOENCODER,
         }

@@ -46,7 +46,7 @@ def unet_spec(source: Source, profile: ModelProfile, kinds: Mapping[str, PartKin
     costs = {
         "encode": encode_cost(configs, sum(components[name].parameters for name in profile.encoders), dtype),
         "denoise": denoise_cost(unet, unet_work(headers["unet"].shapes, unet, profile.tokens), profile.tokens, dtype),
-        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels, profile.native), vae_dtype),
+        **autoencoder_costs(channels, autoencoder_work(headers["vae"].shapes, channels), vae_dtype),
     }
     return ModelSpec(
         profile.name,

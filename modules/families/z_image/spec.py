@@ -50,7 +50,7 @@ def z_image_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec
     costs = {
         "encode": encode_cost(text, encoder, 1, profile.tokens, dtype),
         "denoise": denoise_cost(transformer.shapes, profile, dtype),
-        **autoencoder_costs(channels, autoencoder_work(autoencoder.shapes, channels, profile.native), vae_dtype),
+        **autoencoder_costs(channels, autoencoder_work(autoencoder.shapes, channels), vae_dtype),
     }
     return ModelSpec(
         profile.name,
@@ -84,13 +84,12 @@ def prompt_bytes(tokens: int, width: int, dtype: str) -> int:
 
 def denoise_cost(shapes: Mapping[str, Shape], profile: ModelProfile, dtype: str) -> Cost:
     """The transformer (x: text and image tokens). With a negative prompt both forwards run as one batch. Beside the
-    linear layers each block attends from every token to every token; the refiners, which see text and image alone, are
-    counted as half a block."""
+    linear layers each block attends from every token to every token; the refiners see text and image alone."""
     passes = 2 if profile.inputs.negative_prompt else 1
     width, (head,) = shapes["x_pad_token"][1], shapes["layers.0.attention.norm_q.weight"]
     vectors = TRANSFORMER_VECTORS if dtype == "fp32" else TRANSFORMER_VECTORS_16_BIT
     linear = sum(_share(name) * parameters(shape) for name, shape in shapes.items() if name.endswith(".weight"))
-    blocks = sum(_share(name) for name in shapes if name.endswith(".attention.to_q.weight"))
+    blocks = sum(_share(name) ** 2 for name in shapes if name.endswith(".attention.to_q.weight"))
     return Cost(
         Curve(linear=passes * (vectors * width * BYTES_PER_PARAMETER[dtype] + ROTATION_BYTES * head)),
         Curve(linear=passes * 2 * linear, square=passes * 4 * width * blocks),
@@ -125,8 +124,8 @@ Z_IMAGE_TURBO = ModelSpec(
     ),
     costs=MappingProxyType(
         {
-            "encode": Cost(Curve(linear=79.9e3), Curve(linear=7.065e9)),
-            "denoise": Cost(Curve(linear=127e3), Curve(linear=11.326e9, square=491_520)),
+            "encode": Cost(Curve(linear=79.9e3), Curve(linear=7.065e9, square=573_440)),
+            "denoise": Cost(Curve(linear=127e3), Curve(linear=11.326e9, square=485_452)),
             **PUBLISHED_AUTOENCODER,
         }
     ),

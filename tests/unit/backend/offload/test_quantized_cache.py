@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from support.small_flux import small_transformer
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
@@ -23,21 +23,7 @@ KEY = "0" * 32
 
 
 def transformer() -> nn.Module:
-    torch.manual_seed(0)
-    module: nn.Module = FluxTransformer2DModel(
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        axes_dims_rope=(8, 12, 12),
-        in_channels=16,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        guidance_embeds=True,
-    )
-    for tensor in all_tensors(module):
-        tensor.data = tensor.data.to(DTYPE)
-    return module.eval()
+    return small_transformer().to(DTYPE)
 
 
 def text_encoder() -> nn.Module:

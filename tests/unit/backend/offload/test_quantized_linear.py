@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from support.small_flux import small_transformer
 from torch import nn
 from torch.nn import functional
 from transformers import T5Config, T5EncoderModel
@@ -194,16 +194,11 @@ def test_layers_of_a_size_that_the_format_does_not_take_stay_as_they_are(name: s
 
 
 def test_products_in_fp8_leave_the_modulations_as_they_are() -> None:
-    config = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
-    axes = {"axes_dims_rope": (4, 6, 6), "in_channels": 16, "joint_attention_dim": 32, "pooled_projection_dim": 32}
-    transformer = FluxTransformer2DModel(**config, **axes)
+    transformer = small_transformer()
     quantize(transformer, "fp8_compute", torch.float32)
     plain = {path for path, part in transformer.named_modules() if type(part) is nn.Linear and "blocks" in path}
-    modulations = {
-        "transformer_blocks.0.norm1",
-        "transformer_blocks.0.norm1_context",
-        "single_transformer_blocks.0.norm",
-    }
+    double = {f"transformer_blocks.{block}.{norm}" for block in range(2) for norm in ("norm1", "norm1_context")}
+    modulations = double | {f"single_transformer_blocks.{block}.norm" for block in range(3)}
     assert plain == {f"{path}.linear" for path in modulations}
 
 

@@ -12,7 +12,7 @@ from support.model_specs import FLUX_DEV, KNOWN, embedded_spec
 from backend.core.units import parse_bytes
 from backend.memory_management import DeviceMemory, MemoryPlanError, MemoryRules, Workload, plan_memory
 from backend.planning.advice import DEVICE, EMULATED, HOST, REQUEST, SET_UP_EMULATED, Case, Change, amount
-from backend.planning.gpu_specs import emulated_memory
+from backend.planning.gpu_specs import emulated_memory, usual_cards
 from backend.planning.rules import LEVELS
 
 GB = 10**9
@@ -83,6 +83,26 @@ def test_all_advice_works_when_it_is_followed(case: Case) -> None:
         assert str(change) in str(error)
         case = followed(case, change)
     assert refusal(case) is None, error
+
+
+CARDS = {card.gib: card for card in reversed(usual_cards())}
+"""One of each size, 8 to 141 GB."""
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "flux-kontext-dev", "flux2-klein", "z-image-turbo", "sdxl", "sd15"])
+@pytest.mark.parametrize("host_gb", [8, 16, 32, 64])
+def test_every_card_has_a_plan_or_advice_that_works_on_every_host(name: str, host_gb: int) -> None:
+    """Only a machine with 8 GB is too small for some."""
+    models = KNOWN[name]
+    workload = Workload(models.native, models.native, steps=models.steps, cached_prompts=32)
+    for card in CARDS.values():
+        device = card.device(host_bytes=(host_gb - 2) * GB, held_bytes=card.held_bytes)
+        case = Case(device, models, workload, MemoryRules(weight_precision="auto"))
+        if error := refusal(case):
+            assert host_gb == 8 and error.changes and "\n" not in str(error)
+            for change in error.changes:
+                case = followed(case, change)
+            assert refusal(case) is None, (card.name, str(error))
 
 
 @pytest.mark.parametrize(
