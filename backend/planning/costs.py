@@ -122,7 +122,7 @@ def standing_bytes(placement: Placement, component: Component) -> int:
 
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
-    # while a layer computes, its weights are also there in the dtype that it computes in; only those in blocks are rounded
+    # while a layer computes, its weights are also there in the dtype that it computes in; only blocks are rounded
     largest = component.largest_layer
     if placement.dtype != PACKED:
         largest = min(largest, max(component.blocks, default=largest))

@@ -33,9 +33,9 @@ from backend.memory_management import Workload
 from backend.planning.costs import Kind, waiting_bytes
 from modules.app.service import Service
 from modules.diffusion.block_cache import computed_steps
-from modules.lora.disk_cache import DiskCache
-from modules.lora.sources import LoraSources
-from modules.lora.store import LoraStore
+from modules.lora.files.disk_cache import DiskCache
+from modules.lora.files.sources import LoraSources
+from modules.lora.files.store import LoraStore
 
 pytestmark = pytest.mark.skipif(
     not torch.__version__.startswith(WRITTEN_FOR),
@@ -69,8 +69,8 @@ CASES: Sequence[Case] = [
     ("sd15", "resident", "", "bfloat16", ("image and mask",)),
     ("sd15", "block offload", "", "float16", ("three details", "lora")),
     ("klein", "resident", "", "float16", ("image and mask",)),
-    ("klein", "model offload", "fp8", "bfloat16", ("hires",)),
-    ("klein", "partial", "fp8_compute", "bfloat16", ("text", "lora")),
+    ("klein", "model offload", "", "bfloat16", ("hires",)),
+    ("klein", "partial", "", "bfloat16", ("text", "lora")),
     ("klein", "block offload", "", "bfloat16", ("three details",)),
     ("z_image", "resident", "fp8", "bfloat16", ("two", "lora")),
     ("z_image", "model offload", "", "float16", ("image and mask",)),
@@ -132,6 +132,15 @@ def test_predictions_do_what_the_plan_says(
         assert not card.driver.registered
 
 
+@pytest.mark.parametrize("family", ["flux1", "sd15"])
+def test_the_next_request_in_layer_offload_computes_on_the_card_too(models: dict[str, Path], family: str) -> None:
+    """No weight is there when it begins, where diffusers would look for the device."""
+    with FakeCard(8) as card, every_model_placed("layer offload"):
+        service = start_on_card(models[family], dtype="bfloat16", weight_precision="bf16", **ALONE)
+        first, second = (predict_on_card(card, service, num_inference_steps=1) for _ in range(2))
+    assert 0 < second.flops < first.flops  # the prompt is remembered
+
+
 def test_a_lora_computes_beside_the_weights_where_it_is_used(models: dict[str, Path], tmp_path: Path) -> None:
     """Rank 4, for queries and values: a fraction of a percent of the work. The prompt is read once."""
     with FakeCard(80) as card, every_model_placed("resident"):
@@ -141,6 +150,13 @@ def test_a_lora_computes_beside_the_weights_where_it_is_used(models: dict[str, P
             for inputs in ({}, {"lora_weights": LORA}, {"lora_weights": LORA, "lora_scale": 0}, {})
         ][1:]
     assert flops[1] < flops[0] < 1.005 * flops[1] and flops[1] == flops[2]
+
+
+def test_weights_are_rounded_on_the_card(models: dict[str, Path]) -> None:
+    with FakeCard(24) as card, every_model_placed("model offload", "fp8"):
+        service = start_on_card(models["flux1"], dtype="bfloat16", **ALONE)
+        blocks = sum(component.bytes_of(sum(component.blocks)) for component in service.spec.components.values())
+        assert card.bytes_uploaded > 0.9 * blocks and card.bytes_downloaded == pytest.approx(blocks / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["resident", "partial", "block offload"])

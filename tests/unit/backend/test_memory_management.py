@@ -17,6 +17,7 @@ from backend.memory_management import (
     MemoryRules,
     VRAMState,
     plan_memory,
+    predicted_peak,
 )
 from backend.planning.activations import Workload, prediction_steps
 from backend.planning.costs import DeviceMemory, standing_bytes, waiting_bytes
@@ -310,3 +311,11 @@ def test_weights_that_wait_are_pages_of_their_files_and_need_no_memory_of_the_ho
 def test_an_unknown_weight_precision_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"not 'fp9' \(did you mean 'fp8'\?\)"):
         MemoryRules(weight_precision="fp9")
+
+
+def test_remembered_prompts_are_counted() -> None:
+    placements = plan_memory(card(80), FLUX_DEV, PLAIN).placements
+    without, with_prompts = (
+        predicted_peak(card(80), FLUX_DEV, replace(PLAIN, cached_prompts=count), placements) for count in (0, 32)
+    )
+    assert with_prompts - without == 32 * FLUX_DEV.prompt_bytes > 100_000_000

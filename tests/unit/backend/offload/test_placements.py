@@ -15,6 +15,7 @@ from torch import nn
 
 from backend.devices.emulated import EmulatedDevice
 from backend.model_cache_optimizer import ModelCache
+from backend.offload.placements import placed_model
 from backend.planning.costs import KINDS, Kind
 from backend.stream import packed
 
@@ -130,6 +131,24 @@ class TestEveryPlacement:
         assert device.allocated_bytes == STANDING.get(kind, 0)
 
 
+def test_layers_that_share_their_weights_wait_once_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As T5's two embeddings do."""
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+    module = Blocks().eval()
+    module.transformer_blocks[4][1].weight = module.first.weight
+    pinned: list[int] = []
+    device = EmulatedDevice(2 * MIB, pin_bytes=MIB)
+    pin = device.pin
+    monkeypatch.setattr(device, "pin", lambda size: (pinned.append(size), pin(size))[1])
+    with torch.inference_mode():
+        expected = module(x)
+        placed = placed_model(module, device, "layer offload")
+        assert sum(pinned) == 10 * LAYER + BUFFER
+        with device:
+            placed.load()
+            assert torch.equal(module(x), expected) and torch.equal(module(x), expected)
+
+
 def fail(module: nn.Module, inputs: object) -> None:
     raise ZeroDivisionError
 
@@ -174,6 +193,15 @@ class TestCache:
         moved = cache.stats().bytes_moved
         with cache.on_device("b"):
             assert cache.stats().bytes_moved == moved and cache.stats().prefetches == 1
+
+    def test_prefetch_leaves_room_for_the_step_that_runs_and_for_no_other(self) -> None:
+        kinds: dict[str, Kind] = dict.fromkeys("abc", "model offload")
+        cache = ModelCache(torch.device("cpu"), EmulatedDevice(2 * WHOLE), kinds, headroom={"a": 0, "c": WHOLE})
+        for name in kinds:
+            cache.register(name, Blocks)
+            cache.load(name)
+        with cache.on_device("a"):
+            assert cache.prefetch("b")
 
     def test_a_model_that_does_not_fit_is_an_out_of_memory_error_and_the_loan_is_undone(self) -> None:
         device = EmulatedDevice(WHOLE + LAYER)
