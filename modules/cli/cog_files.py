@@ -19,7 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from backend.core.files import write_atomic
 from backend.core.settings import ROOT
 from backend.weights.catalog import Model, find_model, read_manifest
-from modules.cli.command import FAILED, CommandParser
+from modules.cli.command import FAILED, CommandParser, exit_with
 
 TEMPLATE = "cog.yaml"
 IMAGES: Mapping[str, str] = MappingProxyType(
@@ -128,4 +128,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)
