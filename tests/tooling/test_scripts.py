@@ -57,7 +57,7 @@ def test_every_command_ends_quietly_where_its_reader_ends_early() -> None:
         ran = subprocess.run(
             ["scripts/healthcheck", "--help"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False
         )
-    assert (ran.returncode, ran.stderr) == (NOT_READ, b"")
+    assert ran.returncode in (0, NOT_READ) and not ran.stderr  # 0 where argparse writes unbuffered and sees it itself
 
 
 def test_the_version_is_stated_in_one_place() -> None:
