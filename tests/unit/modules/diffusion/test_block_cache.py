@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from hypothesis import given
 from hypothesis import strategies as st
 from support.pictures import PROMPT
@@ -61,7 +62,18 @@ def test_the_change_from_step_to_step_is_carried_on() -> None:
 
 @pytest.fixture
 def transformer() -> Any:
-    return small_transformer()
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        axes_dims_rope=(8, 12, 12),
+        in_channels=16,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+    ).eval()
 
 
 class Waits(TorchDispatchMode):
