@@ -50,7 +50,7 @@ def autoencoder_work(shapes: Mapping[str, Shape], channels: Sequence[int]) -> tu
     for name, shape in shapes.items():
         if found := LEVEL.match(name):
             linear[found[1]] += 2 * parameters(shape) / 4 ** _level(found, smallest)
-            if name.endswith("mid_block.attentions.0.to_q.weight"):
+            if name.startswith(f"{found[1]}.mid_block.attentions."):
                 square[found[1]] = 4 * channels[-1] / 16**smallest
     return Curve(0, linear["encoder"], square["encoder"]), Curve(0, linear["decoder"], square["decoder"])
 
