@@ -177,6 +177,16 @@ class Predictor(BasePredictor):
         denoising_strength: float = Input(
             default=0.3, ge=0, le=1, description="How much of the picture Hires fix repaints: 0 keeps it, 1 ignores it."
         ),
+        hr_prompt: str = Input(
+            default="",
+            max_length=20000,
+            description="Prompt for Hires fix. Empty: the main prompt. [PROMPT] inserts it, [SEP] separates the prompts of the tiles, row by row.",
+        ),
+        hr_tiles: str = Input(
+            default="auto",
+            choices=["auto", "on", "off"],
+            description="Draw Hires fix in overlapping tiles of the model's native size. auto: beyond twice the native side, or where one pass does not fit into memory.",
+        ),
         adetailer: Optional[bool] = Input(
             default=None,
             description="Find the faces and repaint each at full resolution. Left out: on; off with the profile hosted.",

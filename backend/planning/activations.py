@@ -11,10 +11,14 @@ import math
 from dataclasses import dataclass, replace
 
 from backend.planning.model_specs import ModelSpec
+from backend.planning.redraw_tiles import count_redraw_tiles
 from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
 
 BLENDED_BYTES = 3 * 4
 """Of a pixel in the row of tiles that is blended on the device: three colours in float32."""
+CANVAS_BYTES = 6
+"""Of a pixel of all tiles: latents, noise and original of a picture that is drawn in tiles, in the precisions that they
+pass through. FLUX.2 has the most latents, 128 for 16 x 16 pixels; others have a half of that and less."""
 TILING_WORK = 1.6
 """Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of
 512 for 1024)."""
@@ -25,11 +29,11 @@ class Workload:
     """The largest prediction that the plan must hold. Sizes are pixels.
 
     ``references`` are the pictures that the denoiser reads beside those that the model needs; one that is repainted by
-    a mask counts as one, where the denoiser reads it. ``hires`` is the size of the second pass (None = off).
-    ``detail_crop`` is the side at which a detail is repainted (0 = off), ``details`` how many a picture is expected to
-    have. The strengths are the shares of the steps that those passes run. ``scale`` upscales at the end (1 = off) in
-    tiles of ``upscale_tile``. The embeddings of ``cached_prompts`` prompts stay on the device, and so do LoRA files of
-    ``lora_bytes``.
+    a mask counts as one, where the denoiser reads it. ``hires`` is the size of the second pass (None = off), drawn in
+    tiles with ``hires_tiles``. ``detail_crop`` is the side at which a detail is repainted (0 = off), ``details`` how
+    many a picture is expected to have. The strengths are the shares of the steps that those passes run. ``scale``
+    upscales at the end (1 = off) in tiles of ``upscale_tile``. The embeddings of ``cached_prompts`` prompts stay on the
+    device, and so do LoRA files of ``lora_bytes``.
     """
 
     width: int
@@ -39,6 +43,7 @@ class Workload:
     references: int = 0
     hires: tuple[int, int] | None = None
     hires_strength: float = 0.4
+    hires_tiles: bool = False
     detail_crop: int = 0
     details: int = 1
     detail_strength: float = 0.4
@@ -88,11 +93,9 @@ class _StepMaker:
 
     def denoise(self, stage: str, width: int, height: int, strength: float, lower: str, masked: bool = False) -> Step:
         """``masked``: only a part of the picture is repainted, whatever the request's other pictures show."""
-        models, pixels = self.models, self.models.token_pixels
-        image, read = math.ceil(width / pixels) * math.ceil(height / pixels), models.pictures
+        models, read = self.models, self.models.pictures
         views = 2 if masked and read.repainted else 1
-        pictures = read.needed + (0 if masked else self.workload.references)
-        tokens = models.text_tokens + views * image + pictures * read.tokens
+        tokens = picture_tokens(width, height, models, views, 0 if masked else self.workload.references)
         forwards = max(1, int(self.workload.steps * strength))
         return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
 
@@ -106,6 +109,23 @@ class _StepMaker:
             self.autoencoder(stage, "decode", width, height, lower),
         ]
 
+    def repaint_tiles(self, stage: str, width: int, height: int, strength: float, lower: str) -> list[Step]:
+        """One tile at a time is what it takes at least; the latents of all tiles are there too."""
+        side, outputs = self.models.native, self.workload.outputs
+        tiles = outputs * count_redraw_tiles(width, height, side)
+        one = replace(self, workload=replace(self.workload, outputs=1, references=0))
+        steps = one.repaint(stage, min(side, width), min(side, height), strength, lower)
+        canvas = canvas_bytes(width, height, self.models)
+        return [
+            replace(
+                step,
+                memory=step.memory + canvas,
+                tiled_memory=step.tiled_memory + canvas,
+                forwards=step.forwards * tiles,
+            )
+            for step in steps
+        ]
+
     def upscale(self, stage: str, width: int, height: int) -> Step:
         tile, cost = self.workload.upscale_tile, self.models.costs["upscale"]
         counted = count_tiles(width, height, tile)
@@ -113,6 +133,20 @@ class _StepMaker:
         memory = int(cost.memory(counted.largest)) + blended
         work, forwards = cost.work(counted.total) / counted.tiles, self.workload.outputs * counted.tiles
         return Step(stage, ("upscaler",), memory, memory, work, forwards, "upscale_tile_size")
+
+
+def picture_tokens(width: int, height: int, models: ModelSpec, views: int = 1, references: int = 0) -> int:
+    """What stands before the denoiser for one picture: the tokens of its text, its own ``views`` times, and those of
+    the pictures that the model needs and of ``references`` more."""
+    image = math.ceil(width / models.token_pixels) * math.ceil(height / models.token_pixels)
+    return models.text_tokens + views * image + (models.pictures.needed + references) * models.pictures.tokens
+
+
+def canvas_bytes(width: int, height: int, models: ModelSpec) -> int:
+    """What a picture of this size that is drawn in tiles takes on the device beside the tiles that are denoised: the
+    latents of all tiles, and the prompt of each."""
+    tiles = count_redraw_tiles(width, height, models.native)
+    return tiles * (CANVAS_BYTES * models.native**2 + models.prompt_bytes)
 
 
 def upscale_tile_sides(workload: Workload, on_cpu: bool) -> list[int]:
@@ -146,7 +180,8 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
     width, height = w.width, w.height
     if w.hires:
         steps.append(make.upscale("hires", width, height))
-        steps += make.repaint("hires", *w.hires, w.hires_strength, "hr_scale")
+        repaint = make.repaint_tiles if w.hires_tiles else make.repaint
+        steps += repaint("hires", *w.hires, w.hires_strength, "hr_scale")
         width, height = w.hires
     if w.detail_crop:
         steps.append(make.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))

@@ -36,6 +36,9 @@ class MemoryPlan:
         model_bytes: The rest of the device. Models may borrow what a workload leaves unused of the inference share.
         reserve_bytes: Kept back for the driver's context and fragmentation.
         max_detail_batch: How many details may be repainted in one batch: as many as fit beside the models, at most 8.
+        max_tile_batch: How many tiles of a large picture may be denoised in one batch: as many as fit beside the models
+            and the latents of the whole, at most 8.
+        one_pass_pixels: The most pixels of one picture that the denoiser takes in one pass, if the other models leave.
         upscale_tile: Longest side in pixels of the upscaler's tiles: that of its pictures, if the workload allows it
             and memory is not short.
         pin_bytes: Host memory to pin for models that are not resident.
@@ -57,6 +60,8 @@ class MemoryPlan:
     reserve_bytes: int
     placements: Mapping[str, Placement]
     max_detail_batch: int
+    max_tile_batch: int
+    one_pass_pixels: int
     upscale_tile: int
     pin_bytes: int
     reread_bytes: int

@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from backend.planning.activations import Workload, upscale_tile_sides
+from backend.planning.activations import Workload, canvas_bytes, picture_tokens, upscale_tile_sides
 from backend.planning.advice import REQUEST, Case, advised_changes
 from backend.planning.costs import DeviceMemory, Placement
 from backend.planning.model_specs import ModelSpec
 from backend.planning.plan import MemoryPlan, VRAMState
 from backend.planning.precision import resolved_rules
 from backend.planning.reasons import plan_error, plan_reasons
+from backend.planning.redraw_tiles import MOST_SCALE
 from backend.planning.rules import DEFAULT_RULES, MemoryRules, has_own_memory, inference_share, is_large
 from backend.planning.search import SECONDS_DIGITS, Choice, PlanSearch
 
 MAX_DETAIL_BATCH = 8
 """Details in one batch: a larger batch gains little more, and loses more work when memory is short after all."""
+MOST_PIXELS = 2**28
+"""Of one picture: more than any request may ask for."""
 ENOUGH = 2**60
 """Bytes: more than any plan lacks."""
 
@@ -88,6 +91,8 @@ def _plan(search: PlanSearch, choice: Choice, why_precision: str) -> MemoryPlan:
         reserve_bytes=search.reserve,
         placements=MappingProxyType({option.name: option.placement for option in choice}),
         max_detail_batch=_max_detail_batch(search, choice),
+        max_tile_batch=_max_tile_batch(search, choice),
+        one_pass_pixels=_one_pass_pixels(search, choice),
         upscale_tile=search.workload.upscale_tile,
         pin_bytes=pin_bytes,
         reread_bytes=use.reread,
@@ -118,6 +123,35 @@ def _max_detail_batch(search: PlanSearch, choice: Choice) -> int:
     denoising = [step for step in search.steps if step.stage == "detail" and step.components == (denoiser,)]
     if not denoising:
         return 1
-    passing = next(option.passing for option in choice if option.name == denoiser)
-    room = search.usable - search.remembered - sum(option.standing for option in choice) - passing
-    return min(MAX_DETAIL_BATCH, max(1, room // denoising[0].memory) * search.workload.outputs)
+    return min(
+        MAX_DETAIL_BATCH, max(1, _denoising_room(search, choice) // denoising[0].memory) * search.workload.outputs
+    )
+
+
+def _max_tile_batch(search: PlanSearch, choice: Choice) -> int:
+    models = search.models
+    latents = canvas_bytes(MOST_SCALE * models.native, MOST_SCALE * models.native, models)
+    room = _denoising_room(search, choice) - latents
+    tile = models.costs["denoise"].memory(picture_tokens(models.native, models.native, models))
+    return min(MAX_DETAIL_BATCH, max(1, int(room / tile)))
+
+
+def _one_pass_pixels(search: PlanSearch, choice: Choice) -> int:
+    """With all other models gone, as the OOM fallback leaves it. The memory grows with the pixels, so the most is found
+    by halving."""
+    models = search.models
+    denoiser = next(option for option in choice if option.name == models.denoiser)
+    room = search.usable - search.remembered - denoiser.standing - denoiser.passing
+    memory = models.costs["denoise"].memory
+    fits, too_many = 0, MOST_PIXELS
+    while too_many - fits > 1:
+        pixels = (fits + too_many) // 2
+        tokens = picture_tokens(0, 0, models) + pixels / models.token_pixels**2
+        fits, too_many = (pixels, too_many) if memory(tokens) <= room else (fits, pixels)
+    return fits
+
+
+def _denoising_room(search: PlanSearch, choice: Choice) -> int:
+    """Bytes that the denoiser's activations may take beside the models."""
+    passing = next(option.passing for option in choice if option.name == search.models.denoiser)
+    return search.usable - search.remembered - sum(option.standing for option in choice) - passing

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backend.core.errors import InputError, SettingsError, UserError
@@ -19,6 +21,7 @@ from backend.core.units import format_bytes, parse_bytes
 from backend.memory_management import (
     WEIGHT_PRECISIONS,
     DeviceMemory,
+    MemoryPlan,
     MemoryPlanError,
     MemoryRules,
     Workload,
@@ -29,6 +32,7 @@ from backend.planning.card_tables import card_table, cards_document, one_card_ta
 from backend.planning.companions import with_embedded_companions
 from backend.planning.gpu_specs import card_named, emulated_memory, nearest_card
 from backend.planning.model_specs import ModelSpec
+from backend.planning.redraw_tiles import MOST_IN_ONE_PASS
 from backend.planning.report import plan_as_data, plan_as_text
 from modules.cli.command import BAD_INPUT, CommandParser
 from modules.families.registry import identify, known_models
@@ -97,6 +101,7 @@ def _parser() -> CommandParser:
     add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
     add("--references", type=int, default=0, metavar="N", help="pictures that the model looks at (0)")
     add("--hires", type=size_or_off, metavar="2048x2048", help="size of a second pass (off)")
+    add("--hr-tiles", choices=("auto", "on", "off"), default="auto", help="draw the second pass in tiles (%(default)s)")
     add("--scale", type=factor, default=2.0, metavar="2", help="factor of the final upscale, 1 = off (2)")
     add("--no-adetailer", action="store_true", help="without ADetailer")
     add("--bandwidth", type=amount, metavar="25GB/s", help="copies from host to card (that of a usual card)")
@@ -155,6 +160,7 @@ def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
         steps=models.steps,
         references=options.references,
         hires=options.hires,
+        hires_tiles=options.hr_tiles == "on",
         detail_crop=0 if options.no_adetailer else models.native,
         scale=options.scale,
     )
@@ -175,6 +181,20 @@ OPTIONS = {
 
 def _as_options(changes: Sequence[Change]) -> str:
     return " ".join(OPTIONS[change.field].format(change.value) for change in changes)
+
+
+def _plan(options: argparse.Namespace, device: DeviceMemory, models: ModelSpec) -> MemoryPlan:
+    """With ``--hr-tiles auto`` the second pass is planned in tiles where a request would draw it so."""
+    rules, workload = MemoryRules(weight_precision=options.weight_precision), _workload(options, models)
+    in_tiles = replace(workload, hires_tiles=True)
+    if options.hires is None or options.hr_tiles != "auto":
+        return plan_memory(device, models, workload, rules)
+    if math.prod(options.hires) > MOST_IN_ONE_PASS * models.native**2:
+        return plan_memory(device, models, in_tiles, rules)
+    try:
+        return plan_memory(device, models, workload, rules)
+    except MemoryPlanError:
+        return plan_memory(device, models, in_tiles, rules)
 
 
 def _tables(options: argparse.Namespace) -> str:
@@ -201,8 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         models = known_models().get(options.model) or _embedded_spec(ROOT / "weights" / EMBEDDED)
         device, assumed = _device(options)
-        rules = MemoryRules(weight_precision=options.weight_precision)
-        plan = plan_memory(device, models, _workload(options, models), rules)
+        plan = _plan(options, device, models)
     except MemoryPlanError as error:
         print(f"{error.field}: {error.problem}; run it again with {_as_options(error.changes)}", file=sys.stderr)
         return BAD_INPUT

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -19,22 +19,22 @@ from PIL import Image
 from torch.nn import functional
 
 from backend.core.cancellation import Check, never_canceled
-from backend.core.errors import WeightsError
 from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.compat import set_execution_device
-from modules.diffusion.autoencoder_use import checked, in_tiles
 from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
-from modules.diffusion.latent_forms import LatentForms
 from modules.diffusion.latent_mask import editable, latent_mask
 from modules.diffusion.latent_preview import FinishedEstimate, LatentSink
+from modules.diffusion.picture_coding import SIZE_INPUTS, PictureCoding
 from modules.diffusion.picture_latents import ConditionedDenoiser, PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.diffusion.prompt_text import split_at_limit
 from modules.diffusion.sampler_names import EULER
 from modules.diffusion.samplers import SeededSDE
+from modules.diffusion.tile_batches import InBatches, agreeing, blend, cut
+from modules.diffusion.tiles import TileGrid
 from modules.lora.adapters import Adapted, Adapters, Loras
 from modules.lora.names import LoraNames
 
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps to do."""
-StepReport = Callable[[int, int, Callable[[], torch.Tensor]], None]
+StepReport = Callable[[int, int, Callable[[], torch.Tensor] | None], None]
 """The same, and a function that gives the packed latents of the finished picture, as far as they are known."""
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
-SIZE_INPUTS = "width and height"
-"""The inputs to lower when memory is full."""
-Result = TypeVar("Result")
+
+GIVING_UP: Strategy[torch.Tensor | None] = Strategy("tiles", lambda: None)
+"""What follows the last way to draw a picture whole, where it can be drawn in tiles."""
 
 
-class DiffusionService(LatentForms):
+class DiffusionService(PictureCoding):
     """Generates with the models of one family, borrowed from a :class:`ModelCache` for as long as a step needs them.
 
     ``pipeline`` is diffusers' own, made without any model; it holds the denoiser for as long as that is borrowed.
@@ -116,7 +116,6 @@ class DiffusionService(LatentForms):
         """What replaces the embeddings of an empty negative prompt, where the model was trained with something else."""
         return None
 
-    @torch.inference_mode()
     def generate(
         self,
         request: DenoiseRequest,
@@ -131,19 +130,36 @@ class DiffusionService(LatentForms):
         Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
         tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
         """
+        images = self.generate_if_it_fits(request, timeline, report, check, latent_sink, gives_up=False)
+        assert images is not None
+        return images
+
+    @torch.inference_mode()
+    def generate_if_it_fits(
+        self,
+        request: DenoiseRequest,
+        timeline: Timeline,
+        report: Progress | None = None,
+        check: Check = never_canceled,
+        latent_sink: LatentSink | None = None,
+        gives_up: bool = True,
+    ) -> list[Image.Image] | None:
+        """:meth:`generate`, but None where the device's memory does not hold one picture while the denoiser is placed
+        as planned."""
         if request.images and request.strength <= 0:
             return list(request.images)
-        if len({self.chunk_count(prompt) for prompt in request.prompts}) > 1:  # no batch has prompts of two lengths
+        lengths = {self.chunk_count(prompt) for prompt in request.prompts}
+        if len(lengths) > 1 and not request.tiles:  # no batch has prompts of two lengths
             singles = [request.only(index) for index in range(len(request.seeds))]
             alone = [self.generate(one, timeline, report, latent_sink=latent_sink) for one in singles]
             return [image for images in alone for image in images]
         size = (request.width, request.height)
 
-        def after_step(done: int, total: int, latents: Callable[[], torch.Tensor]) -> None:
+        def after_step(done: int, total: int, latents: Callable[[], torch.Tensor] | None) -> None:
             if report:
                 report(done, total)
-            if latent_sink:
-                latent_sink(lambda: self.unpack(latents(), *size))
+            if latent_sink and latents:
+                latent_sink(lambda: self._whole(self.unpack(latents(), *size), request))
             check()
 
         with timeline.span("encode"):
@@ -156,14 +172,13 @@ class DiffusionService(LatentForms):
                     "encode_image", largest, len(request.seeds), lambda: self.encode_given(request, check)
                 )
         with timeline.span("denoise"):
-            arguments = (request, embeddings, given, after_step)
-            strategies = [
-                Strategy("all pictures together", lambda: self.denoise(*arguments)),
-                Strategy("one picture at a time", lambda: self.denoise_one_by_one(*arguments)),
-            ]
+            name = "denoise_tiles" if request.tiles else "denoise"
             shown = 0 if given.tokens is None else given.tokens.shape[1]
-            step = Step("denoise", (self.profile.denoiser,), (*size, len(request.seeds), shown), SIZE_INPUTS)
-            latents = self.fallback.run(step, strategies)
+            step = Step(name, (self.profile.denoiser,), (*size, len(request.seeds), shown), SIZE_INPUTS)
+            ways = self._ways_to_denoise(request, embeddings, given, after_step)
+            latents = self.fallback.run(step, [*ways, GIVING_UP] if gives_up else ways)
+        if latents is None:
+            return None
         with timeline.span("decode"):
             count = len(request.seeds)
             return self._with_or_without_tiles("decode", size, count, lambda: self.decode(latents, *size, check))
@@ -183,23 +198,31 @@ class DiffusionService(LatentForms):
         beside them."""
         if not request.images:
             return PictureLatents()
-        latents = self.encode_images(request.images, check)
+        source = request.tiles and request.tiles.source
+        latents = self.encode_images((source,) if source else request.images, check)
+        tiles, factor = request.tiles, self.profile.latent_factor
         if request.latent_resize:
-            latents = functional.interpolate(latents, self._latent_size(request), mode=request.latent_resize)
+            size = tuple(side // factor for side in (tiles.grid.size if tiles else (request.width, request.height)))
+            latents = functional.interpolate(latents, size[::-1], mode=request.latent_resize)
+        if tiles:
+            latents = (
+                cut(latents, tiles.grid, factor) if request.latent_resize else agreeing(latents, tiles.grid, factor)
+            )
         return PictureLatents(latents)
 
-    def _with_or_without_tiles(self, name: str, size: tuple[int, int], batch: int, run: Callable[[], Result]) -> Result:
-        """Runs the autoencoder on whole pictures of ``size``, or in tiles where these do not fit into memory."""
-
-        def tiled() -> Result:
-            with (
-                self.models.on_device("vae") as (vae,),
-                in_tiles(vae, self.profile.native // 2, self.profile.latent_factor),
-            ):
-                return run()
-
-        strategies = [Strategy("whole pictures", run), Strategy("tiles", tiled)]
-        return self.fallback.run(Step(name, ("vae",), (*size, batch), SIZE_INPUTS), strategies)
+    def _ways_to_denoise(
+        self, request: DenoiseRequest, embeddings: PromptEmbeddings, given: PictureLatents, report: StepReport
+    ) -> list[Strategy[torch.Tensor | None]]:
+        if tiles := request.tiles:
+            single = replace(request, tiles=replace(tiles, batch=1))
+            return [
+                Strategy(f"{tiles.batch} tiles at a time", lambda: self.denoise(request, embeddings, given, report)),
+                Strategy("one tile at a time", lambda: self.denoise(single, embeddings, given, report)),
+            ]
+        return [
+            Strategy("all pictures together", lambda: self.denoise(request, embeddings, given, report)),
+            Strategy("one picture at a time", lambda: self.denoise_one_by_one(request, embeddings, given, report)),
+        ]
 
     def denoise_one_by_one(
         self,
@@ -266,46 +289,6 @@ class DiffusionService(LatentForms):
         ids = tokenizer(part, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         return ids.to(self.models.device)  # type: ignore[no-any-return]
 
-    def encode_images(self, images: Sequence[Image.Image], check: Check = never_canceled) -> torch.Tensor:
-        """Pictures of one size to scaled latents, N x channels x rows x columns. ``check`` is called before every
-        picture or tile."""
-        pixels = {id(image): self._processor.preprocess(image) for image in images}
-        return self.encode_pixels([pixels[id(image)] for image in images], check)
-
-    def encode_pixels(self, pixels: Sequence[torch.Tensor], check: Check = never_canceled) -> torch.Tensor:
-        """The same for pixels, each 1 x 3 x height x width in -1..1. One at a time, which needs the least memory, and
-        one that is given several times only once."""
-        with self.models.on_device("vae") as loan, checked(loan[0], check):
-            vae: Any = loan[0]
-            unique = {id(one): one for one in pixels}.values()
-            # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
-            encoded = {id(one): vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in unique}
-            latents = torch.cat([encoded[id(one)] for one in pixels])
-            return self.normalised(latents, vae).to(self.dtype)
-
-    def decode(
-        self, latents: torch.Tensor, width: int, height: int, check: Check = never_canceled
-    ) -> list[Image.Image]:
-        """Packed latents to pictures. One at a time, which needs the least memory. ``check`` is called before every
-        picture or tile.
-
-        Raises :class:`WeightsError` when the result is not numbers, which would be saved as a black picture.
-        """
-        with self.models.on_device("vae") as loan, checked(loan[0], check):
-            vae: Any = loan[0]
-            unpacked = self.unpack(latents, width, height).to(vae.dtype)
-            scaled = self.denormalised(unpacked, vae)
-            pictures: list[Image.Image] = []
-            for one in scaled.split(1):
-                pixels = vae.decode(one, return_dict=False)[0]
-                if not pixels.isfinite().all():
-                    raise WeightsError(
-                        f"{self.profile.name}: draws what is not a number; a file of the model is damaged, or 'dtype' "
-                        "is too narrow for it"
-                    )
-                pictures += self._processor.postprocess(pixels, output_type="pil")
-            return pictures
-
     def denoise(
         self,
         request: DenoiseRequest,
@@ -314,10 +297,7 @@ class DiffusionService(LatentForms):
         report: StepReport | None,
     ) -> torch.Tensor:
         """From noise, or from given latents with noise added, to packed latents."""
-        # drawn on the CPU, so that a seed gives the same noise on every machine
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
-        shape = (len(generators), self.profile.latent_channels, *self._latent_size(request))
-        noise = self.pack(self.draw_noise(shape, generators))
+        noise, generators = self._noise(request)
         arguments = self.prepare_steps(request, noise.shape[1])
         if isinstance(self._pipeline.scheduler, SeededSDE):
             self._pipeline.scheduler.generators = generators
@@ -326,10 +306,12 @@ class DiffusionService(LatentForms):
         if original is not None and request.steps_run() < request.steps:
             level = self._pipeline.scheduler.sigmas[0].to(noise)
             latents = self.scale_initial_noise(self.add_noise(original, noise, level))
-        after_step = self._after_step(request, original, noise, report)
+        parts = _in_batches(request, report)
+        after_step = self._after_step(request, original, noise, parts.after_step if parts else report)
         denoiser = self.profile.denoiser
         levels = self.levels(request, noise.shape[1]) if request.go_fast else None
-        with self.adapters.on_device((denoiser,), request.loras) as (network,), block_cache(network, levels):
+        with self.adapters.on_device((denoiser,), request.loras) as (whole,), block_cache(whole, levels):
+            network = parts.begin(whole, request.steps_run()) if parts else whole
             setattr(self._pipeline, denoiser, ConditionedDenoiser(network, given) if given.conditions else network)
             try:
                 result = self._pipeline(
@@ -346,6 +328,16 @@ class DiffusionService(LatentForms):
                 return self.from_pipeline(result)
             finally:
                 setattr(self._pipeline, denoiser, None)  # it is no longer borrowed
+
+    def _noise(self, request: DenoiseRequest) -> tuple[torch.Tensor, list[torch.Generator]]:
+        """Packed noise, and what drew it: on the CPU, so that a seed gives the same noise on every machine. The noise
+        of tiles is that of their picture."""
+        tiles, factor = request.tiles, self.profile.latent_factor
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds[: 1 if tiles else None]]
+        width, height = tiles.grid.size if tiles else (request.width, request.height)
+        shape = (len(generators), self.profile.latent_channels, height // factor, width // factor)
+        noise = self.draw_noise(shape, generators)
+        return self.pack(cut(noise, tiles.grid, factor) if tiles else noise), generators
 
     def _latent_size(self, request: DenoiseRequest) -> tuple[int, int]:
         """Rows and columns of the request's latents."""
@@ -368,6 +360,8 @@ class DiffusionService(LatentForms):
                 kept = self.add_noise(original, noise, pipeline.scheduler.sigmas[done].to(noise))
                 weight = editable(mask, done, total) if request.differential else mask
                 state["latents"] = torch.lerp(kept, state["latents"], weight)
+            if request.tiles:
+                state["latents"] = self._agreeing(state["latents"], request, request.tiles.grid)
             if done == total:
                 self.models.prefetch("vae")
             if report:
@@ -377,8 +371,23 @@ class DiffusionService(LatentForms):
 
         return after_step
 
+    def _agreeing(self, latents: torch.Tensor, request: DenoiseRequest, grid: TileGrid) -> torch.Tensor:
+        """Packed latents of tiles, made the same where they overlap."""
+        maps = self.unpack(latents, request.width, request.height)
+        return self.pack(agreeing(maps, grid, self.profile.latent_factor))
+
+    def _whole(self, maps: torch.Tensor, request: DenoiseRequest) -> torch.Tensor:
+        """Latents of tiles as those of their picture."""
+        return blend(maps, request.tiles.grid, self.profile.latent_factor) if request.tiles else maps
+
     def _packed_mask(self, request: DenoiseRequest) -> torch.Tensor:
         """The request's masks as packed latents in 0..1 on the device."""
         plane = latent_mask(request.masks, *self._latent_size(request), request.differential)
         channels = plane.expand(-1, self.profile.latent_channels, -1, -1).contiguous()
         return self.pack(channels).to(self.models.device, self.dtype)
+
+
+def _in_batches(request: DenoiseRequest, report: StepReport | None) -> InBatches | None:
+    """What lets the denoiser take a few tiles at a time; None for a request without tiles."""
+    tiles = request.tiles
+    return InBatches(len(tiles.grid), tiles.batch, report or (lambda done, total, latents: None)) if tiles else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from modules.diffusion.sampler_names import EULER, SIMPLE
+from modules.diffusion.tiles import Tiles
 from modules.lora.files.lora_file import LoraFile
 
 
@@ -21,7 +22,8 @@ class DenoiseRequest:
     of ``torch.nn.functional.interpolate``) the images may have another size; their latents are resized to this one.
     ``negative`` is the negative prompt, which families without one ignore. ``references`` has for each picture those
     that the model looks at beside the prompt, and ``controls`` one each that says what is where; their sizes are up to
-    the family. ``loras`` change the models, each at its scale.
+    the family. ``loras`` change the models, each at its scale. With ``tiles`` the pictures are tiles of one picture, to
+    which the first seed belongs.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +44,7 @@ class DenoiseRequest:
     references: tuple[tuple[Image.Image, ...], ...] = ()
     controls: tuple[Image.Image, ...] = ()
     loras: tuple[tuple[LoraFile, float], ...] = ()
+    tiles: Tiles | None = None
 
     def only(self, index: int) -> DenoiseRequest:
         """The request for one picture of the batch."""

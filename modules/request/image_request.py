@@ -6,13 +6,22 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from PIL import Image
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from backend.core.validation import STRICT, Text, WholeNumber
 from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
-from modules.request.adetailer_unit import AdetailerUnit, region_prompts
+from modules.request.adetailer_unit import (
+    MAIN_PROMPT,
+    OTHER_MARKS,
+    PROMPT_ORDERS,
+    SEPARATOR,
+    SKIP,
+    STOP,
+    AdetailerUnit,
+    region_prompts,
+)
 from modules.request.lora_use import LoraUse, in_region
 from modules.request.original import Original
 
@@ -22,6 +31,7 @@ MAX_AREA = 2048 * 2112
 
 HiresUpscaler = Literal["ESRGAN", "Lanczos", "Latent", "Latent (nearest)", "Latent (bicubic)"]
 HIRES_UPSCALERS: tuple[HiresUpscaler, ...] = get_args(HiresUpscaler)
+HiresTiles = Literal["auto", "on", "off"]
 AspectRatio = Literal[
     "1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "match_input_image", "custom"
 ]
@@ -34,15 +44,30 @@ Side = Annotated[WholeNumber, Field(ge=8, le=6144)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 
 
+def _without_marks(prompt: str) -> str:
+    unknown = (*PROMPT_ORDERS, SKIP, STOP, *OTHER_MARKS)
+    if mark := next((mark for mark in unknown if mark in prompt), ""):
+        raise ValueError(f"has {mark}, which is for the detail pass; leave it out, or use {SEPARATOR}, {MAIN_PROMPT}")
+    return prompt
+
+
 @dataclass(frozen=True, config=STRICT)
 class Hires:
     """The second pass of Hires fix. ``steps`` 0 means those of the first pass; ``strength`` is how much of the picture
-    is repainted: 0 keeps it, 1 ignores it."""
+    is repainted: 0 keeps it, 1 ignores it. ``prompt`` is that of the pass ("": the request's own), or with ``[SEP]``
+    one for each of the ``tiles``, row by row."""
 
     scale: Annotated[float, Field(ge=1, le=4)] = 1.3
     steps: Annotated[WholeNumber, Field(ge=0, le=50)] = 0
     upscaler: HiresUpscaler = "ESRGAN"
     strength: Strength = 0.3
+    prompt: Annotated[Text, AfterValidator(_without_marks)] = ""
+    tiles: HiresTiles = "auto"
+
+    @property
+    def needs_tiles(self) -> bool:
+        """Whether it is asked for in tiles."""
+        return self.tiles == "on" or SEPARATOR in self.prompt
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -283,6 +283,10 @@ class _Reader:
         self.number("Hires steps", "hr_steps")
         self.number("Denoising strength", "denoising_strength")
         self.taken("Hires sampler")
+        if prompt := self.taken("Hires prompt"):
+            self.inputs["hr_prompt"] = prompt
+        if self.taken("Hires tiles"):
+            self.inputs["hr_tiles"] = "on"
         self._hires_upscaler(upscaler)
 
     def _inpainting(self) -> None:

@@ -21,7 +21,7 @@ from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
-from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, AdetailerUnit, longest_prompt
+from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, SEPARATOR, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.loras import loras_of
@@ -29,7 +29,14 @@ from modules.request.pictures import check_pictures, read_pictures
 from modules.request.sizes import check_finished_size, check_mask, check_units_at_size, choose_size
 
 HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
-    {"scale": "hr_scale", "steps": "hr_steps", "upscaler": "hr_upscaler", "strength": "denoising_strength"}
+    {
+        "scale": "hr_scale",
+        "steps": "hr_steps",
+        "upscaler": "hr_upscaler",
+        "strength": "denoising_strength",
+        "prompt": "hr_prompt",
+        "tiles": "hr_tiles",
+    }
 )
 """The input of every field of :class:`Hires`."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -62,12 +69,16 @@ def adetailer_units(
         units += hands
     for unit in units:
         for own, main in ((unit.prompt, "prompt"), (unit.negative_prompt, "negative_prompt")):
-            if (length := longest_prompt(own, inputs[main])) > MAX_TEXT:
-                raise InputError(
-                    f"ad_{main}",
-                    f"is {length} characters long with {MAIN_PROMPT} filled in; at most {MAX_TEXT} are read",
-                )
+            _check_length(f"ad_{main}", own, inputs[main])
     return units
+
+
+def _check_length(field: str, prompt: str, main_prompt: str) -> None:
+    """Raises :class:`InputError` for a prompt that becomes too long where it inserts the main prompt."""
+    if (length := longest_prompt(prompt, main_prompt)) > MAX_TEXT:
+        raise InputError(
+            field, f"is {length} characters long with {MAIN_PROMPT} filled in; at most {MAX_TEXT} are read"
+        )
 
 
 def _finds(label: str, field: str, detectors: Mapping[str, ClassSet]) -> str:
@@ -207,11 +218,15 @@ def _guidance_notices(inputs: Mapping[str, Any], profile: ModelProfile) -> list[
 
 
 def _hires(inputs: Mapping[str, Any]) -> Hires:
-    return validated(
+    hires = validated(
         Hires,
         {field: inputs[name] for field, name in HIRES_INPUTS.items()},
         lambda field, problem: InputError(HIRES_INPUTS[field], problem),
     )
+    _check_length("hr_prompt", hires.prompt, inputs["prompt"])
+    if hires.tiles == "off" and hires.needs_tiles:
+        raise InputError("hr_prompt", f"has {SEPARATOR}, which is for tiles; leave it out, or set hr_tiles to on")
+    return hires
 
 
 def _refuse_left_out(field: str, name: str, left_out: Mapping[str, str]) -> None:

@@ -137,6 +137,8 @@ def every_model_placed(kind: Kind, precision: str = "", pin_bytes: int | None = 
             made,
             placements=placements,
             max_detail_batch=1,
+            max_tile_batch=1,
+            one_pass_pixels=2**28,
             pin_bytes=pinned,
             pin_limit=int(1.05 * pinned),  # in whole pages, and the plan leaves out small tensors
             reserve_bytes=usable_bytes(device, rules)[1],

@@ -67,7 +67,8 @@ def test_a_prediction_is_larger_by_its_factor_and_says_so(service: Service) -> N
         "Size: 256x256",
     ):
         assert part in text
-    assert record["request"]["hires"] == {"scale": 1.3, "steps": 5, "upscaler": "ESRGAN", "strength": 0.5}
+    own = {"scale": 1.3, "steps": 5, "upscaler": "ESRGAN", "strength": 0.5}
+    assert record["request"]["hires"] == {**own, "prompt": "", "tiles": "auto"}
 
 
 def test_every_picture_keeps_its_shape_and_scene(stage: HiresStage, drawn: ImageBatch) -> None:
