@@ -201,6 +201,11 @@ class Predictor(BasePredictor):
             max_length=20000,
             description="Prompt for the hands, which are repainted after the faces. Empty: hands are not repainted.",
         ),
+        ad_mask: Optional[Path] = Input(
+            default=None,
+            regex="^(data:|https?://)",
+            description="White areas that the detail pass repaints, each by itself, beside the faces that it finds. The shape of the picture.",
+        ),
         adetailer_args: str = Input(
             default="",
             max_length=20000,

@@ -11,11 +11,12 @@ from PIL import Image
 from backend.core.cancellation import Check, never_canceled
 from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
+from modules.adetailer.own_mask import areas_of, joined
 from modules.adetailer.regions import ChosenRegions, choose_regions
 from modules.detection.detections import Mask
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.lora.files.lora_file import LoraFile
-from modules.request.adetailer_unit import AdetailerUnit
+from modules.request.adetailer_unit import OWN_MASK, AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 if TYPE_CHECKING:
@@ -50,10 +51,21 @@ class DetailPass:
         self.restoration = restoration
 
     def choose(
-        self, images: Sequence[Image.Image], unit: AdetailerUnit, allowed: Mask | None = None
+        self,
+        images: Sequence[Image.Image],
+        unit: AdetailerUnit,
+        allowed: Mask | None = None,
+        own_mask: Image.Image | None = None,
     ) -> list[ChosenRegions]:
-        """The regions of every image, all of which have one size. ``allowed`` is H x W, 0 where nothing may change."""
-        detections = self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes)
+        """The regions of every image, all of which have one size. ``allowed`` is H x W, 0 where nothing may change;
+        the white areas of ``own_mask`` (L) are regions too, before those that are detected."""
+        painted = areas_of(own_mask, images[0].size) if own_mask else None
+        if unit.model == OWN_MASK:
+            assert painted is not None  # without it the parser refuses such a unit
+            detections = [painted] * len(images)
+        else:
+            detections = self.detectors.detect(images, unit.confidence, unit.model, unit.model_classes, unit.sam)
+            detections = [joined(painted, one) for one in detections] if painted else detections
         canvas = self.service.profile.canvas
         return [choose_regions(one, unit, images[0].size, canvas, allowed) for one in detections]
 

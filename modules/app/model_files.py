@@ -31,6 +31,8 @@ from backend.planning.model_specs import ModelSpec
 from backend.weights.found_files import FoundFiles
 from backend.weights.resolver import EMBEDDED, resolve_base, resolve_model
 from modules.detection.registry import detector_parameters, find_detectors
+from modules.detection.sam2 import MODEL as SAM2
+from modules.detection.sam2 import find_sam2
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
 from modules.face_restoration.discovery import FACE_RESTORER, find_face_restorer
@@ -67,6 +69,7 @@ class Files:
     face_restorer: Path | None = None
     prompt_upsampler: Path | TextWriter | None = None
     safety_checker: CheckerSource | None = None
+    sam2: Path | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -109,7 +112,9 @@ class Files:
         spec = self.model.spec(computing)
         if self.detectors:
             small = all(path.parent.name == EMBEDDED for path in self.detectors.values())
-            spec = with_detectors(spec, sum(map(detector_parameters, self.detectors.values())), small)
+            count = sum(map(detector_parameters, self.detectors.values()))
+            count += self.sam2.stat().st_size // 4 if self.sam2 else 0  # in float32
+            spec = with_detectors(spec, count, small)
         if self.upscalers:
             files = list(self.upscalers.values())
             small_one = files[0] if all(path.parent.name == EMBEDDED for path in files) else None
@@ -139,7 +144,7 @@ class Files:
     def kinds(self, planned: Mapping[str, Kind]) -> dict[str, Kind]:
         """How every model of the cache lives: as planned, each detector and each upscaler as all of them."""
         upscalers = dict.fromkeys(self.cached_upscalers.values(), planned.get("upscaler", "resident"))
-        return {**planned, **upscalers, **dict.fromkeys(self.detectors, planned.get("detectors", "resident"))}
+        return {**planned, **upscalers, **dict.fromkeys((*self.detectors, SAM2), planned.get("detectors", "resident"))}
 
     def loaders(self, dtype: torch.dtype, upscaler_dtype: torch.dtype, tile: int) -> dict[str, Callable[[], nn.Module]]:
         """How every model is read, by its name in the cache. With ``tile`` the autoencoder works in tiles of so many
@@ -233,7 +238,8 @@ def find_files(settings: Settings, selection: Selection | None = None, families:
     )
     needs_check = model.profile.safety_check or settings.profile == "hosted"
     checker = None if SAFETY_CHECKER in unused else find_safety_checker(settings, needs_check)
-    return Files(model, upscalers, detectors, restorer, upsampler, checker)
+    sam2 = find_sam2(settings) if detectors else None
+    return Files(model, upscalers, detectors, restorer, upsampler, checker, sam2)
 
 
 def find_source(settings: Settings) -> Source:

@@ -10,6 +10,8 @@ from backend.core.texts import shortened
 TEXT_MODEL = "clip-vit-base-patch32"
 """Folder under ``weights/`` of the text model that encodes class names for a YOLO-World:
 openai/clip-vit-base-patch32, in transformers' form."""
+NO_SAM2 = "SAM 2 is not installed; leave it out, or put sam2.1_b.pt of ultralytics under weights/"
+"""The error for a request that asks for outlines."""
 MAX_CLASSES = 200
 """How many names may be asked for; a usual detector has 80."""
 MAX_LISTED = 8
@@ -21,12 +23,14 @@ class ClassSet:
     """``classes`` by number.
 
     ``world`` is whether the detector is a YOLO-World, which can look for other classes by name. ``open_vocabulary`` is
-    whether it can do so here, because its text model is installed.
+    whether it can do so here, because its text model is installed. ``outlines`` is whether SAM 2 is installed, which
+    makes masks of its boxes.
     """
 
     classes: tuple[str, ...]
     world: bool = False
     open_vocabulary: bool = False
+    outlines: bool = False
 
     def parse(self, text: str) -> tuple[str, ...]:
         """The classes in a text with commas between them, each once; none for a blank text."""

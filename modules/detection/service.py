@@ -17,6 +17,8 @@ from backend.weights.resolver import require_detector
 from modules.detection.classes import TEXT_MODEL, ClassSet
 from modules.detection.detections import Detections
 from modules.detection.mediapipe import NAMES, MediaPipeFaces, unavailable_reason
+from modules.detection.sam2 import MODEL as SAM2
+from modules.detection.sam2 import find_sam2, load_sam2, outlined
 from modules.detection.text_encoder import ClassNameEncoder
 from modules.detection.yolo import Detector, load_detector_network
 
@@ -33,10 +35,14 @@ class DetectionService:
         self, files: Mapping[str, Path], settings: Settings, models: ModelCache, fallback: OomFallback
     ) -> None:
         self.default = next(iter(files))
+        sam2 = find_sam2(settings)
+        if sam2:
+            models.register(SAM2, partial(load_sam2, sam2))
+        self._outlines = sam2 is not None
         mediapipe = () if unavailable_reason() else NAMES
         self.class_sets: dict[str, ClassSet] = {
             **dict.fromkeys(files, ClassSet(())),
-            **dict.fromkeys(mediapipe, ClassSet(("face",))),
+            **dict.fromkeys(mediapipe, ClassSet(("face",), outlines=self._outlines)),
         }
         """By name; empty for a detector whose file has not been read yet."""
         self._mediapipe = MediaPipeFaces()
@@ -47,17 +53,31 @@ class DetectionService:
             models.register(name, partial(self._load, name, path))
 
     def detect(
-        self, images: Sequence[Image.Image], confidence: float, model: str = "", classes: str = ""
+        self, images: Sequence[Image.Image], confidence: float, model: str = "", classes: str = "", sam: bool = False
     ) -> list[Detections]:
         """What one detector finds in every image, in one batch where memory allows.
 
         Args:
             model: The detector's name; "" is the default one.
             classes: Only these, separated by commas; "" = all that it knows.
+            sam: The masks are those that SAM 2 sees in the boxes.
         """
         name = model or self.default
         if name in NAMES:
-            return self._mediapipe.detect(images, confidence, name)
+            found = self._mediapipe.detect(images, confidence, name)
+        else:
+            found = self._detected(images, confidence, name, classes)
+        return [self._outlined(*one) for one in zip(images, found, strict=True)] if sam else found
+
+    def _outlined(self, image: Image.Image, found: Detections) -> Detections:
+        def outline() -> Detections:
+            with self._models.on_device(SAM2) as (network,):
+                return outlined(network, image, found)
+
+        step = Step("outline", (SAM2,), image.size, "ad_sam")
+        return self._fallback.run(step, [Strategy("one picture at a time", outline)])
+
+    def _detected(self, images: Sequence[Image.Image], confidence: float, name: str, classes: str) -> list[Detections]:
 
         def detect(batch_size: int) -> list[Detections]:
             with self._models.on_device(name) as (network,):
@@ -88,7 +108,7 @@ class DetectionService:
         classes = tuple(str(name) for name in names)
         require_detector(path.name, task_of(network), classes)
         world = hasattr(network, "txt_feats")
-        self.class_sets[name] = ClassSet(classes, world, world and self._class_names is not None)
+        self.class_sets[name] = ClassSet(classes, world, world and self._class_names is not None, self._outlines)
         return network  # type: ignore[no-any-return]
 
 

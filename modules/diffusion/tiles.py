@@ -42,7 +42,7 @@ class TileGrid:
                 yield left, top, right, bottom
 
     def cut(self, image: Image.Image) -> tuple[Image.Image, ...]:
-        """The tiles of a picture, which is brought to the size of the grid first."""
+        """The tiles of a picture, which is resized to the grid first."""
         whole = image if image.size == self.size else image.resize(self.size, Image.Resampling.LANCZOS)
         return tuple(whole.crop(box) for box in self.boxes())
 

@@ -21,7 +21,7 @@ class AdetailerStage(Stage):
     """Runs the detail pass of every unit, each on the result of the one before."""
 
     name = "adetailer"
-    inputs = ("adetailer", "ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands")
+    inputs = ("adetailer", "ad_prompt", "ad_hands_prompt", "adetailer_args", "adetailer_args_hands", "ad_mask")
     models = ("detectors",)
     optional_models = ("face_restorer",)
     settings = ("face_detector", "face_restorer")
@@ -77,7 +77,8 @@ class AdetailerStage(Stage):
 
         images = [picture.image for picture in batch.pictures]
         with batch.timeline.span("detect"):
-            chosen = self.detail_pass.choose(images, unit, changeable(request, images[0].size))
+            own_mask = request.ad_mask if request.uses_ad_mask(number) else None
+            chosen = self.detail_pass.choose(images, unit, changeable(request, images[0].size), own_mask)
             batch.check()
         if batch.debug_sink:
             for index, (image, of_picture) in enumerate(zip(images, chosen, strict=True)):

@@ -81,13 +81,13 @@ class HiresStage(Stage):
         prompts = region_prompts(hires.prompt, request.prompt) if hires.prompt else ()
         for prompt in prompts:
             notes += self.service.prompt_notes("hr_prompt", prompt) if prompt != request.prompt else []
-        grid = self.grid(hires, self.fitted(request.width, request.height, hires))
+        grid = self.grid(hires, self.fitted(*request.picture_size, hires))
         if grid and (beyond := hires.prompt.count(SEPARATOR) + 1 - len(grid)) > 0:
             notes.append(f"hr_prompt: the last {beyond} prompts are not used, there are {grid} tiles")
         if grid and request.go_fast:
             notes.append("go_fast: is not used in the tiles of Hires fix")
         if grid and request.references and not self.service.profile.inputs.references[0]:
-            notes.append("input_image: is not looked at in the tiles of Hires fix")
+            notes.append("input_image, images: are not looked at in the tiles of Hires fix")
         return notes
 
     def run(self, batch: ImageBatch, request: ImageRequest) -> ImageBatch:

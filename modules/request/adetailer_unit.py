@@ -17,6 +17,8 @@ from backend.core.validation import STRICT, Text, WholeNumber, fields_of
 from modules.diffusion.sampler_names import MOST_STRENGTH, SAMPLERS, SCHEDULES
 
 OFF = "None"
+OWN_MASK = "mask"
+"""The model of a unit that repaints what the input ``ad_mask`` shows, and detects nothing."""
 SAME_SCHEDULER = "Use same scheduler"
 
 SortOrder = Literal["None", "Position (left to right)", "Position (center to edge)", "Area (large to small)"]
@@ -59,7 +61,7 @@ class AdetailerUnit:
     The fields are ADetailer's arguments without ``ad_``. A field's title is its label in the parameters of a picture,
     where that differs from its name. ``model`` is the detector ("": the default one for faces, "None": the unit is
     off). The fields from ``bbox_sortby`` on are global settings in ADetailer; here each unit has its own. The last
-    three are additions of this package. Ranges are those of ADetailer's sliders; steps and CFG scale have the WebUI's.
+    four are additions of this package. Ranges are those of ADetailer's sliders; steps and CFG scale have the WebUI's.
     """
 
     model: Text = ""
@@ -98,6 +100,7 @@ class AdetailerUnit:
     mask_select: Annotated[str, AfterValidator(_region_numbers)] = ""
     soft_mask: bool = False
     color_correction: bool = False
+    sam: Annotated[bool, Field(title="SAM 2")] = False
 
     def __post_init__(self) -> None:
         if self.mask_min_ratio > self.mask_max_ratio:

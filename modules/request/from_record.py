@@ -14,7 +14,13 @@ from modules.request.loras import EXTRA, MAIN
 from modules.request.parser import HIRES_INPUTS
 from modules.request.sizes import CUSTOM
 
-PICTURES = {"image": "image", "mask": "mask", "references": "input_image", "control_image": "control_image"}
+PICTURES = {
+    "image": "image",
+    "mask": "mask",
+    "ad_mask": "ad_mask",
+    "references": "input_image",
+    "control_image": "control_image",
+}
 """The input of every field of the request that holds pictures."""
 OWN = (*PICTURES.values(), "images", "width", "height", "adetailer", "prompt_upsampling")
 """Inputs that are not taken as they stand in the record."""

@@ -15,6 +15,7 @@ from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedu
 from modules.request.adetailer_unit import (
     MAIN_PROMPT,
     OTHER_MARKS,
+    OWN_MASK,
     PROMPT_ORDERS,
     SEPARATOR,
     SKIP,
@@ -106,6 +107,8 @@ class ImageRequest:
     """What ``image`` and ``mask`` were extended by, as :mod:`modules.request.outpaint` writes it."""
     hires: Hires | None = None
     adetailer: tuple[AdetailerUnit, ...] = ()
+    ad_mask: Image.Image | None = None
+    """White where the detail pass repaints, beside what its detectors find."""
     scale: Annotated[float, Field(ge=1, le=8)] = 1.0
     upscaler: Text = ""
     face_enhance: bool = False
@@ -149,6 +152,22 @@ class ImageRequest:
         if mask is not None and image is not None and (problem := shape_problem(mask, image)):
             raise ValueError(problem)
         return mask
+
+    @field_validator("ad_mask")
+    @classmethod
+    def _fits_the_picture(cls, mask: Image.Image | None, fields: ValidationInfo) -> Image.Image | None:
+        size = fields.data.get("width"), fields.data.get("height")
+        image = fields.data.get("image") or (Image.new("L", size) if None not in size else None)
+        if mask is not None and image is not None and (problem := shape_problem(mask, image)):
+            raise ValueError(problem)
+        return mask
+
+    def uses_ad_mask(self, number: int) -> bool:
+        """Whether unit ``number`` (from 0) repaints what ``ad_mask`` shows: each that names it as its model; where none
+        does, the first."""
+        named = any(unit.model == OWN_MASK for unit in self.adetailer)
+        own = self.adetailer[number].model == OWN_MASK if named else number == 0
+        return self.ad_mask is not None and own
 
     @property
     def keeps_image(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from backend.core.errors import InputError, nearest
 from backend.core.texts import MAX_TEXT
 from backend.core.validation import fields_of, validated
-from modules.detection.classes import ClassSet
+from modules.detection.classes import NO_SAM2, ClassSet
 from modules.detection.mediapipe import NAMES as MEDIAPIPE
 from modules.detection.mediapipe import unavailable_reason
 from modules.diffusion.profile import ModelProfile
@@ -21,7 +21,7 @@ from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
 from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
-from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, SEPARATOR, AdetailerUnit, longest_prompt
+from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, OWN_MASK, SEPARATOR, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
 from modules.request.image_request import MAX_SEED, Hires, ImageRequest
 from modules.request.loras import loras_of
@@ -56,6 +56,8 @@ def adetailer_units(
     """
     if not inputs["adetailer"]:
         return ()
+    if inputs["ad_mask"]:
+        detectors = {**detectors, OWN_MASK: ClassSet((OWN_MASK,))}
     units = _units_of(inputs, "adetailer_args", "ad_prompt", FACES)
     _check_units(units, "adetailer_args", profile, detectors, restores_faces, left_out)
     field = "adetailer_args_hands"
@@ -116,6 +118,8 @@ def _check_units(
             raise InputError(
                 field, f"ad_use_cfg_scale cannot be honoured: {profile.name} takes no guidance; leave it out"
             )
+        if unit.model == OWN_MASK and OWN_MASK not in detectors:
+            raise InputError(field, f"ad_model '{OWN_MASK}' needs the input 'ad_mask'; give it too")
         if unit.model and unit.model not in detectors:
             _refuse_left_out(field, unit.model, left_out)
             why = f" ({unavailable_reason()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
@@ -123,6 +127,9 @@ def _check_units(
                 field, f"ad_model '{unit.model}' is not installed{why}; leave it out, or use {', '.join(detectors)}"
             )
         name = unit.model or next(iter(detectors), "")
+        if unit.sam and not detectors[name].outlines:
+            why = "it is for what a detector finds" if name == OWN_MASK else NO_SAM2
+            raise InputError(field, f"ad_sam cannot be honoured: {why}")
         if unit.model_classes.strip() and (problem := detectors[name].problem(unit.model_classes)):
             raise InputError(field, f"ad_model_classes of {name}: {problem}")
 
@@ -173,6 +180,10 @@ def build_request(
     check_units_at_size(request)
     if request.mask:
         check_mask(request.mask, request.picture_size)
+    if request.ad_mask:
+        check_mask(request.ad_mask, request.picture_size, "ad_mask")
+        if not units:
+            raise InputError("ad_mask", "is for the detail pass, which is off; turn adetailer on, or leave it out")
     return request
 
 

@@ -19,7 +19,7 @@ from modules.request.uploads import files_in
 
 REFERENCES = ("input_image", "images")
 """The inputs that give reference pictures, in their order."""
-FILES = ("image", "mask", "control_image", *REFERENCES)
+FILES = ("image", "mask", "ad_mask", "control_image", *REFERENCES)
 """All inputs that give pictures."""
 MEANT_FOR: Mapping[str, str] = MappingProxyType(
     {
@@ -62,8 +62,8 @@ def is_finished_only(inputs: Mapping[str, Any]) -> bool:
 
 
 def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str, Any]:
-    """``image``, ``original``, ``mask``, ``outpaint``, ``control_image`` and ``references`` of the request. Raises
-    :class:`InputError`."""
+    """``image``, ``original``, ``mask``, ``ad_mask``, ``outpaint``, ``control_image`` and ``references`` of the
+    request. Raises :class:`InputError`."""
     given = {name: inputs[name] for name in FILES if inputs[name]}
     original = read_original(given["image"], "image") if "image" in given else None
     mask = read_mask(given["mask"], "mask") if "mask" in given else None
@@ -81,6 +81,7 @@ def read_pictures(inputs: Mapping[str, Any], honoured: FamilyInputs) -> dict[str
         "image": original and original.image,
         "original": original,
         "mask": mask,
+        "ad_mask": read_mask(given["ad_mask"], "ad_mask") if "ad_mask" in given else None,
         "outpaint": str(margins or ""),
         "control_image": read_image(given["control_image"], "control_image") if "control_image" in given else None,
         "references": tuple(picture for name in REFERENCES for picture in _read_all(given.get(name), name)),

@@ -97,11 +97,12 @@ def check_units_at_size(request: ImageRequest) -> None:
         )
 
 
-def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
-    """Raises :class:`InputError` for a mask (L) that repaints nothing of a picture of this size."""
+def check_mask(mask: Image.Image, size: tuple[int, int], field: str = "mask") -> None:
+    """Raises :class:`InputError` for a mask (L), the input ``field``, that repaints nothing of a picture of this
+    size."""
     _, brightest = mask.resize(size, Image.Resampling.BILINEAR).getextrema()
     if isinstance(brightest, int) and brightest <= HALF:
-        raise InputError("mask", "leaves nothing to repaint; paint white what is to change, or leave the mask out")
+        raise InputError(field, "leaves nothing to repaint; paint white what is to change, or leave the mask out")
 
 
 def _on_the_grid(name: str, side: int | None, canvas: Canvas) -> int:

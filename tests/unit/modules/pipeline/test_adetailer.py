@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.people import couple, portraits
 from support.pictures import PROMPT
+from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
+from backend.core.errors import InputError
 from backend.core.timeline import Timeline
 from modules.app.service import Service
 from modules.pipeline.adetailer import AdetailerStage
 from modules.pipeline.base import ImageBatch, Picture, no_progress
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
+from modules.request.parser import build_request
 
 REQUEST = ImageRequest(
     prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, adetailer=(AdetailerUnit(),)
@@ -124,3 +129,67 @@ def test_what_is_skipped_is_neither_recorded_as_repainted_nor_drawn_so(stage: Ad
     (_, before), (_, first), (_, again), (_, second) = shown
     assert np.array_equal(pixels(before), pixels(couple())) and np.array_equal(pixels(again), pixels(couple()))
     assert not np.array_equal(pixels(first), pixels(second))
+
+
+class TestOwnMask:
+    """The input ``ad_mask``: what was painted is repainted."""
+
+    @pytest.fixture
+    def mask(self) -> Image.Image:
+        """One area in the upper left corner, far from the face."""
+        mask = Image.new("L", (256, 256))
+        mask.paste(255, (8, 8, 40, 40))
+        return mask
+
+    def test_its_areas_are_regions_of_the_first_unit_beside_the_faces(
+        self, stage: AdetailerStage, drawn: ImageBatch, mask: Image.Image
+    ) -> None:
+        picture = drawn.pictures[0]
+        units = (AdetailerUnit(denoising_strength=0.6), AdetailerUnit(model="person_detector", mask_k=1))
+        plain, own = (
+            stage.run(drawn.with_pictures([picture]), replace(REQUEST, adetailer=units, ad_mask=one)).pictures[0]
+            for one in (None, mask)
+        )
+        regions = own.parameters["_adetailer_regions"]
+        assert isinstance(regions, list) and isinstance(plain.parameters["_adetailer_regions"], list)
+        assert len(regions) == len(plain.parameters["_adetailer_regions"]) + 1 and regions[0][:2] == (0, 0)
+        assert len(own.parameters["_adetailer_regions 2nd"]) == 1  # type: ignore[arg-type]
+
+    def test_a_unit_that_names_it_repaints_nothing_else(
+        self, stage: AdetailerStage, drawn: ImageBatch, mask: Image.Image
+    ) -> None:
+        picture = drawn.pictures[0]
+        unit = AdetailerUnit(model="mask", denoising_strength=0.9, mask_blur=0, dilate_erode=0, prompt="a red wall")
+        own = stage.run(drawn.with_pictures([picture]), replace(REQUEST, adetailer=(unit,), ad_mask=mask)).pictures[0]
+        assert own.parameters["ADetailer model"] == "mask"
+        changed = (pixels(own.image) != pixels(picture.image)).any(axis=2)
+        assert changed[8:40, 8:40].mean() > 0.9
+        changed[8:40, 8:40] = False
+        assert not changed.any(), "every other pixel keeps its value"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"adetailer": False}, "ad_mask: is for the detail pass, which is off"),
+        ({"adetailer_args": '{"ad_model": "None"}'}, "ad_mask: is for the detail pass, which is off"),
+        ({"paint": "black"}, "ad_mask: leaves nothing to repaint"),
+        ({"aspect_ratio": "16:9"}, "ad_mask: must have the size"),
+        (
+            {"ad_mask": None, "adetailer_args": '{"ad_model": "mask"}'},
+            "adetailer_args: ad_model 'mask' needs the input",
+        ),
+        (
+            {"adetailer_args": '{"ad_model": "mask", "ad_model_classes": "cat"}'},
+            "adetailer_args: ad_model_classes of mask",
+        ),
+    ],
+)
+def test_an_own_mask_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    file = tmp_path / "mask.png"
+    Image.new("L", (64, 64), changes.pop("paint", "white")).save(file)
+    inputs = {**INPUTS, "adetailer": True, "scale": 1.0, "ad_mask": file, **changes}
+    with pytest.raises(InputError, match=f"^{problem}"):
+        build_request(inputs, EMBEDDED, DETECTORS)
