@@ -31,7 +31,7 @@ PROMPTS = {
     "face": "a portrait of a smiling woman with long red hair, glasses, blue shirt, green background",
     "sky": "a portrait of a man with black hair, blue background",
 }
-STEPS, STRENGTH, SCALE = 8, 0.4, 4.0
+STEPS, STRENGTH, SCALE = 6, 0.4, 4.0
 NEAR = 16
 """Pixels beside a border whose steps it is compared with."""
 

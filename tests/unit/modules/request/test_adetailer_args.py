@@ -47,7 +47,7 @@ CONTROLNET = {
 }
 
 
-def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settings_and_three_more_are_not_its() -> None:
+def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settings_and_four_more_are_not_its() -> None:
     ours = {field.name for field in fields(AdetailerUnit)}
     assert {*ours, *UNSUPPORTED, *(field.name for field in fields(UnusedArguments))} >= {
         "model",
@@ -56,7 +56,7 @@ def test_every_argument_of_adetailer_is_known_and_of_ours_only_the_global_settin
         *CONTROLNET,
     }
     settings = {"bbox_sortby", "same_seed_for_each_tab", "dynamic_denoise_power", "match_inpaint_bbox_size"}
-    assert ours - {"model", *ADETAILERS} == settings | {"mask_select", "soft_mask", "color_correction"}
+    assert ours - {"model", *ADETAILERS} == settings | {"mask_select", "soft_mask", "color_correction", "sam"}
 
 
 def test_a_unit_as_adetailer_writes_it_is_taken_as_it_is() -> None:
