@@ -29,6 +29,8 @@ MODEL = "sam2"
 """Its name in the cache."""
 SIDE = 1024
 """Of the square that a picture is fitted into, in pixels."""
+GREY = 114
+"""Of the rest of the square, as ultralytics has it."""
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the colours, 0 to 255, of the pictures that it was trained on."""
 CORNERS = (2, 3)
@@ -97,13 +99,15 @@ def outlined(network: Any, image: Image.Image, found: Detections) -> Detections:
 
 
 def _fitted(image: Image.Image) -> tuple[torch.Tensor, float]:
-    """The picture in the upper left of a square, normalised, 1 x 3 x side x side; and by what it was scaled."""
+    """The picture in the upper left of a grey square, normalised, 1 x 3 x side x side; and by what it was scaled."""
+    import cv2
+
     shrink = SIDE / max(image.size)
     width, height = (max(1, round(side * shrink)) for side in image.size)
-    small = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    normalised = (small - np.float32(MEAN)) / np.float32(DEVIATION)
-    pixels = torch.from_numpy(normalised).permute(2, 0, 1)[None]
-    return functional.pad(pixels, (0, SIDE - width, 0, SIDE - height)), shrink
+    square = np.full((SIDE, SIDE, 3), GREY, np.float32)
+    square[:height, :width] = cv2.resize(np.asarray(image.convert("RGB")), (width, height))
+    normalised = (square - np.float32(MEAN)) / np.float32(DEVIATION)
+    return torch.from_numpy(normalised).permute(2, 0, 1)[None].contiguous(), shrink
 
 
 def _outlines(
@@ -121,7 +125,6 @@ def _outlines(
         repeat_image=len(corners) > 1,
         high_res_features=levels[:-1],
     )
-    square = functional.interpolate(low, (SIDE, SIDE), mode="bilinear")
-    inside = square[:, :, : max(1, round(size[1] * shrink)), : max(1, round(size[0] * shrink))]
-    whole = functional.interpolate(inside, size[::-1], mode="bilinear")[:, 0] > 0
+    rows, columns = (max(1, round(side * shrink * low.shape[-1] / SIDE)) for side in size[::-1])
+    whole = functional.interpolate(low[:, :, :rows, :columns].float(), size[::-1], mode="bilinear")[:, 0] > 0
     return np.asarray(whole.cpu().numpy() * np.uint8(255))
