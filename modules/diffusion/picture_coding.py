@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -44,18 +45,25 @@ class PictureCoding(LatentForms):
     def encode_images(self, images: Sequence[Image.Image], check: Check = never_canceled) -> torch.Tensor:
         """Pictures of one size to scaled latents, N x channels x rows x columns. ``check`` is called before every
         picture or tile."""
-        pixels = {id(image): self._processor.preprocess(image) for image in images}
-        return self.encode_pixels([pixels[id(image)] for image in images], check)
+        return self._encode([(id(image), partial(self._processor.preprocess, image)) for image in images], check)
 
     def encode_pixels(self, pixels: Sequence[torch.Tensor], check: Check = never_canceled) -> torch.Tensor:
-        """The same for pixels, each 1 x 3 x height x width in -1..1. One at a time, which needs the least memory, and
-        one that is given several times only once."""
+        """The same for pixels, each 1 x 3 x height x width in -1..1."""
+        return self._encode([(id(one), partial(_same, one)) for one in pixels], check)
+
+    def _encode(self, pictures: Sequence[tuple[int, Callable[[], torch.Tensor]]], check: Check) -> torch.Tensor:
+        """Of pictures, each an identity and a function that gives its pixels. One at a time, which needs the least
+        memory, and one that is given several times only once."""
         with self.models.on_device("vae") as loan, checked(loan[0], check):
             vae: Any = loan[0]
-            unique = {id(one): one for one in pixels}.values()
-            # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
-            encoded = {id(one): vae.encode(one.to(self.models.device, vae.dtype)).latent_dist.mode() for one in unique}
-            latents = torch.cat([encoded[id(one)] for one in pixels])
+
+            def encoded(pixels: torch.Tensor) -> torch.Tensor:
+                # the mean of the latent distribution, not a sample, so that no noise comes between picture and result
+                mean: torch.Tensor = vae.encode(pixels.to(self.models.device, vae.dtype)).latent_dist.mode()
+                return mean
+
+            unique = {identity: encoded(pixels()) for identity, pixels in dict(pictures).items()}
+            latents = torch.cat([unique[identity] for identity, _ in pictures])
             return self.normalised(latents, vae).to(self.dtype)
 
     def decode(
@@ -80,3 +88,7 @@ class PictureCoding(LatentForms):
                     )
                 pictures += self._processor.postprocess(pixels, output_type="pil")
             return pictures
+
+
+def _same(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels

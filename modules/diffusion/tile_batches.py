@@ -72,13 +72,13 @@ def agreeing(tiles: torch.Tensor, grid: TileGrid, unit: int) -> torch.Tensor:
 
 def stitched(tiles: list[Image.Image], grid: TileGrid) -> Image.Image:
     """The picture, RGB, that these tiles make."""
-    pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2)
-    whole = torch.zeros(3, grid.size[1], grid.size[0])
-    row_weights, column_weights = weights_of(grid.rows), weights_of(grid.columns)
+    whole = np.zeros((grid.size[1], grid.size[0], 3), np.float32)
+    rows, columns = ([weight.numpy() for weight in weights_of(spans)] for spans in (grid.rows, grid.columns))
     for index, (left, top, right, bottom) in enumerate(grid.boxes()):
         row, column = divmod(index, len(grid.columns))
-        whole[:, top:bottom, left:right] += pixels[index] * (row_weights[row][:, None] * column_weights[column])
-    return Image.fromarray(whole.round_().byte().permute(1, 2, 0).numpy())
+        weight = rows[row][:, None, None] * columns[column][:, None]
+        whole[top:bottom, left:right] += np.asarray(tiles[index], np.float32) * weight
+    return Image.fromarray(whole.round().clip(0, 255).astype(np.uint8))
 
 
 def _in_units(spans: tuple[Span, ...], unit: int) -> tuple[Span, ...]:
