@@ -106,7 +106,7 @@ def _fitted(image: Image.Image) -> tuple[torch.Tensor, float]:
     width, height = (max(1, round(side * shrink)) for side in image.size)
     square = np.full((SIDE, SIDE, 3), GREY, np.float32)
     square[:height, :width] = cv2.resize(np.asarray(image.convert("RGB")), (width, height))
-    normalised = (square - np.float32(MEAN)) / np.float32(DEVIATION)
+    normalised = (square - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
     return torch.from_numpy(normalised).permute(2, 0, 1)[None].contiguous(), shrink
 
 

@@ -156,9 +156,11 @@ class ImageRequest:
     @field_validator("ad_mask")
     @classmethod
     def _fits_the_picture(cls, mask: Image.Image | None, fields: ValidationInfo) -> Image.Image | None:
-        size = fields.data.get("width"), fields.data.get("height")
-        image = fields.data.get("image") or (Image.new("L", size) if None not in size else None)
-        if mask is not None and image is not None and (problem := shape_problem(mask, image)):
+        given = fields.data
+        if mask is None or not {"width", "height"} <= given.keys():
+            return mask
+        image = given.get("image") or Image.new("L", (given["width"], given["height"]))
+        if problem := shape_problem(mask, image):
             raise ValueError(problem)
         return mask
 

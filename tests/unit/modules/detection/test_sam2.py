@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.detections import WEIGHTS
+from support.people import portraits
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import Settings
+from backend.model_cache_optimizer import ModelCache
+from backend.offload.oom_fallback import OomFallback
 from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.sam2 import find_sam2, load_sam2, outlined
+from modules.detection.service import DetectionService
 from modules.detection.yolo import offline_ultralytics
 from modules.request.parser import build_request
 
@@ -69,6 +74,20 @@ def test_the_best_file_under_weights_is_used(file: Path, tmp_path: Path) -> None
         (tmp_path / name).symlink_to(file)
     found = find_sam2(settings)
     assert found is not None and found.name == "sam2.1_t.pt"
+
+
+def test_a_detector_is_asked_for_outlines_where_it_is_installed(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "sam2.1_t.pt").symlink_to(file)
+    models = ModelCache(torch.device("cpu"))
+    settings = replace(Settings(), weights_dir=str(tmp_path))
+    detectors = DetectionService({"face_detector": WEIGHTS}, settings, models, OomFallback(models))
+    for name in models.names():
+        models.load(name)
+    assert detectors.class_sets["face_detector"].outlines
+    [picture] = portraits(1, seed=3)
+    [boxes], [shapes] = (detectors.detect([picture], 0.3, sam=sam) for sam in (False, True))
+    assert len(boxes) >= 1 and np.array_equal(boxes.boxes, shapes.boxes)
+    assert not np.array_equal(boxes.masks, shapes.masks)
 
 
 @pytest.mark.parametrize("content", ["cut off", "another network", "a tensor is missing"])
