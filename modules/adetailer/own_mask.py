@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from modules.detection.detections import Detections
+from modules.detection.detections import Detections, stacked_masks
 from modules.request.image_modes import HALF
 
 MAX_AREAS = 32
@@ -23,8 +23,8 @@ def areas_of(mask: Image.Image, size: tuple[int, int]) -> Detections:
     largest = np.sort(numbers[np.argsort(-areas[1:, cv2.CC_STAT_AREA], kind="stable")[:MAX_AREAS]])
     corners = areas[largest, :2]
     boxes = np.concatenate([corners, corners + areas[largest, 2:4]], axis=1).astype(np.float64)
-    masks = np.array([(labels == number) * np.uint8(255) for number in largest], np.uint8)
-    return Detections(boxes, masks.reshape(-1, size[1], size[0]), np.ones(len(largest)))
+    masks = stacked_masks(((labels == number) * np.uint8(255) for number in largest), len(largest), size)
+    return Detections(boxes, masks, np.ones(len(largest)))
 
 
 def joined(first: Detections, second: Detections) -> Detections:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 from backend.api.input_schema import InputSchema
 from backend.core.settings import Settings
@@ -28,10 +29,11 @@ def checks_before_loading(settings: Settings) -> InputChecks:
     files = find_files(settings, selection)
     selection = selection.without(files.missing_models)
     mediapipe = () if unavailable_reason() else NAMES
-    detectors = {name: stated_classes(path) for name, path in files.detectors.items()}
+    outlines = files.sam2 is not None
+    detectors = {name: replace(stated_classes(path), outlines=outlines) for name, path in files.detectors.items()}
     installed = Installed(
         files.profile,
-        {**detectors, **dict.fromkeys(mediapipe, ClassSet(("face",)))} if detectors else {},
+        {**detectors, **dict.fromkeys(mediapipe, ClassSet(("face",), outlines=outlines))} if detectors else {},
         tuple(files.upscalers),
         files.face_restorer is not None,
         selection.disabled,

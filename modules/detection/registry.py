@@ -69,12 +69,12 @@ def check_detector(path: Path, settings: Settings) -> None:
 
 def stated_classes(path: Path) -> ClassSet:
     """The classes that the description beside a detector states, or that its name stands for. Where neither says any,
-    the set takes every word: only the weights know. Whether SAM 2 is usable, only a set-up knows."""
+    the set takes every word: only the weights know."""
     if path.suffix == ".safetensors":
-        return ClassSet(tuple(read_description(path.with_suffix(".yaml"))["names"]), outlines=True)
+        return ClassSet(tuple(read_description(path.with_suffix(".yaml"))["names"]))
     known = next((one.detector for one in read_manifest().values() if one.detector and one.name == path.stem), None)
     classes = tuple(known.classes) if known else ()
-    return ClassSet(classes, open_vocabulary=not classes, outlines=True)
+    return ClassSet(classes, open_vocabulary=not classes)
 
 
 def detector_parameters(path: Path) -> int:

@@ -178,12 +178,11 @@ def build_request(
     request = validated(ImageRequest, fields, InputError)
     check_finished_size(request, profile.canvas)
     check_units_at_size(request)
-    if request.mask:
-        check_mask(request.mask, request.picture_size)
-    if request.ad_mask:
-        check_mask(request.ad_mask, request.picture_size, "ad_mask")
-        if not units:
-            raise InputError("ad_mask", "is for the detail pass, which is off; turn adetailer on, or leave it out")
+    for field, mask in (("mask", request.mask), ("ad_mask", request.ad_mask)):
+        if mask:
+            check_mask(mask, request.picture_size, field)
+    if request.ad_mask and not units:
+        raise InputError("ad_mask", "is for the detail pass, which is off; turn adetailer on, or leave it out")
     return request
 
 
