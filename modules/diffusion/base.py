@@ -237,7 +237,7 @@ class DiffusionService(PictureCoding):
         for index in range(count):
 
             def report_of_all(
-                done: int, total: int, latents: Callable[[], torch.Tensor], before: int = index * steps
+                done: int, total: int, latents: Callable[[], torch.Tensor] | None, before: int = index * steps
             ) -> None:
                 if report:
                     report(before + done, count * steps, latents)
