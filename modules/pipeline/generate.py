@@ -82,7 +82,8 @@ class GenerateStage(Stage):
     def _on_image(self, batch: ImageBatch, request: ImageRequest, image: Image.Image) -> ImageBatch:
         """The image itself, with the masked part drawn where there is one."""
         if request.prompt_strength == 0:
-            parameters: dict[str, object] = {"Size": f"{image.width}x{image.height}"}
+            # the detail pass reads the other parameters too
+            parameters = {**self.parameters(request, request.sampler), "Size": f"{image.width}x{image.height}"}
             return self._pictures(batch, request, [image] * request.num_outputs, parameters)
         drawn, pasted = masked_region(request, image, self.service.profile.canvas)
         control = request.control_image and drawn.crop(request.control_image.resize(image.size))
