@@ -355,9 +355,10 @@ class DiffusionService(PictureCoding):
 
         def after_step(pipeline: Any, index: int, timestep: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
             done = index + 1
-            known = finished.after_step(state["latents"], pipeline.scheduler.sigmas, done)
-            if mask is not None and original is not None:
-                kept = self.add_noise(original, noise, pipeline.scheduler.sigmas[done].to(noise))
+            sigmas = pipeline.scheduler.sigmas if pipeline.scheduler else None
+            known = finished.after_step(state["latents"], sigmas, done)
+            if mask is not None and original is not None and sigmas is not None:
+                kept = self.add_noise(original, noise, sigmas[done].to(noise))
                 weight = editable(mask, done, total) if request.differential else mask
                 state["latents"] = torch.lerp(kept, state["latents"], weight)
             if request.tiles:

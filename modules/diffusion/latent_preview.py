@@ -51,20 +51,22 @@ class LatentPreview:
 class FinishedEstimate:
     """What the picture is going to be, from the latents before and after a step.
 
-    A step of Euler's method goes along a straight line, which is followed to noise level 0. Without ``straight`` the
-    latents are taken as they are, with their noise.
+    A step of Euler's method goes along a straight line, which is followed to noise level 0. Without ``straight``, or
+    without noise levels, the latents are taken as they are, with their noise.
     """
 
     straight: bool
     before: torch.Tensor | None = None
 
-    def after_step(self, latents: torch.Tensor, sigmas: torch.Tensor, done: int) -> Callable[[], torch.Tensor]:
+    def after_step(self, latents: torch.Tensor, sigmas: torch.Tensor | None, done: int) -> Callable[[], torch.Tensor]:
         """A function that gives the estimate when ``done`` steps are; ``sigmas`` are the noise levels of all."""
         before = self.before
 
         def estimate() -> torch.Tensor:
+            if not self.straight or before is None or sigmas is None:
+                return latents
             begin, end = float(sigmas[done - 1]), float(sigmas[done])
-            if not self.straight or before is None or begin == end:
+            if begin == end:
                 return latents
             return torch.lerp(latents.float(), before.float(), end / (end - begin))
 

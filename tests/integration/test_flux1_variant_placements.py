@@ -16,8 +16,10 @@ from support.small_flux import write_small_flux
 
 from backend.core.cancellation import never_canceled
 from backend.core.settings import Settings
+from backend.core.timeline import Timeline
 from backend.planning.costs import KINDS, Kind, Placement
 from modules.app.model_files import find_files
+from modules.pipeline.base import ImageBatch, no_progress
 from modules.pipeline.generate import GenerateStage
 from modules.request.image_request import ImageRequest
 
@@ -70,8 +72,8 @@ def test_what_a_step_needs_is_predicted_with_the_pictures_that_it_reads(
     made = emulated_pipeline(None, 10**9, tmp_path_factory.mktemp("run"), str(folder), REQUEST)
     stage = made.pipeline.stages[0]
     assert isinstance(stage, GenerateStage)
-    image = picture() if variant == "fill" else None
-    asked = stage.denoise_request(replace(REQUEST, **given(variant)), image)
+    request, batch = replace(REQUEST, **given(variant)), ImageBatch((), Timeline(), no_progress)
+    asked = stage.denoise_request(batch, request, (256, 256), request.image, request.mask, None)
     with made.device, torch.inference_mode():
         embeddings = stage.service.encode([PROMPT])
         pictures = stage.service.encode_given(asked, never_canceled)

@@ -119,7 +119,12 @@ class Tab:
 
     def wait_for(self, text: str, part: str = "#status") -> str:
         """The text of a part of the page once it contains ``text``."""
-        self.page.locator(part, has_text=text).wait_for()
+        from playwright.sync_api import TimeoutError as TooLate
+
+        try:
+            self.page.locator(part, has_text=text).wait_for()
+        except TooLate as problem:
+            raise AssertionError(f"{part} shows {self.page.inner_text(part)!r} and not {text!r}") from problem
         return str(self.page.inner_text(part))
 
     @property

@@ -52,10 +52,12 @@ def test_it_writes_what_the_whole_language_model_writes(files: Files) -> None:
     writer = files.prompt_upsampler
     assert writer is not None and not isinstance(writer, Path)
     folder = files.model.source.path
-    whole = Qwen3ForCausalLM.from_pretrained(folder / ENCODER, local_files_only=True, dtype=FLOAT).eval()
+    whole = Qwen3ForCausalLM.from_pretrained(
+        folder / ENCODER, local_files_only=True, trust_remote_code=False, dtype=FLOAT
+    ).eval()
     encoder, behind = files.load(ENCODER, FLOAT), writer.load(FLOAT)
     ours = writer.network(encoder, behind)
-    tokenizer = Qwen2TokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = Qwen2TokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     given = tokenizer("a red fox", return_tensors="pt")
     wanted = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
@@ -66,7 +68,9 @@ def test_it_writes_what_the_whole_language_model_writes(files: Files) -> None:
 
 def test_it_is_planned_as_no_more_than_what_lies_behind(files: Files) -> None:
     spec = files.spec()
-    whole = Qwen3ForCausalLM.from_pretrained(files.model.source.path / ENCODER, local_files_only=True)
+    whole = Qwen3ForCausalLM.from_pretrained(
+        files.model.source.path / ENCODER, local_files_only=True, trust_remote_code=False
+    )
     behind = spec.components[MODEL].parameters
     assert behind + spec.components[ENCODER].parameters == sum(one.numel() for one in whole.parameters())
     (step,) = (one for one in prediction_steps(files.workload(Settings()), spec) if one.stage == "prompt")
