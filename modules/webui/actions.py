@@ -69,18 +69,20 @@ class Actions:
 
     def submit(self, session: str, tab: str, *values: Any) -> tuple[str, str]:
         """Queues a prediction; returns the session and the name of the run."""
-        session = session if History.is_session(session) else History.new_session()
+        if not History.is_session(session):  # Enter in the prompt, before ``open`` has ended
+            raise gr.Error("the page is still opening: try again", duration=10)
         try:
             return session, self.runs.submit(session, self.inputs(tab, *values)).name
         except UserError as error:
             raise gr.Error(str(error), duration=10) from None
 
-    def open(self, session: str) -> tuple[str, str, list[str]]:
-        """What a page begins with: its session, the run that goes on, and the history."""
+    def open(self, session: str) -> tuple[str, str, list[str], dict[str, Any]]:
+        """What a page begins with: its session, the run that goes on, the history, and its button."""
+        usable = gr.update(interactive=True)
         if not History.is_session(session):
-            return History.new_session(), "", []
+            return History.new_session(), "", [], usable
         run = self.runs.latest(session)
-        return session, run.name if run else "", self._thumbnails(session)
+        return session, run.name if run else "", self._thumbnails(session), usable
 
     def cancel(self, name: str) -> None:
         if run := self.runs.find(name):

@@ -83,7 +83,8 @@ class Page:
         for name in FIRST[:2]:
             self._field(name)
         with gr.Row():
-            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+            # usable once the page knows its session and the run that goes on, which it would overwrite later
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, interactive=False)
             self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", scale=1)
         self._field(FIRST[2])
         with gr.Row():
@@ -170,7 +171,7 @@ class Page:
         gr.on(triggers, actions.explain, given, explained, show_progress="hidden", queue=False, **PRIVATE)
         gr.on(triggers, **submit).success(**watch)
         self.cancel.click(actions.cancel, self.run, None, queue=False, **PRIVATE)
-        opened = [self.session, self.run, self.history]
+        opened = [self.session, self.run, self.history, self.generate]
         self.blocks.load(actions.open, self.session, opened, show_progress="hidden", **PRIVATE).then(**watch)
         self.history.select(
             actions.select, self.session, [self.status, *result], show_progress="hidden", queue=False, **PRIVATE
