@@ -91,9 +91,10 @@ class Actions:
     async def watch(self, session: str, name: str, progress: gr.Progress = gr.Progress()) -> AsyncIterator[Any]:  # noqa: B008
         """The updates of the result while the run goes on, and at its end."""
         run = self.runs.find(name)
-        if run is None:
+        if run is None:  # none was begun, or it has ended before the page asked
             entry = self.runs.history.entry(session, name)
-            yield (gr.skip(), gr.skip(), gr.skip(), *(self._result(entry) if entry else self._nothing_new))
+            # outputs of a generator that yields nothing would be emptied
+            yield self._ended(session, entry, "") if entry else (gr.skip(),) * 3 + self._nothing_new
             return
         seen: tuple[str, Path | None] = ("", None)
         while not run.finished:
@@ -105,13 +106,15 @@ class Actions:
                 seen = now
                 yield (now[0], *_preview(now[1]), *self._nothing_new[1:])
             await asyncio.sleep(LOOK_SECONDS)
-        entry = self.runs.entry(run)
-        history = self._thumbnails(session)
-        text = headline(entry) if entry else run.error
-        shown_result = (gr.update(visible=True), *self._nothing_new[1:])
+        yield self._ended(session, self.runs.entry(run), run.error)
+
+    def _ended(self, session: str, entry: Entry | None, error: str) -> tuple[Any, ...]:
+        """The updates at the end of a run; ``error`` counts where it has left nothing."""
+        result = (gr.update(visible=True), *self._nothing_new[1:])
         if entry and entry.pictures:
-            shown_result = self._result(entry)
-        yield (text, gr.update(value=None, visible=False), history, *shown_result)
+            result = self._result(entry)
+        text = headline(entry) if entry else error
+        return (text, gr.update(value=None, visible=False), self._thumbnails(session), *result)
 
     def _told(self, run: Run) -> str:
         if run.state != RUNNING:

@@ -96,6 +96,8 @@ class FakeCard:
         # torch.tensor(values, device="cuda") is then made on the host, and copied by an operator
         self._stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)
+        # what the set-up changes for the whole process on a card
+        self._stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         self._stack.enter_context(installed_driver(self.driver))
         self._stack.enter_context(hollow_files(self))
         self._stack.enter_context(alike_blocks_run_once(self))

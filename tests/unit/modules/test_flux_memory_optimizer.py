@@ -134,9 +134,10 @@ def test_the_precision_is_told_with_its_reason(
 
 
 def test_making_an_optimizer_sets_nothing_in_the_process(plan: MemoryPlan) -> None:
+    before = torch.get_float32_matmul_precision()
     card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
     made = FluxMemoryOptimizer(card, plan, Settings())
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == before == "highest"
     assert "TensorFloat-32" not in made.table()
 
 
