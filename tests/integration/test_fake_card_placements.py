@@ -72,6 +72,7 @@ CASES: Sequence[Case] = [
     ("klein", "model offload", "", "bfloat16", ("hires",)),
     ("klein", "partial", "", "bfloat16", ("text", "lora")),
     ("klein", "block offload", "", "bfloat16", ("three details",)),
+    ("klein", "layer offload", "", "bfloat16", ("text",)),
     ("z_image", "resident", "fp8", "bfloat16", ("two", "lora")),
     ("z_image", "model offload", "", "float16", ("image and mask",)),
     ("z_image", "partial", "fp8_compute", "bfloat16", ("hires",)),
