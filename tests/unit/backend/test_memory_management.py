@@ -21,7 +21,7 @@ from backend.memory_management import (
 )
 from backend.planning.activations import Workload, prediction_steps
 from backend.planning.costs import DeviceMemory, standing_bytes, waiting_bytes
-from backend.planning.rules import LEVELS, ROUNDING
+from backend.planning.rules import LEVELS, ROUNDING, computes_fp8
 
 GB, GIB = 10**9, 2**30
 PLAIN = Workload(1024, 1024, detail_crop=1024, scale=2)
@@ -159,7 +159,9 @@ def test_weights_are_rounded_only_as_far_as_allowed_and_as_the_device_can(
     plan = feasible_plan(device, workload, rules)
     dtypes = {p.dtype for p in plan.placements.values()}
     exact = {component.dtype for component in FLUX_DEV.components.values()}
-    assert dtypes <= {"bf16": exact, "fp8": exact | {"fp8"}}.get(rules.weight_precision, dtypes - {"fp8_compute"})
+    products = {"fp8_compute"} if computes_fp8(device) else set()
+    rounded = {"bf16": set(), "fp8": {"fp8"} | products, "nf4": {"fp8", "nf4"} | products}
+    assert dtypes <= exact | rounded[rules.weight_precision]
     if device.type != "cuda":
         assert plan.pin_bytes == 0 and not plan.use_streams
 
