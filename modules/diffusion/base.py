@@ -151,8 +151,9 @@ class DiffusionService(PictureCoding):
         lengths = {self.chunk_count(prompt) for prompt in request.prompts}
         if len(lengths) > 1 and not request.tiles:  # no batch has prompts of two lengths
             singles = [request.only(index) for index in range(len(request.seeds))]
-            alone = [self.generate(one, timeline, report, latent_sink=latent_sink) for one in singles]
-            return [image for images in alone for image in images]
+            shared = (timeline, report, check, latent_sink, gives_up)
+            alone = [self.generate_if_it_fits(one, *shared) for one in singles]
+            return None if None in alone else [image for images in alone if images for image in images]
         size = (request.width, request.height)
 
         def after_step(done: int, total: int, latents: Callable[[], torch.Tensor] | None) -> None:
