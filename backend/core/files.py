@@ -27,6 +27,15 @@ RESERVED_BYTES = 5 * 2**30
 """Of a disk, which caches leave free."""
 
 
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
 def has_room(folder: Path, size: int, reserved: int = RESERVED_BYTES) -> bool:
     """Whether a file of ``size`` bytes leaves ``reserved`` bytes free on the disk of ``folder``. Raises OSError."""
     return shutil.disk_usage(folder).free - size >= reserved

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from backend.core.files import RESERVED_BYTES, atomic_files, has_room
+from backend.core.files import RESERVED_BYTES, atomic_files, can_be_written, has_room
 from backend.core.locks import NO_LOCKS, open_locked
 from backend.core.units import format_bytes
 from backend.offload.placements import all_tensors
@@ -85,7 +85,7 @@ class QuantizedCache:
             return make()
         if (module := self._find(key)) is not None:
             return module
-        folder = next(filter(_can_be_written, self.folders), None)
+        folder = next(filter(can_be_written, self.folders), None)
         if folder is None:
             logger.info("quantized weights are not kept for the next start: no folder for them can be written")
             return make()
@@ -227,14 +227,6 @@ def _empty(name: str, config: Mapping[str, Any]) -> nn.Module:
         else:
             made = kind(kind.config_class.from_dict(dict(config)))
     return made
-
-
-def _can_be_written(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
 
 
 def _touch(file: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from backend.core.cancellation import Check
 from backend.core.data_files import DataError, read_json
 from backend.core.errors import StorageError
-from backend.core.files import RESERVED_BYTES, atomic_files, has_room, write_atomic
+from backend.core.files import RESERVED_BYTES, atomic_files, can_be_written, has_room, write_atomic
 from backend.core.locks import NO_LOCKS, open_locked
 from backend.core.units import format_bytes
 
@@ -80,7 +80,7 @@ class DiskCache:
 
         Raises :class:`StorageError` where no folder can be written.
         """
-        folder = next(filter(_can_be_written, self.folders), None)
+        folder = next(filter(can_be_written, self.folders), None)
         if folder is None:
             raise StorageError("no folder for downloaded LoRA files can be written; set another in lora_cache")
         with _locked(folder / f"{key}.lock", check):
@@ -151,14 +151,6 @@ def _delete(file: Path) -> None:
         kept = _read(entry)
         if kept and kept.sha256 == file.stem:
             entry.unlink(missing_ok=True)
-
-
-def _can_be_written(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
 
 
 @contextmanager
