@@ -14,7 +14,7 @@ from support.lora_files import lora_file, named, random_pairs
 from backend.memory_management import ModelSpec, Workload
 from backend.planning.activations import Step, prediction_steps
 
-STEPS = 6
+STEPS = 3
 FACES = ((60, 60, 180, 180), (250, 80, 360, 200), (90, 300, 220, 440))
 """Where three details are. They are repainted at the native size."""
 HIRES, STRENGTH, DETAIL_STRENGTH = 1.25, 0.7, 0.4
@@ -32,14 +32,15 @@ class Request:
 
 
 def workloads_for(spec: ModelSpec) -> dict[str, Workload]:
-    """From words; two pictures; with a second pass; with :data:`FACES`."""
+    """From words; two pictures; with a second pass; where there are detectors, with :data:`FACES`."""
     side, larger = spec.native, int(HIRES * spec.native)
     text = Workload(side, side, steps=STEPS, cached_prompts=8)
+    detailed = replace(text, detail_crop=side, details=len(FACES), detail_strength=DETAIL_STRENGTH)
     return {
         "text": text,
         "two": replace(text, outputs=2),
         "hires": replace(text, hires=(larger, larger), hires_strength=STRENGTH),
-        "three details": replace(text, detail_crop=side, details=len(FACES), detail_strength=DETAIL_STRENGTH),
+        **({"three details": detailed} if "detect" in spec.costs else {}),
     }
 
 
@@ -52,18 +53,22 @@ def requests_for(spec: ModelSpec, folder: Path) -> dict[str, Request]:
     workloads = workloads_for(spec)
     steps = {name: prediction_steps(workload, spec) for name, workload in workloads.items()}
     repainting = replace(workloads["text"], detail_crop=side, detail_strength=STRENGTH)
-    repaint = (steps["text"][0], *prediction_steps(repainting, spec)[-3:])
+    # as a detail of the picture's size; its detection is not among the last three steps
+    with_detectors = replace(spec, costs={"detect": spec.costs["decode"], **spec.costs})
+    repaint = (steps["text"][0], *prediction_steps(repainting, with_detectors)[-3:])
     from_image = {"image": picture, "mask": mask, "prompt_strength": STRENGTH}
     second_pass = {"enable_hr": True, "hr_scale": HIRES, "denoising_strength": STRENGTH}
-    text = Request({}, workloads["text"], steps["text"])
+    inputs: dict[str, Mapping[str, Any]] = {
+        "text": {},
+        "two": {"num_outputs": 2},
+        "hires": second_pass,
+        "three details": {"adetailer": True},
+    }
     return {
-        "text": text,
-        "two": Request({"num_outputs": 2}, workloads["two"], steps["two"]),
+        **{name: Request(inputs[name], workload, steps[name]) for name, workload in workloads.items()},
         "image and mask": Request(from_image, workloads["text"], repaint),
-        "hires": Request(second_pass, workloads["hires"], steps["hires"]),
-        "three details": Request({"adetailer": True}, workloads["three details"], steps["three details"]),
-        "solver": replace(text, inputs={"sampler": "DPM++ 2M"}),
-        "lora": replace(text, inputs={"lora_weights": LORA}),
+        "solver": Request({"sampler": "DPM++ 2M"}, workloads["text"], steps["text"]),
+        "lora": Request({"lora_weights": LORA}, workloads["text"], steps["text"]),
     }
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import backend.devices.runtime
 import modules.detection.service
+import modules.flux_memory_optimizer
 from backend.core.settings import Settings
 from backend.core.units import GIB
 from backend.devices.speed import measure_speed
@@ -71,7 +72,7 @@ class Prediction:
 
 def start_on_card(model: Path, **settings: Any) -> Service:
     """The set-up without warm-up and compilation. To be called inside of a card. The plan counts with the speed of the
-    card's name: what is measured here is the time of this machine."""
+    card's name, and attention is PyTorch's own: what is measured here is the time of this machine."""
     chosen = {
         "device": "cuda",
         "compile": "off",
@@ -80,7 +81,10 @@ def start_on_card(model: Path, **settings: Any) -> Service:
         "quantized_cache_gb": 0,
         **settings,
     }
-    with patch.object(backend.devices.runtime, "measure_speed", _measured_in_vain):
+    with (
+        patch.object(backend.devices.runtime, "measure_speed", _measured_in_vain),
+        patch.object(modules.flux_memory_optimizer, "ATTENTION_BACKENDS", ("native",)),
+    ):
         return start(replace(Settings(), model=str(model), **chosen))
 
 

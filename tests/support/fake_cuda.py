@@ -82,6 +82,7 @@ class FakeCard:
         self.waits: list[tuple[str, str]] = []
         self.steps: list[list[int]] = []
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode.cache_enabled = False  # ``Results`` remembers more, for less
         self._attributes = vars(FakeTensor(self.mode, torch.empty(0, device="meta"), HOST)).copy()
         self.results = Results(self)
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
