@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from backend.core.cancellation import Check, never_canceled
-from modules.adetailer.crops import composite, correct_colors
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs, unit_steps
 from modules.adetailer.own_mask import areas_of, joined
 from modules.adetailer.regions import ChosenRegions, choose_regions
 from modules.detection.detections import Mask
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.inpainting.crops import composite, correct_colors
 from modules.lora.files.lora_file import LoraFile
 from modules.request.adetailer_unit import OWN_MASK, AdetailerUnit
 from modules.request.image_request import ImageRequest

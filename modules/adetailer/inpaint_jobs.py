@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modules.adetailer.regions import ChosenRegions, Region, batches
+from modules.adetailer.regions import ChosenRegions, batches
 from modules.diffusion.denoise_request import steps_run
+from modules.inpainting.region import Region
 from modules.request.adetailer_unit import AdetailerUnit, region_prompt
 from modules.request.image_request import MAX_SEED, ImageRequest
 from modules.request.lora_use import LoraUse, in_region

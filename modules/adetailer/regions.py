@@ -5,54 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from PIL import Image
 
-from modules.adetailer.crops import Box, blur_mask, crop_region, expand_crop_region
 from modules.adetailer.masks import filter_by_ratio, keep_largest, preprocess_detections, sort_detections
-from modules.detection.detections import Detections, Floats, Mask, bounding_box, stacked_masks
+from modules.detection.detections import Detections, Floats, Mask, stacked_masks
 from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
+from modules.inpainting.crops import blur_mask, crop_region, expand_crop_region
+from modules.inpainting.region import Region
 from modules.request.adetailer_unit import SORT_ORDERS, AdetailerUnit, prompt_order, skipping_mark
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A part of a picture to be inpainted.
-
-    Attributes:
-        box: The crop that is cut out.
-        mask: H x W of the whole picture, blurred; where it is 0, nothing changes.
-        size: Width and height at which the crop is inpainted.
-        number: The regions of a picture are numbered from 1, in their order.
-        area_ratio: The share of the picture that the detection's box covers.
-    """
-
-    box: Box
-    mask: Mask
-    size: tuple[int, int]
-    number: int = 1
-    area_ratio: float = 0.0
-
-    @cached_property
-    def mask_box(self) -> Box:
-        """The box around the pixels that inpainting can change."""
-        box = bounding_box(self.mask)
-        assert box is not None  # a region's mask is not blank
-        return box
-
-    def overlaps(self, other: Region) -> bool:
-        """Whether the crop of one contains pixels that the other changes, so that their order matters."""
-        return _intersect(self.mask_box, other.box) or _intersect(other.mask_box, self.box)
-
-    def crop(self, image: Image.Image) -> Image.Image:
-        """The crop at the size at which it is inpainted."""
-        return image.crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
-
-    def crop_mask(self) -> Image.Image:
-        """The mask of the crop, at the same size."""
-        return Image.fromarray(self.mask).crop(self.box).resize(self.size, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
@@ -219,7 +180,3 @@ def _inpaint_size(box_ratio: float, unit: AdetailerUnit, canvas: Canvas) -> tupl
         box_ratio = min(usual, key=lambda one: abs(math.log(one / box_ratio)))
     box_ratio = min(max(box_ratio, min(usual)), max(usual))  # models compose badly in more extreme shapes
     return canvas.fitted(math.sqrt(width * height * box_ratio), math.sqrt(width * height / box_ratio))
-
-
-def _intersect(one: Box, other: Box) -> bool:
-    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])

@@ -72,8 +72,8 @@ class AdetailerStage(Stage):
 
     def _run_unit(self, batch: ImageBatch, number: int, unit: AdetailerUnit, request: ImageRequest) -> ImageBatch:
         from modules.adetailer.debug_images import draw_regions
-        from modules.adetailer.input_mask import changeable
         from modules.adetailer.parameters import unit_parameters
+        from modules.inpainting.input_mask import changeable
 
         images = [picture.image for picture in batch.pictures]
         with batch.timeline.span("detect"):

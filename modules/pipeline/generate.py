@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
-from modules.adetailer.crops import composite
-from modules.adetailer.input_mask import masked_region
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.inpaint_mask import inpaint_mask
+from modules.inpainting.crops import composite
+from modules.inpainting.input_mask import masked_region
 from modules.pipeline.base import ImageBatch, Picture, Services, Stage
 from modules.request.image_request import ImageRequest
 

@@ -14,12 +14,12 @@ from support.people import couple, crowd, portraits
 from support.pictures import PROMPT
 
 from backend.core.timeline import Timeline
-from modules.adetailer.crops import correct_colors
 from modules.adetailer.detail_pass import DetailPass
 from modules.adetailer.inpaint_jobs import inpaint_jobs
 from modules.adetailer.regions import ChosenRegions
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.inpainting.crops import correct_colors
 from modules.pipeline.adetailer import AdetailerStage
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from modules.adetailer.inpaint_jobs import InpaintJob, inpaint_jobs
-from modules.adetailer.regions import ChosenRegions, Region
+from modules.adetailer.regions import ChosenRegions
 from modules.detection.detections import Detections
+from modules.inpainting.region import Region
 from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import MAX_SEED, ImageRequest
 

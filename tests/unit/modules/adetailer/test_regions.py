@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.adetailer.regions import ChosenRegions, Region, batches, choose_regions
+from modules.adetailer.regions import ChosenRegions, batches, choose_regions
 from modules.detection.detections import Detections, rectangle_masks
 from modules.diffusion.canvas import Canvas
+from modules.inpainting.region import Region
 from modules.request.adetailer_unit import AdetailerUnit
 
 SIZE = (256, 192)

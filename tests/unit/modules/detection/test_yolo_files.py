@@ -186,7 +186,7 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 from pathlib import Path
 from PIL import Image
-import modules.adetailer.crops, modules.detection.yolo as detection
+import modules.inpainting.crops, modules.detection.yolo as detection
 assert "cv2" not in sys.modules and "ultralytics" not in sys.modules, "imported before anybody wanted a detector"
 weights, folder = Path(sys.argv[1]), Path(sys.argv[2])
 if sys.argv[3] != "prepared":

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from modules.adetailer.crops import crop_region, expand_crop_region
-from modules.adetailer.regions import Region
 from modules.detection.detections import Mask
 from modules.diffusion.canvas import ASPECT_RATIOS, Canvas
 from modules.diffusion.inpaint_mask import FEATHER, inpaint_mask
+from modules.inpainting.crops import crop_region, expand_crop_region
+from modules.inpainting.region import Region
 from modules.request.image_modes import HALF
 from modules.request.image_request import ImageRequest
 from modules.request.outpaint import OVERLAP

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from modules.adetailer.crops import Box, blur_mask, composite, correct_colors, crop_region, expand_crop_region
 from modules.detection.detections import Mask, rectangle_masks
+from modules.inpainting.crops import Box, blur_mask, composite, correct_colors, crop_region, expand_crop_region
 
 
 def square(left: int, top: int, right: int, bottom: int, width: int = 100, height: int = 80) -> Mask:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modules.adetailer.input_mask import at_size, changeable, feathered, masked_region
 from modules.diffusion.canvas import Canvas
+from modules.inpainting.input_mask import at_size, changeable, feathered, masked_region
 from modules.request.image_request import ImageRequest
 
 CANVAS = Canvas(native=256, multiple=16)
