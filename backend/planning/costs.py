@@ -120,23 +120,27 @@ def standing_bytes(placement: Placement, component: Component) -> int:
     return component.size(placement.dtype) - waiting_bytes(placement, component)
 
 
+def scratch_bytes(placement: Placement, component: Component) -> int:
+    """Bytes of a layer's weights in the dtype that it computes in, beside those that are stored."""
+    if placement.dtype not in ("fp8", "nf4", PACKED):
+        return 0
+    largest = component.largest_layer
+    if placement.dtype == PACKED:
+        return component.bytes_of(largest) + int(PACKED_SCRATCH_BYTES * min(largest, WEIGHTS_AT_ONCE))
+    largest = min(largest, max(component.blocks, default=largest))  # only blocks are rounded
+    return component.bytes_of(largest) + (NF4_INDEX_BYTES * largest if placement.dtype == "nf4" else 0)
+
+
 def passing_bytes(placement: Placement, component: Component) -> int:
     """Bytes that are on the device only while a step uses the component."""
-    # while a layer computes, its weights are also there in the dtype that it computes in; only blocks are rounded
-    largest = component.largest_layer
-    if placement.dtype != PACKED:
-        largest = min(largest, max(component.blocks, default=largest))
-    dequantized = component.bytes_of(largest) if placement.dtype in ("fp8", "nf4", PACKED) else 0
-    if placement.dtype == PACKED:
-        dequantized += int(PACKED_SCRATCH_BYTES * min(largest, WEIGHTS_AT_ONCE))
-    dequantized += NF4_INDEX_BYTES * largest if placement.dtype == "nf4" else 0
+    scratch = scratch_bytes(placement, component)
     if placement.kind in ("partial", "block offload"):
         # a slot for the block that computes and one for the block that is being copied, and what is outside of blocks
         outside = component.bytes_of(component.outside_blocks) if placement.kind == "block offload" else 0
-        return 2 * max(_streamed_sizes(placement, component)) + outside + dequantized
+        return 2 * max(_streamed_sizes(placement, component)) + outside + scratch
     if placement.kind == "layer offload":
         return component.bytes_of(component.largest_layer)
-    return dequantized + (component.size(placement.dtype) if placement.kind == "model offload" else 0)
+    return scratch + (component.size(placement.dtype) if placement.kind == "model offload" else 0)
 
 
 def moved_bytes(placement: Placement, component: Component, step: Step, previous: Step | None) -> int:

@@ -45,7 +45,8 @@ class MemoryPlan:
         reread_bytes: Bytes of waiting models that the host's memory does not hold: they are read from the disk whenever
             they are needed.
         pin_limit: Host memory that may be pinned at most, if models have to leave the device after all.
-        step_bytes: For every model the bytes of activations of the largest step that needs it.
+        step_bytes: For every model the bytes of activations of the largest step that needs it, and of the weights that
+            it dequantizes meanwhile.
         use_streams: Whether copies run beside the computation.
         predicted_peak_bytes: What the device holds at the worst moment of a prediction: the resident models, the models
             in use, their activations, and the reserve. An emulated device has no reserve.

@@ -20,6 +20,7 @@ from backend.planning.costs import (
     Placement,
     moved_bytes,
     passing_bytes,
+    scratch_bytes,
     standing_bytes,
     step_seconds,
     waiting_bytes,
@@ -247,11 +248,14 @@ class PlanSearch:
         return max(activations(step, choice[used[-1]].placement) for step, used in self.demands)
 
     def step_bytes(self, choice: Choice) -> dict[str, int]:
-        """For every model the bytes of activations of the largest step that needs it; 0 where none does."""
+        """For every model the bytes of activations of the largest step that needs it, and of the weights that it
+        dequantizes meanwhile; 0 where no step does."""
         most = dict.fromkeys(self.models.components, 0)
         for step, used in self.demands:
-            for name in step.components:
-                most[name] = max(most[name], activations(step, choice[used[-1]].placement))
+            needed = activations(step, choice[used[-1]].placement)
+            for name, option in zip(step.components, [choice[index] for index in used], strict=True):
+                scratch = scratch_bytes(option.placement, self.models.components[name])
+                most[name] = max(most[name], needed + scratch)
         return most
 
     def seconds(self, choice: Choice) -> float:

@@ -32,11 +32,11 @@ from backend.planning.costs import (
     moved_bytes,
     passing_bytes,
     standing_bytes,
-    waiting_bytes,
 )
 from backend.planning.gpu_specs import REPORTED_SHARE
 from backend.planning.model_specs import Curve
-from backend.planning.rules import MemoryRules, usable_bytes
+from backend.planning.rules import MemoryRules
+from backend.planning.search import PlanSearch
 from modules.app.model_files import find_files
 from modules.app.service import Service, start
 from modules.detection.detections import Detections, rectangle_masks
@@ -135,8 +135,9 @@ def every_model_placed(kind: Kind, precision: str = "", pin_bytes: int | None = 
         roomy = replace(device, total_bytes=10**12, free_bytes=None, host_bytes=10**12)
         made = plan_memory(roomy, spec, workload, rules)
         placements = placements_of(spec, kind, precision)
-        waiting = sum(waiting_bytes(placements[name], component) for name, component in spec.components.items())
-        pinned = waiting if pin_bytes is None else pin_bytes
+        search = PlanSearch(device, spec, replace(workload, upscale_tile=made.upscale_tile), rules)
+        choice = tuple(search.option(name, placements[name]) for name in spec.components)
+        pinned = sum(option.waiting for option in choice) if pin_bytes is None else pin_bytes
         return replace(
             made,
             placements=placements,
@@ -145,10 +146,9 @@ def every_model_placed(kind: Kind, precision: str = "", pin_bytes: int | None = 
             one_pass_pixels=2**28,
             pin_bytes=pinned,
             pin_limit=int(1.05 * pinned),  # in whole pages, and the plan leaves out small tensors
-            reserve_bytes=usable_bytes(device, rules)[1],
-            predicted_peak_bytes=predicted_peak(
-                device, spec, replace(workload, upscale_tile=made.upscale_tile), placements
-            ),
+            reserve_bytes=search.reserve,
+            step_bytes=search.step_bytes(choice),
+            predicted_peak_bytes=search.demand(choice)[0] + search.reserve,
         )
 
     with patch.object(backend.devices.runtime, "plan_memory", plan):

@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.model_specs import FLUX_DEV
+from support.model_specs import FLUX_DEV, KNOWN
 
 from backend.memory_management import DeviceMemory, MemoryRules, Placement, Workload, plan_memory
 from backend.planning.model_specs import PACKED, ModelSpec
+from backend.planning.search import PlanSearch
 
 GB = 10**9
 INSTANT = DeviceMemory("emulated", 80 * GB, host_bytes=200 * GB, copy_bandwidth=1e18, flops=1e20)
@@ -81,3 +82,15 @@ def test_weights_are_rounded_a_second_time_only_where_that_saves_memory(rate: fl
     device = DeviceMemory("emulated", 12 * GB, host_bytes=200 * GB)
     plan = plan_memory(device, with_packed(rate), Workload(1024, 1024), NF4)
     assert plan.placements["transformer"].dtype == taken
+
+
+def test_a_model_at_work_needs_room_for_the_layer_that_it_dequantizes() -> None:
+    """Else the next model is uploaded ahead into memory that the text encoder is about to take."""
+    klein = KNOWN["flux2-klein"]
+    search = PlanSearch(INSTANT, klein, DECODER_NEEDS_MOST, NF4)
+    exact, rounded = (
+        search.step_bytes(tuple(search.option(name, Placement("resident", dtype)) for name in klein.components))
+        for dtype in ("bf16", "fp8")
+    )
+    blocks = klein.components["text_encoder"].blocks
+    assert rounded["text_encoder"] == exact["text_encoder"] + klein.components["text_encoder"].bytes_of(max(blocks))
