@@ -95,12 +95,13 @@ class Flux2Klein(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.flux2_klein.loading import load_chat
         from modules.families.flux2_klein.service import KleinService
+        from modules.families.qwen3_chat import load_qwen3_chat
 
         profile = self.profile(source)
         folder = source.folder_with(f"scheduler/{SCHEDULER_FILE}")
-        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(scheduler_of(folder, FLOW))
+        chat = load_qwen3_chat(source, PARTS, profile.tokens, thinking=False)
+        scheduler = flow_scheduler(scheduler_of(folder, FLOW))
         return KleinService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
 
     def text_writer(self, source: Source) -> TextWriter | None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import nn
-from transformers import Qwen2TokenizerFast
 
 from backend.checkpoints.build_budget import building
 from backend.checkpoints.loader import assign_tensors
 from backend.checkpoints.untrusted import untrusted
 from modules.families.autoencoder import autoencoder_precision
-from modules.families.chat_prompt import ChatPrompt, chat_prompt
 from modules.families.flux2_klein.parts import PARTS, TEXT_LAYERS
 from modules.families.flux2_klein.single_file import autoencoder_names, transformer_config, transformer_names
 from modules.families.part_loading import load_diffusers_part, part_tensors
 from modules.families.parts import Part
-from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.qwen3 import QWEN3_TOKENIZERS
 from modules.families.qwen3_network import load_first_layers
 from modules.families.source import Source
 
@@ -41,11 +37,3 @@ def _transformer(part: Part, dtype: torch.dtype) -> nn.Module:
         transformer: nn.Module = Flux2Transformer2DModel(**transformer_config(tensors))
     assign_tensors(transformer, tensors, part.label)
     return transformer
-
-
-def load_chat(source: Source, tokens: int) -> ChatPrompt:
-    """The tokenizer with its template, for prompts of so many tokens."""
-    part = source.part("text_encoder", PARTS)
-    folder = source.tokenizer("tokenizer", part, QWEN3_TOKENIZERS)
-    tokenizer = load_prompt_tokenizer(Qwen2TokenizerFast, folder, part.config, tokens)
-    return chat_prompt(tokenizer, tokens, folder.name, thinking=False)

@@ -91,11 +91,12 @@ class ZImage(FamilyDescriptor):
         fallback: OomFallback,
         prompt_cache_entries: int,
     ) -> DiffusionService:
-        from modules.families.z_image.loading import load_chat
+        from modules.families.qwen3_chat import load_qwen3_chat
         from modules.families.z_image.service import ZImageService
 
         profile = self.profile(source)
-        chat, scheduler = load_chat(source, profile.tokens), flow_scheduler(flow_config(source))
+        chat = load_qwen3_chat(source, PARTS, profile.tokens, thinking=True)
+        scheduler = flow_scheduler(flow_config(source))
         return ZImageService(models, profile, scheduler, chat, dtype, fallback, prompt_cache_entries)
 
     def text_writer(self, source: Source) -> TextWriter | None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch
 from diffusers import ZImageTransformer2DModel
 from torch import nn
-from transformers import Qwen2TokenizerFast
 
 from modules.families.autoencoder import load_autoencoder
-from modules.families.chat_prompt import ChatPrompt, chat_prompt
 from modules.families.part_loading import load_diffusers_part
-from modules.families.prompt_tokenizer import load_prompt_tokenizer
-from modules.families.qwen3 import QWEN3_TOKENIZERS, layer_count
+from modules.families.qwen3 import layer_count
 from modules.families.qwen3_network import load_first_layers
 from modules.families.source import Source
 from modules.families.z_image.parts import PARTS
@@ -26,11 +23,3 @@ def load_component(source: Source, component: str, dtype: torch.dtype) -> nn.Mod
     if component == "vae":
         return load_autoencoder(part, dtype)
     return load_diffusers_part(ZImageTransformer2DModel, part, dtype, transformer_names)
-
-
-def load_chat(source: Source, tokens: int) -> ChatPrompt:
-    """The tokenizer with its template, for prompts of so many tokens."""
-    part = source.part("text_encoder", PARTS)
-    folder = source.tokenizer("tokenizer", part, QWEN3_TOKENIZERS)
-    tokenizer = load_prompt_tokenizer(Qwen2TokenizerFast, folder, part.config, tokens)
-    return chat_prompt(tokenizer, tokens, folder.name, thinking=True)
