@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import training.all
 from modules.detection.detections import Detections, rectangle_masks
@@ -19,17 +20,20 @@ from training.data.captions import caption
 from training.data.drawing import draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures
 from training.data.figures import LOWER_COLOURS, POSES, Figures, sample_figures, sample_hand, sample_training_figures
-from training.data.held_out import held_out_figures
+from training.data.held_out import held_out_figures, held_out_things
 from training.data.scene import (
     ASPECTS,
     BACKGROUND_COLOURS,
+    LANDSCAPES,
     SHIRT_COLOURS,
     Placement,
     is_held_out,
     sample_scene,
     sample_training_scene,
 )
+from training.data.things import THINGS
 from training.evaluation.adherence import chest, count_persons, held_out_prompts, measure, nearest_colour
+from training.evaluation.subject_classifier import IGNORED, read_classifier, samples
 
 
 def test_a_scene_is_drawn_the_same_every_time_and_at_every_scale() -> None:
@@ -87,6 +91,23 @@ def test_the_measure_reads_drawings_right() -> None:
         right += sum(seen[name] == truth[name] for name in truth)
         asked += 3
     assert right / asked > 0.97
+
+
+def test_the_classifier_reads_drawings_right() -> None:
+    """As of the measure of colours."""
+    pictures, labels = samples(150, seed=99)
+    with torch.no_grad():
+        answers = torch.stack([logits.argmax(1) for logits in read_classifier()(pictures)], dim=1)
+    for right, asked in zip((answers == labels).sum(0), (labels != IGNORED).sum(0), strict=True):
+        assert asked > 50 and right / asked > 0.96
+
+
+def test_prompts_for_things_ask_for_every_one_and_name_what_is_counted() -> None:
+    prompts = held_out_things()
+    assert {asked["kind"] for _, asked in prompts} == {*THINGS, *LANDSCAPES}
+    for prompt, asked in prompts:
+        assert all(word in prompt.lower() for word in asked.values())
+        assert any(colour in prompt.lower().split() for colour in BACKGROUND_COLOURS) == ("background" in asked)
 
 
 # Whole figures and hands

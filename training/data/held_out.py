@@ -5,9 +5,20 @@ from __future__ import annotations
 import random
 
 from training.data.captions import NUMBER_WORDS, article
-from training.data.scene import BACKGROUND_COLOURS, Person, is_held_out, sample_person
+from training.data.scene import BACKGROUND_COLOURS, LANDSCAPES, Person, is_held_out, sample_person
+from training.data.things import BACKGROUNDS, THINGS
 
 PROMPTS = 40
+THING_TEMPLATES = (
+    "{thing}",
+    "{a_thing}",
+    "{thing}, {colour}, {background} background",
+    "{a_background} background with {a_colour} {thing}",
+    "{THING}, {BACKGROUND} BACKGROUND",
+    "{background} wall, {a_colour} {thing}",
+)
+"""Ways to ask for a thing; training writes those with a colour or a background in other orders."""
+LANDSCAPE_TEMPLATES = ("{thing}", "{a_thing}", "{THING}")
 
 
 def held_out_prompts(seed: int = 5) -> list[tuple[str, dict[str, str]]]:
@@ -68,4 +79,26 @@ def held_out_figures(seed: int = 9) -> list[tuple[str, dict[str, str]]]:
         else:
             text = f"{NUMBER_WORDS[count]} people {pose}, full body, {background} background"
         prompts.append((text, asked))
+    return prompts
+
+
+def held_out_things(count: int = 60, seed: int = 21) -> list[tuple[str, dict[str, str]]]:
+    """Prompts for every thing and landscape in turn, each with what it names."""
+    rng = random.Random(seed)
+    prompts: list[tuple[str, dict[str, str]]] = []
+    kinds = (*THINGS, *LANDSCAPES)
+    while len(prompts) < count:
+        kind, turn = kinds[len(prompts) % len(kinds)], len(prompts) // len(kinds)
+        if kind in LANDSCAPES:
+            words = {"thing": kind, "a_thing": article(kind), "THING": kind.upper()}
+            prompts.append((LANDSCAPE_TEMPLATES[turn % len(LANDSCAPE_TEMPLATES)].format(**words), {"kind": kind}))
+            continue
+        colour = rng.choice(list(THINGS[kind]))
+        background = rng.choice([name for name in BACKGROUNDS if name != colour])
+        template = THING_TEMPLATES[turn % len(THING_TEMPLATES)]
+        words = {"thing": kind, "colour": colour, "background": background}
+        more = {f"a_{name}": article(word) for name, word in words.items()}
+        text = template.format(**words, **more, **{name.upper(): word.upper() for name, word in words.items()})
+        named = {name: words[name] for name in ("colour", "background") if name in template.lower()}
+        prompts.append((text, {"kind": kind, **named}))
     return prompts

@@ -4,6 +4,7 @@
 Forty prompts with combinations of hair, shirt and background that training never saw, or 120 in wordings that it never
 saw either (``--subject wordings``). In portraits the face detector says where the face is; the colours above, below and
 beside it are compared with the palette that the drawings use. In pictures of whole figures the person detector counts.
+Of 60 things and landscapes (``--subject things``) a classifier that has learned from drawings says what they are.
 The prompts run through the package's own generate stage, alone.
 """
 
@@ -24,9 +25,10 @@ from modules.detection.detections import Detections
 from modules.detection.yolo import Detector
 from modules.pipeline.base import ImagePipeline
 from modules.request.image_request import ImageRequest
-from training.data.held_out import held_out_figures, held_out_prompts
+from training.data.held_out import held_out_figures, held_out_prompts, held_out_things
 from training.data.held_out_wordings import held_out_wordings
 from training.data.scene import BACKGROUND_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, Colour
+from training.evaluation.subject_classifier import Seen, read_classifier
 
 Prompts = list[tuple[str, dict[str, str]]]
 COLOURS: Mapping[str, Mapping[str, Colour]] = {
@@ -110,7 +112,7 @@ def count_persons(found: list[Detections], pictures: list[Image.Image], prompts:
         array = np.asarray(picture.convert("RGB")).astype(np.int16)
         seen = {
             "people": str(len(detections)),
-            "background": nearest_colour(np.concatenate([array[:24, :24], array[:24, -24:]]), BACKGROUND_COLOURS),
+            "background": background_of(picture),
         }
         if "shirt" in asked and len(detections):
             seen["shirt"] = nearest_colour(chest(array, detections.boxes[0]), SHIRT_COLOURS)
@@ -119,6 +121,25 @@ def count_persons(found: list[Detections], pictures: list[Image.Image], prompts:
             if seen.get(name) != wanted:
                 print(f"{name}: {seen.get(name)}: {prompt}")
     return right
+
+
+def count_things(seen: list[Seen], pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    """How many pictures show what was asked; of those that name them, how many have the colour and the background."""
+    asked_for = {f"{name} asked": sum(name in asked for _, asked in prompts) for name in ("colour", "background")}
+    right = {"kind": 0, "colour": 0, "background": 0, **asked_for}
+    for picture, one, (prompt, asked) in zip(pictures, seen, prompts, strict=True):
+        shown = {"kind": one.kind, "colour": one.colour, "background": background_of(picture)}
+        for name, wanted in asked.items():
+            right[name] += shown[name] == wanted
+            if shown[name] != wanted:
+                print(f"{name} is {shown[name]}: {prompt}")
+    return right
+
+
+def background_of(picture: Image.Image) -> str:
+    """The background's colour in the two upper corners."""
+    array = np.asarray(picture.convert("RGB")).astype(np.int16)
+    return nearest_colour(np.concatenate([array[:24, :24], array[:24, -24:]]), BACKGROUND_COLOURS)
 
 
 def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int = 8) -> Image.Image:
@@ -139,19 +160,36 @@ def contact_sheet(pictures: list[Image.Image], titles: list[str], columns: int =
     return sheet
 
 
+def detected(service: Service, detector: str, pictures: list[Image.Image]) -> list[Detections]:
+    with service.models.on_device(detector) as (network,):
+        return Detector(network).detect(pictures, 0.3)
+
+
+def faces(service: Service, pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    return count_faces(detected(service, "face_detector", pictures), pictures, prompts)
+
+
+def persons(service: Service, pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    return count_persons(detected(service, "person_detector", pictures), pictures, prompts)
+
+
+def things(service: Service, pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
+    return count_things(read_classifier().look(pictures), pictures, prompts)
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """Prompts, the detector that looks at their pictures, and how what it finds is counted."""
+    """Prompts, and how what their pictures show is counted."""
 
     prompts: Callable[[], Prompts]
-    detector: str
-    count: Callable[[list[Detections], list[Image.Image], Prompts], dict[str, int]]
+    count: Callable[[Service, list[Image.Image], Prompts], dict[str, int]]
 
 
 SUBJECTS: Mapping[str, Measurement] = {
-    "portraits": Measurement(held_out_prompts, "face_detector", count_faces),
-    "wordings": Measurement(held_out_wordings, "face_detector", count_faces),
-    "figures": Measurement(held_out_figures, "person_detector", count_persons),
+    "portraits": Measurement(held_out_prompts, faces),
+    "wordings": Measurement(held_out_wordings, faces),
+    "figures": Measurement(held_out_figures, persons),
+    "things": Measurement(held_out_things, things),
 }
 
 
@@ -167,9 +205,7 @@ def main() -> None:
     measured = SUBJECTS[arguments.subject]
     prompts = measured.prompts()
     pictures = generate(service, prompts, arguments.steps, arguments.guidance)
-    with service.models.on_device(measured.detector) as (network,):
-        found = Detector(network).detect(pictures, 0.3)
-    print(json.dumps({"prompts": len(prompts), **measured.count(found, pictures, prompts)}))
+    print(json.dumps({"prompts": len(prompts), **measured.count(service, pictures, prompts)}))
     if arguments.sheet:
         contact_sheet(pictures, [prompt for prompt, _ in prompts]).save(arguments.sheet, quality=88)
 
