@@ -96,7 +96,7 @@ def drawn(flux: FluxService, **changes: object) -> np.ndarray:
     return np.asarray(flux.generate(DenoiseRequest(**{**values, **changes}), Timeline())[0]).astype(float)  # type: ignore[arg-type]
 
 
-SEEDS = tuple(range(1, 7))
+SEEDS = (4, 5, 6)
 """Of several, because how fast the steps of one seed come to an end is chance: between two pictures it may go either
 way for long."""
 
@@ -115,7 +115,7 @@ def psnr(ones: np.ndarray, others: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def exact(flux: FluxService) -> np.ndarray:
     """The pictures that infinitely many steps would give, nearly."""
-    return several(flux, steps=100)
+    return several(flux, steps=60)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def exact(flux: FluxService) -> np.ndarray:
     ],
 )
 def test_all_lead_to_the_same_picture(flux: FluxService, exact: np.ndarray, sampler: str, schedule: str) -> None:
-    few, many = (psnr(several(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (4, 24))
+    few, many = (psnr(several(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (4, 20))
     assert many > few + 3 and many > 22  # those that spend their steps on the last noise come there slowly
 
 
