@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,30 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """As a user does."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+Ran = tuple[int, str, str]
+"""The exit status, standard output and standard error."""
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """:func:`run` in this process, which has imported torch and transformers."""
+
+    def call(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", [COMMAND[-1], *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        try:
+            runpy.run_path(COMMAND[-1], run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0), *capsys.readouterr()
+        raise AssertionError("the command ends with an exit status")
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +85,9 @@ def test_the_embedded_model_writes_with_speed_and_memory_told() -> None:
 
 
 @on_cpu
-def test_it_writes_as_many_tokens_as_asked_for(random_llama: Path) -> None:
-    result = run("-m", random_llama, "-t", "50", "--engine", "transformers")
-    assert result.returncode == 0 and "\n50 tokens in " in result.stdout
+def test_it_writes_as_many_tokens_as_asked_for(ran: Callable[..., Ran], random_llama: Path) -> None:
+    status, output, _ = ran("-m", random_llama, "-t", "50", "--engine", "transformers")
+    assert status == 0 and "\n50 tokens in " in output
 
 
 @pytest.mark.parametrize(
@@ -84,34 +107,36 @@ def test_it_writes_as_many_tokens_as_asked_for(random_llama: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(random_llama: Path, arguments: list[str], message: str) -> None:
-    result = run("-m", random_llama, *arguments)
-    assert (result.returncode, result.stderr) == (2, f"error: {message}\n")
+def test_what_is_wrong_is_one_line(
+    ran: Callable[..., Ran], random_llama: Path, arguments: list[str], message: str
+) -> None:
+    status, _, errors = ran("-m", random_llama, *arguments)
+    assert (status, errors) == (2, f"error: {message}\n")
 
 
 @on_cpu
 @pytest.mark.parametrize("engine", ["exllamav2", "exllamav3"])
-def test_the_exllama_engines_need_cuda(random_llama: Path, engine: str) -> None:
-    result = run("-m", random_llama, "--engine", engine)
-    assert result.returncode == 2
+def test_the_exllama_engines_need_cuda(ran: Callable[..., Ran], random_llama: Path, engine: str) -> None:
+    status, _, errors = ran("-m", random_llama, "--engine", engine)
+    assert status == 2
     assert (
-        result.stderr
+        errors
         == f"error: --engine {engine} needs a CUDA device, and there is none; use --engine transformers, which also runs on the CPU\n"
     )
 
 
 @on_cpu
-def test_a_model_that_is_too_large_is_told_with_three_remedies(random_llama: Path) -> None:
-    result = run("-m", random_llama, "-u", "0.0000001")
-    assert result.returncode == 2 and result.stderr.startswith("error: out of memory: the weights take ")
+def test_a_model_that_is_too_large_is_told_with_three_remedies(ran: Callable[..., Ran], random_llama: Path) -> None:
+    status, _, errors = ran("-m", random_llama, "-u", "0.0000001")
+    assert status == 2 and errors.startswith("error: out of memory: the weights take ")
     assert all(
-        remedy in result.stderr
+        remedy in errors
         for remedy in ("lower the utilization (-u 0.85)", "--max-seq-len", "quantized model (EXL2, GPTQ)")
     )
 
 
-def test_the_help_names_every_option() -> None:
-    text = run("--help").stdout
+def test_the_help_names_every_option(ran: Callable[..., Ran]) -> None:
+    _, text, _ = ran("--help")
     assert all(option in text for option in ("-m", "-u", "-p", "-t", "--engine", "--max-seq-len", "0.90", "200"))
 
 
