@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,6 +41,19 @@ def drawn() -> ImageBatch:
     return ImageBatch(
         tuple(Picture(draw_scene(sample_scene(rng, (256, 192))), seed) for seed in (1, 2)), Timeline(), no_progress
     )
+
+
+@pytest.fixture(scope="module")
+def one(drawn: ImageBatch) -> ImageBatch:
+    """The first of them."""
+    return drawn.with_pictures(drawn.pictures[:1])
+
+
+@pytest.fixture(scope="module")
+def redrawn(service: Service, one: ImageBatch) -> Callable[[Hires], Picture]:
+    """What a second pass makes of it, once for all tests."""
+    stage = next(stage for stage in service.pipeline.stages if isinstance(stage, HiresStage))
+    return cache(lambda hires: stage.run(one, replace(REQUEST, hires=hires)).pictures[0])
 
 
 def test_it_is_off_unless_asked_for(service: Service) -> None:
@@ -79,13 +94,12 @@ def test_every_picture_keeps_its_shape_and_scene(stage: HiresStage, drawn: Image
         assert 0 < np.abs(back - pixels(before.image)).mean() < 25
 
 
-def test_strength_decides_how_much_is_redrawn(stage: HiresStage, drawn: ImageBatch) -> None:
-    kept = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0))).pictures[0].image
-    upscaled = stage.upscaled(drawn.pictures[0].image, Hires())
+def test_strength_decides_how_much_is_redrawn(
+    stage: HiresStage, one: ImageBatch, redrawn: Callable[[Hires], Picture]
+) -> None:
+    kept, weak, strong = (redrawn(Hires(strength=strength)).image for strength in (0, 0.3, 0.9))
+    upscaled = stage.upscaled(one.pictures[0].image, Hires())
     assert np.array_equal(pixels(kept), pixels(upscaled))
-    weak, strong = (
-        stage.run(drawn, replace(REQUEST, hires=Hires(strength=strength))).pictures[0].image for strength in (0.3, 0.9)
-    )
     assert np.abs(pixels(weak) - pixels(upscaled)).mean() < np.abs(pixels(strong) - pixels(upscaled)).mean()
 
 
@@ -95,44 +109,40 @@ def test_a_picture_of_a_batch_is_the_one_it_is_alone(stage: HiresStage, drawn: I
     assert np.abs(pixels(together) - pixels(alone)).max() <= 1
 
 
-def test_lanczos_needs_no_network(stage: HiresStage, drawn: ImageBatch) -> None:
-    picture = drawn.pictures[0].image
+def test_lanczos_needs_no_network(stage: HiresStage, one: ImageBatch) -> None:
+    picture = one.pictures[0].image
     plain = stage.upscaled(picture, Hires(upscaler="Lanczos"))
     assert np.array_equal(pixels(plain), pixels(picture.resize((320, 256), Image.Resampling.LANCZOS)))
     assert not np.array_equal(pixels(plain), pixels(stage.upscaled(picture, Hires())))
 
 
 @pytest.mark.parametrize("upscaler", LATENT_MODES)
-def test_latents_can_be_upscaled_in_place_of_pixels(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
-    result = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7, upscaler=upscaler))).pictures[0]
-    plain = stage.run(drawn, replace(REQUEST, hires=Hires(strength=0.7))).pictures[0]
+def test_latents_can_be_upscaled_in_place_of_pixels(redrawn: Callable[[Hires], Picture], upscaler: str) -> None:
+    result, plain = redrawn(Hires(strength=0.7, upscaler=upscaler)), redrawn(Hires(strength=0.7))
     assert result.image.size == plain.image.size and not np.array_equal(pixels(result.image), pixels(plain.image))
     assert result.parameters["Hires upscaler"] == upscaler
 
 
-def test_the_input_upscaler_names_the_network_here_too(stage: HiresStage, drawn: ImageBatch) -> None:
+def test_the_input_upscaler_names_the_network_here_too(stage: HiresStage, one: ImageBatch) -> None:
     several = UpscaleService(
         stage.upscale_service.models, {"first": "a model that is not there", "second": "upscaler"}, 192, OomFallback()
     )
-    result = HiresStage(stage.service, several).run(drawn, replace(REQUEST, upscaler="second"))
+    result = HiresStage(stage.service, several).run(one, replace(REQUEST, upscaler="second"))
     assert {picture.parameters["Hires upscaler"] for picture in result.pictures} == {"second"}
 
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Lanczos", *LATENT_MODES])
-def test_it_upscales_also_where_nothing_is_redrawn(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
-    assert stage.run(drawn, replace(REQUEST, hires=Hires(strength=0, upscaler=upscaler))).pictures[0].image.size == (
-        320,
-        256,
-    )
+def test_it_upscales_also_where_nothing_is_redrawn(redrawn: Callable[[Hires], Picture], upscaler: str) -> None:
+    assert redrawn(Hires(strength=0, upscaler=upscaler)).image.size == (320, 256)
 
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Latent"])
-def test_what_an_input_mask_keeps_is_upscaled_only(stage: HiresStage, drawn: ImageBatch, upscaler: str) -> None:
+def test_what_an_input_mask_keeps_is_upscaled_only(stage: HiresStage, one: ImageBatch, upscaler: str) -> None:
     mask = Image.new("L", (256, 192))
     mask.paste(255, (128, 0, 256, 192))
-    before = drawn.pictures[0].image
+    before = one.pictures[0].image
     asked = replace(REQUEST, image=before, mask=mask, hires=Hires(strength=0.9, upscaler=upscaler))
-    after = pixels(stage.run(drawn, asked).pictures[0].image)
+    after = pixels(stage.run(one, asked).pictures[0].image)
     kept = (
         pixels(stage.upscaled(before, Hires()))
         if upscaler == "ESRGAN"
@@ -141,11 +151,11 @@ def test_what_an_input_mask_keeps_is_upscaled_only(stage: HiresStage, drawn: Ima
     assert np.array_equal(after[:, :144], kept[:, :144]) and not np.array_equal(after[:, 176:], kept[:, 176:])
 
 
-def test_the_whole_of_the_noise_is_never_asked_for(stage: HiresStage, drawn: ImageBatch) -> None:
+def test_the_whole_of_the_noise_is_never_asked_for(stage: HiresStage, one: ImageBatch) -> None:
     """As in the WebUI: of 6 steps the last 5 are run, so that something of the picture is left."""
     told: list[tuple[int, int]] = []
     stage.run(
-        replace(drawn, progress=lambda name, done, total: told.append((done, total))),
+        replace(one, progress=lambda name, done, total: told.append((done, total))),
         replace(REQUEST, hires=Hires(strength=1)),
     )
     assert told[-1] == (5, 5)
