@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from support import original_names
 from support.flux_pictures import picture, pixels
 from support.pictures import PROMPT
+from support.requests_data import DETECTORS, INPUTS
 
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import Settings
@@ -42,6 +43,7 @@ from modules.families.stable_diffusion.service import StableDiffusionService
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
 from modules.pipeline.generate import GenerateStage
+from modules.request.parser import build_request
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
 
@@ -49,7 +51,9 @@ PEERS: dict[str, tuple[Any, Any, Any]] = {
     "sdxl": (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
     "sd15": (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
 }
-STEPS = 6
+STEPS = 4
+SMALL = {"width": 128, "height": 128}
+"""For what is drawn from words alone."""
 
 
 @pytest.fixture(scope="module", params=PEERS)
@@ -119,13 +123,13 @@ def theirs(pipeline: Any, **changes: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("words", ["", "a hat"])
 def test_text_to_image_is_that_of_bare_diffusers(ours: StableDiffusionService, euler: Any, words: str) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative=words), Timeline())[0])
-    assert np.array_equal(drawn, theirs(euler, negative_prompt=words or None, width=256, height=256))
+    drawn = pixels(ours.generate(denoise_request(negative=words, **SMALL), Timeline())[0])
+    assert np.array_equal(drawn, theirs(euler, negative_prompt=words or None, **SMALL))
 
 
 def test_without_guidance_nothing_is_avoided(ours: StableDiffusionService, euler: Any) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0), Timeline())[0])
-    assert np.array_equal(drawn, theirs(euler, guidance_scale=1.0, width=256, height=256))
+    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0, **SMALL), Timeline())[0])
+    assert np.array_equal(drawn, theirs(euler, guidance_scale=1.0, **SMALL))
 
 
 @pytest.mark.parametrize(("sampler", "algorithm"), [("DPM++ 2M", "dpmsolver++"), ("DPM++ 2M SDE", "sde-dpmsolver++")])
@@ -136,10 +140,10 @@ def test_dpm_with_karras_steps_is_that_of_bare_diffusers(
     bare.scheduler = DPMSolverMultistepScheduler.from_config(
         own.config, use_karras_sigmas=True, algorithm_type=algorithm
     )
-    expected = theirs(bare, width=256, height=256)
+    expected = theirs(bare, **SMALL)
     bare.scheduler = own
     assert np.array_equal(
-        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras"), Timeline())[0]), expected
+        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras", **SMALL), Timeline())[0]), expected
     )
 
 
@@ -183,8 +187,8 @@ def test_inpainting_is_that_of_bare_diffusers(ours: StableDiffusionService, eule
 
 
 def test_a_picture_of_a_batch_is_the_picture_drawn_alone(ours: StableDiffusionService) -> None:
-    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4)), Timeline())
-    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,)), Timeline())[0]
+    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4), **SMALL), Timeline())
+    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,), **SMALL), Timeline())[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 
@@ -197,7 +201,7 @@ def face() -> Image.Image:
 
 def predict(service: Service, **inputs: Any) -> tuple[Image.Image, str, dict[str, Any], dict[str, float]]:
     metrics: dict[str, float] = {}
-    wanted = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4, "output_format": "png", **inputs}
+    wanted = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 3, "output_format": "png", **inputs}
     (file,) = service.predict(wanted, metrics.__setitem__, progress=no_progress)
     return Image.open(file).copy(), *read_parameters(file), metrics
 
@@ -211,6 +215,7 @@ def test_it_goes_through_every_stage(service: Service, tmp_path: Path) -> None:
         "negative_prompt": "a hat",
         "enable_hr": True,
         "denoising_strength": 0.0,
+        "hr_upscaler": "Lanczos",
     }
     drawn, text, record, metrics = predict(service, **asked, hr_scale=1.25, adetailer_args=json.dumps(unit), scale=2.0)
     assert drawn.size == (640, 640)
@@ -241,11 +246,8 @@ def test_go_fast_is_refused(service: Service) -> None:
 
 
 def test_steps_and_guidance_are_the_families_own(service: Service, family: str) -> None:
-    (file,) = service.predict(
-        {"prompt": PROMPT, "adetailer": False, "scale": 1.0}, lambda name, value: None, progress=no_progress
-    )
-    asked = read_parameters(file)[1]["request"]
-    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (30, 5.0 if family == "sdxl" else 7.5)
+    asked = build_request(INPUTS, service.profile, DETECTORS)
+    assert (asked.num_inference_steps, asked.guidance_scale) == (30, 5.0 if family == "sdxl" else 7.5)
 
 
 def test_the_blocks_that_the_plan_counts_are_those_that_are_streamed(
