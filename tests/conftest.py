@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # every worker its own cores, before torch counts them: threads of two workers on one core wait for each other at
@@ -108,6 +109,20 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         check=False,
     )
     return Drawn(process, folder, temporary, time.monotonic() - begin)
+
+
+@pytest.fixture(scope="session")
+def _compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if worker else folder) / "compiled"
+
+
+@pytest.fixture
+def compile_cache(_compiled_code: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch keeps the code that it generates: one folder for all workers, because it first compiles its own
+    headers there, which takes longer than a block."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(_compiled_code))
+    return _compiled_code
 
 
 @pytest.fixture(scope="session")

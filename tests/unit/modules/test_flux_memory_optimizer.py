@@ -213,18 +213,12 @@ def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch: pytest.
     assert best == "native" and "100% from native" in reason
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all that is compiled here, so that the same blocks are compiled once."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture
-def compile_cache(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+def fresh_compiler(compile_cache: Path) -> Iterator[Path]:
+    """The folder of its code."""
     torch._dynamo.reset()
     counters.clear()
-    yield compiled
+    yield compile_cache
     torch._dynamo.reset()
 
 
@@ -235,12 +229,12 @@ def compile_with(backend: str | Callable[..., Any], monkeypatch: pytest.MonkeyPa
 
 
 def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
-    plan: MemoryPlan, compile_cache: Path
+    plan: MemoryPlan, fresh_compiler: Path
 ) -> None:
     right = forward(small_transformer(double_blocks=0))  # one kind of block is compiled in half of the time
     for start in range(2):
         transformer = small_transformer(double_blocks=0)
-        made = optimizer(plan, compile="on", compile_cache=str(compile_cache))
+        made = optimizer(plan, compile="on", compile_cache=str(fresh_compiler))
         made.improve("transformer", transformer)
         applied, reason = entry(made, "compiled blocks")
         assert applied and reason.startswith("3 blocks")
@@ -249,15 +243,15 @@ def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
         assert (counters["inductor"]["fxgraph_cache_miss"] > 0) == (start == 0)
         torch._dynamo.reset()
         counters.clear()
-    assert any(compile_cache.rglob("*.so"))
+    assert any(fresh_compiler.rglob("*.so"))
 
 
-def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path) -> None:
+def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, fresh_compiler: Path) -> None:
     right = forward(small_transformer(double_blocks=0))
     kinds: tuple[Kind, ...] = ("model offload", "partial", "block offload")
     for kind in kinds:
         transformer = small_transformer(double_blocks=0)
-        optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+        optimizer(plan, compile="on", compile_cache=str(fresh_compiler)).improve("transformer", transformer)
         placed = placed_model(transformer, EmulatedDevice(10**9), kind, kept=1)
         placed.load()
         for _ in range(3):
@@ -267,11 +261,11 @@ def test_compiled_blocks_may_be_streamed(plan: MemoryPlan, compile_cache: Path) 
         assert "forward" in vars(block_modules(transformer)[0])
 
 
-def test_blocks_whose_layers_are_streamed_are_not_compiled(plan: MemoryPlan, compile_cache: Path) -> None:
+def test_blocks_whose_layers_are_streamed_are_not_compiled(plan: MemoryPlan, fresh_compiler: Path) -> None:
     """Layers that come one by one need hooks inside of the blocks, which compiled code does not run."""
     transformer = small_transformer(double_blocks=0)
     right = forward(transformer)
-    optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+    optimizer(plan, compile="on", compile_cache=str(fresh_compiler)).improve("transformer", transformer)
     placed_model(transformer, EmulatedDevice(10**9), "layer offload").load()
     assert torch.allclose(forward(transformer), right, atol=1e-4)
     assert not counters["stats"]["unique_graphs"] and "forward" not in vars(block_modules(transformer)[0])
@@ -279,13 +273,13 @@ def test_blocks_whose_layers_are_streamed_are_not_compiled(plan: MemoryPlan, com
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_blocks_with_quantized_weights_are_compiled_once_a_kind(
-    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    plan: MemoryPlan, fresh_compiler: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The graphs; ``test_quantized_linear.py`` generates code of every format."""
     compile_with("eager", monkeypatch)
     transformer = quantize(small_transformer(double_blocks=0), name, torch.float32)
     right = forward(transformer)
-    optimizer(plan, compile="on", compile_cache=str(compile_cache)).improve("transformer", transformer)
+    optimizer(plan, compile="on", compile_cache=str(fresh_compiler)).improve("transformer", transformer)
     assert torch.allclose(forward(transformer), right, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2  # as without quantization: not one a block
 
@@ -309,11 +303,11 @@ def test_blocks_that_are_not_compiled_say_why(
 
 
 def test_the_whole_transformer_is_one_graph_only_where_its_weights_stay(
-    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch
+    plan: MemoryPlan, fresh_compiler: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = "whole transformer in one graph"
     resident = small_transformer(double_blocks=0)
-    made = optimizer(plan, compile="whole", compile_cache=str(compile_cache))
+    made = optimizer(plan, compile="whole", compile_cache=str(fresh_compiler))
     made.improve("transformer", resident)
     assert entry(made, whole)[0] and "forward" in vars(resident)
     placed_model(resident, HostTransfers(), "model offload")  # as the fallback does when memory is full
@@ -345,7 +339,7 @@ def test_on_a_card_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monke
 
 
 def test_what_cannot_be_compiled_is_reported_and_runs_as_it_is(
-    plan: MemoryPlan, compile_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plan: MemoryPlan, fresh_compiler: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Code cannot be generated; the set-up has not failed for it."""
 
@@ -355,7 +349,7 @@ def test_what_cannot_be_compiled_is_reported_and_runs_as_it_is(
     compile_with(broken, monkeypatch)
     transformer = small_transformer()
     right = forward(transformer)
-    made = optimizer(plan, compile="on", compile_cache=str(compile_cache))
+    made = optimizer(plan, compile="on", compile_cache=str(fresh_compiler))
     made.improve("transformer", transformer)
     assert made.compiles
     assert torch.equal(forward(transformer), right)

@@ -113,6 +113,7 @@ def test_two_threads_get_the_same_in_every_placement(format: str, kind: Kind) ->
 
 
 @pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="torch.compile needs a C compiler")
+@pytest.mark.usefixtures("compile_cache")
 @pytest.mark.parametrize("format", ["Q4_K", "NF4"])
 def test_a_block_compiles_to_one_graph(format: str) -> None:
     block = block_modules(kept(format))[0]

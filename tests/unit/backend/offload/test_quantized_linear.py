@@ -220,6 +220,7 @@ def test_t5_computes_in_its_type(name: str) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="torch.compile needs a C compiler")
+@pytest.mark.usefixtures("compile_cache")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_block_compiles_to_one_graph(model: Model, name: str) -> None:
     quantize(model, name, torch.float32)

@@ -106,7 +106,7 @@ def test_quantized_weights_are_changed_as_plain_ones_are(format: str, files: lis
             assert torch.equal(computed(adapters), plain), kind
 
 
-def test_fifty_changes_leave_memory_where_it_was(files: list[LoraFile]) -> None:
+def test_twenty_changes_leave_memory_where_it_was(files: list[LoraFile]) -> None:
     with EmulatedDevice(10**8) as device:
         models, adapters = adapters_on(transfers=device, kind="block offload")
         models.load(NAME)
@@ -114,7 +114,7 @@ def test_fifty_changes_leave_memory_where_it_was(files: list[LoraFile]) -> None:
         computed(adapters, tuple((file, 1.0) for file in files))
         models.release()
         before = device.allocated_bytes
-        for turn in range(50):
+        for turn in range(20):
             computed(adapters, ((files[turn % 4], 0.1 * turn), (files[(turn + 1) % 4], 1.0)))
         models.release()
         assert device.allocated_bytes == before
@@ -140,6 +140,7 @@ def test_what_was_used_last_stays_on_the_device_and_the_rest_makes_room(files: l
 
 def test_compiled_blocks_run_the_same_code_for_every_file(files: list[LoraFile], tmp_path: Path) -> None:
     """Other ranks, other layers, two at once, none: once with files and once without is all that is compiled."""
+    module = small_transformer(double_blocks=0)  # one kind of block is traced in half of the time
     some = {path: shape for path, shape in linear_shapes().items() if "attn" in path}
     other = file_of(random_pairs(some, seed=9, rank=7), tmp_path / "other.safetensors")
     cases: list[Loras] = [
@@ -148,9 +149,8 @@ def test_compiled_blocks_run_the_same_code_for_every_file(files: list[LoraFile],
         ((other, 1.0),),
         ((other, 0.5), (files[0], 2.0)),
     ]
-    _, exact = adapters_on()
+    _, exact = adapters_on(small_transformer(double_blocks=0))
     expected = [computed(exact, loras) for loras in cases]
-    module = small_transformer()
     for block in block_modules(module):
         block.forward = torch.compile(block.forward, dynamic=True, backend="eager")
     _, adapters = adapters_on(module)
