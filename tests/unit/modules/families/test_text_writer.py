@@ -39,12 +39,12 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return find_files(replace(Settings(), model=str(folder), prompt_upsampler="text_encoder"))
 
 
-def upsampler_of(files: Files, models: ModelCache) -> PromptUpsampler:
+def upsampler_of(files: Files, models: ModelCache, tokens: int = 24) -> PromptUpsampler:
     writer = files.prompt_upsampler
     assert writer is not None
     for name, loader in files.loaders(FLOAT, FLOAT, 0).items():
         models.register(name, loader)
-    return PromptUpsampler(models, writer, files.profile.tokens, OomFallback(models))
+    return PromptUpsampler(models, writer, tokens, OomFallback(models))
 
 
 def test_it_writes_what_the_whole_language_model_writes(files: Files) -> None:
@@ -97,7 +97,7 @@ def test_the_memory_of_writing_is_in_the_plan(files: Files) -> None:
     """At most: the plan counts as many tokens as the text encoder takes."""
     device, spec = EmulatedDevice(10**9), files.spec()
     models = ModelCache(torch.device("cpu"), device, {ENCODER: "model offload", MODEL: "model offload"})
-    upsampler = upsampler_of(files, models)
+    upsampler = upsampler_of(files, models, files.profile.tokens)
     with device:
         upsampler.rewrite("a red fox", 3)
         device.reset_peak()
