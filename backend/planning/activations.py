@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from backend.planning.model_specs import ModelSpec
+from backend.planning.pictures import picture_bytes
 from backend.planning.redraw_tiles import count_redraw_tiles
 from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
 
@@ -19,6 +20,11 @@ BLENDED_BYTES = 3 * 4
 CANVAS_BYTES = 6
 """Of a pixel of all tiles: latents, noise and original of a picture that is drawn in tiles, in the precisions that they
 pass through. FLUX.2 has the most latents, 128 for 16 x 16 pixels; others have a half of that and less."""
+OUTLINE_BYTES = 6
+"""Of a pixel of a picture that is finished: the outline of one detection on the device, in float32, as bits and as
+bytes. Those of small pictures are part of what a detector costs."""
+SOURCE_BYTES = 3
+"""Of a pixel of a picture that is finished: the upscaler reads its tiles from the device."""
 TILING_WORK = 1.6
 """Work of an autoencoder in tiles against the whole picture: diffusers lets them overlap by a quarter (9 tiles of
 512 for 1024)."""
@@ -32,7 +38,8 @@ class Workload:
     a mask counts as one, where the denoiser reads it. ``hires`` is the size of the second pass (None = off), drawn in
     tiles with ``hires_tiles``. ``detail_crop`` is the side at which a detail is repainted (0 = off), ``details`` how
     many a picture is expected to have. The strengths are the shares of the steps that those passes run. ``scale``
-    upscales at the end (1 = off) in tiles of ``upscale_tile``. The embeddings of ``cached_prompts`` prompts stay on the
+    upscales at the end (1 = off) in tiles of ``upscale_tile``. ``finished`` is the size of a picture that is there
+    already: nothing is drawn at first, its details are repainted, and it is upscaled. The embeddings of ``cached_prompts`` prompts stay on the
     device, and so do LoRA files of ``lora_bytes``.
     """
 
@@ -51,6 +58,15 @@ class Workload:
     upscale_tile: int = 1024
     cached_prompts: int = 0
     lora_bytes: int = 0
+    finished: tuple[int, int] | None = None
+
+    @property
+    def picture_bytes(self) -> int:
+        """Host memory for pictures that are finished. Those that are drawn are small beside the models."""
+        if self.finished is None:
+            return 0
+        width, height = self.finished
+        return picture_bytes(self.finished, (round(width * self.scale), round(height * self.scale)), self.outputs)
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,23 @@ class _StepMaker:
         forwards = max(1, int(self.workload.steps * strength))
         return self.step(stage, "denoise", (models.denoiser,), tokens, self.workload.outputs, forwards, lower)
 
+    def first_pass(self) -> list[Step]:
+        w, steps = self.workload, []
+        if pictures := self.models.pictures.needed + w.references:
+            read = self.autoencoder("encode_image", "encode_image", w.width, w.height, "width and height")
+            steps.append(replace(read, forwards=pictures))  # once for all outputs
+        size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
+        steps.append(self.denoise("denoise", w.width, w.height, 1, size_inputs))
+        return [*steps, self.autoencoder("decode", "decode", w.width, w.height, "width and height")]
+
+    def detect(self) -> Step:
+        w = self.workload
+        step = self.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs")
+        if not w.finished:
+            return step
+        memory = step.memory + OUTLINE_BYTES * w.finished[0] * w.finished[1]
+        return replace(step, memory=memory, tiled_memory=memory, lower="image")
+
     def repaint(
         self, stage: str, width: int, height: int, strength: float, lower: str, masked: bool = False
     ) -> list[Step]:
@@ -130,7 +163,8 @@ class _StepMaker:
         tile, cost = self.workload.upscale_tile, self.models.costs["upscale"]
         counted = count_tiles(width, height, tile)
         blended = BLENDED_BYTES * width * min(height, tile) * self.models.upscale_factor**2
-        memory = int(cost.memory(counted.largest)) + blended
+        source = SOURCE_BYTES * width * height if self.workload.finished else 0
+        memory = int(cost.memory(counted.largest)) + blended + source
         work, forwards = cost.work(counted.total) / counted.tiles, self.workload.outputs * counted.tiles
         return Step(stage, ("upscaler",), memory, memory, work, forwards, "upscale_tile_size")
 
@@ -152,7 +186,10 @@ def canvas_bytes(width: int, height: int, models: ModelSpec) -> int:
 def upscale_tile_sides(workload: Workload, on_cpu: bool) -> list[int]:
     """Sides in pixels that the upscaler's tiles may have, the largest first: no larger than the workload allows, than
     its pictures, and than is of use on a CPU. Only the first where nothing is upscaled."""
-    sides = [workload.width, workload.height, *((workload.hires or ()) if workload.scale > 1 else ())]
+    sides = [
+        *(workload.finished or (workload.width, workload.height)),
+        *((workload.hires or ()) if workload.scale > 1 else ()),
+    ]
     largest = min(workload.upscale_tile, max(sides), *((CPU_TILE,) if on_cpu else ()))
     return smaller_tiles(largest) if workload.scale > 1 or workload.hires else [largest]
 
@@ -171,20 +208,16 @@ def prediction_steps(workload: Workload, models: ModelSpec, new_prompt: bool = T
         steps.append(make.step("prompt", "write", models.writers, tokens, 1, forwards, "prompt_upsampler"))
     if new_prompt:
         steps.append(make.step("encode", "encode", models.encoders, tokens, 1, 1, ""))
-    if pictures := models.pictures.needed + w.references:
-        read = make.autoencoder("encode_image", "encode_image", w.width, w.height, "width and height")
-        steps.append(replace(read, forwards=pictures))  # once for all outputs
-    size_inputs = "num_outputs" if w.outputs > 1 else "width and height"
-    steps.append(make.denoise("denoise", w.width, w.height, 1, size_inputs))
-    steps.append(make.autoencoder("decode", "decode", w.width, w.height, "width and height"))
-    width, height = w.width, w.height
+    if not w.finished:
+        steps += make.first_pass()
+    width, height = w.finished or (w.width, w.height)
     if w.hires:
         steps.append(make.upscale("hires", width, height))
         repaint = make.repaint_tiles if w.hires_tiles else make.repaint
         steps += repaint("hires", *w.hires, w.hires_strength, "hr_scale")
         width, height = w.hires
     if w.detail_crop:
-        steps.append(make.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs"))
+        steps.append(make.detect())
         for _ in range(w.details):
             steps += make.repaint("detail", w.detail_crop, w.detail_crop, w.detail_strength, "adetailer", masked=True)
     passes = math.ceil(math.log(w.scale, models.upscale_factor) - 1e-9)

@@ -48,6 +48,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "num_outputs": "lower num_outputs to {value}",
         "width and height": "lower width and height to {value}",
         "hr_scale": "lower the size of the Hires fix to {value}",
+        "image": "make the image smaller, at most {value}",
         "adetailer": "turn adetailer {value}",
         DEVICE: "use a card with at least {value} of memory",
         HOST: "use a machine with at least {value} of free memory",
@@ -78,6 +79,11 @@ def _size(case: Case) -> Tries:
     for width, height in _smaller(case.workload.width, case.workload.height):
         smaller = replace(case.workload, width=width, height=height)
         yield Change("width and height", f"{width}x{height}"), replace(case, workload=smaller)
+
+
+def _finished(case: Case) -> Tries:
+    for size in _smaller(*case.workload.finished) if case.workload.finished else ():
+        yield Change("image", f"{size[0]}x{size[1]}"), replace(case, workload=replace(case.workload, finished=size))
 
 
 def _smaller(width: int, height: int) -> Iterator[tuple[int, int]]:
@@ -112,6 +118,7 @@ TRIES: Mapping[str, Callable[[Case], Tries]] = MappingProxyType(
         "num_outputs": _outputs,
         "hr_scale": _hires,
         "width and height": _size,
+        "image": _finished,
         "adetailer": _details,
         "scale": _scale,
     }

@@ -45,6 +45,7 @@ class MemoryPlan:
         reread_bytes: Bytes of waiting models that the host's memory does not hold: they are read from the disk whenever
             they are needed.
         pin_limit: Host memory that may be pinned at most, if models have to leave the device after all.
+        picture_bytes: Host memory that a picture takes that is finished at its own size, where one was planned for.
         step_bytes: For every model the bytes of activations of the largest step that needs it, and of the weights that
             it dequantizes meanwhile.
         use_streams: Whether copies run beside the computation.
@@ -67,6 +68,7 @@ class MemoryPlan:
     pin_bytes: int
     reread_bytes: int
     pin_limit: int
+    picture_bytes: int
     step_bytes: Mapping[str, int]
     use_streams: bool
     predicted_peak_bytes: int

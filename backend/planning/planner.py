@@ -97,6 +97,7 @@ def _plan(search: PlanSearch, choice: Choice, why_precision: str) -> MemoryPlan:
         pin_bytes=pin_bytes,
         reread_bytes=use.reread,
         pin_limit=search.pin_limit if device.type == "cuda" else 0,
+        picture_bytes=search.pictures,
         step_bytes=search.step_bytes(choice),
         use_streams=device.type == "cuda",
         predicted_peak_bytes=search.demand(choice)[0] + search.reserve,

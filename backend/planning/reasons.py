@@ -157,8 +157,11 @@ def plan_error(search: PlanSearch, advise: Callable[[str], list[Change]]) -> Mem
     worker = next(option.placement for option in leanest if option.name == step.components[-1])
     need = activations(step, worker)
     too_large = host >= device or missing >= need or not step.lower
-    changes = advise("weight_precision" if too_large else step.lower)
+    of_pictures = too_large and missing <= search.pictures
+    changes = advise("image" if of_pictures else "weight_precision" if too_large else step.lower)
     needs = "the models need more than there is"
+    if of_pictures:
+        needs = f"the pictures take {format_bytes(search.pictures)} beside the models"
     if not too_large:
         needs = f"the step '{step.stage}' needs {format_bytes(need)} for this request beside the models"
     lacking = f"{format_bytes(missing)} ({missing} bytes) of {where} memory are missing: {needs}"

@@ -38,6 +38,8 @@ def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
         on_host = f"{format_bytes(waiting)} of models, {format_bytes(plan.pin_bytes)} of them pinned"
     if plan.reread_bytes:
         on_host += f", {format_bytes(plan.reread_bytes)} read from the disk at every use"
+    if plan.picture_bytes:
+        on_host += f"; {format_bytes(plan.picture_bytes)} for the pictures"
     total = plan.inference_bytes + plan.model_bytes
     summary = [
         f"state            {plan.state.name}",

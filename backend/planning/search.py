@@ -89,6 +89,9 @@ class PlanSearch:
         self.usable, self.reserve = usable_bytes(device, rules)
         self.remembered = workload.cached_prompts * models.prompt_bytes + workload.lora_bytes
         self.host_limit = int(device.host_bytes * rules.host_share)
+        # where the device computes in host memory its pictures are there too
+        self.pictures = workload.picture_bytes
+        self.remembered += 0 if has_own_memory(device) else self.pictures
         # only on CUDA is a copy faster for being pinned
         self.pin_limit = int(device.host_bytes * rules.pinned_share) if device.type == "cuda" else device.host_bytes
         # of the steps that use the same models only the one that needs most matters for the peak
@@ -116,7 +119,7 @@ class PlanSearch:
         return best
 
     def fits(self, choice: Choice, peak: int) -> bool:
-        return peak <= self.usable and sum(map(ANONYMOUS, choice)) <= self.host_limit
+        return peak <= self.usable and sum(map(ANONYMOUS, choice)) + self.pictures <= self.host_limit
 
     def rank(self, choice: Choice, peak: int) -> Rank:
         placements = [option.placement for option in choice]
@@ -126,7 +129,7 @@ class PlanSearch:
 
     def missing(self, choice: Choice) -> tuple[int, int]:
         """Bytes that the choice lacks on the device and on the host; 0 and 0 when it fits."""
-        anonymous = sum(map(ANONYMOUS, choice))
+        anonymous = sum(map(ANONYMOUS, choice)) + self.pictures
         return max(0, self.demand(choice)[0] - self.usable), max(0, anonymous - self.host_limit)
 
     def choices(self) -> Iterator[Choice]:

@@ -1,7 +1,7 @@
 """Hires fix at four times the size on an emulated card that does not hold one pass: seams, memory, seconds.
 
-``python -m bench.quality.tiled_redraw [--vram 38MB] [--methods] [-o FOLDER]``. The embedded models draw a portrait and
-a sky, then redraw them at four times the size. A seam is a step that goes the same way along the whole side of a tile;
+``python -m bench.quality.tiled_redraw [--vram 38MB] [--pictures face sky] [--methods] [-o FOLDER]``. The embedded models
+draw a portrait and a sky, then redraw them at four times the size. A seam is a step that goes the same way along the whole side of a tile;
 it is compared with the strongest such step beside the borders, which belongs to the picture. ``--methods`` compares
 with what the script Ultimate SD upscale does: every tile drawn by itself and pasted with a feather.
 """
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", action="store_true", help="also tiles drawn by themselves, and one pass on the host"
     )
+    parser.add_argument("--pictures", nargs="+", choices=PROMPTS, default=list(PROMPTS), help="(all)")
     parser.add_argument("-o", type=Path, default=Path(tempfile.gettempdir()) / "tiled-redraw", help="for the pictures")
     options = parser.parse_args()
     options.o.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,8 @@ def main() -> None:
     print(f"{plan.max_tile_batch} tiles at a time\n")
     print("| picture | method | step at borders | step beside them | seconds | peak of the card |")
     print("|---|---|---|---|---|---|")
-    for name, prompt in PROMPTS.items():
-        request = ImageRequest(prompt=prompt, width=256, height=256, seed=3, num_inference_steps=STEPS)
+    for name in options.pictures:
+        request = ImageRequest(prompt=PROMPTS[name], width=256, height=256, seed=3, num_inference_steps=STEPS)
         redraw(service, name, request, parse_bytes(options.vram), options)
 
 

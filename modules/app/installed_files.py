@@ -9,8 +9,7 @@ from dataclasses import replace
 from backend.api.input_schema import InputSchema
 from backend.core.settings import Settings
 from modules.app.environment import set_environment
-from modules.detection.classes import ClassSet
-from modules.detection.mediapipe import NAMES, unavailable_reason
+from modules.detection.packaged import class_sets
 from modules.extension_optimizer import select
 from modules.input_checks import InputChecks, Installed
 from modules.request.defaults import DEFAULTS
@@ -28,12 +27,11 @@ def checks_before_loading(settings: Settings) -> InputChecks:
 
     files = find_files(settings, selection)
     selection = selection.without(files.missing_models)
-    mediapipe = () if unavailable_reason() else NAMES
     outlines = files.sam2 is not None
     detectors = {name: replace(stated_classes(path), outlines=outlines) for name, path in files.detectors.items()}
     installed = Installed(
         files.profile,
-        {**detectors, **dict.fromkeys(mediapipe, ClassSet(("face",), outlines=outlines))} if detectors else {},
+        {**detectors, **class_sets(outlines)} if detectors else {},
         tuple(files.upscalers),
         files.face_restorer is not None,
         selection.disabled,

@@ -42,6 +42,7 @@ from modules.pipeline.stages import STAGES
 from modules.prompting.prompt_upsampler import PromptUpsampler, upsampled
 from modules.request.defaults import DEFAULTS, Defaults
 from modules.request.image_request import ImageRequest
+from modules.request.sizes import check_room
 from modules.request.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -117,11 +118,14 @@ class Service:
         can end the prediction after every step, tile and picture. Raises
         :class:`backend.core.errors.InputError` for inputs that cannot be honoured, before any model runs.
         """
+        from backend.devices.probe import host_memory  # imports torch, which the set-up has configured
+
         timeline = timeline or self.new_timeline()
         moved, retries_before = self.models.stats().bytes_moved, self.fallback.retries.copy()
         try:
             with timeline.span("inputs"):
                 request = self.checks.request(inputs)
+                check_room(request, self.profile.canvas, host_memory()[1])
             with ProgressBars() as bars, self.runtime.activate():
                 show = progress or bars
                 loras = lora_files(self.loras, request, inputs, show, timeline, check, self.diffusion.adapters.check)

@@ -98,6 +98,7 @@ def _parser() -> CommandParser:
         help="'embedded' is planned for an emulated device (%(default)s)",
     )
     add("--size", type=size, metavar="1024x1024", help="width x height of the first pass (the model's native size)")
+    add("--finish", type=size, metavar="3000x2000", help="size of a picture that is finished in place of drawing one")
     add("--outputs", type=int, choices=range(1, 5), default=1, help="pictures in one prediction (1)")
     add("--references", type=int, default=0, metavar="N", help="pictures that the model looks at (0)")
     add("--hires", type=size_or_off, metavar="2048x2048", help="size of a second pass (off)")
@@ -148,10 +149,13 @@ def _device(options: argparse.Namespace) -> tuple[DeviceMemory, str]:
 
 
 def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
-    """Raises InputError for more reference pictures than the model takes."""
+    """Raises InputError for more reference pictures than the model takes, and for a picture that is drawn and
+    finished."""
     most = models.pictures.most - models.pictures.needed
     if not 0 <= options.references <= most:
         raise InputError("--references", f"must be from 0 to {most} for {models.name}, not {options.references}")
+    if options.finish and (options.size or options.hires):
+        raise InputError("--finish", "is for a picture that is there already; leave out --size and --hires")
     width, height = options.size or (models.native, models.native)
     return Workload(
         width,
@@ -163,6 +167,7 @@ def _workload(options: argparse.Namespace, models: ModelSpec) -> Workload:
         hires_tiles=options.hr_tiles == "on",
         detail_crop=0 if options.no_adetailer else models.native,
         scale=options.scale,
+        finished=options.finish,
     )
 
 
@@ -171,6 +176,7 @@ OPTIONS = {
     "num_outputs": "--outputs {}",
     "hr_scale": "--hires {}",
     "width and height": "--size {}",
+    "image": "--finish {}",
     "adetailer": "--no-adetailer",
     "scale": "--scale {}",
     DEVICE: "--vram {}",

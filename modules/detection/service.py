@@ -16,7 +16,7 @@ from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from backend.weights.resolver import require_detector
 from modules.detection.classes import TEXT_MODEL, ClassSet
 from modules.detection.detections import Detections
-from modules.detection.mediapipe import NAMES, MediaPipeFaces, unavailable_reason
+from modules.detection.packaged import class_sets, finders
 from modules.detection.sam2 import MODEL as SAM2
 from modules.detection.sam2 import find_sam2, load_sam2, outlined
 from modules.detection.text_encoder import ClassNameEncoder
@@ -39,13 +39,12 @@ class DetectionService:
         if sam2:
             models.register(SAM2, partial(load_sam2, sam2))
         self._outlines = sam2 is not None
-        mediapipe = () if unavailable_reason() else NAMES
         self.class_sets: dict[str, ClassSet] = {
             **dict.fromkeys(files, ClassSet(())),
-            **dict.fromkeys(mediapipe, ClassSet(("face",), outlines=self._outlines)),
+            **class_sets(self._outlines),
         }
         """By name; empty for a detector whose file has not been read yet."""
-        self._mediapipe = MediaPipeFaces()
+        self._packaged = finders()
         self._models, self._fallback = models, fallback
         folder = settings.weights_path / TEXT_MODEL
         self._class_names = ClassNameEncoder(folder) if folder.is_dir() else None
@@ -63,8 +62,8 @@ class DetectionService:
             sam: The masks are those that SAM 2 sees in the boxes.
         """
         name = model or self.default
-        if name in NAMES:
-            found = self._mediapipe.detect(images, confidence, name)
+        if name in self._packaged:
+            found = self._packaged[name].detect(images, confidence, name)
         else:
             found = self._detected(images, confidence, name, classes)
         return [self._outlined(*one) for one in zip(images, found, strict=True)] if sam else found

@@ -40,12 +40,15 @@ from modules.compat import (
     unletterbox_boxes,
 )
 from modules.detection.description import check_sizes, read_description
-from modules.detection.detections import Detections, rectangle_masks
+from modules.detection.detections import Detections, Mask, rectangle_masks
 from modules.detection.onnx import read_onnx
 
 NMS_IOU, MAX_DETECTIONS = 0.7, 300
 """Of two boxes of a class with a larger IoU than this the less confident one is dropped, and no more than so many are
 kept: ultralytics' defaults, which ADetailer uses."""
+
+OUTLINED_PIXELS = 2**24
+"""Of all outlines that are made at once: 16 of a picture of 1024 x 1024, one of a picture of 40 megapixels."""
 
 # What ultralytics, torch, yaml and safetensors raise for a damaged or foreign file, found by cutting files and changing
 # bytes.
@@ -246,13 +249,23 @@ class Detector:
             rows = self._best(prediction, confidence, classes)
             scaled = unletterbox_boxes(rows[:, :4], (pixels.shape[2], pixels.shape[3]), (height, width))
             boxes = scaled.cpu().numpy().astype(np.float64)
-            if segments:  # at the picture's own size, without the letterbox' bars
-                shapes = outlines(prototype, rows[:, 6:], scaled, (height, width))
-                masks = shapes.cpu().numpy() * np.uint8(255)
+            if segments:
+                masks = self._outlines(prototype, rows[:, 6:], scaled, (height, width))
             else:
                 masks = rectangle_masks(boxes, images[0].size)
             results.append(Detections(boxes, masks, rows[:, 4].cpu().numpy().astype(np.float64)))
         return results
+
+    @staticmethod
+    def _outlines(
+        prototype: torch.Tensor, coefficients: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]
+    ) -> Mask:
+        """N x height x width, 0 or 255, at the picture's own size, without the letterbox' bars. A few at a time: of a
+        large picture each takes much memory on the device."""
+        at_once = max(1, OUTLINED_PIXELS // math.prod(size))
+        parts = zip(coefficients.split(at_once), boxes.split(at_once), strict=True)
+        masks = [outlines(prototype, some, of_some, size).cpu().numpy() for some, of_some in parts]
+        return np.concatenate(masks or [np.zeros((0, *size), np.uint8)]) * np.uint8(255)
 
     def _forward(self, pixels: torch.Tensor) -> Any:
         """The raw predictions; where the network segments, a tuple of these and the prototypes of the masks."""

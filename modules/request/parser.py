@@ -14,8 +14,7 @@ from backend.core.errors import InputError, nearest
 from backend.core.texts import MAX_TEXT
 from backend.core.validation import fields_of, validated
 from modules.detection.classes import NO_SAM2, ClassSet
-from modules.detection.mediapipe import NAMES as MEDIAPIPE
-from modules.detection.mediapipe import unavailable_reason
+from modules.detection.packaged import unavailable_reason
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.sampler_names import SAMPLERS
 from modules.face_restoration.discovery import NO_FACE_RESTORER
@@ -122,7 +121,8 @@ def _check_units(
             raise InputError(field, f"ad_model '{OWN_MASK}' needs the input 'ad_mask'; give it too")
         if unit.model and unit.model not in detectors:
             _refuse_left_out(field, unit.model, left_out)
-            why = f" ({unavailable_reason()})" if unit.model in MEDIAPIPE else nearest(unit.model, detectors)
+            reason = unavailable_reason(unit.model)
+            why = f" ({reason})" if reason else nearest(unit.model, detectors)
             raise InputError(
                 field, f"ad_model '{unit.model}' is not installed{why}; leave it out, or use {', '.join(detectors)}"
             )

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from PIL import Image
 
 from backend.core.errors import InputError, nearest
+from backend.core.units import format_bytes
+from backend.planning.pictures import picture_bytes
 from modules.diffusion.canvas import MATCH_INPUT, Canvas
 from modules.request.image_modes import HALF
 from modules.request.image_request import MAX_AREA, ImageRequest
@@ -82,6 +84,22 @@ def check_finished_size(request: ImageRequest, canvas: Canvas) -> None:
             "output_format",
             f"{request.output_format} holds at most {limit} pixels a side, not {width}x{height}; use png, or {factors}",
         )
+
+
+def check_room(request: ImageRequest, canvas: Canvas, available: int) -> None:
+    """Raises :class:`InputError` for pictures that take more than the ``available`` bytes of host memory."""
+    size, finished = request.picture_size, finished_size(request, canvas)
+    needed = picture_bytes(size, finished, request.num_outputs)
+    if needed <= available:
+        return
+    made = "" if size == finished else f" to become {finished[0]}x{finished[1]}"
+    enlarges = "scale" if request.scale > 1 else "hr_scale" if request.hires else "num_outputs"
+    raise InputError(
+        "image" if request.keeps_image else enlarges,
+        f"{request.num_outputs} of {size[0]}x{size[1]}{made} take{'s' * (request.num_outputs == 1)} about "
+        f"{format_bytes(needed)} of host memory, and {format_bytes(available)} are free; make "
+        f"{'the image' if request.keeps_image else 'the picture'} smaller, or lower scale or num_outputs",
+    )
 
 
 def check_units_at_size(request: ImageRequest) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.model_specs import FLUX_DEV
 
@@ -34,3 +36,20 @@ def test_the_steps_of_a_prediction() -> None:
         "transformer",
         "vae",
     ]
+
+
+def test_a_picture_that_is_finished_is_not_drawn_and_is_upscaled_at_its_own_size() -> None:
+    wanted = Workload(1024, 1024, detail_crop=1024, scale=2, finished=(7740, 5160))
+    steps = prediction_steps(wanted, FLUX_DEV, new_prompt=False)
+    assert [step.components[-1] for step in steps] == ["detectors", "vae", "transformer", "vae", "upscaler"]
+    drawn = prediction_steps(replace(wanted, finished=None), FLUX_DEV, new_prompt=False)
+    row = 3 * 4 * 7740 * 1024 * FLUX_DEV.upscale_factor**2
+    assert steps[-1].memory > drawn[-1].memory + 0.8 * row and steps[0].memory - drawn[2].memory == 6 * 7740 * 5160
+    assert steps[1:4] == drawn[3:6], "a detail is drawn at the model's own size"
+
+
+def test_pictures_that_are_finished_take_host_memory() -> None:
+    wanted = Workload(1024, 1024, outputs=2, finished=(7740, 5160))
+    assert wanted.picture_bytes == 2 * 20 * 7740 * 5160
+    assert replace(wanted, scale=1.5).picture_bytes == 2 * (20 * 7740 * 5160 + 40 * 11610 * 7740)
+    assert replace(wanted, finished=None).picture_bytes == 0

@@ -99,6 +99,8 @@ def test_it_needs_only_the_standard_library() -> None:
         (["--vram", "24GB", "--size", "1024"], "not a size such as 1024x1024"),
         (["--vram", "24GB", "--scale", "9"], "must be from 1 to 8"),
         ([], "--vram is needed"),
+        (["--vram", "24GB", "--finish", "99x99", "--hires", "99x99"], "leave out --size and --hires"),
+        (["--vram", "24GB", "--finish", "7740x5160", "--ram", "1GB"], "--finish: "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments: list[str], message: str) -> None:
@@ -144,6 +146,17 @@ def test_fill_and_kontext_fit_where_flux_dev_does(vram: str, capsys: pytest.Capt
 @pytest.mark.parametrize("request_of", [["--size", "4096x4096", "--outputs", "4"], ["--hires", "6144x6144"]])
 def test_advice_works_when_it_is_followed(card: str, request_of: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     planned(["--card", card, "--ram", "16GB", "--json", *request_of], capsys)
+
+
+def test_a_large_picture_that_is_finished_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a card of 24 GB with 32 GB beside it: 40 megapixels, upscaled to 144."""
+    arguments = ["--card", "RTX 4090", "--ram", "32GB", "--json"]
+    small, large = (
+        planned([*arguments, "--finish", one, "--scale", "1.9"], capsys) for one in ("1024x1024", "7740x5160")
+    )
+    assert small["picture_bytes"] < 0.2e9 and 6e9 < large["picture_bytes"] < 7e9
+    assert large["predicted_seconds"] > small["predicted_seconds"]
+    assert large["predicted_peak_bytes"] <= 24e9
 
 
 def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from support.requests_data import EMBEDDED
 from backend.core.errors import InputError
 from modules.diffusion.canvas import Canvas
 from modules.request.image_request import Hires, ImageRequest
-from modules.request.sizes import check_finished_size, choose_size, finished_size
+from modules.request.sizes import check_finished_size, check_room, choose_size, finished_size
 
 FLUX = Canvas(1024, 16)
 
@@ -79,3 +79,29 @@ def test_more_than_memory_allows_is_refused(changes: dict[str, Any], field: str)
 def test_no_request_has_an_absurd_shape(size: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         request(*size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "least", "line"),
+    [
+        (
+            {"image": Image.new("RGB", (3000, 2000)), "prompt_strength": 0.0, "scale": 2.0},
+            120_000_000 + 960_000_000,
+            "image: 1 of 3000x2000 to become 6000x4000 takes about 1.1 GB of host memory, and 0.5 GB are free; make the "
+            "image smaller, or lower scale or num_outputs",
+        ),
+        (
+            {"num_outputs": 2, "scale": 8.0},
+            2 * (20 + 40 * 64) * 2**20,
+            "scale: 2 of 1024x1024 to become 8192x8192 take about 5.4 GB of host memory",
+        ),
+    ],
+)
+def test_pictures_for_which_the_host_has_no_room_are_refused(changes: dict[str, Any], least: int, line: str) -> None:
+    wanted = request(**changes)
+    check_room(wanted, FLUX, least)
+    with pytest.raises(InputError) as caught:
+        check_room(wanted, FLUX, 500_000_000)
+    assert str(caught.value).startswith(line)
+    with pytest.raises(InputError):
+        check_room(wanted, FLUX, least - 1)
