@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from backend.planning.model_specs import ModelSpec
-from backend.planning.pictures import picture_bytes
+from backend.planning.pictures import OUTLINED_PIXELS, picture_bytes
 from backend.planning.redraw_tiles import count_redraw_tiles
 from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
 
@@ -21,8 +21,8 @@ CANVAS_BYTES = 6
 """Of a pixel of all tiles: latents, noise and original of a picture that is drawn in tiles, in the precisions that they
 pass through. FLUX.2 has the most latents, 128 for 16 x 16 pixels; others have a half of that and less."""
 OUTLINE_BYTES = 6
-"""Of a pixel of a picture that is finished: the outline of one detection on the device, in float32, as bits and as
-bytes. Those of small pictures are part of what a detector costs."""
+"""Of a pixel of an outline on the device, in float32, as bits and as bytes. Those of pictures of the native size are
+part of what a detector costs."""
 SOURCE_BYTES = 3
 """Of a pixel of a picture that is finished: the upscaler reads its tiles from the device."""
 TILING_WORK = 1.6
@@ -38,9 +38,9 @@ class Workload:
     a mask counts as one, where the denoiser reads it. ``hires`` is the size of the second pass (None = off), drawn in
     tiles with ``hires_tiles``. ``detail_crop`` is the side at which a detail is repainted (0 = off), ``details`` how
     many a picture is expected to have. The strengths are the shares of the steps that those passes run. ``scale``
-    upscales at the end (1 = off) in tiles of ``upscale_tile``. ``finished`` is the size of a picture that is there
-    already: nothing is drawn at first, its details are repainted, and it is upscaled. The embeddings of ``cached_prompts`` prompts stay on the
-    device, and so do LoRA files of ``lora_bytes``.
+    upscales at the end (1 = off) in tiles of ``upscale_tile``. The embeddings of ``cached_prompts`` prompts stay on the
+    device, and so do LoRA files of ``lora_bytes``. ``finished`` is the size of a picture that is there already: nothing
+    is drawn at first, its details are repainted, and it is upscaled.
     """
 
     width: int
@@ -129,7 +129,7 @@ class _StepMaker:
         step = self.step("detect", "detect", ("detectors",), w.outputs, 1, 1, "num_outputs")
         if not w.finished:
             return step
-        memory = step.memory + OUTLINE_BYTES * w.finished[0] * w.finished[1]
+        memory = step.memory + OUTLINE_BYTES * min(OUTLINED_PIXELS, w.finished[0] * w.finished[1])
         return replace(step, memory=memory, tiled_memory=memory, lower="image")
 
     def repaint(

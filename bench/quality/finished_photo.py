@@ -1,7 +1,7 @@
 """A photograph finished at its own size: ``python -m bench.quality.finished_photo [--size 3000x2000]
 [--photograph street] [--detector nudenet_face] [--confidence 0.3] [--scale 1] [--emulate-vram 1GB] [-o FOLDER]``.
 
-A photograph of two people that ultralytics ships is enlarged and finished with the embedded models: no first pass, each
+A photograph of two people that ultralytics ships is resized and finished with the embedded models: no first pass, each
 face, or what ``--detector`` finds, repainted. The table says how many pixels outside of the masks differ from the file
 (none may, as long as nothing is upscaled), how long every stage took, and the peaks of device and host beside those of
 the plan. Without ``--emulate-vram`` the models are on the CPU, where device and host are one.
@@ -73,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
             options.o.mkdir(parents=True, exist_ok=True)
             file.rename(options.o / "finished.png")
     device = max(value for name, value in metrics.items() if name.endswith("peak_bytes"))
-    workload = Workload(0, 0, detail_crop=service.profile.native, scale=options.scale, finished=(width, height))
     faces = record["parameters"]["_adetailer_found"]
+    workload = Workload(0, 0, detail_crop=service.profile.native, scale=options.scale, finished=(width, height))
+    workload = replace(workload, details=len(faces), cached_prompts=Settings().prompt_cache_entries)
     rows = [
         ["found, with confidence", ", ".join(f"{confidence:.2f}" for *_, confidence in faces) or "nothing"],
         ["repainted", str(len(record["parameters"]["_adetailer_regions"]))],

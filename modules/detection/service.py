@@ -89,7 +89,8 @@ class DetectionService:
             Strategy("one picture at a time", partial(detect, 1)),
         ]
         sides = tuple(side for image in images for side in image.size)
-        return self._fallback.run(Step("detect", (name,), sides, "num_outputs"), strategies)
+        lower = "num_outputs" if len(images) > 1 else "size of the picture"
+        return self._fallback.run(Step("detect", (name,), sides, lower), strategies)
 
     def _detector(self, name: str, network: torch.nn.Module, classes: str) -> tuple[Detector, list[int] | None]:
         known = self.class_sets[name]

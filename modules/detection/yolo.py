@@ -31,6 +31,7 @@ from backend.checkpoints.build_budget import building
 from backend.checkpoints.file_type import is_safetensors
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
+from backend.planning.pictures import OUTLINED_PIXELS
 from modules.compat import (
     compute_anchors_every_call,
     letterbox,
@@ -46,9 +47,6 @@ from modules.detection.onnx import read_onnx
 NMS_IOU, MAX_DETECTIONS = 0.7, 300
 """Of two boxes of a class with a larger IoU than this the less confident one is dropped, and no more than so many are
 kept: ultralytics' defaults, which ADetailer uses."""
-
-OUTLINED_PIXELS = 2**24
-"""Of all outlines that are made at once: 16 of a picture of 1024 x 1024, one of a picture of 40 megapixels."""
 
 # What ultralytics, torch, yaml and safetensors raise for a damaged or foreign file, found by cutting files and changing
 # bytes.
@@ -260,9 +258,13 @@ class Detector:
     def _outlines(
         prototype: torch.Tensor, coefficients: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]
     ) -> Mask:
-        """N x height x width, 0 or 255, at the picture's own size, without the letterbox' bars. A few at a time: of a
-        large picture each takes much memory on the device."""
-        at_once = max(1, OUTLINED_PIXELS // math.prod(size))
+        """N x height x width, 0 or 255, at the picture's own size, without the letterbox' bars.
+
+        A few at a time, for the memory, and on the host where one is too large for a small card.
+        """
+        at_once = OUTLINED_PIXELS // math.prod(size)
+        if at_once < 1:
+            at_once, prototype, coefficients, boxes = 1, prototype.cpu(), coefficients.cpu(), boxes.cpu()
         parts = zip(coefficients.split(at_once), boxes.split(at_once), strict=True)
         masks = [outlines(prototype, some, of_some, size).cpu().numpy() for some, of_some in parts]
         return np.concatenate(masks or [np.zeros((0, *size), np.uint8)]) * np.uint8(255)

@@ -93,9 +93,9 @@ def check_room(request: ImageRequest, canvas: Canvas, available: int) -> None:
     if needed <= available:
         return
     made = "" if size == finished else f" to become {finished[0]}x{finished[1]}"
-    enlarges = "scale" if request.scale > 1 else "hr_scale" if request.hires else "num_outputs"
+    by = "scale" if request.scale > 1 else "hr_scale" if request.hires else "num_outputs"
     raise InputError(
-        "image" if request.keeps_image else enlarges,
+        "image" if request.keeps_image else by,
         f"{request.num_outputs} of {size[0]}x{size[1]}{made} take{'s' * (request.num_outputs == 1)} about "
         f"{format_bytes(needed)} of host memory, and {format_bytes(available)} are free; make "
         f"{'the image' if request.keeps_image else 'the picture'} smaller, or lower scale or num_outputs",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from modules.webui.actions import Actions, Fill
+from modules.webui.actions import Actions, Fill, Parts
 from modules.webui.fields import component
 from modules.webui.offered import FIRST, Offered
 from modules.webui.results import PEAK, SECONDS, SHARE, STAGE
@@ -40,7 +41,6 @@ class Page:
     """Makes the parts in the order in which they are seen, then connects them."""
 
     def __init__(self, runs: Runs, offered: Offered, fill: Fill) -> None:
-        self.actions = Actions(runs, offered, fill)
         self._offered, self._plan = offered, runs.client.plan
         self.fields: dict[str, Any] = {}
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 7200)) as self.blocks:
@@ -54,7 +54,7 @@ class Page:
                     self._form()
                 with gr.Column(scale=6, min_width=320):
                     self._results()
-            self._connect()
+            self._connect(Actions(runs, offered, fill, self._parts()))
 
     def _sources(self) -> None:
         with gr.Tabs(elem_id="tabs") as self.tabs:
@@ -153,40 +153,32 @@ class Page:
             elem_id="history",
         )
 
-    def _connect(self) -> None:
-        actions, form = self.actions, list(self.fields.values())
-        given = [self.tab, self.image, self.editor, self.finish, *form]
-        result = [self.gallery, self.entry, self.slider, self.boxes, self.found]
-        result += [self.chart, self.table, self.parameters, self.file]
-        watched = [self.status, self.preview, self.history, *result]
+    def _parts(self) -> Parts:
+        here = {field.name: getattr(self, field.name) for field in fields(Parts)}
+        return Parts(**{**here, "groups": tuple(self.groups)})
+
+    def _connect(self, actions: Actions) -> None:
+        parts, hidden = actions.parts, {"show_progress": "hidden", **PRIVATE}
+        given = [self.tab, self.image, self.editor, self.finish, *self.fields.values()]
         for item in self.tab_items:
-            item.select(_saying(str(item.id)), None, self.tab, queue=False, show_progress="hidden", **PRIVATE)
-        watch = {"fn": actions.watch, "inputs": [self.session, self.run], "outputs": watched}
+            item.select(_saying(str(item.id)), None, self.tab, queue=False, **hidden)
+        watch = {"fn": actions.watch, "inputs": [self.session, self.run]}
+        watch |= {"outputs": [self.preview, self.history, *parts.result]}
         watch |= {"show_progress_on": [self.status], "concurrency_limit": None, **PRIVATE}
-        submit = {"fn": actions.submit, "inputs": [self.session, *given], "outputs": [self.session, self.run]}
-        submit |= {"validator": actions.check, "show_progress": "hidden", "concurrency_limit": 4, **PRIVATE}
+        submit = {"fn": actions.submit, "inputs": [self.session, *given], "outputs": [self.run]}
+        submit |= {"validator": actions.check, "concurrency_limit": 4, **hidden}
         triggers = [self.generate.click, self.fields["prompt"].submit]
-        explained = [self.status, *self.groups]
         # before the other, after whose refusal nothing else is called
-        gr.on(triggers, actions.explain, given, explained, show_progress="hidden", queue=False, **PRIVATE)
+        gr.on(triggers, actions.explain, given, [self.status, *self.groups], queue=False, **hidden)
         gr.on(triggers, **submit).success(**watch)
         self.cancel.click(actions.cancel, self.run, None, queue=False, **PRIVATE)
         opened = [self.session, self.run, self.history, self.generate]
-        self.blocks.load(actions.open, self.session, opened, show_progress="hidden", **PRIVATE).then(**watch)
-        self.history.select(
-            actions.select, self.session, [self.status, *result], show_progress="hidden", queue=False, **PRIVATE
-        )
-        self.gallery.select(
-            actions.select_picture,
-            [self.session, self.entry],
-            result[2:],
-            show_progress="hidden",
-            queue=False,
-            **PRIVATE,
-        )
-        filled = [self.filled, self.tabs, self.tab, self.image, *form]
-        self.again.click(actions.use_again, [self.session, self.entry], filled, queue=False, **PRIVATE)
-        self.dropped.upload(actions.use_file, self.dropped, [self.dropped, *filled], queue=False, **PRIVATE)
+        self.blocks.load(actions.open, self.session, opened, **hidden).then(**watch)
+        self.history.select(actions.select, self.session, parts.result, queue=False, **hidden)
+        shown = [self.session, self.entry]
+        self.gallery.select(actions.select_picture, shown, parts.details, queue=False, **hidden)
+        self.again.click(actions.use_again, shown, parts.form, queue=False, **PRIVATE)
+        self.dropped.upload(actions.use_file, self.dropped, [self.dropped, *parts.form], queue=False, **PRIVATE)
 
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}

@@ -100,7 +100,10 @@ def test_it_needs_only_the_standard_library() -> None:
         (["--vram", "24GB", "--scale", "9"], "must be from 1 to 8"),
         ([], "--vram is needed"),
         (["--vram", "24GB", "--finish", "99x99", "--hires", "99x99"], "leave out --size and --hires"),
-        (["--vram", "24GB", "--finish", "7740x5160", "--ram", "1GB"], "--finish: "),
+        (
+            ["--vram", "24GB", "--finish", "7740x5160", "--ram", "1GB"],
+            "the pictures take 7.2 GB beside the models; run it again with --finish ",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments: list[str], message: str) -> None:
