@@ -123,7 +123,7 @@ def trained_classifier(count: int = 3000, epochs: int = 12, seed: int = 17) -> S
             if (labels[picked, index] != IGNORED).any()
         ]
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).sum().backward()
         optimizer.step()
         schedule.step()
     return model.eval()
