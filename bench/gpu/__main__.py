@@ -72,7 +72,8 @@ def machine(ground: Ground) -> dict[str, str]:
 
 
 def measured(name: str, arguments: argparse.Namespace, seconds_left: float) -> list[Row]:
-    """One measure in a process of its own; a failure becomes a row that says why, and so does the end of the time."""
+    """One measure in a process of its own; a failure becomes a row that says why, and so does the end of the time. What
+    the process wrote before a failure lies beside ``--out``."""
     given = [
         *(("--small",) if arguments.small else ("--folder", str(arguments.folder))),
         *(part for cap in arguments.cap for part in ("--cap", cap)),
@@ -89,6 +90,8 @@ def measured(name: str, arguments: argparse.Namespace, seconds_left: float) -> l
     if finished.returncode:
         lines = finished.stderr.strip().splitlines()
         note = lines[-1] if lines else f"code {finished.returncode}"
+        if arguments.out:
+            write_atomic(arguments.out.with_suffix(f".{name}.txt"), finished.stderr)
         return [Row(name, "failed", float("nan"), "", note=note)]
     return [Row(**row) for row in json.loads(finished.stdout.splitlines()[-1])]
 

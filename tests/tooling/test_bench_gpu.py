@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxPipeline
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from backend.core.settings import ROOT
 from bench.gpu.__main__ import main
@@ -53,6 +57,29 @@ def test_weights_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     write_checkpoint(tmp_path, TINY, CPU)
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+
+
+def test_the_carried_wheels_are_all_that_the_benchmark_needs_beside_torch() -> None:
+    script = (ROOT / "bench" / "gpu" / "run.sh").read_text()
+    (listed,) = re.findall(r"for name in (.*?); do", script, re.DOTALL)
+    carried = set(re.findall(r"[a-z][a-z0-9-]*", listed))
+    there = requirements_of("torch") | {"numpy", "pillow"}
+    assert carried - there == requirements_of("diffusers", "transformers", "accelerate", "pydantic") - there
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert carried <= pinned
+
+
+def requirements_of(*names: str) -> set[str]:
+    """The distributions and all that they need, in turn."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, distribution(name).requires or ())
+            waiting += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
 
 
 @pytest.fixture(scope="module")
