@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
-from support.browser import CHROMIUM, FLAGS, MISSING, Tab, WebUi, running_page
+from support.browser import CHROMIUM, FLAGS, MISSING, WAIT, Tab, WebUi, running_page
+from support.processes import Server
 
 from modules.output.image_writer import read_parameters
 
@@ -20,6 +22,9 @@ PROMPT = "a man with a blue hat"
 FIRST_PAINT_SECONDS = 3.0
 SLOW_MACHINE = 4
 """Times longer that things may take on one that does other things meanwhile."""
+GROUPS = ("Sampling", "Upscale")
+"""What is unfolded."""
+PASSWORD = "open sesame"
 INFOTEXT = "a woman in a red shirt\nSteps: 3, Sampler: Euler, Seed: 41, Size: 256x256, Model: other"
 
 
@@ -39,22 +44,40 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def context(browser: Any) -> Iterator[Any]:
-    """A browser that has never been here."""
+    """Somebody's browser."""
     with browser.new_context() as context:
         yield context
 
 
-@pytest.fixture
-def tab(context: Any, webui: WebUi) -> Tab:
-    """The page, set to the least work: few steps, and neither detail pass nor upscaling."""
+@pytest.fixture(scope="module")
+def first_tab(context: Any, webui: WebUi) -> Tab:
     tab = Tab.opened(context, webui.url)
-    tab.unfold("Sampling")
-    tab.write("num_inference_steps", "2")
-    tab.unfold("Upscale")
-    tab.write("scale", "1")
+    for group in GROUPS:
+        tab.unfold(group)
     return tab
+
+
+@pytest.fixture
+def tab(first_tab: Tab) -> Tab:
+    """The page, set to the least work: few steps, and no upscaling."""
+    return at_rest(first_tab)
+
+
+def at_rest(tab: Tab) -> Tab:
+    tab.show("Text")
+    tab.page.fill("#input-num_outputs input[type=number]", "1")
+    for name, text in (("prompt", ""), ("seed", ""), ("num_inference_steps", "2"), ("scale", "1")):
+        tab.write(name, text)
+    return tab
+
+
+@pytest.fixture
+def other(browser: Any) -> Iterator[Any]:
+    """A browser that has never been here."""
+    with browser.new_context() as context:
+        yield context
 
 
 def runs(webui: WebUi) -> list[dict[str, Any]]:
@@ -73,14 +96,13 @@ def photograph(folder: Path) -> Path:
 
 def set_long(tab: Tab) -> None:
     """A prediction that the browser sees running, also on a fast machine."""
-    tab.write("num_inference_steps", "50")
-    tab.page.fill("#input-num_outputs input[type=number]", "4")
+    tab.write("num_inference_steps", "30")
+    tab.page.fill("#input-num_outputs input[type=number]", "2")
 
 
 def test_a_prompt_becomes_a_picture_and_nothing_leaves_the_machine(tab: Tab, webui: WebUi) -> None:
     tab.write("seed", "7")
-    tab.generate(PROMPT)
-    assert "by flux-embedded" in tab.wait_for("1 picture")
+    assert "by flux-embedded" in tab.draw(PROMPT)
     assert len(tab.pictures) >= 1
     (record,) = runs(webui)
     assert record["state"] == "succeeded"
@@ -90,8 +112,8 @@ def test_a_prompt_becomes_a_picture_and_nothing_leaves_the_machine(tab: Tab, web
     }
 
 
-def test_the_form_is_seen_soon(context: Any, webui: WebUi) -> None:
-    assert Tab.opened(context, webui.url).open() < SLOW_MACHINE * FIRST_PAINT_SECONDS
+def test_the_form_is_seen_soon(other: Any, webui: WebUi) -> None:
+    assert Tab.opened(other, webui.url).open() < SLOW_MACHINE * FIRST_PAINT_SECONDS
 
 
 def test_a_running_prediction_is_shown_and_ends_within_a_step(tab: Tab, webui: WebUi) -> None:
@@ -123,14 +145,14 @@ def test_a_wrong_input_is_told_at_its_field(tab: Tab, webui: WebUi, name: str, t
     assert len(runs(webui)) == before
 
 
-def test_a_wrong_input_that_is_folded_away_is_shown(context: Any, webui: WebUi) -> None:
-    tab = Tab.opened(context, webui.url)
+def test_a_wrong_input_that_is_folded_away_is_shown(tab: Tab) -> None:
     tab.unfold("LoRA")
     tab.write("lora_weights", "nowhere")
     tab.unfold("LoRA")
     tab.generate(PROMPT)
     tab.wait_for("lora_weights")
     assert tab.page.locator("#input-lora_weights").is_visible()
+    tab.write("lora_weights", "")
 
 
 def test_a_picture_is_redrawn(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
@@ -139,8 +161,7 @@ def test_a_picture_is_redrawn(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
     tab.wait_for("is missing; drop the picture to start from here", "#source-image")
     tab.page.set_input_files("#source-image input[type=file]", photograph(tmp_path))
     tab.page.wait_for_selector("#source-image img")
-    tab.generate()
-    tab.wait_for("1 picture")
+    tab.draw()
     assert runs(webui)[-1]["inputs"]["image"] == "input-image.png"
 
 
@@ -148,12 +169,15 @@ def test_a_picture_is_finished(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
     tab.show("Finish")
     tab.page.set_input_files("#source-finish input[type=file]", photograph(tmp_path))
     tab.page.wait_for_selector("#source-finish img")
-    tab.generate(PROMPT)
-    tab.wait_for("1 picture")
+    tab.draw(PROMPT)
     assert runs(webui)[-1]["inputs"]["prompt_strength"] == 0
 
 
-def test_what_is_painted_over_is_repainted(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
+def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: Path) -> None:
+    tab = Tab.opened(other, webui.url)
+    for group in GROUPS:
+        tab.unfold(group)
+    at_rest(tab)
     tab.show("Inpaint")
     hint, canvas = tab.page.get_by_text("Upload an image"), tab.page.locator("#editor canvas").first
     hint.wait_for()
@@ -167,8 +191,7 @@ def test_what_is_painted_over_is_repainted(tab: Tab, webui: WebUi, tmp_path: Pat
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=8)
     tab.page.mouse.up()
-    tab.generate(PROMPT)
-    tab.wait_for("1 picture")
+    tab.draw(PROMPT)
     folder = max(webui.history.glob("*/*"), key=lambda one: one.stat().st_mtime)
     with Image.open(folder / "input-mask.png") as mask, Image.open(folder / "input-image.png") as image:
         share = np.asarray(mask).mean() / 255
@@ -189,30 +212,65 @@ def test_a_picture_fills_the_form(tab: Tab, webui: WebUi, tmp_path: Path) -> Non
     assert tab.page.input_value("#input-prompt textarea") in read_parameters(own)[0]
 
 
+def test_two_users_wait_for_one_another_and_see_only_their_own(other: Any, tab: Tab, webui: WebUi) -> None:
+    second = Tab.opened(other, webui.url)
+    set_long(tab)
+    tab.generate(PROMPT)
+    tab.wait_for("generate")
+    second.generate("a sad boy")
+    second.wait_for("Waiting, 1 before it")
+    second.page.click("#cancel")
+    second.wait_for("canceled")
+    assert second.page.locator("#history img").count() == 0
+    tab.wait_for("2 pictures")
+    assert [record["state"] for record in runs(webui)[-2:]].count("succeeded") == 1
+
+
+def test_two_tabs_of_one_browser_show_one_run_and_one_history(context: Any, tab: Tab, webui: WebUi) -> None:
+    set_long(tab)
+    tab.generate("a woman with a red hat")
+    tab.wait_for("generate")
+    second = Tab.opened(context, webui.url)
+    second.wait_for("generate")
+    for one in (tab, second):
+        one.wait_for("2 pictures")
+    newest = [one.page.locator("#history img").first.get_attribute("src") for one in (tab, second)]
+    assert newest[0] == newest[1]
+    second.page.close()
+
+
 def test_a_reload_loses_neither_the_run_nor_the_history(tab: Tab) -> None:
+    """The last one in this tab: a page that is loaded again begins with an empty form."""
     set_long(tab)
     tab.generate(PROMPT)
     tab.wait_for("generate")
     tab.open()
-    tab.wait_for("4 pictures")
+    tab.wait_for("2 pictures")
     tab.open()
     tab.page.locator("#history img").first.click()
-    tab.wait_for("4 pictures")
+    tab.wait_for("2 pictures")
     tab.page.click("#again")
     tab.wait_for("is filled", "#filled")
     assert tab.page.input_value("#input-prompt textarea") == PROMPT
 
 
-def test_two_users_wait_for_one_another_and_see_only_their_own(browser: Any, tab: Tab, webui: WebUi) -> None:
-    set_long(tab)
-    with browser.new_context() as other:
-        second = Tab.opened(other, webui.url)
-        tab.generate(PROMPT)
-        tab.wait_for("generate")
-        second.generate("a sad boy")
-        second.wait_for("Waiting, 1 before it")
-        second.page.click("#cancel")
-        second.wait_for("canceled")
-        assert second.page.locator("#history img").count() == 0
-    tab.wait_for("4 pictures")
-    assert [record["state"] for record in runs(webui)[-2:]].count("succeeded") == 1
+def test_a_page_with_a_password_draws_with_a_server(other: Any, server: Server, tmp_path: Path) -> None:
+    with running_page(tmp_path, "--server", server.url, "--password", PASSWORD) as webui:
+        page = other.new_page()
+        page.goto(webui.url)
+        assert requests.get(f"{webui.url}config", timeout=10).status_code == 401
+        for password, seen in (("wrong", "text=/incorrect/i"), (PASSWORD, "#generate")):
+            page.get_by_label("username").fill("anybody")
+            page.get_by_label("password").fill(password)
+            page.get_by_role("button", name="Login").click()
+            page.wait_for_selector(seen, timeout=WAIT)
+        tab = Tab(page, webui.url)
+        for group in GROUPS:
+            tab.unfold(group)
+        at_rest(tab)
+        assert f"by {server.url}" in tab.draw(PROMPT)
+        tab.write("seed", "-5")
+        tab.generate()
+        tab.wait_for("must be from 0 to 4294967295, not -5", "#input-seed")
+        (record,) = runs(webui)
+        assert record["state"] == "succeeded" and record["metrics"]["seed"] >= 0

@@ -117,6 +117,15 @@ class Tab:
             self.write("prompt", prompt)
         self.page.click("#generate")
 
+    def draw(self, prompt: str = "") -> str:
+        """The status once a picture is added to the history."""
+        before = self.page.locator("#history img").count()
+        self.generate(prompt)
+        self.page.wait_for_function(
+            "before => document.querySelectorAll('#history img').length > before", arg=before, timeout=2 * WAIT
+        )
+        return str(self.page.inner_text("#status"))
+
     def wait_for(self, text: str, part: str = "#status") -> str:
         """The text of a part of the page once it contains ``text``."""
         from playwright.sync_api import TimeoutError as TooLate
