@@ -22,6 +22,7 @@ from bench.quality.finished_photo import photograph
 from bench.support.page import chromium, running_page
 
 DESK, PHONE = ViewportSize(width=1360, height=900), ViewportSize(width=390, height=844)
+TALL = ViewportSize(width=1360, height=1250)
 PORTRAIT = "a portrait of a smiling woman with long red hair, glasses, blue shirt, green background"
 COUPLE = "two people: a man with a beard, a woman in a red shirt"
 WAIT = 120_000
@@ -34,12 +35,11 @@ class Screenshots:
     page: Page
     folder: Path
 
-    def take(self, name: str, clip: tuple[int, int] | None = None) -> None:
-        """The part of the page that is seen, or ``clip`` pixels of it, as ``webui-NAME.webp``."""
+    def take(self, name: str) -> None:
+        """The part of the page that is seen, as ``NAME.webp``."""
         self.page.wait_for_timeout(1200)
-        shot = self.page.screenshot(clip={"x": 0, "y": 0, "width": clip[0], "height": clip[1]} if clip else None)
-        with Image.open(io.BytesIO(shot)) as image:
-            image.convert("RGB").save(self.folder / f"webui-{name}.webp", quality=72, method=6)
+        with Image.open(io.BytesIO(self.page.screenshot())) as image:
+            image.convert("RGB").save(self.folder / f"{name}.webp", quality=72, method=6)
 
     def write(self, name: str, text: str) -> None:
         self.page.fill(f"#input-{name} textarea, #input-{name} input", text)
@@ -80,19 +80,21 @@ def predictions(shots: Screenshots) -> None:
     shots.write("seed", "14")
     shots.page.click("#generate")
     shots.page.wait_for_selector("#preview img")
-    shots.take("running")
+    shots.take("webui-running")
     shots.page.wait_for_function("() => document.querySelectorAll('#history img').length > 3", timeout=WAIT)
-    shots.take("finished")
+    shots.page.set_viewport_size(TALL)
+    shots.take("webui")
+    shots.page.set_viewport_size(DESK)
     shots.draw(COUPLE, 4)
     for title, name in (("Detail pass", "details"), ("Time and memory", "time")):
         shots.tab(title)
         shots.page.locator("#history").scroll_into_view_if_needed()
-        shots.take(name)
+        shots.take(f"webui-{name}")
     shots.page.evaluate("window.scrollTo(0, 0)")
     shots.write("seed", "-5")
     shots.page.click("#generate")
     shots.page.wait_for_function("() => document.querySelector('#status').innerText.includes('seed')")
-    shots.take("error")
+    shots.take("webui-error")
     shots.write("seed", "14")
 
 
@@ -103,7 +105,7 @@ def tabs(shots: Screenshots, given: Path) -> None:
         shots.give(where, given)
         if name == "Inpaint":
             paint(shots.page)
-        shots.take(name.lower())
+        shots.take(f"webui-{name.lower()}")
 
 
 def paint(page: Page) -> None:
@@ -112,7 +114,7 @@ def paint(page: Page) -> None:
     middle, height = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(middle - 60, height)
     page.mouse.down()
-    page.mouse.move(middle + 60, height - 20, steps=12)
+    page.mouse.move(middle + 60, height - 20, steps=4)
     page.mouse.up()
 
 
@@ -136,8 +138,8 @@ def main() -> None:
         page.wait_for_selector("#generate:enabled")
         page.locator("#history img").first.click()
         page.wait_for_timeout(1500)
-        page.locator("#pictures").scroll_into_view_if_needed()
-        Screenshots(page, folder).take("phone")
+        page.locator("#status").scroll_into_view_if_needed()
+        Screenshots(page, folder).take("webui-phone")
 
 
 if __name__ == "__main__":

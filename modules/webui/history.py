@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class History:
         """The finished runs of a session, newest first."""
         names = sorted((path.name for path in (self.folder / session).glob("*-*-*")), reverse=True)
         found = (self.entry(session, name) for name in names)
-        return [one for one in found if one and one.thumbnail.is_file()][:SHOWN]
+        return list(islice((one for one in found if one and one.thumbnail.is_file()), SHOWN))  # reads no more of them
 
     def entry(self, session: str, name: object) -> Entry | None:
         """One run; None where there is none."""

@@ -189,7 +189,7 @@ def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: P
     box = canvas.bounding_box()
     tab.page.mouse.move(box["x"] + box["width"] / 2 - 20, box["y"] + box["height"] / 2)
     tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=8)
+    tab.page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=2)
     tab.page.mouse.up()
     tab.draw(PROMPT)
     folder = max(webui.history.glob("*/*"), key=lambda one: one.stat().st_mtime)
