@@ -37,7 +37,7 @@ BUS = 55e9
 RATE = 790e12
 """Floating point operations a second that an H100 sustains in bfloat16, at best."""
 MAX_SIDE = 1440
-"""Of a picture that no second pass enlarges."""
+"""Of a picture that no second pass redraws."""
 
 
 def synchronize(ground: Ground) -> None:
@@ -317,7 +317,7 @@ def on_card(ground: Ground, service: Service, label: str) -> list[Row]:
 
 
 def more_than_planned(ground: Ground, service: Service, scale: int) -> dict[str, object]:
-    """Inputs for pictures that are larger than the plan counts: by Hires fix and the upscaler, where these are there."""
+    """Inputs for pictures larger than the plan counts: by Hires fix and the upscaler, where these are there."""
     if "hires" in (stage.name for stage in service.pipeline.stages):
         return {"aspect_ratio": "16:9", "enable_hr": True, "hr_scale": 2, "scale": scale}
     side = min(2 * ground.side, MAX_SIDE)

@@ -73,7 +73,7 @@ def on_desk(browser: Browser, url: str, folder: Path) -> Iterator[Screenshots]:
 
 
 def predictions(shots: Screenshots) -> None:
-    """Running, finished with what the detail pass saw and where the time went, and a wrong input."""
+    """Running, and finished with what the detail pass saw and where the time went."""
     for prompt, seed in ((PORTRAIT, 3), (COUPLE, 4), (PORTRAIT, 21)):
         shots.draw(prompt, seed)
     shots.write("prompt", PORTRAIT)
@@ -91,11 +91,14 @@ def predictions(shots: Screenshots) -> None:
         shots.page.locator("#history").scroll_into_view_if_needed()
         shots.take(f"webui-{name}")
     shots.page.evaluate("window.scrollTo(0, 0)")
+
+
+def wrong_input(shots: Screenshots) -> None:
+    shots.tab("Text")
     shots.write("seed", "-5")
     shots.page.click("#generate")
     shots.page.wait_for_function("() => document.querySelector('#status').innerText.includes('seed')")
     shots.take("webui-error")
-    shots.write("seed", "14")
 
 
 def tabs(shots: Screenshots, given: Path) -> None:
@@ -130,6 +133,7 @@ def main() -> None:
             predictions(shots)
             state = shots.page.context.storage_state()
             tabs(shots, given)
+            wrong_input(shots)
         phone = browser.new_context(
             viewport=PHONE, color_scheme="dark", is_mobile=True, has_touch=True, storage_state=state
         )
