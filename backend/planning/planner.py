@@ -15,7 +15,7 @@ from backend.planning.precision import resolved_rules
 from backend.planning.reasons import plan_error, plan_reasons
 from backend.planning.redraw_tiles import MOST_SCALE
 from backend.planning.rules import DEFAULT_RULES, MemoryRules, has_own_memory, inference_share, is_large
-from backend.planning.search import SECONDS_DIGITS, Choice, PlanSearch
+from backend.planning.search import SECONDS_DIGITS, Choice, PlanSearch, Rank
 
 MAX_DETAIL_BATCH = 8
 """Details in one batch: a larger batch gains little more, and loses more work when memory is short after all."""
@@ -41,10 +41,14 @@ def plan_memory(
     """
     for resolved, why in resolved_rules(device, models, workload, rules):
         searches = _searches(device, models, workload, resolved)
-        found = [(best, search) for search in searches if (best := search.fastest())]
+        found: tuple[PlanSearch, Choice] | None = None
+        least: Rank | None = None
+        for search in searches:
+            if best := search.fastest(least):
+                least, choice = best
+                found = search, choice
         if found:
-            (_, choice), search = min(found, key=lambda one: one[0][0])
-            return _plan(search, choice, why)
+            return _plan(*found, why)
     case = Case(device, models, workload, rules)
     raise plan_error(searches[-1], lambda first: advised_changes(case, missing_bytes, changeable, first))
 

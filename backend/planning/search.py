@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import product
 from operator import attrgetter, itemgetter, le
 from typing import NamedTuple
@@ -33,6 +34,10 @@ MOST_OF_PACKED = 0.9
 SECONDS_DIGITS = 1
 """Plans that differ by less than a tenth of a second count as equally fast: the estimates are not better than that, and
 no weight should be rounded to save a millisecond."""
+
+
+ROUNDING_ERROR = 1e-6
+"""Seconds, more than sums of the same numbers differ by their order."""
 
 
 class Option(NamedTuple):
@@ -70,6 +75,9 @@ class HostUse(NamedTuple):
 Choice = tuple[Option, ...]
 """One option for every model, in the order of the family's components."""
 
+Worth = Callable[[float, int], bool]
+"""Whether a choice may be the best that takes at least so many seconds and so many standing bytes."""
+
 Rank = tuple[float, int, int, int]
 """Seconds, how much is rounded, concessions, peak bytes: the least is the best."""
 
@@ -104,18 +112,25 @@ class PlanSearch:
             )
             self.demands.append((largest, [order.index(name) for name in names]))
 
-    def fastest(self) -> tuple[Rank, Choice] | None:
-        """The best choice that fits, with its rank; None when none fits."""
+    def fastest(self, known: Rank | None = None) -> tuple[Rank, Choice] | None:
+        """The best choice that fits, with its rank; None when none fits, or none is better than the one ``known``."""
         best: tuple[Rank, Choice] | None = None
-        for choice in self.choices():
-            # most choices are out without a look at every step
-            if best and round(sum(map(SECONDS, choice)), SECONDS_DIGITS) > best[0][0]:
-                continue
-            if sum(map(STANDING, choice)) > self.usable:
+        least = known
+
+        def worth(seconds: float, standing: int) -> bool:
+            """Whether a choice that takes at least so much may be the best."""
+            return standing <= self.usable and not (
+                least and round(seconds - ROUNDING_ERROR, SECONDS_DIGITS) > least[0]
+            )
+
+        for choice in self._choices(worth):
+            # most are out without a look at every step
+            if not worth(sum(map(SECONDS, choice)), sum(map(STANDING, choice))):
                 continue
             peak = self.demand(choice)[0]
-            if self.fits(choice, peak) and (not best or self.rank(choice, peak) < best[0]):
-                best = self.rank(choice, peak), choice
+            if self.fits(choice, peak) and (not least or self.rank(choice, peak) < least):
+                least = self.rank(choice, peak)
+                best = least, choice
         return best
 
     def fits(self, choice: Choice, peak: int) -> bool:
@@ -132,38 +147,38 @@ class PlanSearch:
         anonymous = sum(map(ANONYMOUS, choice)) + self.pictures
         return max(0, self.demand(choice)[0] - self.usable), max(0, anonymous - self.host_limit)
 
-    def choices(self) -> Iterator[Choice]:
-        """Every combination, and with a partial denoiser those that fit the device."""
+    def _choices(self, worth: Worth) -> Iterator[Choice]:
+        """Every combination that may be ``worth`` it, and with a partial denoiser those that fit the device."""
         options = [self.options(name, component) for name, component in self.models.components.items()]
-        yield from product(*options)
+        yield from combinations(options, worth)
         if self.rules.partial and self.models.denoiser in self.models.components and has_own_memory(self.device):
-            yield from self._partial_choices(options)
+            yield from self._partial_choices(options, worth)
 
-    def _partial_choices(self, options: list[list[Option]]) -> Iterator[Choice]:
+    def _partial_choices(self, options: list[list[Option]], worth: Worth) -> Iterator[Choice]:
         """The denoiser, which runs in every step, keeps as many of its blocks as the other models leave room for."""
-        index = list(self.models.components).index(self.models.denoiser)
-        component = self.models.components[self.models.denoiser]
-        dtypes = self._dtypes(self.models.denoiser, component)
+        name = self.models.denoiser
+        index, component = list(self.models.components).index(name), self.models.components[name]
         most = len(component.blocks) - FEWEST_STREAMED
         if most < 1:
             return
-        partial = [
-            [
-                self.option(self.models.denoiser, Placement("partial", dtype, kept_blocks=kept))
-                for kept in range(most, 0, -1)
-            ]
-            for dtype in dtypes
+        placements = [
+            [Placement("partial", dtype, kept_blocks=kept) for kept in range(most, 0, -1)]
+            for dtype in self._dtypes(name, component)
         ]
-        needs = [[(one.standing + one.passing, one.standing, one) for one in of_dtype] for of_dtype in partial]
-        for others in product(*options[:index], *options[index + 1 :]):
+        needs = [
+            [(standing_bytes(one, component), passing_bytes(one, component), one) for one in of] for of in placements
+        ]
+        option = cache(partial(self.option, name))
+        least = min(map(SECONDS, options[index]))  # resident models are the fastest
+        for others in combinations([*options[:index], *options[index + 1 :]], worth, least):
             before, after = others[:index], others[index:]
             # the same beside every dtype: it needs no tiles
-            with_it, without_it = self._peaks_beside((*before, partial[0][0], *after), index)
+            with_it, without_it = self._peaks_beside((*before, options[index][0], *after), index)
             room_with, room_without = self.usable - with_it, self.usable - without_it
             for of_dtype in needs:
-                for while_used, standing, option in of_dtype:
-                    if while_used <= room_with and standing <= room_without:
-                        yield (*before, option, *after)
+                for standing, passing, placement in of_dtype:
+                    if standing + passing <= room_with and standing <= room_without:
+                        yield (*before, option(placement), *after)
                         break
 
     def _peaks_beside(self, choice: Choice, index: int) -> tuple[int, int]:
@@ -298,6 +313,26 @@ class PlanSearch:
             for step, previous in zip(self.steps, (None, *self.steps))
             if name in step.components
         )
+
+
+def combinations(options: Sequence[Sequence[Option]], worth: Worth, seconds: float = 0) -> Iterator[Choice]:
+    """``product(*options)``, in its order, without those that ``worth`` refuses, which is asked about seconds and
+    standing bytes that a choice has at least. ``seconds`` come on top of all."""
+    rest = [(0.0, 0)]
+    for of_model in reversed(options):
+        rest.insert(0, (rest[0][0] + min(map(SECONDS, of_model)), rest[0][1] + min(map(STANDING, of_model))))
+
+    def extended(begun: Choice, seconds: float, standing: int) -> Iterator[Choice]:
+        if len(begun) == len(options):
+            yield begun
+            return
+        least_seconds, least_standing = rest[len(begun) + 1]
+        for option in options[len(begun)]:
+            taken, held = seconds + option.seconds, standing + option.standing
+            if worth(taken + least_seconds, held + least_standing):
+                yield from extended((*begun, option), taken, held)
+
+    return extended((), seconds, 0)
 
 
 def needing_least(options: Sequence[Option]) -> list[Option]:

@@ -17,12 +17,14 @@ from support.small_flux import write_small_flux
 from backend.core.cancellation import never_canceled
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
-from backend.planning.costs import KINDS, Kind, Placement
+from backend.planning.costs import Kind, Placement
 from modules.app.model_files import find_files
 from modules.pipeline.base import ImageBatch, no_progress
 from modules.pipeline.generate import GenerateStage
 from modules.request.image_request import ImageRequest
 
+KINDS: tuple[Kind, ...] = ("resident", "partial", "layer offload")
+"""Those that differ most; FLUX.1 has all of them in ``test_placements.py``."""
 REQUEST = ImageRequest(PROMPT, 256, 256, seed=3, num_inference_steps=2, guidance_scale=30.0)
 
 

@@ -16,9 +16,9 @@ def scratch(service: Service) -> Path:
 
 
 def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tmp_path: Path) -> None:
-    requests = mixed_requests(24, tmp_path, seed=1)
+    requests = mixed_requests(16, tmp_path, seed=1)
     seen = soak(service, requests, scratch, every=0)
-    assert set(seen.outcomes) == {"done", "refused", "canceled", "failed"} and seen.outcomes.total() == 24
+    assert set(seen.outcomes) == {"done", "refused", "canceled", "failed"} and seen.outcomes.total() == 16
     assert seen.bytes_moved == 0
     assert seen.left_files == []
     assert seen.threads[-1] <= seen.threads[len(seen.threads) // 2]

@@ -190,7 +190,7 @@ class TestSoftMasks:
         """How much every column of a picture changes, in the mean of 32 columns each."""
         images = tuple(portraits(1, seed=3))
         request = DenoiseRequest(
-            (PROMPT,), (3,), 256, 256, 12, 3.5, images=images, masks=(mask,), strength=0.9, differential=differential
+            (PROMPT,), (3,), 256, 256, 6, 3.5, images=images, masks=(mask,), strength=0.9, differential=differential
         )
         changed = detail_pass.service.generate(request, Timeline())[0]
         black = replace(request, masks=(Image.new("L", (256, 256)),))

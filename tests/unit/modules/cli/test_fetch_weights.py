@@ -28,7 +28,7 @@ TRANSFORMER = tuple(
 MIB = 2**20
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE
 """What the hub's library writes at a time: a connection that breaks off loses less than this."""
-KILLS = 8
+KILLS = 4
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_no_kill_at_a_random_moment_leaves_a_wrong_file(hub: Callable[..., Local
 def test_a_killed_download_is_resumed_where_the_last_chunk_was_written(
     hub: Callable[..., LocalHub], tmp_path: Path
 ) -> None:
-    serving, file = hub(SCHNELL, shard_bytes=6 * CHUNK), TRANSFORMER[0]
-    serving.rate = 60 * MIB
+    serving, file = hub(SCHNELL, shard_bytes=5 * CHUNK), TRANSFORMER[0]
+    serving.rate = 80 * MIB
     process = command(serving, tmp_path, "--only", file.local)
     while serving.sent < 4 * CHUNK:
         assert process.poll() is None, process.communicate()
@@ -162,14 +162,13 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(hub: Callable[.
     ][TRANSFORMER[0].path]
 
 
-@pytest.mark.parametrize("kind", ["other bytes", "a flipped bit", "too short", "a page"])
+@pytest.mark.parametrize("kind", ["a flipped bit", "too short", "a page"])
 def test_what_has_the_wrong_checksum_is_never_installed(
     hub: Callable[..., LocalHub], tmp_path: Path, kind: str
 ) -> None:
     serving, bad = hub("face_yolov8n", "hand_yolov8n"), "hand_yolov8n.pt"
     right = serving.repositories["Bingsu/adetailer"][bad]
     changed = {
-        "other bytes": bytes(len(right)),
         "a flipped bit": right[:-1] + bytes([right[-1] ^ 1]),
         "too short": right[: len(right) // 2],
         "a page": b"<html>not here</html>".ljust(len(right)),

@@ -39,7 +39,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return find_files(replace(Settings(), model=str(folder), prompt_upsampler="text_encoder"))
 
 
-def upsampler_of(files: Files, models: ModelCache, tokens: int = 24) -> PromptUpsampler:
+def upsampler_of(files: Files, models: ModelCache, tokens: int = 10) -> PromptUpsampler:
     writer = files.prompt_upsampler
     assert writer is not None
     for name, loader in files.loaders(FLOAT, FLOAT, 0).items():

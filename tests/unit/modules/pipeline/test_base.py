@@ -17,6 +17,11 @@ from modules.app.service import Service
 from modules.output.image_writer import read_parameters
 
 
+@pytest.fixture(scope="module")
+def source(service: Service) -> Image.Image:
+    return predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+
+
 def test_a_prediction_runs_every_stage_and_times_it(service: Service) -> None:
     images, metrics, files = predicted(service, seed=3)
     assert [file.name for file in files] == ["out-0.png"] and images[0].size == (512, 512)
@@ -52,7 +57,7 @@ def test_the_same_request_gives_the_same_files(service: Service) -> None:
         return [(name, image, text, {**record, "seconds": {}}) for name, image, text, record in read]
 
     first = written()
-    predicted(service, seed=12)
+    predicted(service, seed=12, scale=1, adetailer=False)
     again = written()
     assert [name for name, *_ in first] == ["out-0.png", "out-1.png"] and not np.array_equal(first[0][1], first[1][1])
     for (name, image, *parameters), (same_name, same_image, *same_parameters) in zip(first, again, strict=True):
@@ -80,16 +85,14 @@ def test_the_file_says_how_it_was_made(service: Service) -> None:
     assert record
 
 
-def test_image_to_image_keeps_what_strength_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+def test_image_to_image_keeps_what_strength_leaves(service: Service, source: Image.Image, tmp_path: Path) -> None:
     source.save(tmp_path / "source.png")
     changes = {"image": tmp_path / "source.png", "scale": 1, "adetailer": False, "seed": 8, "num_inference_steps": 10}
     little, much = (predicted(service, prompt_strength=strength, **changes)[0][0] for strength in (0.2, 0.9))
     assert np.abs(pixels(little) - pixels(source)).mean() < np.abs(pixels(much) - pixels(source)).mean()
 
 
-def test_inpainting_leaves_what_the_mask_leaves(service: Service, tmp_path: Path) -> None:
-    source = predicted(service, seed=3, num_inference_steps=12, scale=1, adetailer=False)[0][0]
+def test_inpainting_leaves_what_the_mask_leaves(service: Service, source: Image.Image, tmp_path: Path) -> None:
     mask = Image.new("L", source.size)
     mask.paste(255, (0, 128, 256, 256))
     source.save(tmp_path / "source.png")
