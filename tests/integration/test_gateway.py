@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image
+from support.background import serve_in_background
 from support.data_urls import png
 from support.processes import free_port
 
@@ -141,8 +142,7 @@ def receiver() -> Iterator[Receiver]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         found = Receiver(f"http://127.0.0.1:{server.server_address[1]}/hook")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        thread = serve_in_background(server)
         yield found
         server.shutdown()
         thread.join()

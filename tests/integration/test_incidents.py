@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.background import serve_in_background
 from support.processes import Server
 
 from backend.core.errors import InputError, WeightsError
@@ -134,7 +134,7 @@ def internal_service() -> Iterator[tuple[str, list[str]]]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        serve_in_background(running)
         yield f"http://127.0.0.1:{running.server_port}", asked
         running.shutdown()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.server
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+
+from support.background import serve_in_background
 
 
 @contextmanager
@@ -29,6 +30,6 @@ def answering(body: bytes, status: int = HTTPStatus.OK, delay: float = 0.0) -> I
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        serve_in_background(running)
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()

@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from aiohttp.abc import AbstractResolver, ResolveResult
 from safetensors.numpy import save
+from support.background import serve_in_background
 
 from backend.core.cancellation import Check
 from backend.core.public_network import PublicResolver
@@ -94,7 +94,7 @@ class LoraHub:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(self.certificate)
         self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        serve_in_background(self.server)
 
     def close(self) -> None:
         self.server.shutdown()

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from support.background import serve_in_background
 
 from backend.core.settings import ROOT
 
@@ -123,7 +123,7 @@ def index_of_torch_for_cpus(folder: Path) -> Iterator[str]:
     (folder / "torch").mkdir(parents=True)
     write_wheel(folder / "torch", "1.0+cpu", "torch")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve_in_background(server)
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

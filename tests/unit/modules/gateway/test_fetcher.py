@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from support.background import serve_in_background
 
 from backend.core.errors import InputError
 from modules.gateway import fetcher
@@ -32,8 +32,7 @@ def site(status: int = 200, body: bytes = b"picture", **headers: str) -> Iterato
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        thread = serve_in_background(server)
         yield f"http://127.0.0.1:{server.server_address[1]}/x.png"
         server.shutdown()
         thread.join()
