@@ -23,6 +23,7 @@ from backend.core.timeline import Timeline
 from backend.core.units import parse_bytes
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.diffusion.tile_batches import stitched
 from modules.diffusion.tiles import TileGrid
 from modules.pipeline.hires import HiresStage
@@ -136,7 +137,9 @@ def by_themselves(stage: HiresStage, request: ImageRequest, grid: TileGrid, upsc
     alone = DenoiseRequest(
         (request.prompt,), (request.seed,), *grid.tile_size, STEPS, request.guidance_scale, strength=STRENGTH
     )
-    tiles = [stage.service.generate(replace(alone, images=(tile,)), Timeline())[0] for tile in grid.cut(upscaled)]
+    tiles = [
+        stage.service.generate(replace(alone, images=(tile,)), Monitor(Timeline()))[0] for tile in grid.cut(upscaled)
+    ]
     return stitched(tiles, grid)
 
 

@@ -23,6 +23,7 @@ from backend.core.timeline import Timeline  # noqa: E402
 from modules.app.service import start  # noqa: E402
 from modules.diffusion.base import DiffusionService  # noqa: E402
 from modules.diffusion.denoise_request import DenoiseRequest  # noqa: E402
+from modules.diffusion.monitor import Monitor  # noqa: E402
 from modules.lora.adapters import Loras  # noqa: E402
 from modules.lora.files.digests import digests  # noqa: E402
 from modules.lora.files.lora_file import LoraFile  # noqa: E402
@@ -49,7 +50,7 @@ def measure(service: DiffusionService, pencil: LoraFile, sunset: LoraFile, steps
 
     def draw(loras: Loras) -> float:
         request = DenoiseRequest((PROMPT,), (1,), SIDE, SIDE, steps, 3.5, loras=loras)
-        return timed(lambda: service.generate(request, Timeline()))
+        return timed(lambda: service.generate(request, Monitor(Timeline())))
 
     times: dict[str, list[float]] = {}
     for run in range(runs + 1):

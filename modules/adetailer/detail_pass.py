@@ -14,6 +14,7 @@ from modules.adetailer.own_mask import areas_of, joined
 from modules.adetailer.regions import ChosenRegions, choose_regions
 from modules.detection.detections import Mask
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.inpainting.crops import composite, correct_colors
 from modules.lora.files.lora_file import LoraFile
 from modules.request.adetailer_unit import OWN_MASK, AdetailerUnit
@@ -130,7 +131,7 @@ class DetailPass:
             loras=loras,
             controls=self._control_crops(images, batch, request.control_image),
         )
-        inpainted = self.service.generate(denoise_request, timeline, check=check)
+        inpainted = self.service.generate(denoise_request, Monitor(timeline, check=check))
         if unit.restore_face:
             assert self.restoration is not None  # the parser refuses ad_restore_face without a face restorer
             with timeline.span("restore"):

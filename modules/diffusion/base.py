@@ -19,13 +19,13 @@ from PIL import Image
 from torch.nn import functional
 
 from backend.core.cancellation import Check, never_canceled
-from backend.core.timeline import Timeline
 from backend.offload.oom_fallback import OomFallback, Step, Strategy
 from modules.compat import set_execution_device
 from modules.diffusion.block_cache import block_cache
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.latent_mask import editable, latent_mask
-from modules.diffusion.latent_preview import FinishedEstimate, LatentSink
+from modules.diffusion.latent_preview import FinishedEstimate
+from modules.diffusion.monitor import Monitor, StepReport
 from modules.diffusion.picture_coding import SIZE_INPUTS, PictureCoding
 from modules.diffusion.picture_latents import ConditionedDenoiser, PictureLatents
 from modules.diffusion.profile import ModelProfile
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 
     from backend.model_cache_optimizer import ModelCache
 
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps to do."""
-StepReport = Callable[[int, int, Callable[[], torch.Tensor] | None], None]
-"""The same, and a function that gives the packed latents of the finished picture, as far as they are known."""
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' ``callback_on_step_end``: pipeline, index of the step, timestep and its tensors to the changed tensors."""
 
@@ -116,33 +112,19 @@ class DiffusionService(PictureCoding):
         """What replaces the embeddings of an empty negative prompt, where the model was trained with something else."""
         return None
 
-    def generate(
-        self,
-        request: DenoiseRequest,
-        timeline: Timeline,
-        report: Progress | None = None,
-        check: Check = never_canceled,
-        latent_sink: LatentSink | None = None,
-    ) -> list[Image.Image]:
-        """Generates the batch. ``report`` and ``latent_sink`` are called after every step, ``check`` also before every
-        prompt and before every picture or tile that the autoencoder works on.
+    def generate(self, request: DenoiseRequest, monitor: Monitor) -> list[Image.Image]:
+        """Generates the batch.
 
         Where the device's memory is too small the pictures are denoised one at a time and the autoencoder works in
         tiles. Raises :class:`backend.offload.oom_fallback.OutOfMemory` when that is not enough.
         """
-        images = self.generate_if_it_fits(request, timeline, report, check, latent_sink, gives_up=False)
+        images = self.generate_if_it_fits(request, monitor, gives_up=False)
         assert images is not None
         return images
 
     @torch.inference_mode()
     def generate_if_it_fits(
-        self,
-        request: DenoiseRequest,
-        timeline: Timeline,
-        report: Progress | None = None,
-        check: Check = never_canceled,
-        latent_sink: LatentSink | None = None,
-        gives_up: bool = True,
+        self, request: DenoiseRequest, monitor: Monitor, gives_up: bool = True
     ) -> list[Image.Image] | None:
         """:meth:`generate`, but None where the device's memory does not hold one picture while the denoiser is placed
         as planned."""
@@ -150,17 +132,19 @@ class DiffusionService(PictureCoding):
             return list(request.images)
         lengths = {self.chunk_count(prompt) for prompt in request.prompts}
         if len(lengths) > 1 and not request.tiles:  # no batch has prompts of two lengths
-            singles = [request.only(index) for index in range(len(request.seeds))]
-            shared = (timeline, report, check, latent_sink, gives_up)
-            alone = [self.generate_if_it_fits(one, *shared) for one in singles]
+            count = len(request.seeds)
+            alone = [
+                self.generate_if_it_fits(request.only(index), monitor.part(index, count), gives_up)
+                for index in range(count)
+            ]
             return None if None in alone else [image for images in alone if images for image in images]
-        size = (request.width, request.height)
+        size, timeline, check = (request.width, request.height), monitor.timeline, monitor.check
 
         def after_step(done: int, total: int, latents: Callable[[], torch.Tensor] | None) -> None:
-            if report:
-                report(done, total)
-            if latent_sink and latents:
-                latent_sink(lambda: self._whole(self.unpack(latents(), *size), request))
+            if monitor.progress:
+                monitor.progress(done, total)
+            if monitor.latent_sink and latents:
+                monitor.latent_sink(lambda: self._whole(self.unpack(latents(), *size), request))
             check()
 
         with timeline.span("encode"):

@@ -16,12 +16,9 @@ import torch
 from PIL import Image
 
 from backend.planning.redraw_tiles import Span
+from modules.diffusion.monitor import StepReport
 from modules.diffusion.tiles import TileGrid
 
-Progress = Callable[[int, int], None]
-"""Called with what is done and what is to be done."""
-StepReport = Callable[[int, int, Callable[[], torch.Tensor] | None], None]
-"""The same, and after a step a function that gives the latents."""
 SHARED = ("img_ids", "txt_ids")
 """Arguments of Flux' transformers that are positions, the same for all pictures where they have two axes."""
 

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from backend.core.cancellation import Check
-from backend.core.timeline import Timeline
 from modules.diffusion.denoise_request import DenoiseRequest
-from modules.diffusion.latent_preview import LatentSink
-from modules.diffusion.tile_batches import Progress, stitched
+from modules.diffusion.monitor import Monitor
+from modules.diffusion.tile_batches import stitched
 from modules.diffusion.tiles import TileGrid, Tiles
 
 if TYPE_CHECKING:
@@ -25,10 +23,7 @@ def redraw_in_tiles(
     grid: TileGrid,
     batch: int,
     prompts: Sequence[str],
-    timeline: Timeline,
-    report: Progress,
-    check: Check,
-    latent_sink: LatentSink | None = None,
+    monitor: Monitor,
 ) -> list[Image.Image]:
     """What ``service.generate`` makes of a request that begins from pictures, one picture after the other and each in
     the tiles of ``grid``.
@@ -40,13 +35,9 @@ def redraw_in_tiles(
     count = len(request.seeds)
     images = []
     for index in range(count):
-
-        def report_of_all(done: int, total: int, before: int = index) -> None:
-            report(before * total + done, count * total)
-
         tiles = _tiles_of(service, request.only(index), grid, batch, prompts)
-        drawn = service.generate(tiles, timeline, report_of_all, check, latent_sink)
-        with timeline.span("stitch"):
+        drawn = service.generate(tiles, monitor.part(index, count))
+        with monitor.timeline.span("stitch"):
             images.append(stitched(drawn, grid))
     return images
 

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -14,6 +15,7 @@ from PIL import Image
 
 from backend.core.cancellation import Check, never_canceled
 from backend.core.timeline import Timeline
+from modules.diffusion.monitor import Monitor
 from modules.lora.files.lora_file import LoraFile
 from modules.request.image_request import ImageRequest
 from modules.request.lora_use import LoraUse
@@ -80,6 +82,10 @@ class ImageBatch:
     def lora_files(self, uses: Iterable[LoraUse]) -> tuple[tuple[LoraFile, float], ...]:
         """The files that are meant, with their scales."""
         return tuple((self.loras[use.reference], use.scale) for use in uses)
+
+    def monitor(self, stage: str) -> Monitor:
+        """What follows the denoising of a stage that draws whole pictures."""
+        return Monitor(self.timeline, partial(self.progress, stage), self.check, self.latent_sink)
 
     def with_pictures(self, pictures: Iterable[Picture]) -> ImageBatch:
         """The batch with other pictures."""

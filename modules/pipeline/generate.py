@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from PIL import Image
@@ -73,7 +72,7 @@ class GenerateStage(Stage):
         image = request.image.resize(size, Image.Resampling.LANCZOS) if request.image else None
         mask = request.mask.resize(size, Image.Resampling.BILINEAR) if request.mask else None
         denoise_request = self.denoise_request(batch, request, size, image, mask, request.control_image)
-        images = self._generated(batch, denoise_request)
+        images = self.service.generate(denoise_request, batch.monitor(self.name))
         if image and request.mask:
             grown = inpaint_mask(request.mask, size)
             images = [Image.composite(new, image, grown) for new in images]
@@ -90,7 +89,7 @@ class GenerateStage(Stage):
         denoise_request = self.denoise_request(
             batch, request, drawn.size, drawn.crop(image), drawn.crop_mask(), control
         )
-        crops = self._generated(batch, denoise_request)
+        crops = self.service.generate(denoise_request, batch.monitor(self.name))
         parameters = {
             **self.parameters(request, denoise_request.sampler_used),
             "Size": f"{drawn.size[0]}x{drawn.size[1]}",
@@ -100,10 +99,6 @@ class GenerateStage(Stage):
         }
         images = [composite(image, crop, pasted.box, pasted.mask) for crop in crops]
         return self._pictures(batch, request, images, parameters)
-
-    def _generated(self, batch: ImageBatch, denoise_request: DenoiseRequest) -> list[Image.Image]:
-        progress = partial(batch.progress, self.name)
-        return self.service.generate(denoise_request, batch.timeline, progress, batch.check, batch.latent_sink)
 
     @staticmethod
     def _pictures(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -118,30 +117,18 @@ class HiresStage(Stage):
         tiles take its place."""
         from modules.diffusion.tiled_redraw import redraw_in_tiles
 
-        report, check = partial(batch.progress, self.name), batch.check
+        monitor = batch.monitor(self.name)
         size = (denoise_request.width, denoise_request.height)
         grid = self.grid(hires, size)
         if grid is None:
             instead = None if hires.tiles == "off" or hires.strength == 0 else self._all_tiles(size)
-            images = self.service.generate_if_it_fits(
-                denoise_request, batch.timeline, report, check, batch.latent_sink, gives_up=instead is not None
-            )
+            images = self.service.generate_if_it_fits(denoise_request, monitor, gives_up=instead is not None)
             if images is not None:
                 return images, None
             grid = instead
         assert grid is not None
         prompts = [region_prompt(hires.prompt, request.prompt, index) or request.prompt for index in range(len(grid))]
-        images = redraw_in_tiles(
-            self.service,
-            denoise_request,
-            grid,
-            self.tile_batch,
-            prompts,
-            batch.timeline,
-            report,
-            check,
-            batch.latent_sink,
-        )
+        images = redraw_in_tiles(self.service, denoise_request, grid, self.tile_batch, prompts, monitor)
         return images, grid
 
     def grid(self, hires: Hires, size: tuple[int, int]) -> TileGrid | None:

@@ -21,6 +21,7 @@ from backend.model_cache_optimizer import ModelCache
 from backend.offload.oom_fallback import OomFallback
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.prompt_cache import PromptEmbeddings
 from modules.families.flux1 import FLUX1
@@ -100,7 +101,7 @@ def test_noise_is_drawn_once_and_more_steps_read_no_more_values(service: Service
     counts = []
     for steps in (3, 6):
         with Operations() as operations:
-            flux.generate(DenoiseRequest(**{**vars(DRAWING), "steps": steps}), Timeline())
+            flux.generate(DenoiseRequest(**{**vars(DRAWING), "steps": steps}), Monitor(Timeline()))
         counts.append(operations.counts)
     assert counts[0]["randn"] + counts[0]["normal_"] == counts[1]["randn"] + counts[1]["normal_"] == 1
     assert counts[0]["_local_scalar_dense"] == counts[1]["_local_scalar_dense"]

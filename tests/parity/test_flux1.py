@@ -15,6 +15,7 @@ from backend.core.settings import ROOT
 from backend.core.timeline import Timeline
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.diffusion.prompt_cache import PromptCache, PromptEmbeddings
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
@@ -53,7 +54,7 @@ def denoise_request(**changes: object) -> DenoiseRequest:
 
 
 def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline) -> None:
-    ours = flux.generate(denoise_request(), Timeline())[0]
+    ours = flux.generate(denoise_request(), Monitor(Timeline()))[0]
     theirs = bare(
         PROMPT,
         width=256,
@@ -68,7 +69,7 @@ def test_text_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPi
 
 @pytest.mark.parametrize("strength", [0.3, 0.75])
 def test_image_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline, strength: float) -> None:
-    ours = flux.generate(denoise_request(steps=8, images=(picture(),), strength=strength), Timeline())[0]
+    ours = flux.generate(denoise_request(steps=8, images=(picture(),), strength=strength), Monitor(Timeline()))[0]
     peer = FluxImg2ImgPipeline.from_pipe(bare)
     theirs = peer(
         PROMPT,
@@ -87,7 +88,9 @@ def test_image_to_image_is_that_of_bare_diffusers(flux: FluxService, bare: FluxP
 def test_inpainting_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipeline) -> None:
     mask = Image.new("L", (256, 256))
     mask.paste(255, (64, 64, 192, 160))
-    ours = flux.generate(denoise_request(steps=6, images=(picture(),), masks=(mask,), strength=0.5), Timeline())[0]
+    ours = flux.generate(
+        denoise_request(steps=6, images=(picture(),), masks=(mask,), strength=0.5), Monitor(Timeline())
+    )[0]
     latents = flux.encode_images([picture()])
     theirs = FluxInpaintPipeline.from_pipe(bare)(
         PROMPT,
@@ -106,14 +109,15 @@ def test_inpainting_is_that_of_bare_diffusers(flux: FluxService, bare: FluxPipel
 
 
 def test_a_picture_of_a_batch_is_the_picture_drawn_alone(flux: FluxService) -> None:
-    together = flux.generate(denoise_request(prompts=(PROMPT, PROMPT), seeds=(3, 4)), Timeline())
-    alone = flux.generate(denoise_request(seeds=(4,)), Timeline())[0]
+    together = flux.generate(denoise_request(prompts=(PROMPT, PROMPT), seeds=(3, 4)), Monitor(Timeline()))
+    alone = flux.generate(denoise_request(seeds=(4,)), Monitor(Timeline()))[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 
 def test_strength_0_gives_the_picture_back(flux: FluxService) -> None:
     assert np.array_equal(
-        pixels(flux.generate(denoise_request(images=(picture(),), strength=0.0), Timeline())[0]), pixels(picture())
+        pixels(flux.generate(denoise_request(images=(picture(),), strength=0.0), Monitor(Timeline()))[0]),
+        pixels(picture()),
     )
 
 
@@ -135,7 +139,7 @@ def test_the_prompt_cache_forgets_what_was_used_longest_ago() -> None:
 
 def test_every_step_is_reported(flux: FluxService) -> None:
     told: list[tuple[int, int]] = []
-    flux.generate(denoise_request(), Timeline(), lambda done, total: told.append((done, total)))
+    flux.generate(denoise_request(), Monitor(Timeline(), lambda done, total: told.append((done, total))))
     assert told == [(step, STEPS) for step in range(1, STEPS + 1)]
 
 
@@ -147,7 +151,7 @@ def test_after_a_cancel_in_the_step_loop_the_next_picture_is_the_same_as_ever(fl
         if done == 2:
             raise Canceled
 
-    before = flux.generate(denoise_request(), Timeline())[0]
+    before = flux.generate(denoise_request(), Monitor(Timeline()))[0]
     with pytest.raises(Canceled):
-        flux.generate(denoise_request(seeds=(9,)), Timeline(), cancel)
-    assert np.array_equal(pixels(before), pixels(flux.generate(denoise_request(), Timeline())[0]))
+        flux.generate(denoise_request(seeds=(9,)), Monitor(Timeline(), cancel))
+    assert np.array_equal(pixels(before), pixels(flux.generate(denoise_request(), Monitor(Timeline()))[0]))

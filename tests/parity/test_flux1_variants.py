@@ -30,6 +30,7 @@ from backend.core.timeline import Timeline
 from modules.compat import pack_latents
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.families.flux1.pictures import edges_of
 
 PEERS: dict[str, Any] = {
@@ -107,7 +108,7 @@ def noise(seeds: tuple[int, ...]) -> torch.Tensor:
 
 
 def drawn(service: DiffusionService, request: DenoiseRequest) -> list[np.ndarray]:
-    return [pixels(image) for image in service.generate(request, Timeline())]
+    return [pixels(image) for image in service.generate(request, Monitor(Timeline()))]
 
 
 def assert_same(one: list[np.ndarray], other: list[np.ndarray]) -> None:

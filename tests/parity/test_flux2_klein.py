@@ -17,6 +17,7 @@ from support.small_flux2 import write_klein
 from backend.core.timeline import Timeline
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 
 PROMPTS = ("a red fox", "<|im_start|> an old woman with a hat, smiling; 老", "x", "a very long story " * 60)
 WIDTH, HEIGHT = 96, 64
@@ -44,7 +45,7 @@ def asked(**changes: Any) -> DenoiseRequest:
 
 
 def drawn(service: DiffusionService, **changes: Any) -> list[np.ndarray]:
-    return [pixels(image) for image in service.generate(asked(**changes), Timeline())]
+    return [pixels(image) for image in service.generate(asked(**changes), Monitor(Timeline()))]
 
 
 def peer(pipeline: Any, prompts: tuple[str, ...] = PROMPTS[:1], **changes: Any) -> list[np.ndarray]:

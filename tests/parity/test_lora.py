@@ -26,6 +26,7 @@ from backend.core.timeline import Timeline
 from bench.speed.stable_diffusion import write
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.lora.deltas import layer_shape
 from modules.lora.files.lora_file import LoraError
 
@@ -63,7 +64,7 @@ class Model:
 
     def drawn(self, *loras: tuple[Any, float]) -> np.ndarray:
         request = DenoiseRequest((PROMPT,), (SEED,), SIDE, SIDE, STEPS, GUIDANCE, loras=loras)
-        return np.asarray(self.service.generate(request, Timeline())[0]).astype(int)
+        return np.asarray(self.service.generate(request, Monitor(Timeline()))[0]).astype(int)
 
     def by_diffusers(self, file: Path, scale: float = 1.0) -> np.ndarray:
         peer = PEERS[self.family].from_pretrained(

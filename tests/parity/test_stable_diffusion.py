@@ -31,6 +31,7 @@ from support.flux_pictures import picture, pixels
 from support.pictures import PROMPT
 from support.requests_data import DETECTORS, INPUTS
 
+from backend.core.cancellation import Canceled
 from backend.core.errors import InputError, WeightsError
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
@@ -39,6 +40,7 @@ from bench.speed.stable_diffusion import write
 from modules.app.model_files import find_files
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.families.stable_diffusion.service import StableDiffusionService
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
@@ -123,12 +125,12 @@ def theirs(pipeline: Any, **changes: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("words", ["", "a hat"])
 def test_text_to_image_is_that_of_bare_diffusers(ours: StableDiffusionService, euler: Any, words: str) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative=words, **SMALL), Timeline())[0])
+    drawn = pixels(ours.generate(denoise_request(negative=words, **SMALL), Monitor(Timeline()))[0])
     assert np.array_equal(drawn, theirs(euler, negative_prompt=words or None, **SMALL))
 
 
 def test_without_guidance_nothing_is_avoided(ours: StableDiffusionService, euler: Any) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0, **SMALL), Timeline())[0])
+    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0, **SMALL), Monitor(Timeline()))[0])
     assert np.array_equal(drawn, theirs(euler, guidance_scale=1.0, **SMALL))
 
 
@@ -143,7 +145,8 @@ def test_dpm_with_karras_steps_is_that_of_bare_diffusers(
     expected = theirs(bare, **SMALL)
     bare.scheduler = own
     assert np.array_equal(
-        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras", **SMALL), Timeline())[0]), expected
+        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras", **SMALL), Monitor(Timeline()))[0]),
+        expected,
     )
 
 
@@ -168,7 +171,7 @@ def test_schedules_are_true_to_their_names(ours: StableDiffusionService, schedul
 def test_image_to_image_is_that_of_bare_diffusers(
     ours: StableDiffusionService, euler: Any, family: str, strength: float
 ) -> None:
-    drawn = pixels(ours.generate(denoise_request(images=(picture(),), strength=strength), Timeline())[0])
+    drawn = pixels(ours.generate(denoise_request(images=(picture(),), strength=strength), Monitor(Timeline()))[0])
     # latents, because the peer would sample them with the generator; and in its own way of counting steps
     expected = theirs(
         PEERS[family][1].from_pipe(euler), image=ours.encode_images([picture()]), strength=int(STEPS * strength) / STEPS
@@ -179,16 +182,34 @@ def test_image_to_image_is_that_of_bare_diffusers(
 def test_inpainting_is_that_of_bare_diffusers(ours: StableDiffusionService, euler: Any, family: str) -> None:
     mask = Image.new("L", (256, 256))
     mask.paste(255, (64, 64, 192, 160))
-    drawn = pixels(ours.generate(denoise_request(images=(picture(),), masks=(mask,), strength=0.5), Timeline())[0])
+    drawn = pixels(
+        ours.generate(denoise_request(images=(picture(),), masks=(mask,), strength=0.5), Monitor(Timeline()))[0]
+    )
     latents = ours.encode_images([picture()])
     given = {"image": latents, "mask_image": mask, "masked_image_latents": latents, "width": 256, "height": 256}
     expected = theirs(PEERS[family][2].from_pipe(euler), strength=0.5, **given)
     assert np.abs(drawn - expected).max() <= 1
 
 
+def test_prompts_of_different_lengths_are_one_run_that_can_be_ended_between_steps(ours: StableDiffusionService) -> None:
+    request = denoise_request(prompts=(PROMPT, "a fox, " * 40), seeds=(3, 4), **SMALL)
+    told: list[tuple[int, int]] = []
+    ours.generate(request, Monitor(Timeline(), lambda done, total: told.append((done, total))))
+    assert told == [(done, 2 * STEPS) for done in range(1, 2 * STEPS + 1)]
+
+    def end() -> None:
+        if len(told) == STEPS + 1:
+            raise Canceled
+
+    told.clear()
+    with pytest.raises(Canceled):
+        ours.generate(request, Monitor(Timeline(), lambda done, total: told.append((done, total)), end))
+    assert told[-1] == (STEPS + 1, 2 * STEPS)
+
+
 def test_a_picture_of_a_batch_is_the_picture_drawn_alone(ours: StableDiffusionService) -> None:
-    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4), **SMALL), Timeline())
-    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,), **SMALL), Timeline())[0]
+    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4), **SMALL), Monitor(Timeline()))
+    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,), **SMALL), Monitor(Timeline()))[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 

@@ -17,6 +17,7 @@ from support.small_z_image import write_z_image
 from backend.core.timeline import Timeline
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 
 PROMPTS = ("a red fox", "<|im_start|> an old woman with a hat, smiling; 老", "x", "a very long story " * 60)
 """Of four lengths; the last is cut off."""
@@ -37,7 +38,7 @@ def both(
 def drawn(service: DiffusionService, **changes: Any) -> list[np.ndarray]:
     values = {"prompts": PROMPTS[:1], "seeds": (3,), "width": WIDTH, "height": HEIGHT, "steps": 3, "guidance": 4.0}
     request = DenoiseRequest(**{**values, **changes})
-    return [pixels(image) for image in service.generate(request, Timeline())]
+    return [pixels(image) for image in service.generate(request, Monitor(Timeline()))]
 
 
 def peer(service: DiffusionService, pipeline: Any, prompts: tuple[str, ...] = PROMPTS[:1], **changes: Any) -> Any:

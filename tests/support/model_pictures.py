@@ -16,6 +16,7 @@ from backend.offload.oom_fallback import OomFallback
 from modules.app.model_files import find_source
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.families.registry import FoundModel, identify
 
 SIDE = 64
@@ -39,7 +40,7 @@ def service_of(found: FoundModel) -> DiffusionService:
 def drawn(found: FoundModel, steps: int = 1) -> np.ndarray:
     """H x W x 3, from 0 to 255."""
     request = DenoiseRequest(("a woman",), (1,), SIDE, SIDE, steps, 3.5)
-    return np.asarray(service_of(found).generate(request, Timeline())[0]).astype(int)
+    return np.asarray(service_of(found).generate(request, Monitor(Timeline()))[0]).astype(int)
 
 
 def _loaded(found: FoundModel, name: str) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from backend.core.settings import ROOT, Settings
 from backend.core.timeline import Timeline
 from modules.app.service import start
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.lora.adapters import Loras
 from modules.lora.files.lora_file import LoraFile
 from modules.pipeline.generate import GenerateStage
@@ -50,7 +51,7 @@ def sheet(files: list[LoraFile], seed: int) -> Image.Image:
         pen.text((SIDE * column + 6, 4), label, "black", font_size=14)
         for row, prompt in enumerate(PROMPTS):
             request = DenoiseRequest((prompt,), (seed,), SIDE, SIDE, STEPS, 3.5, loras=loras)
-            [picture] = stage.service.generate(request, Timeline())
+            [picture] = stage.service.generate(request, Monitor(Timeline()))
             result.paste(picture, (SIDE * column, LABEL + SIDE * row))
     return result
 

@@ -27,6 +27,7 @@ from modules.app.service import start
 from modules.detection.yolo import Detector, load_detector_network
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.pipeline.generate import GenerateStage
 from training.data.detector_samples import KINDS, Kind, Sample, labelled, softened, write_dataset
 from training.data.subjects import SUBJECTS, caption
@@ -61,7 +62,7 @@ def redrawn(flux: DiffusionService, kind: Kind, rng: random.Random) -> Sample:
         images=(drawn.image,),
         strength=rng.uniform(*STRENGTHS[name]),
     )
-    return replace(drawn, image=flux.generate(drawing, Timeline())[0])
+    return replace(drawn, image=flux.generate(drawing, Monitor(Timeline()))[0])
 
 
 def as_trained(weights: Path, kind: Kind) -> torch.nn.Module:

@@ -21,8 +21,9 @@ from PIL import Image
 
 from backend.core.cancellation import Check
 from backend.offload.oom_fallback import OomFallback
-from modules.diffusion.base import DiffusionService, StepReport
+from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import StepReport
 from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings

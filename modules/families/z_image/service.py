@@ -15,8 +15,9 @@ from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 
 from backend.offload.oom_fallback import OomFallback
-from modules.diffusion.base import DiffusionService, StepReport
+from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import StepReport
 from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.profile import ModelProfile
 from modules.diffusion.prompt_cache import PromptEmbeddings

@@ -21,6 +21,7 @@ from backend.offload.oom_fallback import OomFallback, OutOfMemory, Step, Strateg
 from bench.memory.full_device import prepare, sweep
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.families.flux1.service import FluxService
 from modules.pipeline.generate import GenerateStage
 from modules.request.adetailer_unit import AdetailerUnit
@@ -291,10 +292,10 @@ def difference(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray
 def test_encoding_and_denoising_survive_with_the_same_pictures(
     flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, operation: int
 ) -> None:
-    plain = flux.generate(DRAWING, Timeline())
+    plain = flux.generate(DRAWING, Monitor(Timeline()))
     flux._prompt_cache.clear()
     with full_at(flux, step, monkeypatch, operation):
-        rescued = flux.generate(DRAWING, Timeline())
+        rescued = flux.generate(DRAWING, Monitor(Timeline()))
     assert flux.fallback.retries == {step: 1}
     assert difference(plain, rescued).max() <= (1 if step == "denoise" else 0)
 
@@ -305,9 +306,9 @@ def test_encoding_and_denoising_survive_with_the_same_pictures(
 def test_the_autoencoder_survives_in_tiles(
     flux: FluxService, monkeypatch: pytest.MonkeyPatch, step: str, method: str, operation: int
 ) -> None:
-    plain = flux.generate(REDRAWING, Timeline())
+    plain = flux.generate(REDRAWING, Monitor(Timeline()))
     with full_at(flux, method, monkeypatch, operation):
-        rescued = flux.generate(REDRAWING, Timeline())
+        rescued = flux.generate(REDRAWING, Monitor(Timeline()))
     assert flux.fallback.retries == {step: 1}
     assert 10 * np.log10(255**2 / np.square(difference(plain, rescued)).mean()) > PROMISED[step]
     with flux.models.on_device("vae") as (vae,):
@@ -315,11 +316,11 @@ def test_the_autoencoder_survives_in_tiles(
 
 
 def test_after_it_the_plain_way_is_the_same_as_ever(flux: FluxService, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = flux.generate(DRAWING, Timeline())
+    plain = flux.generate(DRAWING, Monitor(Timeline()))
     with full_at(flux, "denoise", monkeypatch, 50):
-        flux.generate(DRAWING, Timeline())
+        flux.generate(DRAWING, Monitor(Timeline()))
     flux.fallback.learned.clear()
-    assert difference(plain, flux.generate(DRAWING, Timeline())).max() == 0
+    assert difference(plain, flux.generate(DRAWING, Monitor(Timeline()))).max() == 0
 
 
 def test_detection_and_upscaling_survive_and_are_counted(

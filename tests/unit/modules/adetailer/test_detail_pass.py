@@ -19,6 +19,7 @@ from modules.adetailer.inpaint_jobs import inpaint_jobs
 from modules.adetailer.regions import ChosenRegions
 from modules.app.service import Service
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.inpainting.crops import correct_colors
 from modules.pipeline.adetailer import AdetailerStage
 from modules.request.adetailer_unit import AdetailerUnit
@@ -192,9 +193,9 @@ class TestSoftMasks:
         request = DenoiseRequest(
             (PROMPT,), (3,), 256, 256, 6, 3.5, images=images, masks=(mask,), strength=0.9, differential=differential
         )
-        changed = detail_pass.service.generate(request, Timeline())[0]
+        changed = detail_pass.service.generate(request, Monitor(Timeline()))[0]
         black = replace(request, masks=(Image.new("L", (256, 256)),))
-        unchanged = detail_pass.service.generate(black, Timeline())[0]
+        unchanged = detail_pass.service.generate(black, Monitor(Timeline()))[0]
         return np.abs(pixels(changed) - pixels(unchanged)).mean(axis=(0, 2)).reshape(8, 32).mean(axis=1)
 
     def test_a_darker_place_changes_less(self, detail_pass: DetailPass) -> None:
@@ -213,7 +214,7 @@ def test_colour_correction_brings_the_surroundings_of_a_face_nearer_to_the_pictu
     region = detail_pass.choose([image], UNIT)[0].regions[0]
     crop, mask = region.crop(image), region.crop_mask()
     request = DenoiseRequest((PROMPT,), (3,), *region.size, 6, 3.5, images=(crop,), masks=(mask,), strength=0.4)
-    painted = detail_pass.service.generate(request, Timeline())[0]
+    painted = detail_pass.service.generate(request, Monitor(Timeline()))[0]
     around = np.asarray(mask) == 0
 
     def shift(result: Image.Image) -> float:

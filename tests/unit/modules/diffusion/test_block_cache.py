@@ -24,6 +24,7 @@ from backend.planning.costs import Kind
 from modules.app.service import Service
 from modules.diffusion.block_cache import MOST_SKIPPED, THRESHOLD, BlockCache, block_cache, computed_steps
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 
 LEVELS = [1 - step / 28 for step in range(28)]
 
@@ -141,7 +142,7 @@ def test_an_error_ends_it(transformer: Any) -> None:
 def test_go_fast_leaves_nothing_behind(service: Service) -> None:
     flux, drawing = flux_of(service), DenoiseRequest((PROMPT,), (7,), 256, 256, steps=16, guidance=3.5)
     plain, fast, again = (
-        np.asarray(flux.generate(replace(drawing, go_fast=go_fast), Timeline())[0]).astype(float)
+        np.asarray(flux.generate(replace(drawing, go_fast=go_fast), Monitor(Timeline()))[0]).astype(float)
         for go_fast in (False, True, False)
     )
     assert np.array_equal(plain, again)
@@ -152,8 +153,8 @@ def test_go_fast_pictures_do_not_depend_on_those_beside_them(service: Service) -
     flux = flux_of(service)
     prompts = (PROMPT, "a man with a yellow hat")
     drawing = DenoiseRequest(prompts, (7, 8), 256, 256, steps=12, guidance=3.5, go_fast=True)
-    together = [np.asarray(image).astype(int) for image in flux.generate(drawing, Timeline())]
-    alone = [np.asarray(flux.generate(drawing.only(index), Timeline())[0]) for index in range(2)]
+    together = [np.asarray(image).astype(int) for image in flux.generate(drawing, Monitor(Timeline()))]
+    alone = [np.asarray(flux.generate(drawing.only(index), Monitor(Timeline()))[0]) for index in range(2)]
     assert all(
         np.abs(a - b).max() <= 2 for a, b in zip(together, alone, strict=True)
     )  # sums of a batch round otherwise

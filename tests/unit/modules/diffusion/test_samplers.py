@@ -12,6 +12,7 @@ from backend.core.timeline import Timeline
 from modules.app.service import Service
 from modules.detection.yolo import Detector
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.diffusion.sampler_names import EULER, SAMPLERS, SCHEDULES
 from modules.diffusion.samplers import LEAST_TIME, SOLVERS, noise_levels
 from modules.diffusion.samplers import SCHEDULES as KNOWN_SCHEDULES
@@ -93,7 +94,7 @@ def drawn(flux: FluxService, **changes: object) -> np.ndarray:
         "steps": 20,
         "guidance": 3.5,
     }
-    return np.asarray(flux.generate(DenoiseRequest(**{**values, **changes}), Timeline())[0]).astype(float)  # type: ignore[arg-type]
+    return np.asarray(flux.generate(DenoiseRequest(**{**values, **changes}), Monitor(Timeline()))[0]).astype(float)  # type: ignore[arg-type]
 
 
 SEEDS = (4, 5, 6)
@@ -103,7 +104,9 @@ way for long."""
 
 def several(flux: FluxService, **changes: object) -> np.ndarray:
     return np.stack(
-        flux.generate(DenoiseRequest((PROMPT,) * len(SEEDS), SEEDS, 128, 128, guidance=3.5, **changes), Timeline())
+        flux.generate(
+            DenoiseRequest((PROMPT,) * len(SEEDS), SEEDS, 128, 128, guidance=3.5, **changes), Monitor(Timeline())
+        )
     ).astype(float)  # type: ignore[arg-type]
 
 
@@ -134,7 +137,9 @@ def test_the_noise_of_every_step_is_the_seeds_own_whatever_else_is_drawn(flux: F
     asked = {"sampler": "DPM++ 2M SDE", "steps": 12}
     alone = drawn(flux, **asked)
     assert np.array_equal(alone, drawn(flux, **asked))
-    together = flux.generate(DenoiseRequest((PROMPT,) * 2, (8, 3), 128, 128, guidance=3.5, **asked), Timeline())[1]  # type: ignore[arg-type]
+    together = flux.generate(
+        DenoiseRequest((PROMPT,) * 2, (8, 3), 128, 128, guidance=3.5, **asked), Monitor(Timeline())
+    )[1]  # type: ignore[arg-type]
     assert np.abs(alone - np.asarray(together)).max() <= 1
     assert np.abs(alone - drawn(flux, sampler="DPM++ 2M", steps=12)).mean() > 1
 

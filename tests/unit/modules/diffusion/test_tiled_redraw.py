@@ -18,6 +18,7 @@ from backend.core.timeline import Timeline
 from bench.support.tiny_models import write_tiny_model
 from modules.diffusion.base import DiffusionService
 from modules.diffusion.denoise_request import DenoiseRequest
+from modules.diffusion.monitor import Monitor
 from modules.diffusion.tiled_redraw import redraw_in_tiles
 from modules.diffusion.tiles import TileGrid, tile_grid
 
@@ -67,16 +68,8 @@ def asked(service: DiffusionService, **changes: Any) -> DenoiseRequest:
 def redrawn(
     service: DiffusionService, request: DenoiseRequest, grid: TileGrid, batch: int = 2, report: Any = None
 ) -> list[np.ndarray]:
-    images = redraw_in_tiles(
-        service,
-        request,
-        grid,
-        batch,
-        request.prompts[:1] * len(grid),
-        Timeline(),
-        report or (lambda done, total: None),
-        lambda: None,
-    )
+    monitor = Monitor(Timeline(), report)
+    images = redraw_in_tiles(service, request, grid, batch, request.prompts[:1] * len(grid), monitor)
     return [pixels(image) for image in images]
 
 
@@ -84,7 +77,7 @@ def redrawn(
 def test_one_tile_is_one_pass_and_the_batch_changes_nothing(services: Any, kind: str) -> None:
     service = services(kind)
     request = asked(service)
-    plain = [pixels(service.generate(request.only(index), Timeline())[0]) for index in range(2)]
+    plain = [pixels(service.generate(request.only(index), Monitor(Timeline()))[0]) for index in range(2)]
     for one, other in zip(plain, redrawn(service, request, WHOLE), strict=True):
         assert one.std() > 1 and np.abs(one - other).max() <= 1, "the steps of one tile are those of one pass"
     told: list[tuple[int, int]] = []
@@ -99,6 +92,6 @@ def test_latents_can_be_resized_in_place_of_pixels(services: Any) -> None:
     service = services("dev")
     small = (picture().resize((48, 32)),) * 2
     request = asked(service, images=small, latent_resize="bilinear")
-    plain = pixels(service.generate(request.only(0), Timeline())[0])
+    plain = pixels(service.generate(request.only(0), Monitor(Timeline()))[0])
     assert np.abs(plain - redrawn(service, request, WHOLE)[0]).max() <= 1
     assert redrawn(service, request, TWO)[0].shape == plain.shape

@@ -15,8 +15,8 @@ from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
 from backend.core.timeline import Timeline
-from bench.quality.tiled_redraw import steps_across
 from modules.app.service import Service
+from modules.diffusion.tiles import TileGrid
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import ImageBatch, Picture, no_progress
 from modules.pipeline.hires import HiresStage
@@ -56,6 +56,25 @@ def test_no_seam_is_seen_in_the_sky_or_in_the_face(stage: HiresStage, redrawn: P
     cut = redrawn.image.copy()
     cut.paste(tuple(int(c) + 12 for c in np.asarray(cut).mean(axis=(0, 1))), (128, 0, 256, 128))
     assert steps_across(cut, grid)[0] > at, "the figure sees a seam"
+
+
+def steps_across(image: Image.Image, grid: TileGrid, near: int = 12) -> tuple[float, float]:
+    """The strongest step across a border of tiles, and the strongest within ``near`` pixels of one, in values of 255:
+    each the mean along the side of a tile, of the colour in which it is greatest."""
+    values = pixels(image).astype(np.float32)
+    steps_at, steps_near = [], []
+    for turned, across, along in (
+        (values.swapaxes(0, 1), grid.columns, grid.rows),
+        (values, grid.rows, grid.columns),
+    ):
+        difference = np.diff(turned, axis=0)
+        sides = np.stack([difference[:, start:stop].mean(axis=1) for start, stop in along])
+        strongest = np.abs(sides).max(axis=(0, 2))
+        borders = {end - 1 for span in across for end in span if 0 < end < len(turned)}
+        beside = {line + offset for line in borders for offset in range(-near, near + 1)} - borders
+        steps_at.append(max(strongest[list(borders)]))
+        steps_near.append(max(strongest[[line for line in beside if line < len(strongest)]]))
+    return float(max(steps_at)), float(max(steps_near))
 
 
 def test_the_same_request_gives_the_same_pixels(stage: HiresStage, redrawn: Picture, drawn: ImageBatch) -> None:
