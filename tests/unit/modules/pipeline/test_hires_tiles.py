@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.pictures import PROMPT
 from support.predictions import pixels, predicted
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS
@@ -58,7 +59,7 @@ def test_no_seam_is_seen_in_the_sky_or_in_the_face(stage: HiresStage, redrawn: P
     assert steps_across(cut, grid)[0] > at, "the figure sees a seam"
 
 
-def steps_across(image: Image.Image, grid: TileGrid, near: int = 12) -> tuple[float, float]:
+def steps_across(image: Image.Image, grid: TileGrid, near: int = 16) -> tuple[float, float]:
     """The strongest step across a border of tiles, and the strongest within ``near`` pixels of one, in values of 255:
     each the mean along the side of a tile, of the colour in which it is greatest."""
     values = pixels(image).astype(np.float32)
