@@ -75,6 +75,18 @@ class Parts:
         return [self.filled, self.tabs, self.tab, self.image, *self.fields.values()]
 
 
+def as_updates(values: Updates) -> Updates:
+    """The same, with every plain value as an update.
+
+    Gradio 6.31 replaces a component by a new one at every update, also where it is skipped, and keeps that one for as
+    long as the page is open if a plain value follows: 0.1 MiB a prediction.
+    """
+    return {
+        part: value if isinstance(value, dict) and "__type__" in value else gr.update(value=value)
+        for part, value in values.items()
+    }
+
+
 class Actions:
     """One for all users; what belongs to one comes from the page."""
 
@@ -101,7 +113,7 @@ class Actions:
         field, message = self._problem(tab, *values) or ("", "")
         groups = zip(self.parts.groups, self.offered.groups.values(), strict=True)
         opened = {group: gr.update(open=True) for group, names in groups if field in names}
-        return {self.parts.status: f"**{field}**: {message}" if field else "", **opened}
+        return as_updates({self.parts.status: f"**{field}**: {message}" if field else "", **opened})
 
     def _problem(self, tab: str, *values: Any) -> tuple[str, str] | None:
         client = self.runs.client
@@ -156,7 +168,7 @@ class Actions:
             now = ("" if run.total else self._told(run), run.preview_file)
             if now != seen:
                 seen = now
-                yield {self.parts.status: now[0], **self._previewed(now[1])}
+                yield as_updates({self.parts.status: now[0], **self._previewed(now[1])})
             await asyncio.sleep(LOOK_SECONDS)
         yield self._ended(session, self.runs.entry(run), run.error)
 
@@ -175,7 +187,7 @@ class Actions:
         if entry and entry.pictures:
             shown = shown | self._result(entry)
         hidden = gr.update(value=None, visible=False)
-        return {**shown, self.parts.preview: hidden, self.parts.history: self._thumbnails(session)}
+        return as_updates({**shown, self.parts.preview: hidden, self.parts.history: self._thumbnails(session)})
 
     def _told(self, run: Run) -> str:
         if run.state != RUNNING:
@@ -193,14 +205,14 @@ class Actions:
         entries = self.runs.history.entries(session)
         if event.index >= len(entries):  # the list in another tab is older
             return self._nothing_new
-        return self._result(entries[event.index])
+        return as_updates(self._result(entries[event.index]))
 
     def select_picture(self, session: str, name: str, event: gr.SelectData) -> Updates:
         """Shows the details of one picture of the run."""
         entry = self.runs.history.entry(session, name)
         if entry is None or event.index >= len(entry.pictures):
             return {self.parts.found: gr.skip()}
-        return self._details(entry, details(entry, event.index))
+        return as_updates(self._details(entry, details(entry, event.index)))
 
     @property
     def _nothing_new(self) -> Updates:
@@ -234,21 +246,21 @@ class Actions:
         """Fills the form with the inputs of a run."""
         entry = self.runs.history.entry(session, name)
         if entry is None:
-            return {self.parts.filled: "There is no run to use again."}
+            return as_updates({self.parts.filled: "There is no run to use again."})
         inputs = {
             name: entry.folder / value if isinstance(value, str) and value.startswith(f"input-{name}") else value
             for name, value in entry.record["inputs"].items()
         }
-        return self._filled(inputs, "The form is filled with the inputs of this run.")
+        return as_updates(self._filled(inputs, "The form is filled with the inputs of this run."))
 
     def use_file(self, file: str) -> Updates:
         """Fills the form from what a picture says of itself, and makes room for another one."""
         try:
             inputs, notices = self.fill(Path(file))
         except UserError as error:
-            return {self.parts.dropped: None, self.parts.filled: f"**{error}**"}
+            return as_updates({self.parts.dropped: None, self.parts.filled: f"**{error}**"})
         lines = [f"The form is filled from {Path(file).name}.", *(f"- {notice}" for notice in notices)]
-        return {self.parts.dropped: None, **self._filled(inputs, "\n".join(lines))}
+        return as_updates({self.parts.dropped: None, **self._filled(inputs, "\n".join(lines))})
 
     def _filled(self, inputs: dict[str, Any], text: str) -> Updates:
         properties, image = self.offered.properties, inputs.get("image")
