@@ -97,7 +97,7 @@ def wrong_input(shots: Screenshots) -> None:
     shots.tab("Text")
     shots.write("seed", "-5")
     shots.page.click("#generate")
-    shots.page.wait_for_function("() => document.querySelector('#status').innerText.includes('seed')")
+    shots.page.wait_for_function("() => document.querySelector('#input-seed').innerText.includes('not -5')")
     shots.take("webui-error")
 
 
