@@ -18,6 +18,7 @@ from support.local_hub import TOKEN, LocalHub, manifest_files, sha256
 
 from backend.core.settings import ROOT
 from backend.weights.catalog import read_manifest
+from modules.cli.build_check import BuildError, run_commands
 from modules.cli.build_check import main as run_build_check
 from modules.cli.cog_files import IMAGES, baked_models, cog_file, commands
 from modules.cli.cog_files import main as cog_files
@@ -169,18 +170,31 @@ KLEIN = "cog.flux2-klein.yaml"
 
 
 @pytest.mark.parametrize("hub", [KLEIN], indirect=True)
-@pytest.mark.parametrize("fault", ["wrong bytes", "missing", "not safetensors"])
-def test_the_build_fails_loudly(hub: LocalHub, tmp_path: Path, fault: str) -> None:
+def test_a_build_with_a_file_of_another_kind_fails_loudly(hub: LocalHub, tmp_path: Path) -> None:
+    repository = read_manifest()[models_in(KLEIN)[0]].repository
+    hub.repositories[repository]["vae/diffusion_pytorch_model.safetensors"] = b"\x80\x02}q\x00."
+    status, output = build_check(hub, tmp_path, KLEIN)
+    assert status == 1 and "a command ended with" in output, output
+
+
+@pytest.mark.parametrize("hub", [KLEIN], indirect=True)
+@pytest.mark.parametrize("fault", ["wrong bytes", "missing"])
+def test_a_download_that_goes_wrong_ends_the_build(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The command that brings the small models, without those before it."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    config = config_of(KLEIN)
+    config["build"]["run"] = [command for command in commands(config) if "ESRGAN_4x.pth" in command]
     if fault == "wrong bytes":
         right = hub.repositories["Bingsu/adetailer"]["face_yolov8n.pt"]
         hub.wrong = {"face_yolov8n.pt": right[:-1] + bytes([right[-1] ^ 1])}
-    elif fault == "missing":
-        del hub.repositories["uwg/upscaler"]["ESRGAN/ESRGAN_4x.pth"]
     else:
-        repository = read_manifest()[models_in(KLEIN)[0]].repository
-        hub.repositories[repository]["vae/diffusion_pytorch_model.safetensors"] = b"\x80\x02}q\x00."
-    status, output = build_check(hub, tmp_path, KLEIN)
-    assert status == 1 and "a command ended with" in output, output
+        del hub.repositories["uwg/upscaler"]["ESRGAN/ESRGAN_4x.pth"]
+    with pytest.raises(BuildError, match="^a command ended with") as caught:
+        run_commands(config, tmp_path)
+    told = str(caught.value).partition("\n")[2]
+    assert (".fetched/Bingsu/adetailer" if fault == "wrong bytes" else "ESRGAN_4x.pth") in told
 
 
 def test_a_gated_model_is_not_built_without_a_token(hub: LocalHub, tmp_path: Path) -> None:
