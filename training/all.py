@@ -21,7 +21,7 @@ from training.data.detector_samples import KINDS
 logger = logging.getLogger(__name__)
 
 EMBEDDED = ROOT / "weights" / "embedded"
-LATENTS = {"portraits": 13_000, "figures": 6_500, "hands": 2_000, "things": 5_000}
+LATENTS = {"portraits": 13_000, "figures": 6_500, "faces": 2_500, "hands": 2_000, "things": 5_000}
 """Pictures of every subject that the transformer learns from."""
 REDRAWN = {"face": (500, 5), "person": (400, 4), "hand": (1200, 9)}
 """Pictures and epochs with which every kind of detector learns the generator's look."""

@@ -195,3 +195,11 @@ def sample_training_scene(rng: random.Random, size: tuple[int, int] | None = Non
         scene = sample_scene(rng, size)
         if not any(is_held_out(person, scene.background) for person in scene.people):
             return scene
+
+
+def sample_near_face(rng: random.Random, size: tuple[int, int]) -> Scene:
+    """A training scene that one face fills as a crop of the detail pass."""
+    while True:
+        scene = sample_training_scene(rng, size)
+        if scene.framing == "close-up":
+            return scene

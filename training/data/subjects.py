@@ -1,5 +1,5 @@
-"""What the generator learns to draw, and in which words: portraits, whole figures, hands as the detail pass sees them,
-and things and landscapes without people."""
+"""What the generator learns to draw, and in which words: portraits, whole figures, faces and hands as the detail pass
+sees them, and things and landscapes without people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.data import captions, figure_captions, thing_captions
 from training.data.drawing import draw_scene
 from training.data.figure_drawing import draw_figures
 from training.data.figures import SHAPES, Figures, sample_hand, sample_training_figures
-from training.data.scene import ASPECTS, LANDSCAPES, Scene, sample_training_scene
+from training.data.scene import ASPECTS, LANDSCAPES, Scene, sample_near_face, sample_training_scene
 from training.data.thing_drawing import draw_things
 from training.data.things import Things, sample_things
 from training.data.wordings import background_first, plain, reworded
@@ -57,6 +57,7 @@ SUBJECTS: Mapping[str, tuple[Callable[[random.Random, Size], Subject], tuple[Siz
     {
         "portraits": (sample_training_scene, ASPECTS),
         "figures": (sample_training_figures, SHAPES),
+        "faces": (sample_near_face, ASPECTS[:1]),
         "hands": (sample_hand, SHAPES[:1]),
         "things": (sample_things, SHAPES[:5]),
     }

@@ -66,7 +66,7 @@ def train(folder: Path, style: str, out: Path, minutes: float, count: int, rank:
     begin, step, shown, spent = time.monotonic(), 0, 0.0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
-        tokens, ids, texts = next(batches)
+        tokens, ids, texts, _ = next(batches)
         t, noise = noise_levels(len(tokens)), torch.randn_like(tokens)
         noisy = torch.lerp(tokens, noise, t[:, None, None])
         velocity = predict(model, noisy, t, encoders(texts), torch.ones(len(tokens)), ids)

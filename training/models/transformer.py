@@ -2,7 +2,8 @@
 FILE --minutes 80``.
 
 Rectified flow as in Flux: the model sees ``(1 - t) * picture + t * noise`` and predicts ``noise - picture``. Captions
-are dropped in a tenth of the samples. In the last part guidance is distilled into the guidance embedding, as Flux dev's
+are dropped in a tenth of the samples. A share of the batches is what the detail pass draws: faces and hands near by,
+with no more noise than it adds. In the last part guidance is distilled into the guidance embedding, as Flux dev's
 authors did, so that a step costs one forward pass: the target is a frozen copy's own classifier-free guidance.
 """
 
@@ -15,7 +16,7 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -23,6 +24,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+from training.data.figures import HAND_CLOSE_UP, Figures
+from training.data.scene import Scene
 from training.data.subjects import Subject, any_caption
 from training.data.vocabulary import MAX_TOKENS
 from training.models.latents import Bucket
@@ -31,6 +34,8 @@ from training.models.precision import fast_products
 
 logger = logging.getLogger(__name__)
 
+DETAIL_NOISE = 0.65
+"""The detail pass starts at a strength of 0.4, which is a noise level of 0.52."""
 GUIDANCE = (1.0, 6.0)
 CAPTION_DROPOUT = 0.1
 SHIFT = 1.6
@@ -111,23 +116,45 @@ def predict(
     return output.float()
 
 
+class Batch(NamedTuple):
+    """Pictures of one size: tokens N x (rows * columns) x 64, their position ids, N captions, and the noise level that
+    they have at most."""
+
+    tokens: torch.Tensor
+    ids: torch.Tensor
+    texts: list[str]
+    most_noise: float
+
+
 class Batches:
-    """Endless batches: tokens and captions of one picture size, sizes in turn by how many pictures they have."""
+    """Endless batches, sizes in turn by how many pictures they have. ``details`` is the share of those with pictures of
+    faces and hands near by, at little noise."""
 
-    def __init__(self, buckets: list[Bucket], size: int, seed: int, other_words: float = 0.0) -> None:
+    def __init__(
+        self, buckets: list[Bucket], size: int, seed: int, other_words: float = 0.0, details: float = 0.0
+    ) -> None:
         self.buckets, self.size, self.rng, self.other_words = buckets, size, random.Random(seed), other_words
-        self.weights = [len(bucket.scenes) for bucket in buckets]
-        self.ids = [position_ids(bucket.width, bucket.height, 32) for bucket in buckets]
+        self.details = details
+        self.every = [range(len(bucket.scenes)) for bucket in buckets]
+        self.near = [[i for i, one in enumerate(bucket.scenes) if is_near(one)] for bucket in buckets]
 
-    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        index = self.rng.choices(range(len(self.buckets)), self.weights)[0]
-        bucket = self.buckets[index]
-        picked = [self.rng.randrange(len(bucket.scenes)) for _ in range(self.size)]
+    def __next__(self) -> Batch:
+        detail = self.rng.random() < self.details
+        pictures = self.near if detail else self.every
+        index = self.rng.choices(range(len(self.buckets)), [len(of_size) for of_size in pictures])[0]
+        bucket, picked = self.buckets[index], self.rng.choices(pictures[index], k=self.size)
         texts = [self.words(bucket.scenes[i]) for i in picked]
-        return bucket.tokens[picked].float(), self.ids[index], texts
+        ids = position_ids(bucket.width, bucket.height, 32)
+        return Batch(bucket.tokens[picked].float(), ids, texts, DETAIL_NOISE if detail else 1.0)
 
     def words(self, subject: Subject) -> str:
         return "" if self.rng.random() < CAPTION_DROPOUT else any_caption(subject, self.rng, self.other_words)
+
+
+def is_near(subject: Subject) -> bool:
+    """Whether the picture is filled as a crop of the detail pass is."""
+    scene = subject.scene if isinstance(subject, Figures) else subject
+    return isinstance(scene, Scene) and scene.framing in ("close-up", HAND_CLOSE_UP)
 
 
 def noise_levels(count: int) -> torch.Tensor:
@@ -140,9 +167,9 @@ def noise_levels(count: int) -> torch.Tensor:
 def training_loss(
     model: torch.nn.Module, encoders: TextEncoders, batches: Batches, teacher: torch.nn.Module | None
 ) -> torch.Tensor:
-    tokens, ids, texts = next(batches)
+    tokens, ids, texts, most_noise = next(batches)
     count = len(tokens)
-    t, noise = noise_levels(count), torch.randn_like(tokens)
+    t, noise = most_noise * noise_levels(count), torch.randn_like(tokens)
     noisy = torch.lerp(tokens, noise, t[:, None, None])
     text = encoders(texts)
     if teacher is None:
@@ -204,11 +231,12 @@ def train(
     compiled: bool,
     undistilled: Path | None,
     other_words: float,
+    details: float,
 ) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     encoders = TextEncoders(models)
-    batches = Batches(read_buckets(latents), batch, seed, other_words)
+    batches = Batches(read_buckets(latents), batch, seed, other_words, details)
     model, optimizer = begin_or_resume(out, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     runner = cast(torch.nn.Module, torch.compile(model, dynamic=True)) if compiled else model
@@ -258,6 +286,7 @@ def main() -> None:
     parser.add_argument(
         "--other-words", type=float, default=0.0, help="share of captions that are not in the usual form"
     )
+    parser.add_argument("--details", type=float, default=0.2, help="share of batches as the detail pass draws them")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
@@ -277,6 +306,7 @@ def main() -> None:
         arguments.compile,
         arguments.undistilled,
         arguments.other_words,
+        arguments.details,
     )
 
 
