@@ -148,6 +148,7 @@ def test_a_wrong_input_is_told_at_its_field(tab: Tab, webui: WebUi, name: str, t
 def test_a_wrong_input_that_is_folded_away_is_shown(tab: Tab) -> None:
     tab.unfold("LoRA")
     tab.write("lora_weights", "nowhere")
+    tab.page.wait_for_timeout(200)  # nobody folds it up sooner after the last letter
     tab.unfold("LoRA")
     tab.generate(PROMPT)
     tab.wait_for("lora_weights")
