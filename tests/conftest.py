@@ -1,5 +1,4 @@
-"""What several test files share: the real package, one real server and one real run of the command, each started
-once."""
+"""What several test files share: the real package and one real server, each started once."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ from backend.devices.torchvision_ops import ensure_torchvision_operators
 ensure_torchvision_operators()  # before any test module imports diffusers
 
 from support.lora_hub import LoraHub, make_certificate  # noqa: E402
-from support.pictures import PICTURE  # noqa: E402
-from support.processes import START_SECONDS, Drawn, Server, answers, free_port  # noqa: E402
+from support.processes import START_SECONDS, Server, answers, free_port  # noqa: E402
 
 from modules.app.service import Service, start  # noqa: E402
 
@@ -80,35 +78,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     while running.files() and time.monotonic() < deadline:  # its worker process ends a little later
         time.sleep(0.1)
     assert not running.files(), "the server leaves files behind when it ends"
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline, debug images and JSON, from a folder of its
-    own."""
-    folder, temporary = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("tmp")
-    inputs = [option for name, value in PICTURE.items() for option in ("-i", f"{name}={value}")]
-    begin = time.monotonic()
-    process = subprocess.run(
-        [
-            ROOT / "scripts" / "predict",
-            *inputs,
-            "-o",
-            "pictures",
-            "--timeline",
-            "timeline.png",
-            "--debug-images",
-            "found",
-            "--json",
-        ],
-        cwd=folder,
-        env={**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"},
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
-    return Drawn(process, folder, temporary, time.monotonic() - begin)
 
 
 @pytest.fixture(scope="session")

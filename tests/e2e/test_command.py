@@ -5,25 +5,59 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from support.detections import WEIGHTS
 from support.pictures import PICTURE
-from support.processes import Drawn, Server
+from support.processes import START_SECONDS, Drawn, Server
 
 from backend.core.errors import InputError
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline
 from modules.app import service as startup
 from modules.cli import predict as command
+from modules.detection.yolo import Detector, load_detector_network
 
 Report = Callable[[str, float], None]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """``scripts/predict`` with the inputs of ``PICTURE``, a timeline, debug images and JSON, from a folder of its
+    own."""
+    folder, temporary = tmp_path_factory.mktemp("command"), tmp_path_factory.mktemp("tmp")
+    inputs = [option for name, value in PICTURE.items() for option in ("-i", f"{name}={value}")]
+    begin = time.monotonic()
+    process = subprocess.run(
+        [
+            ROOT / "scripts" / "predict",
+            *inputs,
+            "-o",
+            "pictures",
+            "--timeline",
+            "timeline.png",
+            "--debug-images",
+            "found",
+            "--json",
+        ],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary), "FLUX_DTYPE": "float32"},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    return Drawn(process, folder, temporary, time.monotonic() - begin)
 
 
 def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
@@ -47,6 +81,37 @@ def test_a_good_request_writes_the_files_and_nothing_else(drawn: Drawn) -> None:
     assert any(line.startswith("adetailer: unit 1 found 1, repainted 1, skipped 0") for line in others)
     with Image.open(drawn.folder / "timeline.png") as chart:
         chart.verify()
+
+
+def test_it_shows_what_was_found(drawn: Drawn) -> None:
+    with (
+        Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown,
+        Image.open(drawn.folder / "pictures" / "out-0.png") as upscaled,
+    ):
+        picture = upscaled.convert("RGB").resize(shown.size)
+        (face,) = Detector(load_detector_network(WEIGHTS)).detect([picture], 0.3)
+        differs = np.abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(picture)).max(axis=2) > 16
+    x1, y1, x2, y2 = face.boxes[0].astype(int)
+    tinted, elsewhere = (
+        differs[y1:y2, x1:x2].mean(),
+        (differs.sum() - differs[y1:y2, x1:x2].sum()) / (differs.size - (y2 - y1) * (x2 - x1)),
+    )
+    assert tinted > 0.8, "the mask is drawn over the face"
+    assert elsewhere < 0.4, "and elsewhere only frames and words"
+
+
+def test_it_counts_from_process_start(drawn: Drawn) -> None:
+    """Its phases and the prediction fill the whole time: nothing of the start is hidden. One picture does not wait
+    for a warm-up."""
+    printed = json.loads(drawn.process.stdout)
+    phases = {
+        name: printed["set_up"][f"{name}.seconds"]
+        for name in ("environment", "torch", "imports", "plan", "stages", "models")
+    }
+    assert phases["environment"] > 0 and phases["torch"] > 0
+    assert 0.8 * drawn.seconds < sum(phases.values()) + sum(
+        value for name, value in printed["metrics"].items() if name.count(".") == 1 and "seconds" in name
+    )
 
 
 def test_the_same_seed_gives_the_same_picture_over_http(drawn: Drawn, server: Server) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.processes import Drawn, Server
+from support.processes import Server
 
 from backend.core.settings import ROOT
 from backend.core.timeline import Timeline, process_began
@@ -109,18 +109,6 @@ def test_the_phases_are_written_as_a_trace_and_as_a_chart(service: Service, tmp_
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_command_counts_from_process_start(drawn: Drawn) -> None:
-    """Its phases and the prediction fill the whole time: nothing of the start is hidden. One picture does not wait
-    for a warm-up."""
-    assert drawn.process.returncode == 0, drawn.process.stderr
-    printed = json.loads(drawn.process.stdout)
-    phases = {name: printed["set_up"][f"{name}.seconds"] for name in PHASES[:-1]}
-    assert phases["environment"] > 0 and phases["torch"] > 0
-    assert 0.8 * drawn.seconds < sum(phases.values()) + sum(
-        value for name, value in printed["metrics"].items() if name.count(".") == 1 and "seconds" in name
-    )
-
-
 def test_the_server_prints_its_phases_and_gives_them_as_data(server: Server) -> None:
     log = server.log.read_text()
     (line,) = [line for line in log.splitlines() if "set-up as JSON: " in line]
@@ -140,19 +128,14 @@ def test_spans_that_have_passed_have_a_place_in_metrics_and_table() -> None:
     assert timeline.table().splitlines()[1].startswith("environment")
 
 
-@pytest.mark.parametrize(
-    ("given", "spins"), [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
-)
-def test_waiting_threads_leave_their_core_soon_unless_the_user_says_otherwise(
-    given: dict[str, str], spins: str
-) -> None:
+def test_waiting_threads_leave_their_core_soon() -> None:
     """OpenMP itself tells what it goes by when torch loads it."""
     code = (
         "from backend.core.settings import Settings; from modules.app.service import start; "
         "start(Settings(model='embedded', device='cuda'))"
     )
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    environment = {**kept, "OMP_DISPLAY_ENV": "verbose", **given}
+    environment = {**kept, "OMP_DISPLAY_ENV": "verbose"}
     process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -162,4 +145,4 @@ def test_waiting_threads_leave_their_core_soon_unless_the_user_says_otherwise(
         timeout=300,
         check=False,
     )
-    assert f"GOMP_SPINCOUNT = '{spins}'" in process.stderr
+    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in process.stderr

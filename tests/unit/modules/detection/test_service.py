@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.detections import WEIGHTS, assert_equal, predicted
-from support.processes import Drawn
 
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT, Settings
@@ -240,26 +239,6 @@ def test_other_classes_are_encoded_by_the_text_model(with_text_model: Path, pict
     baked.txt_feats, baked.model[-1].nc = features.clone(), 2
     assert_equal(told, Detector(baked).detect([picture], 0.3)[0])
     assert len(told) > 0
-
-
-# Debug images
-
-
-def test_the_command_shows_what_was_found(drawn: Drawn) -> None:
-    with (
-        Image.open(drawn.folder / "found" / "found-0-unit-1.png") as shown,
-        Image.open(drawn.folder / "pictures" / "out-0.png") as upscaled,
-    ):
-        picture = upscaled.convert("RGB").resize(shown.size)
-        (face,) = Detector(load_detector_network(WEIGHTS)).detect([picture], 0.3)
-        differs = np.abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(picture)).max(axis=2) > 16
-    x1, y1, x2, y2 = face.boxes[0].astype(int)
-    tinted, elsewhere = (
-        differs[y1:y2, x1:x2].mean(),
-        (differs.sum() - differs[y1:y2, x1:x2].sum()) / (differs.size - (y2 - y1) * (x2 - x1)),
-    )
-    assert tinted > 0.8, "the mask is drawn over the face"
-    assert elsewhere < 0.4, "and elsewhere only frames and words"
 
 
 def test_a_face_detector_sees_faces_of_figures_too() -> None:
