@@ -149,11 +149,6 @@ def test_chunks_that_do_not_end_are_refused_when_they_are_too_many(server: Serve
         assert client.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_trickles_in_is_given_up(trickled: Future[tuple[bytes, float]]) -> None:
-    answer, seconds = trickled.result()
-    assert answer.startswith(b"HTTP/1.1 408") and seconds < bodies.PATIENCE + 2
-
-
 def test_an_upload_that_is_cut_off_leaves_nothing(server: Server) -> None:
     with connected(server) as client:
         client.sendall(head(server, "Content-Length: 1000000") + b'{"input": {"image": "data:,' + b"x" * 100_000)
@@ -200,3 +195,8 @@ def connected(server: Server) -> socket.socket:
 def head(server: Server, header: str) -> bytes:
     lines = ("POST /predictions HTTP/1.1", "Host: x", "Content-Type: application/json", header, "", "")
     return "\r\n".join(lines).encode()
+
+
+def test_a_body_that_trickles_in_is_given_up(trickled: Future[tuple[bytes, float]]) -> None:
+    answer, seconds = trickled.result()
+    assert answer.startswith(b"HTTP/1.1 408") and seconds < bodies.PATIENCE + 2

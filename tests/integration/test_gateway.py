@@ -72,6 +72,9 @@ class Toy:
         )
         assert answer.status_code == 202 and answer.json()["id"] == name
 
+    def cancel(self, name: str) -> requests.Response:
+        return requests.post(f"{self.url}/predictions/{name}/cancel", timeout=5)
+
     def processes(self) -> list[int]:
         """The process ids of Cog's server and its worker."""
         return [
@@ -157,10 +160,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
 
 def test_more_than_it_has_slots_for_are_refused_and_told_when_to_come_again(shared: Toy) -> None:
     for number in range(SLOTS):
-        shared.begin(0.3, f"full-{number}")
+        shared.begin(50.0, f"full-{number}")
     answer = shared.predict()
     assert answer.status_code == 409 and int(answer.headers["Retry-After"]) >= 1
     assert (shared.health()["status"], shared.health()["predictions"]["running"]) == ("BUSY", SLOTS)
+    for number in range(SLOTS):
+        shared.cancel(f"full-{number}")
     shared.until(lambda: shared.health()["predictions"]["running"] == 0)
     assert shared.predict().json()["status"] == "succeeded"
 
@@ -188,13 +193,14 @@ def is_picture(file: Path) -> bool:
 
 
 def test_a_waiting_prediction_is_cancelled_at_once(shared: Toy, receiver: Receiver) -> None:
-    shared.begin(1.0, "first")
-    shared.begin(1.0, "waiting", webhook=receiver.url, webhook_events_filter=["completed"])
+    shared.begin(50.0, "first")
+    shared.begin(50.0, "waiting", webhook=receiver.url, webhook_events_filter=["completed"])
     begin = time.monotonic()
-    assert requests.post(f"{shared.url}/predictions/waiting/cancel", timeout=5).status_code == 200
+    assert shared.cancel("waiting").status_code == 200
     shared.until(lambda: receiver.received)
     assert receiver.received[0]["status"] == "canceled" and time.monotonic() - begin < 0.9
-    assert requests.post(f"{shared.url}/predictions/nobody/cancel", timeout=5).status_code == 404
+    assert shared.cancel("nobody").status_code == 404
+    shared.cancel("first")
     shared.until(lambda: shared.health()["predictions"]["running"] == 0)
 
 
@@ -205,12 +211,13 @@ def test_a_client_that_goes_away_cancels_its_prediction(shared: Toy) -> None:
 
 
 def test_a_put_that_is_sent_again_shows_the_state_and_begins_nothing(shared: Toy) -> None:
-    shared.begin(0.5, "again")
+    shared.begin(50.0, "again")
     answer = requests.put(
-        f"{shared.url}/predictions/again", json={"input": {"prompt": "wait", "seconds": 0.5}}, timeout=5
+        f"{shared.url}/predictions/again", json={"input": {"prompt": "wait", "seconds": 50}}, timeout=5
     )
     assert (answer.status_code, answer.json()["status"]) == (202, "processing")
     assert shared.predict(id="again").status_code == 409
+    shared.cancel("again")
     shared.until(lambda: shared.health()["predictions"]["running"] == 0)
 
 
@@ -251,10 +258,10 @@ def test_a_set_up_that_fails_ends_everything_and_says_why(tmp_path: Path) -> Non
 
 
 def test_sigterm_lets_a_prediction_finish_and_sends_its_last_webhook(tmp_path: Path, receiver: Receiver) -> None:
-    receiver.delay = 0.5
+    receiver.delay = 0.3
     with toy(tmp_path, grace=10) as running:
         running.until_ready()
-        running.begin(1.0, "finishes", webhook=receiver.url, webhook_events_filter=["completed"])
+        running.begin(0.5, "finishes", webhook=receiver.url, webhook_events_filter=["completed"])
         running.process.send_signal(signal.SIGTERM)
         running.until(lambda: running.predict().status_code == 503)
         assert running.process.wait(20) == 0
