@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +62,29 @@ class Model:
     folder: Path
     pairs: Mapping[str, Pair]
 
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """The picture without an adapter, drawn before any is put on."""
+        return self.drawn()
+
+    @cached_property
+    def peer(self) -> Any:
+        """The pipeline of diffusers."""
+        pipeline = PEERS[self.family].from_pretrained(
+            self.folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        if self.family != "flux":
+            pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+        return pipeline
+
     def drawn(self, *loras: tuple[Any, float]) -> np.ndarray:
         request = DenoiseRequest((PROMPT,), (SEED,), SIDE, SIDE, STEPS, GUIDANCE, loras=loras)
         return np.asarray(self.service.generate(request, Monitor(Timeline()))[0]).astype(int)
 
     def by_diffusers(self, file: Path, scale: float = 1.0) -> np.ndarray:
-        peer = PEERS[self.family].from_pretrained(
-            self.folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-        peer.set_progress_bar_config(disable=True)
-        more: dict[str, Any] = {}
-        if self.family == "flux":
-            more = {"max_sequence_length": self.service.profile.tokens}
-        else:
-            peer.scheduler = EulerDiscreteScheduler.from_config(peer.scheduler.config)
+        peer = self.peer
+        more = {"max_sequence_length": self.service.profile.tokens} if self.family == "flux" else {}
         peer.load_lora_weights(str(file), adapter_name="x")
         peer.set_adapters("x", scale)
         generator = torch.Generator("cpu").manual_seed(SEED)
@@ -88,6 +97,7 @@ class Model:
             generator=generator,
             **more,
         )
+        peer.unload_lora_weights()
         return np.asarray(picture.images[0]).astype(int)
 
 
@@ -109,17 +119,35 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return model
 
 
+@pytest.fixture(scope="module")
+def references(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The picture of a model with its adapter in diffusers' layout; of XLabs' layers only, where asked for."""
+
+    @cache
+    def reference(family: str, of_xlabs: bool) -> np.ndarray:
+        pairs = pairs_for(models(family), of_xlabs)
+        file = tmp_path_factory.mktemp("references") / "reference.safetensors"
+        drawn: np.ndarray = models(family).drawn((lora_file(LAYOUTS[family]["diffusers"](pairs), file), 1.0))
+        return drawn
+
+    return reference
+
+
+def pairs_for(model: Model, of_xlabs: bool) -> Mapping[str, Pair]:
+    return {path: pair for path, pair in model.pairs.items() if not of_xlabs or in_xlabs(path)}
+
+
 EVERY_LAYOUT = [(family, layout) for family, layouts in LAYOUTS.items() for layout in layouts]
 
 
 @pytest.mark.parametrize(("family", "layout"), EVERY_LAYOUT)
-def test_every_layout_gives_the_same_picture(models: Any, family: str, layout: str, tmp_path: Path) -> None:
+def test_every_layout_gives_the_same_picture(
+    models: Any, references: Any, family: str, layout: str, tmp_path: Path
+) -> None:
     model = models(family)
-    make = LAYOUTS[family]
-    pairs = {path: pair for path, pair in model.pairs.items() if layout != "XLabs" or in_xlabs(path)}
-    reference = lora_file(make["diffusers"](pairs), tmp_path / "reference.safetensors")
-    file = lora_file(make[layout](pairs), tmp_path / "other.safetensors")
-    plain, expected, drawn = model.drawn(), model.drawn((reference, 1.0)), model.drawn((file, 1.0))
+    plain, expected = model.plain, references(family, layout == "XLabs")
+    file = lora_file(LAYOUTS[family][layout](pairs_for(model, layout == "XLabs")), tmp_path / "other.safetensors")
+    drawn = model.drawn((file, 1.0))
     assert model.service.adapters.check([file]) == []
     assert np.abs(drawn - expected).max() <= 1 < np.abs(drawn - plain).mean()
     assert np.array_equal(model.drawn(), plain)
@@ -155,7 +183,7 @@ def test_two_at_once_give_what_their_sum_gives(models: Any, tmp_path: Path) -> N
 def test_parts_for_text_encoders_change_the_prompt_and_leave_no_trace(models: Any, family: str, tmp_path: Path) -> None:
     """Under kohya's names and diffusers'; CLIP's layers of diffusers before transformers 5."""
     model = models(family)
-    plain = model.drawn()
+    plain = model.plain
     for number, encoder in enumerate(model.service.profile.encoders):
         layers = {
             name: layer_shape(one)
