@@ -41,6 +41,7 @@ from modules.app.model_files import find_files
 from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.monitor import Monitor
+from modules.extension_optimizer import optional_features
 from modules.families.stable_diffusion.service import StableDiffusionService
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
@@ -55,7 +56,6 @@ PEERS: dict[str, tuple[Any, Any, Any]] = {
 }
 STEPS = 4
 SMALL = {"width": 128, "height": 128}
-"""For what is drawn from words alone."""
 
 
 @pytest.fixture(scope="module", params=PEERS)
@@ -72,7 +72,11 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Service:
-    return start(replace(Settings(), model=str(folder), dtype="float32", log_level="WARNING"))
+    return started(str(folder))
+
+
+def started(model: str, **settings: Any) -> Service:
+    return start(replace(Settings(), model=model, dtype="float32", log_level="WARNING", warm_up=False, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +109,15 @@ def denoise_request(**changes: Any) -> DenoiseRequest:
     values: dict[str, Any] = {
         "prompts": (PROMPT,),
         "seeds": (3,),
-        "width": 256,
-        "height": 256,
+        **SMALL,
         "steps": STEPS,
         "guidance": 5.0,
     }
     return DenoiseRequest(**{**values, **changes})
+
+
+def scene() -> Image.Image:
+    return picture().resize((128, 128))
 
 
 def theirs(pipeline: Any, **changes: Any) -> np.ndarray:
@@ -125,12 +132,12 @@ def theirs(pipeline: Any, **changes: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("words", ["", "a hat"])
 def test_text_to_image_is_that_of_bare_diffusers(ours: StableDiffusionService, euler: Any, words: str) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative=words, **SMALL), Monitor(Timeline()))[0])
+    drawn = pixels(ours.generate(denoise_request(negative=words), Monitor(Timeline()))[0])
     assert np.array_equal(drawn, theirs(euler, negative_prompt=words or None, **SMALL))
 
 
 def test_without_guidance_nothing_is_avoided(ours: StableDiffusionService, euler: Any) -> None:
-    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0, **SMALL), Monitor(Timeline()))[0])
+    drawn = pixels(ours.generate(denoise_request(negative="a hat", guidance=1.0), Monitor(Timeline()))[0])
     assert np.array_equal(drawn, theirs(euler, guidance_scale=1.0, **SMALL))
 
 
@@ -145,7 +152,7 @@ def test_dpm_with_karras_steps_is_that_of_bare_diffusers(
     expected = theirs(bare, **SMALL)
     bare.scheduler = own
     assert np.array_equal(
-        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras", **SMALL), Monitor(Timeline()))[0]),
+        pixels(ours.generate(denoise_request(sampler=sampler, schedule="Karras"), Monitor(Timeline()))[0]),
         expected,
     )
 
@@ -171,28 +178,28 @@ def test_schedules_are_true_to_their_names(ours: StableDiffusionService, schedul
 def test_image_to_image_is_that_of_bare_diffusers(
     ours: StableDiffusionService, euler: Any, family: str, strength: float
 ) -> None:
-    drawn = pixels(ours.generate(denoise_request(images=(picture(),), strength=strength), Monitor(Timeline()))[0])
+    drawn = pixels(ours.generate(denoise_request(images=(scene(),), strength=strength), Monitor(Timeline()))[0])
     # latents, because the peer would sample them with the generator; and in its own way of counting steps
     expected = theirs(
-        PEERS[family][1].from_pipe(euler), image=ours.encode_images([picture()]), strength=int(STEPS * strength) / STEPS
+        PEERS[family][1].from_pipe(euler), image=ours.encode_images([scene()]), strength=int(STEPS * strength) / STEPS
     )
     assert np.abs(drawn - expected).max() <= 1
 
 
 def test_inpainting_is_that_of_bare_diffusers(ours: StableDiffusionService, euler: Any, family: str) -> None:
-    mask = Image.new("L", (256, 256))
-    mask.paste(255, (64, 64, 192, 160))
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (32, 32, 96, 80))
     drawn = pixels(
-        ours.generate(denoise_request(images=(picture(),), masks=(mask,), strength=0.5), Monitor(Timeline()))[0]
+        ours.generate(denoise_request(images=(scene(),), masks=(mask,), strength=0.5), Monitor(Timeline()))[0]
     )
-    latents = ours.encode_images([picture()])
-    given = {"image": latents, "mask_image": mask, "masked_image_latents": latents, "width": 256, "height": 256}
+    latents = ours.encode_images([scene()])
+    given = {"image": latents, "mask_image": mask, "masked_image_latents": latents, **SMALL}
     expected = theirs(PEERS[family][2].from_pipe(euler), strength=0.5, **given)
     assert np.abs(drawn - expected).max() <= 1
 
 
 def test_prompts_of_different_lengths_are_one_run_that_can_be_ended_between_steps(ours: StableDiffusionService) -> None:
-    request = denoise_request(prompts=(PROMPT, "a fox, " * 40), seeds=(3, 4), **SMALL)
+    request = denoise_request(prompts=(PROMPT, "a fox, " * 40), seeds=(3, 4))
     told: list[tuple[int, int]] = []
     ours.generate(request, Monitor(Timeline(), lambda done, total: told.append((done, total))))
     assert told == [(done, 2 * STEPS) for done in range(1, 2 * STEPS + 1)]
@@ -208,8 +215,8 @@ def test_prompts_of_different_lengths_are_one_run_that_can_be_ended_between_step
 
 
 def test_a_picture_of_a_batch_is_the_picture_drawn_alone(ours: StableDiffusionService) -> None:
-    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4), **SMALL), Monitor(Timeline()))
-    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,), **SMALL), Monitor(Timeline()))[0]
+    together = ours.generate(denoise_request(prompts=(PROMPT, "a fox"), seeds=(3, 4)), Monitor(Timeline()))
+    alone = ours.generate(denoise_request(prompts=("a fox",), seeds=(4,)), Monitor(Timeline()))[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 
@@ -254,10 +261,9 @@ def test_it_goes_through_every_stage(service: Service, tmp_path: Path) -> None:
 
 
 def test_hires_and_text_to_image(service: Service) -> None:
-    drawn, text, _, metrics = predict(
-        service, enable_hr=True, hr_scale=1.5, denoising_strength=0.6, sampler="DPM++ 2M", scheduler="Karras", scale=1.0
-    )
-    assert drawn.size == (384, 384) and metrics["hires.denoise.seconds"] > 0
+    asked = {"enable_hr": True, "hr_scale": 1.25, "sampler": "DPM++ 2M", "scheduler": "Karras"}
+    drawn, text, _, metrics = predict(service, **asked, denoising_strength=0.6, scale=1.0, adetailer=False)
+    assert drawn.size == (320, 320) and metrics["hires.denoise.seconds"] > 0
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in text and "Hires sampler: Euler" in text
 
 
@@ -329,18 +335,9 @@ def test_a_single_file_draws_what_its_folder_draws(
 ) -> None:
     """The folder beside it only has to say how the parts look: its own weights are not read, and need not be there."""
     shutil.copytree(folder, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
-    started = start(
-        replace(
-            Settings(),
-            model=str(single),
-            base_model=str(tmp_path / "parts"),
-            dtype="float32",
-            log_level="WARNING",
-            warm_up=False,
-        )
-    )
+    alone = started(str(single), base_model=str(tmp_path / "parts"), disabled_extensions=tuple(optional_features()))
     asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
-    drawn, text, _, _ = predict(started, **asked)
+    drawn, text, _, _ = predict(alone, **asked)
     assert (
         np.abs(pixels(drawn) - pixels(predict(service, **asked)[0])).mean() < 1
     )  # its weights have half the precision
@@ -386,9 +383,7 @@ def test_a_repository_is_found_in_the_hubs_cache_also_in_half_precision(
     for file in list(snapshot.glob("*/*.safetensors")):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    again = start(
-        replace(Settings(), model="somebody/their-model", dtype="float32", log_level="WARNING", warm_up=False)
-    )
+    again = started("somebody/their-model", disabled_extensions=tuple(optional_features()))
     asked = {"adetailer": False, "num_inference_steps": 2, "scale": 1.0}
     assert np.array_equal(pixels(predict(again, **asked)[0]), pixels(predict(service, **asked)[0]))
 
