@@ -33,8 +33,8 @@ class Ground:
         dtype = (
             "auto" if self.on_gpu else "float32"
         )  # in which the embedded models' sizes are those of ``caps`` on every machine
-        chosen = {"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, **changes}
-        return replace(Settings(), disabled_extensions=without_libraries(), **chosen)
+        chosen = {"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False}
+        return replace(Settings(), **{**chosen, "disabled_extensions": without_libraries(), **changes})
 
 
 def without_libraries() -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from modules.app.service import Service, start
 from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.picture_latents import PictureLatents
 from modules.diffusion.prompt_cache import PromptEmbeddings
+from modules.extension_optimizer import optional_features
 from modules.families.flux1.service import FluxService
 from modules.families.registry import known_models
 from modules.flux_memory_optimizer import ATTENTION_BACKENDS, fastest_attention
@@ -36,6 +37,8 @@ BUS = 55e9
 """Bytes a second over PCIe 5 x16."""
 RATE = 790e12
 """Floating point operations a second that an H100 sustains in bfloat16, at best."""
+ALONE: Mapping[str, Any] = MappingProxyType({"disabled_extensions": tuple(optional_features())})
+"""Settings for what only needs the models of the family."""
 MAX_SIDE = 1440
 """Of a picture that no second pass redraws."""
 
@@ -122,7 +125,7 @@ def copies(ground: Ground) -> list[Row]:
 
 def attention(ground: Ground) -> list[Row]:
     """Which attention kernel is the fastest at the size of a picture."""
-    with served(ground) as service, service.models.on_device("transformer") as (transformer,):
+    with served(ground, **ALONE) as service, service.models.on_device("transformer") as (transformer,):
         config: Any = transformer.config
         tokens = service.profile.tokens + (ground.side // service.profile.latent_factor // 2) ** 2
         shape = (1, tokens, config.num_attention_heads, config.attention_head_dim)
@@ -202,7 +205,7 @@ def floor_seconds(ground: Ground) -> float | None:
 def our_steps(ground: Ground, name: str, **changes: Any) -> list[Row]:
     """The denoising of one picture by our service."""
     go_fast = changes.pop("go_fast", False)
-    with served(ground, **changes) as service, torch.inference_mode(), service.runtime.activate():
+    with served(ground, **ALONE, **changes) as service, torch.inference_mode(), service.runtime.activate():
         flux, drawing = flux_of(service), drawing_of(ground, go_fast=go_fast)
         embeddings = flux.encode([PROMPT])
         first = seconds(ground, lambda: flux.denoise(drawing, embeddings, PictureLatents(), None))
@@ -271,7 +274,7 @@ def decode(ground: Ground) -> list[Row]:
     """The autoencoder's decoder on one picture, as it is and compiled."""
     rows = []
     for name, setting in (("eager", "off"), ("compiled", "on")):
-        with served(ground, compile=setting) as service, torch.inference_mode(), service.runtime.activate():
+        with served(ground, compile=setting, **ALONE) as service, torch.inference_mode(), service.runtime.activate():
             flux, rows_of_latents = flux_of(service), ground.side // service.profile.latent_factor
             latents = torch.zeros(1, 16, rows_of_latents, rows_of_latents)
             packed = flux.pack(latents).to(ground.device, flux.dtype)
