@@ -83,7 +83,7 @@ def start_on_card(model: Path, **settings: Any) -> Service:
     }
     with (
         patch.object(backend.devices.runtime, "measure_speed", _measured_in_vain),
-        patch.object(modules.flux_memory_optimizer, "ATTENTION_BACKENDS", ("native",)),
+        patch.object(modules.flux_memory_optimizer, "ATTENTION_BACKENDS", ()),
     ):
         return start(replace(Settings(), model=str(model), **chosen))
 
