@@ -21,14 +21,19 @@ from modules.app.service import Service
 
 
 @pytest.fixture(scope="module")
+def plain(service: Service) -> np.ndarray:
+    """The picture without a device of its own."""
+    return np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Run]:
     return {kind: placed(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
-def test_every_placement_gives_the_same_bits(service: Service, runs: dict[Kind, Run]) -> None:
+def test_every_placement_gives_the_same_bits(plain: np.ndarray, runs: dict[Kind, Run]) -> None:
     for kind, run in runs.items():
         assert np.array_equal(run.picture, runs["resident"].picture), kind
-    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     # the plan for a card may take other tiles than the plan for the host, which round differently
     assert np.abs(runs["resident"].picture.astype(int) - plain).max() <= 1
 
@@ -72,9 +77,8 @@ def test_the_peak_is_predicted_within_a_tenth(runs: dict[Kind, Run]) -> None:
         assert run.predicted_peak == pytest.approx(run.device.peak_bytes, rel=0.1), kind
 
 
-def test_on_a_small_card_the_plan_is_kept(service: Service, tmp_path: Path) -> None:
+def test_on_a_small_card_the_plan_is_kept(plain: np.ndarray, tmp_path: Path) -> None:
     budget = 48_000_000
-    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     small = run_emulated(None, budget, tmp_path)
     assert small.device.peak_bytes <= budget
     assert small.predicted_peak == pytest.approx(small.device.peak_bytes, rel=0.1)
@@ -82,8 +86,7 @@ def test_on_a_small_card_the_plan_is_kept(service: Service, tmp_path: Path) -> N
     assert np.abs(small.picture.astype(int) - plain).max() <= 1
 
 
-def test_where_the_plan_was_wrong_models_leave_the_device(service: Service, tmp_path: Path) -> None:
-    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
+def test_where_the_plan_was_wrong_models_leave_the_device(service: Service, plain: np.ndarray, tmp_path: Path) -> None:
     whole = sum(service.models.stats().model_bytes.values())
     tight = placed("resident", tmp_path, whole + 2_000_000)
     assert tight.fallback.retries
@@ -100,9 +103,8 @@ class ShardOfACard(EmulatedDevice):
 
 
 def test_the_set_up_and_requests_go_on_where_memory_was_taken_after_the_plan(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plain: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = np.asarray(service.pipeline.run(REQUEST).pictures[0].image)
     monkeypatch.setattr(runtime_module, "EmulatedDevice", ShardOfACard)
     run = run_emulated(None, 170_000_000, tmp_path)
     assert "does not fit as planned" in caplog.text
