@@ -3,6 +3,7 @@ unchanged."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,13 @@ from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 FULL = "CUDA out of memory. Tried to allocate 6.50 GiB."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_stays() -> None:
+    """Every retry collects garbage; it need not look through all that was there before."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.parametrize(
