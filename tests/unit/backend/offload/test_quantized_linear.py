@@ -219,13 +219,21 @@ def test_t5_computes_in_its_type(name: str) -> None:
     assert 0 < (rounded - exact).abs().max() < 0.3 * exact.abs().max()
 
 
-@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="torch.compile needs a C compiler")
-@pytest.mark.usefixtures("compile_cache")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_block_compiles_to_one_graph(model: Model, name: str) -> None:
-    quantize(model, name, torch.float32)
+    """Without the code that is made of it, which takes seconds."""
+    assert_compiles(quantize(model, name, torch.float32), "aot_eager")
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="torch.compile needs a C compiler")
+@pytest.mark.usefixtures("compile_cache")
+def test_the_code_that_is_made_of_a_block_computes_the_same(model: Model) -> None:
+    assert_compiles(quantize(model, "nf4", torch.float32), "inductor")
+
+
+def assert_compiles(model: nn.Module, backend: str) -> None:
     block, x = block_modules(model)[0], torch.randn(5, 64)
-    compiled = torch.compile(block.forward, fullgraph=True)
+    compiled = torch.compile(block.forward, fullgraph=True, backend=backend)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(x), block(x))
 
