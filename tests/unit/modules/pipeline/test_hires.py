@@ -27,7 +27,7 @@ from modules.upscaling.service import UpscaleService
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
 
-REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, hires=Hires())
+REQUEST = ImageRequest(prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=4, hires=Hires())
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def stage(service: Service) -> HiresStage:
 def drawn() -> ImageBatch:
     rng = random.Random(5)
     return ImageBatch(
-        tuple(Picture(draw_scene(sample_scene(rng, (256, 192))), seed) for seed in (1, 2)), Timeline(), no_progress
+        tuple(Picture(draw_scene(sample_scene(rng, (128, 96))), seed) for seed in (1, 2)), Timeline(), no_progress
     )
 
 
@@ -63,7 +63,7 @@ def test_it_is_off_unless_asked_for(service: Service) -> None:
 
 def test_a_prediction_is_larger_by_its_factor_and_says_so(service: Service) -> None:
     images, metrics, files = predicted(
-        service, enable_hr=True, hr_scale=1.3, hr_steps=5, denoising_strength=0.5, scale=1.5
+        service, enable_hr=True, hr_scale=1.3, hr_steps=3, denoising_strength=0.5, scale=1.5
     )
     assert images[0].size == (480, 480), "256 x 1.3 is nearest to 320 on the grid, times 1.5"
     assert {"hires.seconds", "hires.upscale.seconds", "hires.denoise.seconds"} <= set(metrics)
@@ -77,19 +77,19 @@ def test_a_prediction_is_larger_by_its_factor_and_says_so(service: Service) -> N
     for part in (
         "Denoising strength: 0.5",
         "Hires upscale: 1.3",
-        "Hires steps: 5",
+        "Hires steps: 3",
         "Hires upscaler: upscaler",
         "Size: 256x256",
     ):
         assert part in text
-    own = {"scale": 1.3, "steps": 5, "upscaler": "ESRGAN", "strength": 0.5}
+    own = {"scale": 1.3, "steps": 3, "upscaler": "ESRGAN", "strength": 0.5}
     assert record["request"]["hires"] == {**own, "prompt": "", "tiles": "auto"}
 
 
 def test_every_picture_keeps_its_shape_and_scene(stage: HiresStage, drawn: ImageBatch) -> None:
     result = stage.run(drawn, REQUEST)
     for before, after in zip(drawn.pictures, result.pictures, strict=True):
-        assert after.image.size == (320, 256)
+        assert after.image.size == (160, 128)
         back = pixels(after.image.resize(before.image.size, Image.Resampling.LANCZOS))
         assert 0 < np.abs(back - pixels(before.image)).mean() < 25
 
@@ -112,7 +112,7 @@ def test_a_picture_of_a_batch_is_the_one_it_is_alone(stage: HiresStage, drawn: I
 def test_lanczos_needs_no_network(stage: HiresStage, one: ImageBatch) -> None:
     picture = one.pictures[0].image
     plain = stage.upscaled(picture, Hires(upscaler="Lanczos"))
-    assert np.array_equal(pixels(plain), pixels(picture.resize((320, 256), Image.Resampling.LANCZOS)))
+    assert np.array_equal(pixels(plain), pixels(picture.resize((160, 128), Image.Resampling.LANCZOS)))
     assert not np.array_equal(pixels(plain), pixels(stage.upscaled(picture, Hires())))
 
 
@@ -133,32 +133,32 @@ def test_the_input_upscaler_names_the_network_here_too(stage: HiresStage, one: I
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Lanczos", *LATENT_MODES])
 def test_it_upscales_also_where_nothing_is_redrawn(redrawn: Callable[[Hires], Picture], upscaler: str) -> None:
-    assert redrawn(Hires(strength=0, upscaler=upscaler)).image.size == (320, 256)
+    assert redrawn(Hires(strength=0, upscaler=upscaler)).image.size == (160, 128)
 
 
 @pytest.mark.parametrize("upscaler", ["ESRGAN", "Latent"])
 def test_what_an_input_mask_keeps_is_upscaled_only(stage: HiresStage, one: ImageBatch, upscaler: str) -> None:
-    mask = Image.new("L", (256, 192))
-    mask.paste(255, (128, 0, 256, 192))
+    mask = Image.new("L", (128, 96))
+    mask.paste(255, (64, 0, 128, 96))
     before = one.pictures[0].image
     asked = replace(REQUEST, image=before, mask=mask, hires=Hires(strength=0.9, upscaler=upscaler))
     after = pixels(stage.run(one, asked).pictures[0].image)
     kept = (
         pixels(stage.upscaled(before, Hires()))
         if upscaler == "ESRGAN"
-        else pixels(before.resize((320, 256), Image.Resampling.LANCZOS))
+        else pixels(before.resize((160, 128), Image.Resampling.LANCZOS))
     )
-    assert np.array_equal(after[:, :144], kept[:, :144]) and not np.array_equal(after[:, 176:], kept[:, 176:])
+    assert np.array_equal(after[:, :64], kept[:, :64]) and not np.array_equal(after[:, 96:], kept[:, 96:])
 
 
 def test_the_whole_of_the_noise_is_never_asked_for(stage: HiresStage, one: ImageBatch) -> None:
-    """As in the WebUI: of 6 steps the last 5 are run, so that something of the picture is left."""
+    """As in the WebUI: of 4 steps the last 3 are run, so that something of the picture is left."""
     told: list[tuple[int, int]] = []
     stage.run(
         replace(one, progress=lambda name, done, total: told.append((done, total))),
         replace(REQUEST, hires=Hires(strength=1)),
     )
-    assert told[-1] == (5, 5)
+    assert told[-1] == (3, 3)
 
 
 @pytest.mark.parametrize(
