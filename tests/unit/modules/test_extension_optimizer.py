@@ -150,7 +150,7 @@ from backend.core.settings import Settings
 from modules.app.service import start_process
 service = start_process(replace(Settings(), model="embedded", disabled_extensions=tuple(sys.argv[1:])), served=False)
 metrics = {}
-files = service.predict({"prompt": "a portrait of a man", "num_inference_steps": 2, "megapixels": "0.25", "seed": 1}, metrics.__setitem__)
+files = service.predict({"prompt": "a portrait of a man", "num_inference_steps": 1, "megapixels": "0.25", "seed": 1}, metrics.__setitem__)
 json.dump({
     "modules": [name for name in sys.modules if name.count(".") == 0 or name.startswith("modules.")],
     "models": service.models.names(),

@@ -23,7 +23,7 @@ from modules.request.image_request import ImageRequest
 from modules.request.parser import build_request
 
 REQUEST = ImageRequest(
-    prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=6, adetailer=(AdetailerUnit(),)
+    prompt=PROMPT, width=256, height=256, seed=1, num_inference_steps=4, adetailer=(AdetailerUnit(),)
 )
 
 
@@ -37,8 +37,8 @@ def batch_of(*images: Image.Image) -> ImageBatch:
 
 @pytest.fixture(scope="module")
 def drawn() -> ImageBatch:
-    """Two drawings with one face each."""
-    return batch_of(*portraits(2, seed=3))
+    """A drawing with one face."""
+    return batch_of(*portraits(1, seed=3))
 
 
 @pytest.fixture
