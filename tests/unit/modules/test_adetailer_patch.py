@@ -90,7 +90,9 @@ def run(folder: Path, work: Path, code: str) -> dict[str, Any]:
     return report
 
 
-def test_every_way_of_asking_gives_the_local_file_and_none_asks_the_network(installed: Path, tmp_path: Path) -> None:
+def test_every_way_of_asking_gives_the_local_file_or_names_the_missing_one_and_none_asks_the_network(
+    installed: Path, tmp_path: Path
+) -> None:
     (tmp_path / FACE).write_bytes(b"planted in the working folder")
     report = run(
         installed,
@@ -106,6 +108,8 @@ tell("hub by keyword", lambda: huggingface_hub.hf_hub_download(repo_id="Bingsu/a
 tell("file", lambda: YOLO(str(folder / "weights" / "face_yolov8n.pt")).ckpt_path)
 tell("detects", lambda: len(YOLO("face_yolov8n.pt").names))
 report["avoided"] = dict(redirection.avoided)
+tell("missing, yolo", lambda: YOLO("hand_yolov8n.pt"))
+tell("missing, hub", lambda: hf_hub_download("Bingsu/adetailer", "hand_yolov8n.pt"))
 """,
     )
     local = str(installed / "weights" / FACE)
@@ -113,45 +117,12 @@ report["avoided"] = dict(redirection.avoided)
     assert {way: report[way] for way in ways} == {way: [local, 0] for way in ways}
     assert report["detects"] == ["1", 0]
     assert report["avoided"]["face_yolov8n"] >= len(ways) - 1
-
-
-def test_a_missing_one_is_an_error_that_names_the_file(installed: Path, tmp_path: Path) -> None:
-    report = run(
-        installed,
-        tmp_path,
-        """
-redirect_detectors(settings)
-tell("yolo", lambda: YOLO("hand_yolov8n.pt"))
-tell("hub", lambda: hf_hub_download("Bingsu/adetailer", "hand_yolov8n.pt"))
-""",
-    )
-    for text, asked in report.values():
+    for text, asked in (report["missing, yolo"], report["missing, hub"]):
         assert text.startswith(
             f"WeightsError: {HAND}: neither under weights/ nor in the hub's cache; scripts/fetch-weights --only "
             "hand_yolov8n"
         )
         assert asked == 0
-
-
-def test_other_names_are_left_alone_and_all_of_it_can_be_undone(installed: Path, tmp_path: Path) -> None:
-    report = run(
-        installed,
-        tmp_path,
-        """
-from ultralytics.utils import checks, downloads
-originals = hf_hub_download, downloads.attempt_download_asset, checks.check_file
-redirection = redirect_detectors(settings)
-tell("another file", lambda: hf_hub_download("Bingsu/adetailer", "face_yolov9c.pt", etag_timeout=1))
-again = redirect_detectors(settings)
-tell("twice", lambda: YOLO("face_yolov8n.pt").ckpt_path)
-again.undo()
-report["undone"] = (hf_hub_download, downloads.attempt_download_asset, checks.check_file) == originals
-report["everywhere"] = huggingface_hub.hf_hub_download is originals[0]
-""",
-    )
-    assert report["another file"][1] > 0, "the hub would have been asked, as without the redirection"
-    assert report["twice"] == [str(installed / "weights" / FACE), 0]
-    assert report["undone"] and report["everywhere"]
 
 
 THEIR_CODE = {
@@ -172,7 +143,8 @@ def model_path():
 
 
 def test_other_peoples_modules_get_the_local_file_until_it_is_undone(installed: Path, tmp_path: Path) -> None:
-    """Whether they are imported before or after the set-up; afterwards their functions are the originals again."""
+    """Whether they are imported before or after the set-up; afterwards their functions are the originals again. Other
+    names are left alone."""
     for name, code in THEIR_CODE.items():
         for when in ("early", "late"):
             (tmp_path / f"{when}_{name}.py").write_text(code)
@@ -181,14 +153,21 @@ def test_other_peoples_modules_get_the_local_file_until_it_is_undone(installed: 
         tmp_path,
         """
 sys.path.insert(0, str(Path.cwd()))
+from ultralytics.utils import checks, downloads
 original = hf_hub_download
+originals = hf_hub_download, downloads.attempt_download_asset, checks.check_file
 import early_from_the_hub, early_by_name
+redirect_detectors(settings)
+tell("another file", lambda: hf_hub_download("Bingsu/adetailer", "face_yolov9c.pt", etag_timeout=1))
 redirection = redirect_detectors(settings)
+tell("twice", lambda: YOLO("face_yolov8n.pt").ckpt_path)
 import late_from_the_hub, late_by_name
 theirs = (early_from_the_hub, early_by_name, late_from_the_hub, late_by_name)
 for module in theirs:
     tell(module.__name__, module.model_path)
 redirection.undo()
+report["undone"] = (hf_hub_download, downloads.attempt_download_asset, checks.check_file) == originals
+report["everywhere"] = huggingface_hub.hf_hub_download is original
 report["originals"] = [module.hf_hub_download is original for module in (early_from_the_hub, late_from_the_hub)]
 for module in theirs:
     tell(f"{module.__name__}, undone", module.model_path)
@@ -197,6 +176,9 @@ for module in theirs:
     local = [str(installed / "weights" / FACE), 0]
     modules = [f"{when}_{name}" for when in ("early", "late") for name in THEIR_CODE]
     assert {name: report[name] for name in modules} == dict.fromkeys(modules, local)
+    assert report["another file"][1] > 0, "the hub would have been asked, as without the redirection"
+    assert report["twice"] == local
+    assert report["undone"] and report["everywhere"]
     assert report["originals"] == [True, True]
     for name in modules:
         found, asked = report[f"{name}, undone"]
