@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from support import original_names
 from support.model_pictures import SIDE, drawn, found_model, service_of
@@ -216,7 +217,7 @@ def with_markers(file: Path, folder: Path, family: str, marks: tuple[str, ...], 
 
 
 @pytest.fixture(scope="module")
-def peers(folders: dict[str, Path]) -> dict[str, DiffusionPipeline]:
+def peers(folders: dict[str, Path]) -> dict[str, Any]:
     """The pipelines of diffusers."""
     made = {}
     for family, pipeline in PEERS.items():
@@ -228,7 +229,7 @@ def peers(folders: dict[str, Path]) -> dict[str, DiffusionPipeline]:
 @pytest.mark.parametrize("family", PEERS)
 @pytest.mark.parametrize("name", MARKED)
 def test_what_a_unet_predicts_is_as_its_file_says(
-    tmp_path: Path, folders: dict[str, Path], peers: dict[str, DiffusionPipeline], family: str, name: str
+    tmp_path: Path, folders: dict[str, Path], peers: dict[str, Any], family: str, name: str
 ) -> None:
     marks, metadata, changes = MARKED[name]
     file = with_markers(tmp_path / "mine.safetensors", folders[family], family, marks, metadata)
