@@ -54,15 +54,12 @@ def table_of_sixteen(folder: Path) -> Path:
     return path
 
 
+ENVIRONMENT = {"FLUX_MODEL": "embedded", "FLUX_DTYPE": "float32", "FLUX_WARM_UP": "false"}
+
+
 def run_command(*arguments: str | Path, python: str = sys.executable) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "FLUX_MODEL": "embedded",
-        "FLUX_DTYPE": "float32",
-        "FLUX_WARM_UP": "false",
-    }
+    environment = {**os.environ, "PYTHONPATH": path, **ENVIRONMENT}
     return subprocess.Popen(
         [python, "-m", "modules.cli.batch", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -6,9 +6,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import signal
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 from support.model_specs import FLUX_DEV
-from support.tables import BROKEN, entries, pixels, run_command, table_of_sixteen
+from support.tables import BROKEN, ENVIRONMENT, entries, pixels, run_command, table_of_sixteen
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
@@ -25,8 +27,9 @@ from backend.nodes.images import ImageGenerateNode, Outcome, Report, clearing_he
 from backend.nodes.result_log import MANIFEST, Manifest
 from backend.nodes.table import Row, read_table, rows_of
 from backend.planning.costs import DeviceMemory
+from modules.app import service as startup
 from modules.app.service import Service
-from modules.cli.batch import RowsBar
+from modules.cli.batch import RowsBar, main
 from modules.output.image_writer import read_parameters
 from modules.pipeline.base import no_progress
 
@@ -46,6 +49,28 @@ def made(service: Service, schema: InputSchema, tmp_path_factory: pytest.TempPat
     for outcome in node.run(manifest.begin(rows, resume=False)):
         manifest.deliver(outcome)
     return folder
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """``scripts/batch`` in this process: its exit code, and what it prints and tells. Where it would load models, the
+    test fails."""
+    monkeypatch.setattr(startup, "start_process", lambda *_, **__: pytest.fail("models are loaded"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    caplog.set_level(logging.WARNING, "modules.app.service")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def test_of_sixteen_rows_with_three_broken_ones_13_are_drawn_and_three_reported(made: Path) -> None:
@@ -68,7 +93,9 @@ def test_the_manifest_says_of_every_picture_what_it_is(made: Path) -> None:
             assert record["seed"] == entry["seed"] and text.startswith(entry["prompt"])
 
 
-def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twice(made: Path, tmp_path: Path) -> None:
+def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twice(
+    made: Path, service: Service, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     table, out = table_of_sixteen(tmp_path), tmp_path / "out"
     process = run_command(table, "-o", out)
     deadline = time.monotonic() + 300
@@ -83,9 +110,9 @@ def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twi
     }
     assert 5 <= len(before) < 13
 
-    process = run_command(table, "-o", out, "--resume")
-    printed, told = process.communicate(timeout=300)
-    assert process.returncode == 1 and printed == f"13 of 16 rows are done, 3 failed: see {out / MANIFEST}\n"
+    monkeypatch.setattr(startup, "start_process", lambda *_, **__: service)
+    code, printed, told = command(table, "-o", out, "--resume")
+    assert code == 1 and printed == f"13 of 16 rows are done, 3 failed: see {out / MANIFEST}\n"
     assert all((out / name).stat().st_mtime_ns == moment for name, moment in before.items())
     assert pixels(out) == pixels(made)
     assert entries(out).keys() == entries(made).keys()
@@ -93,14 +120,14 @@ def test_a_table_that_is_killed_and_resumed_gives_the_same_pictures_and_none_twi
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
-def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path) -> None:
+def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path, command: Command) -> None:
     before = (made / MANIFEST).read_bytes()
-    process = run_command(made / "table.csv", "-o", made)
-    assert process.communicate() == (
+    assert command(made / "table.csv", "-o", made) == (
+        2,
         "",
         f"error: -o: '{made}' already holds a {MANIFEST}; continue with --resume, or choose another folder\n",
     )
-    assert process.returncode == 2 and (made / MANIFEST).read_bytes() == before
+    assert (made / MANIFEST).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -239,7 +266,7 @@ def test_progress_in_a_log_is_a_line_a_row_with_the_time_that_is_left(schema: In
     assert lines[1] == "00002: prompt: is odd" and "4/4 [" in lines[2]
 
 
-def test_what_the_installed_models_cannot_do_is_told_before_any_is_loaded(tmp_path: Path) -> None:
+def test_what_the_installed_models_cannot_do_is_told_before_any_is_loaded(command: Command, tmp_path: Path) -> None:
     table, out = tmp_path / "table.jsonl", tmp_path / "out"
     (tmp_path / "broken.png").write_bytes(b"no picture")
     wrong = {
@@ -252,9 +279,8 @@ def test_what_the_installed_models_cannot_do_is_told_before_any_is_loaded(tmp_pa
         "unit": {"adetailer_args": '{"ad_confidence": 7}'},
     }
     table.write_text("\n".join(json.dumps({"id": name, "prompt": "a woman", **row}) for name, row in wrong.items()))
-    process = run_command(table, "-o", out)
-    printed, told = process.communicate(timeout=300)
-    assert process.returncode == 1 and "0 of 7 rows are done, 7 failed" in printed
+    code, printed, told = command(table, "-o", out)  # there is no row to load models for
+    assert code == 1 and "0 of 7 rows are done, 7 failed" in printed
     errors = {name: entry["error"] for name, entry in entries(out).items()}
     assert errors["upscaler"].startswith("upscaler: '4x-Ultrasharp' is not installed")
     assert errors["detector"].startswith("adetailer_args: ad_model 'face_yolov8n.pt' is not installed")
@@ -263,4 +289,4 @@ def test_what_the_installed_models_cannot_do_is_told_before_any_is_loaded(tmp_pa
     assert errors["negative"].startswith("negative_prompt: Flux has none")
     assert errors["image"].startswith("image: is not an image")
     assert "ad_confidence" in errors["unit"]
-    assert "set-up" not in told  # there was no row to load models for
+    assert all(f"{name}: " in told for name in wrong)
