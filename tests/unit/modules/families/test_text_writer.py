@@ -82,8 +82,9 @@ def resident(files: Files) -> str:
     return upsampler_of(files, ModelCache(torch.device("cpu"))).rewrite("a red fox", 3)
 
 
-@pytest.mark.parametrize("kind", ["model offload", "partial", "block offload", "layer offload"])
-def test_every_placement_writes_the_same(files: Files, resident: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ["partial", "layer offload"])
+def test_placements_write_the_same(files: Files, resident: str, kind: Kind) -> None:
+    """Those that differ most."""
     device = EmulatedDevice(10**9)
     kinds: dict[str, Kind] = {ENCODER: kind, MODEL: "model offload"}
     models = ModelCache(torch.device("cpu"), device, kinds, kept_blocks={ENCODER: 5 * (kind == "partial")})
