@@ -19,7 +19,7 @@ from modules.app.model_files import find_files
 from modules.request.image_request import ImageRequest
 
 FAMILIES = ("sdxl", "sd15")
-SOME: tuple[Kind, ...] = ("resident", "partial", "layer offload")
+SOME: tuple[Kind, ...] = ("resident", "layer offload")
 """For SD 1.5, whose UNet is of the same class; those that differ most."""
 
 
