@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from support.browser import CHROMIUM, FLAGS, MISSING, WAIT, Tab, WebUi, running_page
+from support.browser import CHROMIUM, FLAGS, MISSING, WAIT, Tab, WebUi, starting_page
 from support.processes import Server
 
 from modules.output.image_writer import read_parameters
@@ -29,9 +30,16 @@ INFOTEXT = "a woman in a red shirt\nSteps: 3, Sampler: Euler, Seed: 41, Size: 25
 
 
 @pytest.fixture(scope="module")
-def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
-    with running_page(tmp_path_factory.mktemp("webui")) as page:
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
+    with starting_page(tmp_path_factory.mktemp("webui")) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def webui(starting: WebUi, server: Server) -> WebUi:
+    """It loads its models while the server, which one test needs, loads them too."""
+    starting.wait_until_shown()
+    return starting
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +183,8 @@ def test_a_picture_is_finished(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
 
 
 def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: Path) -> None:
+    from playwright.sync_api import TimeoutError as TooLate
+
     tab = Tab.opened(other, webui.url)
     for group in GROUPS:
         tab.unfold(group)
@@ -184,8 +194,8 @@ def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: P
     hint.wait_for()
     for _ in range(10):  # the editor is seen before it takes a file
         tab.page.set_input_files("#editor input[type=file]", photograph(tmp_path))
-        tab.page.wait_for_timeout(1000)
-        if not hint.is_visible():
+        with suppress(TooLate):
+            hint.wait_for(state="hidden", timeout=1000)
             break
     box = canvas.bounding_box()
     tab.page.mouse.move(box["x"] + box["width"] / 2 - 20, box["y"] + box["height"] / 2)
@@ -227,26 +237,19 @@ def test_two_users_wait_for_one_another_and_see_only_their_own(other: Any, tab: 
     assert [record["state"] for record in runs(webui)[-2:]].count("succeeded") == 1
 
 
-def test_two_tabs_of_one_browser_show_one_run_and_one_history(context: Any, tab: Tab, webui: WebUi) -> None:
+def test_neither_another_tab_nor_a_reload_loses_the_run_or_the_history(context: Any, tab: Tab, webui: WebUi) -> None:
+    """The last one in this tab: a page that is loaded again begins with an empty form."""
     set_long(tab)
-    tab.generate("a woman with a red hat")
+    tab.generate(PROMPT)
     tab.wait_for("generate")
     second = Tab.opened(context, webui.url)
     second.wait_for("generate")
+    second.open()
     for one in (tab, second):
         one.wait_for("2 pictures")
     newest = [one.page.locator("#history img").first.get_attribute("src") for one in (tab, second)]
     assert newest[0] == newest[1]
     second.page.close()
-
-
-def test_a_reload_loses_neither_the_run_nor_the_history(tab: Tab) -> None:
-    """The last one in this tab: a page that is loaded again begins with an empty form."""
-    set_long(tab)
-    tab.generate(PROMPT)
-    tab.wait_for("generate")
-    tab.open()
-    tab.wait_for("2 pictures")
     tab.open()
     tab.page.locator("#history img").first.click()
     tab.wait_for("2 pictures")
@@ -256,7 +259,8 @@ def test_a_reload_loses_neither_the_run_nor_the_history(tab: Tab) -> None:
 
 
 def test_a_page_with_a_password_draws_with_a_server(other: Any, server: Server, tmp_path: Path) -> None:
-    with running_page(tmp_path, "--server", server.url, "--password", PASSWORD) as webui:
+    with starting_page(tmp_path, "--server", server.url, "--password", PASSWORD) as webui:
+        webui.wait_until_shown()
         page = other.new_page()
         page.goto(webui.url)
         assert requests.get(f"{webui.url}config", timeout=10).status_code == 401

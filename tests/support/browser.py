@@ -54,10 +54,17 @@ class WebUi:
     log: Path
     process: subprocess.Popen[bytes]
 
+    def wait_until_shown(self) -> None:
+        begin = time.monotonic()
+        while "the page is at" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() - begin < START_SECONDS, self.log.read_text()
+            time.sleep(0.1)
+
 
 @contextmanager
-def running_page(folder: Path, *options: str) -> Iterator[WebUi]:
-    """``scripts/webui`` without its installation, until the block ends."""
+def starting_page(folder: Path, *options: str) -> Iterator[WebUi]:
+    """``scripts/webui`` without its installation, until the block ends. It is waited for when it is needed."""
     port, log = free_port(), folder / "log"
     temporary, history = folder / "tmp", folder / "history"
     temporary.mkdir()
@@ -67,11 +74,6 @@ def running_page(folder: Path, *options: str) -> Iterator[WebUi]:
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
     try:
-        begin = time.monotonic()
-        while "the page is at" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() - begin < START_SECONDS, log.read_text()
-            time.sleep(0.1)
         yield WebUi(f"http://127.0.0.1:{port}/", history, log, process)
     finally:
         process.terminate()
