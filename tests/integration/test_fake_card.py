@@ -43,6 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     others = {family: write_stable_diffusion(folder / family, family) for family in ("sdxl", "sd15")}
     flow = {"klein": write_klein(folder / "klein"), "z_image": write_z_image(folder / "z_image")}
+    gc.freeze()  # what is there now is not searched again after every service
     return {"flux1": write_flux(folder / "flux1"), **flow, **others}
 
 
@@ -75,18 +76,14 @@ def test_the_context_of_the_driver_is_counted_once(held: int) -> None:
 
 
 MATRIX: Sequence[tuple[str, float, Kind, str]] = [
-    ("flux1", 80, "resident", "bfloat16"),
     ("flux1", 24, "block offload", "bfloat16"),
-    ("flux1", 8, "layer offload", "bfloat16"),
-    ("sdxl", 24, "resident", "bfloat16"),
     ("sdxl", 12, "block offload", "bfloat16"),
     ("sd15", 8, "layer offload", "bfloat16"),
-    ("klein", 24, "resident", "bfloat16"),
     ("klein", 8, "block offload", "float16"),
-    ("z_image", 24, "resident", "bfloat16"),
     ("z_image", 24, "model offload", "float16"),
 ]
-"""Models of the published depth; ``test_fake_card_placements.py`` has more placements, precisions and requests."""
+"""Each family once in its published depth; ``test_fake_card_placements.py`` has the other placements, precisions and
+requests."""
 LONG = "a prompt with many words" * 50
 """Z-Image reads as many tokens as a prompt has, and the plan counts the most."""
 
@@ -188,7 +185,7 @@ def test_where_nothing_can_be_pinned_weights_are_uploaded_from_ordinary_memory(
     assert did.pageable > 0.99 * did.moved > 0
 
 
-@pytest.mark.parametrize("host_gib", [16, 32, 64])
+@pytest.mark.parametrize("host_gib", [16, 32])
 def test_a_host_of_any_usual_size_has_a_plan_or_one_line(models: dict[str, Path], host_gib: float) -> None:
     with FakeCard(24, host_gib=host_gib):
         try:

@@ -8,7 +8,7 @@ are sold.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ CASES: Sequence[Case] = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     others = {family: write_stable_diffusion(folder / family, family, short=True) for family in ("sdxl", "sd15")}
     flow = {
@@ -84,8 +84,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
         "z_image": write_z_image(folder / "z_image", short=True),
     }
     gc.freeze()  # what is there now is not searched again after every service
-    yield {"flux1": write_flux(folder / "flux1", short=True), **others, **flow}
-    gc.unfreeze()
+    return {"flux1": write_flux(folder / "flux1", short=True), **others, **flow}
 
 
 def extensions_left_out(names: Sequence[str]) -> list[str]:
