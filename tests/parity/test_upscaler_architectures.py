@@ -88,7 +88,7 @@ WHOLE_PICTURE = ("CRAFT", "DCTLSA", "GRL", "IPT", "OmniSR", "RGT")
 around it. DCTLSA's windows reach from one border of the picture to the opposite one."""
 SIZE = (67, 19)
 """Of what takes several tiles of 32 pixels."""
-SMALL = (35, 19)
+SMALL = (25, 19)
 
 
 def load(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[UpscalerNetwork, ImageModelDescriptor]:
@@ -100,18 +100,19 @@ def load(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[U
     return ours, theirs.eval().to(next(ours.parameters()).dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_picture_of_odd_size_becomes_what_spandrels_own_call_makes_of_it(
+def test_in_16_bits_a_picture_of_odd_size_becomes_what_spandrels_own_call_makes_of_it(
     tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
+    """Or in 32, where an architecture has no shorter type; all others are in 32 bits below."""
     ours, theirs = load(name, tmp_path, dtype)
     pixels = torch.rand(1, 3, *SMALL).to(theirs.dtype)
     with torch.inference_mode():
         upscaled = ours(pixels.clone())
     assert upscaled.shape == (1, 3, SMALL[0] * theirs.scale, SMALL[1] * theirs.scale)
     # equal to the bit on most processors; some kernels of some round by where in memory a tensor begins
-    assert (upscaled.clamp(0, 1) - theirs(pixels.clone())).abs().max() <= (1e-6 if dtype == torch.float32 else 1 / 255)
+    assert (upscaled.clamp(0, 1) - theirs(pixels.clone())).abs().max() <= 1 / 255
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
