@@ -58,8 +58,6 @@ CASES: Sequence[Case] = [
     ("flux1", "block offload", "", "bfloat16", ("image and mask", "hires")),
     ("flux1", "layer offload", "", "bfloat16", ("lora",)),
     ("flux1", "resident", "nf4", "bfloat16", ("two", "lora")),
-    ("flux1", "model offload", "fp8", "bfloat16", ("image and mask",)),
-    ("flux1", "partial", "fp8_compute", "bfloat16", ("lora",)),
     ("flux1", "block offload", "nf4", "bfloat16", ("text", "lora")),
     ("sdxl", "resident", "", "float16", ("solver", "two")),
     ("sdxl", "partial", "", "bfloat16", ("image and mask", "lora")),
