@@ -23,6 +23,8 @@ PROMPT = "a man with a blue hat"
 FIRST_PAINT_SECONDS = 3.0
 SLOW_MACHINE = 4
 """Times longer that things may take on one that does other things meanwhile."""
+PAUSE = 500
+"""Milliseconds that a person needs at least to go on to the next thing."""
 GROUPS = ("Sampling", "Upscale")
 """What is unfolded."""
 PASSWORD = "open sesame"
@@ -155,8 +157,9 @@ def test_a_wrong_input_is_told_at_its_field(tab: Tab, webui: WebUi, name: str, t
 
 def test_a_wrong_input_that_is_folded_away_is_shown(tab: Tab) -> None:
     tab.unfold("LoRA")
+    tab.page.wait_for_timeout(PAUSE)  # Gradio makes the fields of a group when it is unfolded, and fills them then
     tab.write("lora_weights", "nowhere")
-    tab.page.wait_for_timeout(200)  # nobody folds it up sooner after the last letter
+    tab.page.wait_for_timeout(PAUSE)
     tab.unfold("LoRA")
     tab.generate(PROMPT)
     tab.wait_for("lora_weights")
