@@ -66,9 +66,13 @@ CASES: Sequence[Case] = [
     ("sd15", "block offload", "", "float16", ("three details", "lora")),
     ("klein", "resident", "", "float16", ("image and mask", "lora")),
     ("klein", "model offload", "", "bfloat16", ("hires",)),
+    ("klein", "partial", "", "bfloat16", ("text", "lora")),
     ("klein", "block offload", "", "bfloat16", ("three details",)),
+    ("klein", "layer offload", "", "bfloat16", ("text",)),
     ("z_image", "resident", "fp8", "bfloat16", ("two", "lora")),
     ("z_image", "partial", "fp8_compute", "bfloat16", ("hires",)),
+    ("z_image", "model offload", "", "float16", ("text",)),
+    ("z_image", "block offload", "", "bfloat16", ("text", "lora")),
     ("z_image", "layer offload", "", "float16", ("image and mask",)),
 ]
 

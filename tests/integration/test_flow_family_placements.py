@@ -29,8 +29,6 @@ LONG = " ".join([PROMPT] * 8)
 DRAWN = ImageRequest(
     LONG, 160, 96, seed=3, num_inference_steps=2, scale=1, hires=Hires(1.5, upscaler="Lanczos", strength=0.6)
 )
-SOME: tuple[Kind, ...] = ("resident", "partial", "layer offload")
-"""For Z-Image; those that differ most."""
 REPAINTED = ImageRequest(
     LONG,
     128,
@@ -79,7 +77,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, P
         made.models.release()
         return Placed(pictures, made.device.peak_bytes, made.predicted_peak)
 
-    return {kind: placed(kind) for kind in (KINDS if "klein" in folder.name else SOME)}
+    return {kind: placed(kind) for kind in KINDS}
 
 
 def test_every_placement_gives_the_same_bits(runs: dict[Kind, Placed]) -> None:
