@@ -8,7 +8,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # every worker its own cores, before torch counts them: threads of two workers on one core wait for each other at
@@ -20,16 +22,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 import pytest
 from hypothesis import settings
+from support.lora_hub import LoraHub, make_certificate
+from support.processes import START_SECONDS, Server, answers, free_port
+from xdist.scheduler import LoadFileScheduling
 
 from backend.core.settings import ROOT, Settings
-from backend.devices.torchvision_ops import ensure_torchvision_operators
-
-ensure_torchvision_operators()  # before any test module imports diffusers
-
-from support.lora_hub import LoraHub, make_certificate  # noqa: E402
-from support.processes import START_SECONDS, Server, answers, free_port  # noqa: E402
-
-from modules.app.service import Service, start  # noqa: E402
+from modules.app.service import Service, start
 
 # the same examples on every machine: whoever changes something else shall not be stopped by a draw. New ones are drawn
 # by `python -m pytest --hypothesis-profile=thorough`, forty times as many
@@ -38,9 +36,36 @@ settings.register_profile("thorough", deadline=None, max_examples=20 * settings.
 settings.load_profile("repeatable")
 
 
+class OneServer(LoadFileScheduling):
+    """A worker takes whole files, and one takes all that need the real server, which is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "server" if needs_server(ROOT / file) else file
+
+
+@cache
+def needs_server(file: Path) -> bool:
+    return "server: Server" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServer | None:
+    return OneServer(config, log) if config.getoption("dist", "no") == "loadfile" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module imports diffusers; the process that only hands out the tests needs no torch."""
+    if config.getoption("dist", "no") == "no":
+        gc.disable()  # until everything is imported
+        from backend.devices.torchvision_ops import ensure_torchvision_operators
+
+        ensure_torchvision_operators()
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: Python's collector need not look through it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

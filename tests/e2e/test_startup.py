@@ -121,6 +121,11 @@ def test_the_server_prints_its_phases_and_gives_them_as_data(server: Server) -> 
     assert "adetailer" in log[log.index("extension  ") :]
 
 
+def test_the_server_prints_which_techniques_are_applied(server: Server) -> None:
+    log = server.log.read_text()
+    assert "+ channels last: vae" in log and "- TensorFloat-32" in log
+
+
 def test_spans_that_have_passed_have_a_place_in_metrics_and_table() -> None:
     timeline = Timeline(begin=time.perf_counter() - 2)
     timeline.passed("environment")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from support.processes import Server
 from support.small_flux import forward, small_transformer
 from torch import nn
 from torch._dynamo.utils import counters
@@ -86,11 +85,6 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
 def load(name: str) -> nn.Module:
     kind = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}[name]
     return load_diffusers_module(kind, FOLDER / name, torch.float32)
-
-
-def test_the_set_up_log_shows_the_report(server: Server) -> None:
-    log = server.log.read_text()
-    assert "+ channels last: vae" in log and "- TensorFloat-32" in log
 
 
 def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
