@@ -52,13 +52,13 @@ FIRST_BLOCK = 1 / 6
 """Share of the work of a transformer with two double and four single blocks, which work alike for a token."""
 Case = tuple[str, Kind, str, str, Sequence[str]]
 CASES: Sequence[Case] = [
-    ("flux1", "resident", "", "bfloat16", ("text", "solver", "lora")),
+    ("flux1", "resident", "", "bfloat16", ("solver", "lora")),
     ("flux1", "model offload", "", "bfloat16", ("three details", "two")),
     ("flux1", "partial", "", "bfloat16", ("image and mask", "lora")),
     ("flux1", "block offload", "", "bfloat16", ("image and mask", "hires")),
     ("flux1", "layer offload", "", "bfloat16", ("lora",)),
     ("flux1", "resident", "nf4", "bfloat16", ("two", "lora")),
-    ("flux1", "block offload", "nf4", "bfloat16", ("text", "lora")),
+    ("flux1", "block offload", "nf4", "bfloat16", ("lora",)),
     ("sdxl", "resident", "", "float16", ("solver", "two")),
     ("sdxl", "partial", "", "bfloat16", ("image and mask", "lora")),
     ("sdxl", "model offload", "", "float16", ("hires",)),
@@ -66,13 +66,13 @@ CASES: Sequence[Case] = [
     ("sd15", "block offload", "", "float16", ("three details", "lora")),
     ("klein", "resident", "", "float16", ("image and mask", "lora")),
     ("klein", "model offload", "", "bfloat16", ("hires",)),
-    ("klein", "partial", "", "bfloat16", ("text", "lora")),
+    ("klein", "partial", "", "bfloat16", ("lora",)),
     ("klein", "block offload", "", "bfloat16", ("three details",)),
     ("klein", "layer offload", "", "bfloat16", ("text",)),
     ("z_image", "resident", "fp8", "bfloat16", ("two", "lora")),
     ("z_image", "partial", "fp8_compute", "bfloat16", ("hires",)),
     ("z_image", "model offload", "", "float16", ("text",)),
-    ("z_image", "block offload", "", "bfloat16", ("text", "lora")),
+    ("z_image", "block offload", "", "bfloat16", ("lora",)),
     ("z_image", "layer offload", "", "float16", ("image and mask",)),
 ]
 

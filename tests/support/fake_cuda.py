@@ -296,10 +296,14 @@ class _Operators(TorchDispatchMode):
 
     def _dispatch(self, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         values = (*args, *options.values())
-        on_card = any(isinstance(one, torch.device) and one.type == "cuda" for one in values)
-        tensors = list(tensors_of(values))
-        if on_card or any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            if any(not isinstance(tensor, FakeTensor) and tensor.is_meta for tensor in tensors):
+        hollow = number = False
+        for tensor in tensors_of(values):
+            if isinstance(tensor, FakeTensor):
+                hollow = True
+            elif tensor.is_meta:
+                number = True
+        if hollow or any(isinstance(one, torch.device) and one.type == "cuda" for one in values):
+            if number:
                 # a number that torch has made a tensor of, beside one of the card that it was told is on "meta"
                 args = tree_map(self._as_on_card, args)
             if not is_composite(func):

@@ -1,8 +1,8 @@
 """What operators return on a fake card. torch's functions for shapes run once for each kind of call; after that the
 result is made of what they said, which takes a fifth of the time.
 
-Two calls are alike when their tensors agree in shape, order, number format, device and place in their memory, and
-everything else is equal. A result is new memory, a view of an argument, or an argument itself.
+Two calls are alike when their tensors agree in shape, order, number format and device, and everything else is equal:
+where in their memory they begin makes no difference, because views are described from there. A result is new memory, a view of an argument, or an argument itself.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def looks(value: Any) -> Any:
     """What of an argument decides what a call does; hashable."""
     if isinstance(value, torch.Tensor):
         device = value.fake_device if isinstance(value, FakeTensor) else (value.device,)
-        return value.shape, value.stride(), value.storage_offset(), value.dtype, device
+        return value.shape, value.stride(), value.dtype, device
     if isinstance(value, list | tuple):
         return tuple(map(looks, value))
     return type(value), value
