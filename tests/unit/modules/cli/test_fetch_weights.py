@@ -180,25 +180,24 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(hub: Callable[.
     ][TRANSFORMER[0].path]
 
 
-@pytest.mark.parametrize("kind", ["a flipped bit", "too short", "a page"])
-def test_what_has_the_wrong_checksum_is_never_installed(
-    hub: Callable[..., LocalHub], tmp_path: Path, kind: str
-) -> None:
-    serving, bad = hub("face_yolov8n", "hand_yolov8n"), "hand_yolov8n.pt"
-    right = serving.repositories["Bingsu/adetailer"][bad]
-    changed = {
-        "a flipped bit": right[:-1] + bytes([right[-1] ^ 1]),
-        "too short": right[: len(right) // 2],
-        "a page": b"<html>not here</html>".ljust(len(right)),
+def test_what_has_the_wrong_checksum_is_never_installed(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
+    models = ("face_yolov8n", "face_yolov8s", "hand_yolov8n", "person_yolov8n-seg")
+    serving, wanted = hub(*models), [part for model in models for part in ("--only", model)]
+    files = serving.repositories["Bingsu/adetailer"]
+    right = files["hand_yolov8n.pt"]
+    serving.wrong = {
+        "hand_yolov8n.pt": right[:-1] + bytes([right[-1] ^ 1]),
+        "face_yolov8s.pt": files["face_yolov8s.pt"][: len(right) // 2],
+        "person_yolov8n-seg.pt": b"<html>not here</html>".ljust(len(files["person_yolov8n-seg.pt"])),
     }
-    serving.wrong = {bad: changed[kind]}
-    status, output = fetch(serving, tmp_path, "--only", "*_yolov8n")
-    assert status == 1
-    assert "ok face_yolov8n.pt" in output and f"failed {bad}: " in output
-    assert not (tmp_path / "weights" / bad).exists() and bad not in read_lock(tmp_path / "weights")
+    status, output = fetch(serving, tmp_path, *wanted)
+    assert status == 1 and "ok face_yolov8n.pt" in output
+    for bad in serving.wrong:
+        assert f"failed {bad}: " in output
+        assert not (tmp_path / "weights" / bad).exists() and bad not in read_lock(tmp_path / "weights")
     serving.wrong = {}
-    assert fetch(serving, tmp_path, "--only", "*_yolov8n")[0] == 0
-    require_installed(serving, tmp_path, "face_yolov8n", "hand_yolov8n")
+    assert fetch(serving, tmp_path, *wanted)[0] == 0
+    require_installed(serving, tmp_path, *models)
 
 
 def test_a_file_that_is_not_what_its_name_says_is_not_installed(hub: Callable[..., LocalHub], tmp_path: Path) -> None:
