@@ -123,8 +123,9 @@ def _concessions(search: PlanSearch, choice: Choice) -> Iterator[str]:
         yield f"{', '.join(stay)} stay{'s' * (len(stay) == 1)} on the device between predictions."
     device, rules = search.device, search.rules
     wanted = rules.precision_rank > 0 and "fp8_compute" in rules.formats
-    if wanted and device.type == "cuda" and not computes_fp8(device):
-        yield "fp8 saves memory but no computation here: that needs compute capability 8.9 or newer."
+    dtype = search.models.components[search.models.denoiser].dtype
+    if wanted and device.type == "cuda" and not computes_fp8(device, dtype):
+        yield "fp8 saves memory but no computation here: that needs compute capability 8.9 or newer, and bfloat16."
 
 
 def _costs(search: PlanSearch, choice: Choice, pin_bytes: int) -> Iterator[str]:

@@ -223,7 +223,7 @@ class PlanSearch:
         if not (component.blocks and component.rounds):  # rounding the small models saves next to nothing
             return [own]
         rounded = ["fp8"] * (rank >= 1 and own != "fp8") + ["nf4"] * (rank >= 2)
-        if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device):
+        if rank >= 1 and name == self.models.denoiser and computes_fp8(self.device, own):
             rounded.append("fp8_compute")
         rounded = [dtype for dtype in rounded if dtype in self.rules.formats]
         if component.packed:  # what the file has rounded is not rounded again for nothing
@@ -271,9 +271,9 @@ class PlanSearch:
         most = dict.fromkeys(self.models.components, 0)
         for step, used in self.demands:
             needed = activations(step, choice[used[-1]].placement)
-            for name, option in zip(step.components, [choice[index] for index in used], strict=True):
-                scratch = scratch_bytes(option.placement, self.models.components[name])
-                most[name] = max(most[name], needed + scratch)
+            for index in used:
+                name, placement = choice[index].name, choice[index].placement
+                most[name] = max(most[name], needed + scratch_bytes(placement, self.models.components[name]))
         return most
 
     def seconds(self, choice: Choice) -> float:
