@@ -8,20 +8,22 @@ are sold.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from support.fake_card_requests import FACES, LORA, STEPS, requests_for, write_lora
+from support.fake_card_requests import FACES, LORA, requests_for
 from support.fake_card_runs import (
     ALONE,
     as_planned,
+    differences,
     every_model_placed,
     faces_at,
     predict_on_card,
     smallest_card,
     start_on_card,
+    start_with_lora,
     steps_watched,
 )
 from support.fake_cuda import WRITTEN_FOR, FakeCard
@@ -31,12 +33,8 @@ from backend.devices.probe import probe_device
 from backend.devices.runtime import device_memory
 from backend.memory_management import Workload
 from backend.planning.costs import Kind, waiting_bytes
-from modules.app.service import Service
 from modules.diffusion.block_cache import computed_steps
 from modules.extension_optimizer import optional_features
-from modules.lora.files.disk_cache import DiskCache
-from modules.lora.files.sources import LoraSources
-from modules.lora.files.store import LoraStore
 
 pytestmark = pytest.mark.skipif(
     not torch.__version__.startswith(WRITTEN_FOR),
@@ -45,8 +43,6 @@ pytestmark = pytest.mark.skipif(
 )
 WITHOUT = ("prompt_upsampler", "upscale", "face_enhance", "safety_check")
 """Extensions that none of these requests asks for."""
-PROMPTS: Mapping[str, str] = {"z_image": "{}, as long as the plan counts it" + " with many words" * 50}
-"""In place of the request's name, for a denoiser that reads as many tokens as the prompt has."""
 GO_FAST_STEPS = 20
 FIRST_BLOCK = 1 / 6
 """Share of the work of a transformer with two double and four single blocks, which work alike for a token."""
@@ -94,15 +90,6 @@ def extensions_left_out(names: Sequence[str]) -> list[str]:
     return [*WITHOUT, *([] if "three details" in names else ["adetailer"])]
 
 
-def start_with_lora(model: Path, folder: Path, dtype: str, disabled: Sequence[str]) -> Service:
-    """The service, with a LoRA file of its own."""
-    service = start_on_card(model, dtype=dtype, disabled_extensions=disabled, weight_precision="bf16")
-    denoiser = service.profile.denoiser
-    write_lora(folder, denoiser, service.models.module(denoiser))
-    service.loras = LoraStore(LoraSources(("local",), folder), DiskCache((folder,), 0))
-    return service
-
-
 @pytest.mark.parametrize(
     ("family", "kind", "precision", "dtype", "names"), CASES, ids=["-".join(filter(None, case[:4])) for case in CASES]
 )
@@ -118,18 +105,9 @@ def test_predictions_do_what_the_plan_says(
         waiting = sum(waiting_bytes(placements[name], component) for name, component in components.items())
         assert card.driver.pinned_peak == pytest.approx(waiting, rel=0.01)
         requests = requests_for(service.spec, tmp_path)
-        lora_bytes = (tmp_path / "loras" / f"{LORA}.safetensors").stat().st_size
         for name in names:
-            request, prompt = requests[name], PROMPTS.get(family, "{}").format(name)
-            with steps_watched(card, service):
-                did = predict_on_card(card, service, prompt=prompt, num_inference_steps=STEPS, **request.inputs)
-            plan = as_planned(service, memory, request.workload, request.steps)
-            assert did.flops == pytest.approx(plan.flops, rel=0.005), name
-            assert 0.85 * plan.peak_bytes < did.peak_bytes < 1.01 * plan.ahead_bytes, name
-            assert did.moved == pytest.approx(plan.moved, rel=0.02, abs=lora_bytes), name
-            assert did.pageable < 50_000_000, name  # pictures, noise and LoRA files, no weights
-            assert not did.waits_in_steps, name
-            assert not sum(service.fallback.retries.values()), name
+            told = differences(card, service, memory, name, requests[name], family, tmp_path / "loras")
+            assert not told, name
         del service
         gc.collect()
         assert not card.driver.registered

@@ -31,10 +31,10 @@ class Request:
     steps: Sequence[Step]
 
 
-def workloads_for(spec: ModelSpec) -> dict[str, Workload]:
+def workloads_for(spec: ModelSpec, steps: int = STEPS) -> dict[str, Workload]:
     """From words; two pictures; with a second pass; where there are detectors, with :data:`FACES`."""
     side, larger = spec.native, int(HIRES * spec.native)
-    text = Workload(side, side, steps=STEPS, cached_prompts=8)
+    text = Workload(side, side, steps=steps, cached_prompts=8)
     detailed = replace(text, detail_crop=side, details=len(FACES), detail_strength=DETAIL_STRENGTH)
     return {
         "text": text,
@@ -44,13 +44,14 @@ def workloads_for(spec: ModelSpec) -> dict[str, Workload]:
     }
 
 
-def requests_for(spec: ModelSpec, folder: Path) -> dict[str, Request]:
-    """Those of :func:`workloads_for`, an image with a mask, another sampler and a LoRA. ``folder`` gets the files."""
+def requests_for(spec: ModelSpec, folder: Path, count: int = STEPS) -> dict[str, Request]:
+    """Those of :func:`workloads_for`, an image with a mask, another sampler and a LoRA, of ``count`` steps. ``folder``
+    gets the files."""
     side = spec.native
     Image.new("RGB", (side, side), "grey").save(picture := folder / "picture.png")
     ImageDraw.Draw(area := Image.new("L", (side, side))).rectangle((100, 100, 300, 300), fill=255)
     area.save(mask := folder / "mask.png")
-    workloads = workloads_for(spec)
+    workloads = workloads_for(spec, count)
     steps = {name: prediction_steps(workload, spec) for name, workload in workloads.items()}
     repainting = replace(workloads["text"], detail_crop=side, detail_strength=STRENGTH)
     # as a detail of the picture's size; its detection is not among the last three steps
@@ -64,12 +65,13 @@ def requests_for(spec: ModelSpec, folder: Path) -> dict[str, Request]:
         "hires": second_pass,
         "three details": {"adetailer": True},
     }
-    return {
+    requests = {
         **{name: Request(inputs[name], workload, steps[name]) for name, workload in workloads.items()},
         "image and mask": Request(from_image, workloads["text"], repaint),
         "solver": Request({"sampler": "DPM++ 2M"}, workloads["text"], steps["text"]),
         "lora": Request({"lora_weights": LORA}, workloads["text"], steps["text"]),
     }
+    return {name: replace(one, inputs={**one.inputs, "num_inference_steps": count}) for name, one in requests.items()}
 
 
 def write_lora(folder: Path, component: str, denoiser: torch.nn.Module) -> None:

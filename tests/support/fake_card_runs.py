@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from support.fake_card_requests import workloads_for
+from support.fake_card_requests import LORA, Request, workloads_for, write_lora
 from support.fake_cuda import FakeCard
 from torch import nn
 
@@ -21,7 +21,7 @@ import backend.devices.runtime
 import modules.detection.service
 import modules.flux_memory_optimizer
 from backend.core.settings import Settings
-from backend.core.units import GIB
+from backend.core.units import GIB, format_bytes
 from backend.devices.speed import measure_speed
 from backend.memory_management import MemoryPlan, ModelSpec, Workload, plan_memory, predicted_peak
 from backend.planning.activations import Step, prediction_steps
@@ -43,6 +43,9 @@ from modules.detection.detections import Detections, rectangle_masks
 from modules.detection.yolo import Detector, load_detector_network
 from modules.extension_optimizer import optional_features, select
 from modules.families.autoencoder_costs import DECODE_MAPS, DECODE_MAPS_16_BIT
+from modules.lora.files.disk_cache import DiskCache
+from modules.lora.files.sources import LoraSources
+from modules.lora.files.store import LoraStore
 
 ALONE: Mapping[str, Any] = {"disabled_extensions": list(optional_features())}
 """Settings that leave nothing but the model that generates."""
@@ -54,6 +57,8 @@ REQUEST: Mapping[str, Any] = {
     "scale": 1,
 }
 """Words to one picture of the native size, and nothing else."""
+PROMPTS: Mapping[str, str] = {"z_image": "{}, as long as the plan counts it" + " with many words" * 50}
+"""By family, in place of the request's name, for a denoiser that reads as many tokens as the prompt has."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,15 @@ def start_on_card(model: Path, **settings: Any) -> Service:
         patch.object(modules.flux_memory_optimizer, "ATTENTION_BACKENDS", ()),
     ):
         return start(replace(Settings(), model=str(model), **chosen))
+
+
+def start_with_lora(model: Path, folder: Path, dtype: str, disabled: Sequence[str]) -> Service:
+    """The service, with a LoRA file of its own in ``folder``."""
+    service = start_on_card(model, dtype=dtype, disabled_extensions=disabled, weight_precision="bf16")
+    denoiser = service.profile.denoiser
+    write_lora(folder, denoiser, service.models.module(denoiser))
+    service.loras = LoraStore(LoraSources(("local",), folder), DiskCache((folder,), 0))
+    return service
 
 
 def _measured_in_vain(device: torch.device, dtype: torch.dtype) -> None:
@@ -174,6 +188,29 @@ def steps_watched(card: FakeCard, service: Service) -> Iterator[None]:
             yield
     finally:
         hook.remove()
+
+
+def differences(
+    card: FakeCard, service: Service, memory: DeviceMemory, name: str, request: Request, family: str, folder: Path
+) -> list[str]:
+    """In what a prediction of ``request`` is not as the plan says. ``memory`` is that of the card before the set-up,
+    ``folder`` where :func:`start_with_lora` has its file."""
+    with steps_watched(card, service):
+        did = predict_on_card(card, service, prompt=PROMPTS.get(family, "{}").format(name), **request.inputs)
+    plan = as_planned(service, memory, request.workload, request.steps)
+    moved_beside = (folder / f"{LORA}.safetensors").stat().st_size
+    expected = {
+        f"{did.flops / 1e12:.2f} TFLOP, planned {plan.flops / 1e12:.2f}": 0.995 <= did.flops / plan.flops <= 1.005,
+        f"a peak of {format_bytes(did.peak_bytes)}, planned {format_bytes(plan.peak_bytes)} to "
+        f"{format_bytes(plan.ahead_bytes)}": 0.85 * plan.peak_bytes < did.peak_bytes < 1.01 * plan.ahead_bytes,
+        f"{format_bytes(did.moved)} moved, planned {format_bytes(plan.moved)}": abs(did.moved - plan.moved)
+        <= max(0.02 * plan.moved, moved_beside),
+        # pictures, noise and LoRA files, no weights
+        f"{format_bytes(did.pageable)} copied from memory that is not pinned": did.pageable < 50_000_000,
+        f"waits in the step loop: {did.waits_in_steps[:3]}": not did.waits_in_steps,
+        f"the fallback was needed: {service.fallback.retries}": not sum(service.fallback.retries.values()),
+    }
+    return [told for told, holds in expected.items() if not holds]
 
 
 @dataclass(frozen=True)
