@@ -1,5 +1,5 @@
 """What each speed-up costs in quality: ``python -m bench.quality.speedups [--prompts 40] [--steps 28] [--only go_fast]
-[--json]``.
+[--weights weights] [--json]``.
 
 The generate stage runs the held-out prompts of the training, plainly and with each technique. The table has the PSNR
 against the plain pictures (median and worst), how many of the requested colours are there (face, hair, shirt,
@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -62,12 +62,12 @@ class Drawn:
     right: Mapping[str, int]
 
 
-def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) -> Drawn:
+def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int, weights: str) -> Drawn:
     """All prompts with one technique, each with a seed of its own; the median of the seconds, and what is as it was
-    asked."""
+    asked. ``weights`` is the folder of the embedded models."""
     changes = {"dtype": "float32", **TECHNIQUES[technique]}
     go_fast, stored_as = changes.pop("go_fast", False), changes.pop("stored_as", "")
-    service = start(replace(Settings(), model="embedded", log_level="ERROR", warm_up=False, **changes))
+    service = embedded(weights, **changes)
     if stored_as:
         from backend.offload.quantized_linear import quantize
 
@@ -75,19 +75,31 @@ def draw(technique: str, prompts: list[tuple[str, dict[str, str]]], steps: int) 
         with service.models.on_device("transformer", "text_encoder_2") as modules:
             for module, form in zip(modules, (stored_as, stored_as.removesuffix("_compute")), strict=True):
                 store(module, form, service.runtime.device.dtype)
-    pipeline, side = (
-        ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"]),
-        service.profile.native,
-    )
+    pictures, seconds = pictures_of(service, [prompt for prompt, _ in prompts], steps, go_fast)
+    return Drawn(pictures, statistics.median(seconds), adherence(service, pictures, [asked for _, asked in prompts]))
+
+
+def embedded(weights: str, **settings: Any) -> Service:
+    """The service with the embedded models in the folder ``weights``."""
+    chosen = {"model": "embedded", "weights_dir": weights, "log_level": "ERROR", "warm_up": False, **settings}
+    return start(replace(Settings(), **chosen))
+
+
+def pictures_of(
+    service: Service, prompts: Sequence[str], steps: int, go_fast: bool = False
+) -> tuple[list[Image.Image], list[float]]:
+    """What the generate stage draws, each with a seed of its own, and the seconds."""
+    pipeline = ImagePipeline([stage for stage in service.pipeline.stages if stage.name == "generate"])
+    side = service.profile.native
     pictures, seconds = [], []
-    for index, (prompt, _) in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         request = ImageRequest(
             prompt=prompt, width=side, height=side, seed=index, num_inference_steps=steps, go_fast=go_fast
         )
         begin = time.perf_counter()
         pictures.append(pipeline.run(request).pictures[0].image)
         seconds.append(time.perf_counter() - begin)
-    return Drawn(pictures, statistics.median(seconds), adherence(service, pictures, [asked for _, asked in prompts]))
+    return pictures, seconds
 
 
 def packed_as_gguf(module: nn.Module, form: str, dtype: torch.dtype) -> nn.Module:
@@ -122,9 +134,9 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def compare(techniques: list[str], count: int, steps: int) -> list[dict[str, Any]]:
+def compare(techniques: list[str], count: int, steps: int, weights: str) -> list[dict[str, Any]]:
     prompts = held_out_prompts()[:count]
-    drawn = {name: draw(name, prompts, steps) for name in ["plain", *techniques]}
+    drawn = {name: draw(name, prompts, steps, weights) for name in ["plain", *techniques]}
     rows = []
     for name, one in drawn.items():
         likeness = [psnr(a, b) for a, b in zip(one.pictures, drawn["plain"].pictures, strict=True)]
@@ -145,11 +157,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--only", action="append", choices=[name for name in TECHNIQUES if name != "plain"], default=[])
+    parser.add_argument("--weights", default="weights", help="the folder of the embedded models")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = compare(
-        arguments.only or [name for name in TECHNIQUES if name != "plain"], arguments.prompts, arguments.steps
-    )
+    techniques = arguments.only or [name for name in TECHNIQUES if name != "plain"]
+    rows = compare(techniques, arguments.prompts, arguments.steps, arguments.weights)
     if arguments.json:
         print(json.dumps({"prompts": arguments.prompts, "steps": arguments.steps, "rows": rows}))
         return
