@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from backend.planning.model_specs import ModelSpec
-from backend.planning.pictures import OUTLINED_PIXELS, picture_bytes
+from backend.planning.pictures import picture_bytes
 from backend.planning.redraw_tiles import count_redraw_tiles
 from backend.planning.upscale_tiles import CPU_TILE, count_tiles, smaller_tiles
 
@@ -23,6 +23,9 @@ pass through. FLUX.2 has the most latents, 128 for 16 x 16 pixels; others have a
 OUTLINE_BYTES = 6
 """Of a pixel of an outline on the device, in float32, as bits and as bytes. Those of pictures of the native size are
 part of what a detector costs."""
+OUTLINED_PIXELS = 2**22
+"""Outlines of detections are made on the device for so many pixels at a time, and those of a larger picture on the
+host."""
 SOURCE_BYTES = 3
 """Of a pixel of a picture that is finished: the upscaler reads its tiles from the device."""
 TILING_WORK = 1.6

@@ -6,10 +6,6 @@ GIVEN_BYTES, UPSCALED_BYTES = 20, 40
 """For a pixel: of a picture that is read, repainted and written, and of one that the upscaler makes of it. Measured: 18
 and 38 (``python -m bench.quality.finished_photo``)."""
 
-OUTLINED_PIXELS = 2**22
-"""Outlines of detections are made on the device for so many pixels at a time, and those of a larger picture on the
-host."""
-
 
 def picture_bytes(size: tuple[int, int], finished: tuple[int, int], count: int = 1) -> int:
     """At the worst moment, for ``count`` pictures of this width and height that become ``finished`` ones."""

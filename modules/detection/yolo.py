@@ -31,7 +31,7 @@ from backend.checkpoints.build_budget import building
 from backend.checkpoints.file_type import is_safetensors
 from backend.core.errors import WeightsError
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from backend.planning.pictures import OUTLINED_PIXELS
+from backend.planning.activations import OUTLINED_PIXELS
 from modules.compat import (
     compute_anchors_every_call,
     letterbox,

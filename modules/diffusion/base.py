@@ -217,15 +217,15 @@ class DiffusionService(PictureCoding):
         report: StepReport | None,
     ) -> torch.Tensor:
         """:meth:`denoise`, one picture at a time. The noise depends on the seed only, so the pictures are the same."""
-        count, steps = len(request.seeds), request.steps_run()
+        count = len(request.seeds)
         latents = []
         for index in range(count):
 
             def report_of_all(
-                done: int, total: int, latents: Callable[[], torch.Tensor] | None, before: int = index * steps
+                done: int, total: int, latents: Callable[[], torch.Tensor] | None, index: int = index
             ) -> None:
                 if report:
-                    report(before + done, count * steps, latents)
+                    report(index * total + done, count * total, latents)
 
             latents.append(self.denoise(request.only(index), embeddings.only(index), given.only(index), report_of_all))
         return torch.cat(latents)
