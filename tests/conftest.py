@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class OneServer(LoadFileScheduling):
 
 @cache
 def needs_server(file: Path) -> bool:
-    return "server: Server" in file.read_text()
+    return re.search(r"\bserver: Server\b", file.read_text()) is not None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServer | None:

@@ -139,7 +139,6 @@ RAW_BODIES = (
     b'{"input": {"prompt": "x", "seed": 99999999999999999999999999}}', b'{"input": {"prompt": "", "prompt": 1}}', b"\xff\xfe\x00",
     b'{"input": {"prompt": "\xff"}}',
 )  # fmt: skip
-LIGHT, HEAVY = light_bodies(), heavy_bodies()
 HEAVY_SHARE = 50
 """Of so many hostile bodies one has megabytes."""
 PATHS = (
@@ -225,7 +224,7 @@ def others() -> st.SearchStrategy[Request]:
 @st.composite
 def hostile(draw: st.DrawFn) -> Request:
     """What somebody sends to break a server."""
-    bodies = HEAVY if draw(st.integers(1, HEAVY_SHARE)) == 1 else LIGHT
+    bodies = heavy_bodies() if draw(st.integers(1, HEAVY_SHARE)) == 1 else light_bodies()
     name = draw(st.sampled_from(sorted(bodies)))
     put = draw(st.booleans())
     return Request("PUT" if put else "POST", "/predictions/hostile" if put else "/predictions", bodies[name])

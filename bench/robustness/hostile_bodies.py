@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -56,6 +57,7 @@ def _inputs(**changes: Any) -> dict[str, Any]:
     return {"input": {**SMALL, **changes}}
 
 
+@cache
 def light_bodies() -> dict[str, bytes]:
     """Of at most a few kilobytes, by what is wrong with them. None of them is a right request."""
     bodies: dict[str, Any] = {f"id {value!r:.20}": {"id": value, **_inputs()} for value in IDS}
@@ -106,6 +108,7 @@ def light_bodies() -> dict[str, bytes]:
     }
 
 
+@cache
 def heavy_bodies() -> dict[str, bytes]:
     """Of megabytes. None of them is a right request."""
     texts = ("prompt", "negative_prompt", "ad_prompt", "adetailer_args", "upscaler")

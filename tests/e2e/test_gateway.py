@@ -16,6 +16,7 @@ from PIL import Image
 from support.data_urls import data_url, png
 from support.processes import Server
 
+from bench.robustness.hostile_bodies import png_that_claims
 from modules.gateway import bodies
 
 SMALL = {"prompt": "a man", "megapixels": "0.25", "num_inference_steps": 1, "adetailer": False, "scale": 1, "seed": 1}
@@ -65,7 +66,7 @@ BODIES = {
     ),
     "picture is text": ({"input": {**SMALL, "image": data_url(b"hello")}}, 422, ["body", "input", "image"]),
     "picture is a bomb": (
-        {"input": {**SMALL, "image": png(Image.new("1", (20_000, 20_000)))}},
+        {"input": {**SMALL, "image": png_that_claims(20_000, 20_000)}},
         422,
         ["body", "input", "image"],
     ),
