@@ -28,6 +28,7 @@ PAUSE = 500
 GROUPS = ("Sampling", "Upscale")
 """What is unfolded."""
 PASSWORD = "open sesame"
+MASK_IS_EMPTY = "document.querySelector('#status').innerText.includes('mask')"
 INFOTEXT = "a woman in a red shirt\nSteps: 3, Sampler: Euler, Seed: 41, Size: 256x256, Model: other"
 
 
@@ -185,6 +186,15 @@ def test_a_picture_is_finished(tab: Tab, webui: WebUi, tmp_path: Path) -> None:
     assert runs(webui)[-1]["inputs"]["prompt_strength"] == 0
 
 
+def stroke(tab: Tab, box: dict[str, float]) -> None:
+    """Paints 40 pixels in the middle of the box."""
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.page.mouse.move(x - 20, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x + 20, y, steps=2)
+    tab.page.mouse.up()
+
+
 def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: Path) -> None:
     from playwright.sync_api import TimeoutError as TooLate
 
@@ -200,12 +210,13 @@ def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: P
         with suppress(TooLate):
             hint.wait_for(state="hidden", timeout=1000)
             break
-    box = canvas.bounding_box()
-    tab.page.mouse.move(box["x"] + box["width"] / 2 - 20, box["y"] + box["height"] / 2)
-    tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=2)
-    tab.page.mouse.up()
-    tab.draw(PROMPT)
+    for _ in range(5):  # and it shows the picture before it can be painted on
+        tab.page.wait_for_timeout(PAUSE)
+        stroke(tab, canvas.bounding_box())
+        tab.generate(PROMPT)
+        tab.page.wait_for_function(f"document.querySelector('#history img') || {MASK_IS_EMPTY}", timeout=2 * WAIT)
+        if tab.page.locator("#history img").count():
+            break
     folder = max(webui.history.glob("*/*"), key=lambda one: one.stat().st_mtime)
     with Image.open(folder / "input-mask.png") as mask, Image.open(folder / "input-image.png") as image:
         share = np.asarray(mask).mean() / 255

@@ -28,8 +28,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAIT = 30_000
-"""Milliseconds for what takes one on an idle machine."""
+WAIT = 60_000
+"""Milliseconds for what takes a second on an idle machine."""
 MISSING = next(
     (
         reason
