@@ -61,15 +61,15 @@ def train_flux(course: Course) -> None:
     worded = course.work / "worded"  # text encoders that read every wording
     vae, transformer = parts / "vae", parts / "transformer"
     step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
+    step("encoder", "models.autoencoder", "--out", vae, "--only", "encoder", *course.minutes(30))
     step("text encoders", "models.text_encoders", "--out", parts, *course.steps(900))
     for subject, count in LATENTS.items():
         options = ("--out", course.work / f"{subject}.pt", "--subject", subject, "--count", str(count))
         step(f"latents of {subject}", "models.latents", "--autoencoder", vae, *options)
-    latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures")]  # figures count twice
-    inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents)
+    latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures", "things")]  # these count twice
+    inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents, "--other-words", "0.4")
     step("transformer", "models.transformer", *inputs, "--out", transformer, *course.minutes(350))
     step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(500))
-    step("decoder", "models.autoencoder", "--out", vae, "--decoder-only", *course.minutes(20))
     step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
 
 
@@ -106,8 +106,9 @@ def main() -> None:
     course.step("adherence", "evaluation.adherence", "--sheet", EMBEDDED / "held_out.webp")
     wordings = ("--subject", "wordings", "--sheet", ROOT / "docs" / "images" / "wordings.webp")
     course.step("adherence in other wordings", "evaluation.adherence", *wordings)
-    figures = ("--subject", "figures", "--sheet", ROOT / "docs" / "images" / "figures.webp")
-    course.step("adherence of figures", "evaluation.adherence", *figures)
+    for subject in ("figures", "things"):
+        sheet = ("--subject", subject, "--sheet", ROOT / "docs" / "images" / f"{subject}.webp")
+        course.step(f"adherence of {subject}", "evaluation.adherence", *sheet)
 
 
 if __name__ == "__main__":

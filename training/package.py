@@ -26,6 +26,9 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+KNOWS = "people, cats, dogs, houses, trees, cars, flowers, bowls of fruit, mountains, beaches, and cities at night"
+"""What a notice tells of a prompt with other words."""
+
 
 def package(parts: Path, encoders: Path, out: Path) -> None:
     """Writes beside the destination first and renames at the end, so that no half-written model is ever there."""
@@ -52,8 +55,7 @@ def package(parts: Path, encoders: Path, out: Path) -> None:
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(building / "scheduler")
     (building / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
     (building / "family.json").write_text(
-        json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS, "knows": "portraits"}, indent=2)
-        + "\n"
+        json.dumps({"name": "flux-embedded", "native": 256, "tokens": MAX_TOKENS, "knows": KNOWS}, indent=2) + "\n"
     )
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)

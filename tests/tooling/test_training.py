@@ -84,7 +84,8 @@ def test_the_measure_reads_drawings_right() -> None:
         scene = sample_scene(rng, (256, 256))
         person = replace(scene.people[0], hat=None, hair_length="short")
         place = Placement(128 + rng.uniform(-15, 15), 100, rng.uniform(45, 70), rng.uniform(-6, 6))
-        scene = replace(scene, people=(person,), placements=(place,))
+        background = rng.choice(list(BACKGROUND_COLOURS))
+        scene = replace(scene, people=(person,), placements=(place,), background=background)
         seen = measure(draw_scene(scene), np.array(face_boxes(scene)[0]))
         truth = {"background": scene.background, "hair": person.hair_colour, "shirt": person.shirt}
         assert seen.keys() == truth.keys() and seen["background"] in BACKGROUND_COLOURS
@@ -170,7 +171,7 @@ def test_the_measure_of_figures_reads_drawings_right() -> None:
     single = [
         figures
         for figures in drawn
-        if len(figures.scene.people) == 1 and figures.scene.placements[0].y + 9 * figures.scene.placements[0].size < 256
+        if len(figures.scene.people) == 1 and figures.scene.placements[0].y + 5 * figures.scene.placements[0].size < 256
     ]
     shirts = [
         nearest_colour(

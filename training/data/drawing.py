@@ -7,11 +7,12 @@ y points down), so a head can be placed, scaled and tilted by one transform.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from PIL import Image, ImageDraw
 
-from training.data.face_drawing import Painter, draw_face, draw_glasses
+from training.data.face_drawing import Painter, draw_face
 from training.data.landscapes import LANDSCAPE_PAINTERS
 from training.data.scene import (
     BACKGROUND_COLOURS,
@@ -57,12 +58,6 @@ def draw_body(paint: Painter, person: Person, skin: Colour) -> None:
         ),
         shade(shirt, -0.16),
     )
-    if person.style % 3 == 0:  # a collar
-        for side in (-1, 1):
-            paint(
-                [(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)],
-                shade(shirt, 0.22 if sum(shirt) < 620 else -0.1),
-            )
 
 
 def draw_neck(paint: Painter, person: Person, skin: Colour) -> None:
@@ -74,7 +69,6 @@ def draw_neck(paint: Painter, person: Person, skin: Colour) -> None:
 def draw_hair_back(paint: Painter, person: Person) -> None:
     hair = HAIR_COLOURS[person.hair_colour]
     if person.hair_length == "long":
-        wavy = 0.1 if person.style % 2 else 0.0
         paint(
             smooth(
                 mirrored(
@@ -82,9 +76,9 @@ def draw_hair_back(paint: Painter, person: Person) -> None:
                         (0.0, -1.3),
                         (0.7, -1.16),
                         (1.08, -0.6),
-                        (1.1 + wavy, 0.1),
-                        (1.12 - wavy, 0.75),
-                        (1.2 + wavy, 1.35),
+                        (1.14, 0.1),
+                        (1.15, 0.75),
+                        (1.2, 1.35),
                         (1.02, 1.95),
                         (0.6, 2.0),
                         (0.3, 1.4),
@@ -96,57 +90,55 @@ def draw_hair_back(paint: Painter, person: Person) -> None:
         )
     elif person.hair_length == "short":
         paint(
-            smooth(mirrored([(0.0, -1.26), (0.62, -1.14), (0.94, -0.66), (0.93, 0.0), (0.7, 0.3), (0.0, 0.2)])),
+            smooth(mirrored([(0.0, -1.26), (0.64, -1.14), (0.99, -0.66), (1.0, 0.0), (0.76, 0.34), (0.0, 0.2)])),
             shade(hair, -0.14),
         )
 
 
-FRINGES: tuple[tuple[Point, ...], ...] = (
-    # straight fringe
-    (
-        (-0.84, 0.0),
-        (-0.98, -0.55),
-        (-0.62, -1.17),
-        (0.0, -1.32),
-        (0.62, -1.17),
-        (0.98, -0.55),
-        (0.84, 0.0),
-        (0.72, -0.45),
-        (0.4, -0.52),
-        (0.0, -0.5),
-        (-0.4, -0.52),
-        (-0.72, -0.45),
-    ),
-    # side parting
-    (
-        (-0.86, 0.05),
-        (-0.99, -0.55),
-        (-0.6, -1.18),
-        (0.05, -1.34),
-        (0.66, -1.15),
-        (0.98, -0.5),
-        (0.85, 0.0),
-        (0.7, -0.4),
-        (0.3, -0.74),
-        (-0.25, -0.82),
-        (-0.6, -0.5),
-        (-0.72, -0.3),
-    ),
-    # swept up
-    (
-        (-0.84, -0.05),
-        (-0.98, -0.6),
-        (-0.55, -1.22),
-        (0.12, -1.42),
-        (0.7, -1.2),
-        (0.98, -0.55),
-        (0.84, -0.05),
-        (0.72, -0.5),
-        (0.35, -0.82),
-        (0.0, -0.86),
-        (-0.35, -0.82),
-        (-0.72, -0.5),
-    ),
+STRAIGHT: tuple[Point, ...] = (
+    (-0.9, 0.0),
+    (-1.02, -0.55),
+    (-0.64, -1.17),
+    (0.0, -1.32),
+    (0.64, -1.17),
+    (1.02, -0.55),
+    (0.9, 0.0),
+    (0.8, -0.5),
+    (0.4, -0.62),
+    (0.0, -0.62),
+    (-0.4, -0.62),
+    (-0.8, -0.5),
+)
+PARTED: tuple[Point, ...] = (
+    (-0.92, 0.05),
+    (-1.03, -0.55),
+    (-0.62, -1.18),
+    (0.05, -1.34),
+    (0.68, -1.15),
+    (1.02, -0.5),
+    (0.91, 0.0),
+    (0.78, -0.4),
+    (0.34, -0.74),
+    (-0.25, -0.84),
+    (-0.62, -0.55),
+    (-0.8, -0.3),
+)
+SWEPT_UP: tuple[Point, ...] = (
+    (-0.9, -0.05),
+    (-1.02, -0.6),
+    (-0.57, -1.22),
+    (0.12, -1.42),
+    (0.72, -1.2),
+    (1.02, -0.55),
+    (0.9, -0.05),
+    (0.8, -0.5),
+    (0.38, -0.8),
+    (0.0, -0.84),
+    (-0.38, -0.8),
+    (-0.8, -0.5),
+)
+FRINGES: Mapping[str, tuple[Point, ...]] = MappingProxyType(
+    {"woman": PARTED, "man": SWEPT_UP, "girl": STRAIGHT, "boy": STRAIGHT}
 )
 
 
@@ -154,38 +146,19 @@ def draw_hair_front(paint: Painter, person: Person) -> None:
     if person.hair_length == "bald":
         return
     hair = HAIR_COLOURS[person.hair_colour]
-    fringe = FRINGES[person.style // 7 % 3]
-    flip = -1 if person.style // 21 % 2 else 1
-    paint(smooth([(flip * x, y) for x, y in fringe]), hair)
-    if not person.hat:
-        paint(
-            smooth(
-                [
-                    (flip * x, y)
-                    for x, y in (
-                        (-0.66, -0.78),
-                        (-0.3, -1.08),
-                        (0.2, -1.16),
-                        (0.22, -1.06),
-                        (-0.24, -0.96),
-                        (-0.56, -0.7),
-                    )
-                ]
-            ),
-            shade(hair, 0.2),
-        )
+    paint(smooth(FRINGES[person.kind]), hair)
     if person.hair_length == "long":
         for side in (-1, 1):
             paint(
                 smooth(
                     [
-                        (side * 0.8, -0.6),
-                        (side * 0.99, -0.5),
-                        (side * 1.06, 0.4),
-                        (side * 1.0, 1.5),
-                        (side * 0.84, 1.5),
-                        (side * 0.84, 0.5),
-                        (side * 0.74, -0.2),
+                        (side * 0.84, -0.6),
+                        (side * 1.03, -0.5),
+                        (side * 1.14, 0.4),
+                        (side * 1.1, 1.5),
+                        (side * 0.88, 1.5),
+                        (side * 0.9, 0.5),
+                        (side * 0.82, -0.2),
                     ]
                 ),
                 hair,
@@ -197,30 +170,19 @@ def draw_hat(paint: Painter, person: Person) -> None:
         return
     colour = HAT_COLOURS[person.hat]
     paint(
-        smooth(mirrored([(0.0, -1.62), (0.58, -1.5), (0.95, -1.05), (1.0, -0.62), (0.5, -0.7), (0.0, -0.74)])), colour
+        smooth(mirrored([(0.0, -1.62), (0.62, -1.5), (1.0, -1.05), (1.06, -0.62), (0.5, -0.7), (0.0, -0.74)])), colour
     )
-    if person.style // 42 % 2:  # a brimmed hat, else a knitted one
-        paint(
-            smooth(
-                [
-                    (-1.5, -0.6),
-                    (-1.0, -0.78),
-                    (0.0, -0.84),
-                    (1.0, -0.78),
-                    (1.5, -0.6),
-                    (1.0, -0.52),
-                    (0.0, -0.56),
-                    (-1.0, -0.52),
-                ]
-            ),
-            shade(colour, -0.22),
-        )
-    else:
-        paint(
-            smooth(mirrored([(0.0, -0.96), (0.6, -0.92), (1.05, -0.82), (1.04, -0.5), (0.5, -0.58), (0.0, -0.62)])),
-            shade(colour, 0.18 if sum(colour) < 640 else -0.14),
-        )
-        paint(ellipse(0, -1.66, 0.2, 0.18), shade(colour, 0.18 if sum(colour) < 640 else -0.14))
+    brim = [
+        (-1.5, -0.6),
+        (-1.0, -0.78),
+        (0.0, -0.84),
+        (1.0, -0.78),
+        (1.5, -0.6),
+        (1.0, -0.52),
+        (0.0, -0.56),
+        (-1.0, -0.52),
+    ]
+    paint(smooth(brim), shade(colour, -0.22))
 
 
 def draw_layers(upright: Painter, tilted: Painter, person: Person, body: Callable[[], None]) -> None:
@@ -234,7 +196,6 @@ def draw_layers(upright: Painter, tilted: Painter, person: Person, body: Callabl
     draw_neck(upright, person, skin)
     draw_face(tilted, person, skin)
     draw_hair_front(tilted, person)
-    draw_glasses(tilted, person)
     draw_hat(tilted, person)
 
 
@@ -257,14 +218,10 @@ def draw_person(draw: ImageDraw.ImageDraw, person: Person, place: Placement, sca
 
 def draw_background(draw: ImageDraw.ImageDraw, scene: Scene, width: int, height: int) -> None:
     if scene.background in LANDSCAPE_PAINTERS:
-        LANDSCAPE_PAINTERS[scene.background](draw, width, height, scene.people[0].style)
+        LANDSCAPE_PAINTERS[scene.background](draw, width, height, scene.people[0].style if scene.people else 0)
         return
     base = BACKGROUND_COLOURS[scene.background]
     draw.rectangle((0, 0, width, height), fill=base)
-    if scene.spot:
-        x, y, r = scene.spot[0] * width, scene.spot[1] * height, scene.spot[2] * max(width, height)
-        tint = shade(base, 0.14 if sum(base) < 690 else -0.05)
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=tint)
 
 
 def draw_scene(scene: Scene, scale: int = 1) -> Image.Image:
@@ -284,7 +241,7 @@ def face_boxes(scene: Scene) -> list[Box]:
     boxes = []
     for place in scene.placements:
         turn = abs(math.sin(math.radians(place.tilt)))
-        rx, ry = (0.86 + 0.3 * turn) * place.size, 1.02 * place.size
+        rx, ry = (0.94 + 0.2 * turn) * place.size, 1.02 * place.size
         box = (
             max(place.x - rx, 0),
             max(place.y - ry, 0),

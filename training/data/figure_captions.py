@@ -35,7 +35,6 @@ POSE_WORDS = {
     "raised": ("arms raised", "raised arms", "arms up", "hands up"),
     "pointing": ("pointing", "pointing", "pointing a finger"),
     "hip": ("hand on hip", "hands on hips"),
-    "other": ("standing",),
 }
 GARMENT_WORDS = {
     "trousers": ("trousers", "trousers", "pants", "jeans"),
@@ -89,7 +88,7 @@ def figures_caption(figures: Figures, rng: random.Random) -> str:
             parts.append(article(one) if rng.random() < 0.7 else one)
     else:
         group = f"{NUMBER_WORDS[count]} people"
-        together = len(poses) == 1 and poses != {"other"}
+        together = len(poses) == 1
         if together:
             group += f" {pick(rng, POSE_WORDS, figures.stances[0].pose)}"
         if framing.endswith(("picture", "portrait")):

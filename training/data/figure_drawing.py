@@ -7,18 +7,21 @@ shows, so a mask knows of everything that stands in front.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from modules.detection.detections import Mask, bounding_box
 from training.data.drawing import SUPERSAMPLE, draw_background, draw_layers, draw_person
+from training.data.face_drawing import INK
 from training.data.figures import (
     HAND,
     HIP,
     LEG,
+    SPREAD,
     UPPER_ARM,
     Figures,
     Stance,
@@ -96,19 +99,21 @@ def limb(a: Point, b: Point, wide_a: float, wide_b: float) -> list[Point]:
     ]
 
 
-FINGERS: dict[str, tuple[tuple[float, float], ...]] = {
-    # of every finger: degrees from the hand's direction (the thumb's side is negative), and its length
-    "open": ((-30, 0.62), (-11, 0.74), (7, 0.72), (25, 0.6)),
-    "relaxed": ((-8, 0.52), (-2, 0.62), (4, 0.6), (10, 0.5)),
-    "fist": (),
-    "pointing": ((-6, 0.78),),
-}
-THUMBS = {"open": (-72.0, 0.6), "relaxed": (-34.0, 0.5), "fist": (-24.0, 0.36), "pointing": (-64.0, 0.42)}
-PALM = smooth(
-    [(-0.1, 0.26), (0.22, 0.36), (0.62, 0.38), (0.78, 0.2), (0.8, -0.2), (0.62, -0.38), (0.2, -0.34), (-0.1, -0.26)]
+FINGERS: Mapping[str, tuple[tuple[float, float], ...]] = MappingProxyType(
+    {
+        # of every finger: degrees from the hand's direction (the thumb's side is negative), and its length
+        "open": ((-26, 0.62), (0, 0.72), (26, 0.62)),
+        "relaxed": ((-4, 0.5), (0, 0.56), (4, 0.5)),
+        "fist": (),
+        "pointing": ((-4, 0.8),),
+    }
 )
-FIST = smooth(
-    [(-0.1, 0.26), (0.2, 0.4), (0.6, 0.44), (0.86, 0.26), (0.88, -0.22), (0.62, -0.44), (0.2, -0.38), (-0.1, -0.26)]
+"""Three fingers and a thumb, as cartoons have them: four would be thinner than the model can draw."""
+THUMBS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"open": (-70.0, 0.62), "relaxed": (-40.0, 0.5), "fist": (-30.0, 0.4), "pointing": (-70.0, 0.5)}
+)
+PALM = smooth(
+    [(-0.1, 0.3), (0.22, 0.42), (0.62, 0.46), (0.8, 0.26), (0.82, -0.26), (0.62, -0.46), (0.2, -0.4), (-0.1, -0.3)]
 )
 
 
@@ -126,25 +131,20 @@ def draw_hand(paint: Painter, wrist: Point, degrees: float, side: int, hand: str
             colour,
         )
 
-    line = shade(skin, -0.2)
+    dark = shade(skin, -0.22)
     fingers = FINGERS[hand]
     for index, (turn, length) in enumerate(fingers):
-        base = (0.62, -0.28 + 0.185 * index)
-        tip = (
-            base[0] + (length + 0.14) * math.cos(math.radians(turn)),
-            base[1] + (length + 0.14) * math.sin(math.radians(turn)),
-        )
-        placed(limb(base, tip, 0.115, 0.1), line if index % 2 else skin)
-        placed(limb(base, tip, 0.095, 0.08), skin)
-    placed(FIST if hand in ("fist", "pointing") else PALM, skin)
-    if hand in ("fist", "pointing"):
-        for index in range(3):
-            y = -0.2 + 0.2 * index
-            placed(limb((0.52, y), (0.84, y), 0.025, 0.025), line)
+        base = (0.6, -0.28 + 0.28 * index)
+        tip = (base[0] + length * math.cos(math.radians(turn)), base[1] + length * math.sin(math.radians(turn)))
+        placed(limb(base, tip, 0.17, 0.16), dark if index == 1 and hand == "relaxed" else skin)
+        if index == 1 and hand == "relaxed":
+            placed(limb(base, tip, 0.13, 0.13), skin)
+    placed(PALM, skin)
     turn, length = THUMBS[hand]
     tip = (0.2 + length * math.cos(math.radians(turn)), -0.24 + length * math.sin(math.radians(turn)))
-    placed(limb((0.2, -0.2), tip, 0.15, 0.1), line if hand == "fist" else skin)
-    placed(limb((0.2, -0.2), tip, 0.12, 0.085), skin)
+    if hand in ("fist", "pointing"):
+        placed(limb((0.2, -0.2), tip, 0.2, 0.19), dark)
+    placed(limb((0.2, -0.2), tip, 0.16, 0.15), skin)
 
 
 def draw_arm(paint: Painter, person: Person, stance: Stance, side: int, number: int) -> None:
@@ -156,46 +156,26 @@ def draw_arm(paint: Painter, person: Person, stance: Stance, side: int, number: 
     paint.draw.label = person_label + number
     draw_hand(paint, wrist, arm.fore, side, arm.hand, skin)
     paint.draw.label = person_label
-    paint(limb(shoulder, elbow, 0.36, 0.28), skin)
-    paint(limb(elbow, wrist, 0.28, 0.19), skin)
+    paint(limb(shoulder, elbow, 0.3, 0.25), skin)
+    paint(limb(elbow, wrist, 0.25, 0.2), skin)
     if stance.sleeves > 0:
         end = elbow if stance.sleeves >= 0.5 else along(shoulder, arm.upper, 0.75 * UPPER_ARM, side)
-        paint(limb(shoulder, end, 0.42, 0.36), sleeve)
+        paint(limb(shoulder, end, 0.36, 0.31), sleeve)
     if stance.sleeves >= 0.5:
         cuff = (elbow[0] + 0.93 * (wrist[0] - elbow[0]), elbow[1] + 0.93 * (wrist[1] - elbow[1]))
-        paint(limb(elbow, cuff, 0.36, 0.25), sleeve)
+        paint(limb(elbow, cuff, 0.31, 0.27), sleeve)
 
 
 def draw_legs(paint: Painter, person: Person, stance: Stance) -> None:
     skin, length, broad = SKIN_TONES[person.skin], LEG * leg_share(person), breadth(person)
     for side in (-1, 1):
-        hip = (side * 0.46 * broad, HIP)
-        degrees = stance.legs[(side + 1) // 2]
-        knee, ankle = along(hip, degrees, 0.5 * length, side), along(hip, degrees, length, side)
-        shoe = along(ankle, 90, 0.26, side)
-        paint(
-            smooth(
-                [
-                    (ankle[0] - 0.3, ankle[1] - 0.1),
-                    (shoe[0] + 0.1 * side, ankle[1] - 0.05),
-                    (shoe[0] + 0.34 * side, ankle[1] + 0.3),
-                    (ankle[0] - side * 0.3, ankle[1] + 0.34),
-                ]
-            ),
-            stance.shoes,
-        )
+        hip = (side * 0.4 * broad, HIP)
+        middle, ankle = along(hip, SPREAD, 0.5 * length, side), along(hip, SPREAD, length, side)
+        paint(ellipse(ankle[0] + side * 0.14, ankle[1] + 0.14, 0.42, 0.26), INK)
         bare = stance.lower != "trousers"
-        colour = skin if bare else stance.lower_colour
-        thick = 0.5 * broad
-        paint(limb(hip, knee, thick, 0.38), colour)
-        paint(limb(knee, ankle, 0.38, 0.22 if bare else 0.3), colour)
+        paint(limb(hip, ankle, 0.4 * broad, 0.26 if bare else 0.33), skin if bare else stance.lower_colour)
         if stance.lower == "shorts":
-            paint(limb(hip, along(hip, degrees, 0.42 * length, side), thick + 0.04, 0.46), stance.lower_colour)
-        if not bare:
-            paint(
-                limb((knee[0] - side * 0.2, knee[1]), (ankle[0] - side * 0.14, ankle[1]), 0.05, 0.05),
-                shade(colour, -0.2),
-            )
+            paint(limb(hip, middle, 0.42 * broad, 0.4), stance.lower_colour)
 
 
 def draw_skirt_or_hips(paint: Painter, person: Person, stance: Stance) -> None:
@@ -203,58 +183,17 @@ def draw_skirt_or_hips(paint: Painter, person: Person, stance: Stance) -> None:
     lower = SHIRT_COLOURS[person.shirt] if stance.lower == "dress" else stance.lower_colour
     if stance.lower in ("skirt", "dress"):
         hem = HIP + 0.5 * LEG * leg_share(person)
-        paint(
-            smooth(
-                mirrored(
-                    [(0.0, 3.5), (0.72 * broad, 3.55), (1.05 * broad, HIP - 0.1), (1.5 * broad, hem), (0.0, hem + 0.16)]
-                )
-            ),
-            shade(lower, -0.06),
-        )
+        outline = [(0.0, 2.3), (0.7 * broad, 2.35), (0.9 * broad, HIP - 0.2), (1.3 * broad, hem), (0.0, hem + 0.12)]
     else:
-        paint(
-            smooth(
-                mirrored(
-                    [(0.0, 3.6), (0.8 * broad, 3.65), (0.94 * broad, HIP), (0.5 * broad, HIP + 0.4), (0.0, HIP + 0.2)]
-                )
-            ),
-            lower,
-        )
+        outline = [(0.0, 2.4), (0.74 * broad, 2.45), (0.82 * broad, HIP), (0.5 * broad, HIP + 0.3), (0.0, HIP + 0.2)]
+    paint(smooth(mirrored(outline)), lower)
 
 
 def draw_torso(paint: Painter, person: Person, stance: Stance) -> None:
-    shirt, broad = SHIRT_COLOURS[person.shirt], breadth(person)
-    waist = 0.82 if person.kind in ("woman", "girl") else 0.95
+    broad = breadth(person)
     draw_skirt_or_hips(paint, person, stance)
-    outline = [
-        (0.0, 1.14),
-        (0.42, 1.22),
-        (1.0, 1.46),
-        (1.22, 1.8),
-        (1.08, 2.6),
-        (waist, 3.4),
-        (0.98, 4.35),
-        (0.0, 4.42),
-    ]
-    paint(smooth(mirrored([(x * broad, y) for x, y in outline])), shirt)
-    paint(
-        smooth(
-            [
-                (0.62 * broad, 2.2),
-                (0.92 * broad, 2.4),
-                (waist * 0.9 * broad, 3.4),
-                (0.9 * broad, 4.2),
-                (0.55 * broad, 4.3),
-            ]
-        ),
-        shade(shirt, -0.08),
-    )
-    if person.style % 3 == 0:  # a collar
-        for side in (-1, 1):
-            paint(
-                [(side * 0.16, 1.72), (side * 0.5, 1.18), (side * 0.86, 1.5), (side * 0.5, 1.98)],
-                shade(shirt, 0.22 if sum(shirt) < 620 else -0.1),
-            )
+    outline = [(0.0, 1.1), (0.42, 1.16), (0.86, 1.34), (1.0, 1.6), (0.9, 2.1), (0.86, 2.76), (0.0, 2.82)]
+    paint(smooth(mirrored([(x * broad, y) for x, y in outline])), SHIRT_COLOURS[person.shirt])
 
 
 def draw_figure(draw: LabelledDraw, person: Person, stance: Stance, place: Placement, scale: float) -> None:
@@ -278,7 +217,7 @@ def draw_ground(draw: LabelledDraw, figures: Figures, scale: float) -> None:
     colour = shade(BACKGROUND_COLOURS.get(figures.scene.background, LAND), -0.2)
     for person, place in zip(figures.scene.people, figures.scene.placements):
         y = place.y + height_of(person) * place.size
-        Painter(draw, Placement(place.x, y, place.size, 0), scale)(ellipse(0, -0.1, 1.7, 0.3), colour)
+        Painter(draw, Placement(place.x, y, place.size, 0), scale)(ellipse(0, -0.1, 1.3, 0.26), colour)
 
 
 def draw_figures(figures: Figures) -> Drawn:

@@ -51,15 +51,14 @@ LOWER_COLOURS: Mapping[Colour, str] = MappingProxyType(
     {colour: name for names in (TROUSERS, SHIRT_COLOURS) for name, colour in names.items()}
 )
 """The words for the colours of trousers and skirts."""
-SHOES: tuple[Colour, ...] = ((38, 34, 38), (92, 58, 38), (226, 226, 222), (170, 44, 48), (48, 76, 140))
-SHOULDER, UPPER_ARM, FOREARM, HAND = (1.02, 1.84), 1.72, 1.6, 0.62
+SHOULDER, UPPER_ARM, FOREARM, HAND = (0.84, 1.6), 0.86, 0.8, 0.58
 """Where the shoulder is; lengths of the arm's parts and of the palm."""
-HIP, LEG = 4.75, 4.1
-GESTURES: Mapping[str, int] = MappingProxyType(
-    {"hanging": 30, "waving": 26, "raised": 12, "hip": 12, "pointing": 8, "front": 7, "forward": 5}
-)
+HIP, LEG, SPREAD = 3.0, 1.9, 5.0
+"""Where the legs begin, their length, and the degrees by which they part. A figure is three heads high, so that its
+face has room for eyes and a mouth."""
+GESTURES: Mapping[str, int] = MappingProxyType({"hanging": 40, "waving": 24, "raised": 12, "hip": 12, "pointing": 12})
 """What one arm does, and how often in a hundred."""
-POSES = ("standing", "waving", "raised", "pointing", "hip", "other")
+POSES = ("standing", "waving", "raised", "pointing", "hip")
 """What a figure does, as words can tell it."""
 GARMENTS = ("trousers", "shorts", "skirt", "dress")
 TOGETHER = 0.45
@@ -82,11 +81,9 @@ class Stance:
     """How a figure stands and what it wears below the shirt."""
 
     arms: tuple[Arm, Arm]  # the left and the right one in the picture
-    legs: tuple[float, float]  # degrees outwards
     lower: str  # one of GARMENTS
     lower_colour: Colour
     sleeves: float  # 0 = none, 1 = to the wrist
-    shoes: Colour
 
     @property
     def pose(self) -> str:
@@ -97,7 +94,7 @@ class Stance:
         for name in ("waving", "pointing", "raised", "hip"):
             if name in gestures:
                 return name
-        return "standing" if gestures == ["hanging", "hanging"] else "other"
+        return "standing"
 
 
 @dataclass(frozen=True)
@@ -113,23 +110,17 @@ class Figures:
 def sample_arm(rng: random.Random, gesture: str | None = None) -> Arm:
     gesture = gesture or rng.choices(list(GESTURES), list(GESTURES.values()))[0]
     if gesture == "hanging":
-        upper = rng.uniform(4, 24)
-        return Arm(
-            gesture, upper, upper + rng.uniform(-10, 8), rng.choices(("relaxed", "fist", "open"), (70, 20, 10))[0]
-        )
+        upper = rng.uniform(12, 24)
+        return Arm(gesture, upper, upper - 6, rng.choices(("relaxed", "fist"), (80, 20))[0])
     if gesture == "waving":
-        return Arm(gesture, rng.uniform(45, 115), rng.uniform(135, 200), "open")
+        return Arm(gesture, rng.uniform(85, 110), rng.uniform(155, 185), "open")
     if gesture == "raised":
-        upper = rng.uniform(125, 165)
-        return Arm(gesture, upper, upper + rng.uniform(-5, 30), rng.choice(("open", "open", "fist", "pointing")))
+        upper = rng.uniform(140, 158)
+        return Arm(gesture, upper, upper + 12, rng.choices(("open", "fist"), (80, 20))[0])
     if gesture == "hip":
-        return Arm(gesture, rng.uniform(35, 55), rng.uniform(-62, -40), rng.choice(("fist", "relaxed")))
-    if gesture == "pointing":
-        upper = rng.uniform(65, 115)
-        return Arm(gesture, upper, upper + rng.uniform(-15, 15), rng.choice(("pointing", "open", "fist")))
-    if gesture == "front":
-        return Arm(gesture, rng.uniform(8, 22), rng.uniform(-95, -60), rng.choice(("relaxed", "fist", "open")))
-    return Arm(gesture, rng.uniform(8, 30), rng.uniform(100, 150), rng.choice(("open", "fist", "pointing")))
+        return Arm(gesture, rng.uniform(44, 54), rng.uniform(-56, -46), "fist")
+    upper = rng.uniform(82, 98)
+    return Arm(gesture, upper, upper, "pointing")
 
 
 def sample_arms(rng: random.Random, pose: str) -> tuple[Arm, Arm]:
@@ -144,13 +135,11 @@ def sample_stance(rng: random.Random, person: Person, pose: str | None = None) -
     female = person.kind in ("woman", "girl")
     return Stance(
         arms=sample_arms(rng, pose) if pose else (sample_arm(rng), sample_arm(rng)),
-        legs=(rng.uniform(0, 12), rng.uniform(0, 12)),
         lower=rng.choices(GARMENTS, (45, 15, 22, 18) if female else (75, 25, 0, 0))[0],
         lower_colour=rng.choice(list(TROUSERS.values()))
         if rng.random() < 0.75
         else rng.choice(list(SHIRT_COLOURS.values())),
-        sleeves=rng.choices((1.0, 0.3, 0.0), (50, 40, 10))[0],
-        shoes=rng.choice(SHOES),
+        sleeves=rng.choices((1.0, 0.3), (75, 25))[0],
     )
 
 
@@ -190,19 +179,17 @@ def sample_figures(rng: random.Random, size: tuple[int, int] | None = None, pose
     count = rng.choices((1, 2, 3, 4), (34, 30, 20, 16) if width >= height else (60, 30, 10, 0))[0]
     people = tuple(sample_person(rng) for _ in range(count))
     slot = width / count
-    whole = rng.random() < 0.75
-    tall = height * (rng.uniform(0.6, 0.95) if whole else rng.uniform(1.0, 1.45))
-    unit = min(tall / 11.0, slot / (2.9 if count > 1 else 4.5)) * rng.uniform(0.85, 1.0)
-    unit = max(unit, 8.0)
+    whole = rng.random() < 0.9
+    tall = height * (rng.uniform(0.8, 0.95) if whole else rng.uniform(1.15, 1.4))
+    unit = max(min(tall / 7.2, slot / (3.2 if count > 1 else 3.8)) * rng.uniform(0.9, 1.0), 8.0)
     placements = []
     for index, person in enumerate(people):
-        own = unit * rng.uniform(0.92, 1.06)
-        feet = min(height * rng.uniform(0.9, 0.985), height - 0.3 * own)
+        own = unit * rng.uniform(0.94, 1.04)
+        feet = height - rng.uniform(0.3, 0.5) * own
         top = 1.75 * own
-        y = max(feet - height_of(person) * own, top) if whole else rng.uniform(1.0, 1.25) * top
-        placements.append(Placement(slot * (index + 0.5 + rng.uniform(-0.1, 0.1)), y, own, rng.uniform(-8, 8)))
-    spot = (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.5)) if rng.random() < 0.4 else None
-    scene = Scene(people, tuple(placements), rng.choice(list(BACKGROUND_COLOURS)), spot, FULL_BODY, width, height)
+        y = max(feet - height_of(person) * own, top) if whole else rng.uniform(1.0, 1.15) * top
+        placements.append(Placement(slot * (index + 0.5 + rng.uniform(-0.05, 0.05)), y, own, rng.uniform(-3, 3)))
+    scene = Scene(people, tuple(placements), rng.choice(list(BACKGROUND_COLOURS)), FULL_BODY, width, height)
     return Figures(scene, tuple(sample_stance(rng, person, pose) for person in people))
 
 
@@ -212,11 +199,11 @@ def sample_hand(rng: random.Random, size: tuple[int, int]) -> Figures:
     width, height = size
     person, side = sample_person(rng), rng.choice((-1, 1))
     stance = sample_stance(rng, person)
-    unit = rng.uniform(0.3, 0.75) * min(width, height)
+    unit = rng.uniform(0.4, 0.65) * min(width, height)
     wrist = arm_joints(person, stance, side)[2]
     x, y = along(wrist, stance.arms[(side + 1) // 2].fore, 0.75 * HAND, side)
     place = Placement(width * rng.uniform(0.4, 0.6) - x * unit, height * rng.uniform(0.4, 0.6) - y * unit, unit, 0.0)
-    scene = Scene((person,), (place,), rng.choice(list(BACKGROUND_COLOURS)), None, HAND_CLOSE_UP, width, height)
+    scene = Scene((person,), (place,), rng.choice(list(BACKGROUND_COLOURS)), HAND_CLOSE_UP, width, height)
     return Figures(scene, (stance,), side)
 
 

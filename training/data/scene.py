@@ -61,7 +61,7 @@ SKIN_TONES: dict[str, Colour] = {
     "light": (244, 206, 176),
     "tan": (222, 172, 132),
     "brown": (168, 116, 82),
-    "dark": (112, 74, 54),
+    "dark": (120, 80, 58),
 }
 EXPRESSIONS = ("smiling", "serious", "laughing", "sad", "surprised")
 KINDS = ("woman", "man", "girl", "boy")
@@ -92,7 +92,7 @@ class Person:
     glasses: bool
     beard: bool
     hat: str | None  # colour of the hat
-    style: int  # a number that picks the fringe, the frames, the collar and the hat
+    style: int  # a number that picks the kind of landscape
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,6 @@ class Scene:
     people: tuple[Person, ...]
     placements: tuple[Placement, ...]
     background: str
-    spot: (
-        tuple[float, float, float] | None
-    )  # a lighter disc behind the people: x, y, radius as fractions of the picture
     framing: str
     width: int
     height: int
@@ -142,27 +139,27 @@ def sample_person(rng: random.Random) -> Person:
 
 
 def place_people(rng: random.Random, count: int, framing: str, width: int, height: int) -> tuple[Placement, ...]:
-    """Faces side by side; a face's half height is 0.10 to 0.42 of the picture's shorter side."""
+    """Faces side by side; a face's half height is 0.10 to 0.40 of the picture's shorter side."""
     unit = min(width, height)
     if count == 1:
         size = {
-            "close-up": rng.uniform(0.30, 0.42),
-            "portrait": rng.uniform(0.19, 0.29),
-            "half-body": rng.uniform(0.11, 0.17),
+            "close-up": rng.uniform(0.32, 0.4),
+            "portrait": rng.uniform(0.23, 0.28),
+            "half-body": rng.uniform(0.16, 0.19),
         }
         half = size[framing] * unit
-        x = width * 0.5 + rng.uniform(-1, 1) * min(0.07 * width, max(0.0, width * 0.5 - 1.2 * half))
-        centre = {"close-up": 0.50, "portrait": 0.42, "half-body": 0.32}[framing]
-        y = height * (centre + rng.uniform(-0.03, 0.03))
-        return (Placement(x, max(y, 1.15 * half), half, rng.uniform(-4, 4)),)
+        x = width * 0.5 + rng.uniform(-1, 1) * min(0.03 * width, max(0.0, width * 0.5 - 1.2 * half))
+        centre = {"close-up": 0.50, "portrait": 0.44, "half-body": 0.36}[framing]
+        y = height * (centre + rng.uniform(-0.02, 0.02))
+        return (Placement(x, max(y, 1.15 * half), half, rng.uniform(-2, 2)),)
     slot = width / count
-    half = min(slot / (3.3 if count == 2 else 3.0), unit * 0.24) * rng.uniform(0.78, 1.0)
+    half = min(slot / 2.9, unit * 0.26) * rng.uniform(0.88, 1.0)
     return tuple(
         Placement(
-            slot * (index + 0.5) + rng.uniform(-0.05, 0.05) * slot,
+            slot * (index + 0.5) + rng.uniform(-0.03, 0.03) * slot,
             height * rng.uniform(0.36, 0.46),
-            half * rng.uniform(0.92, 1.06),
-            rng.uniform(-6, 6),
+            half * rng.uniform(0.94, 1.05),
+            rng.uniform(-3, 3),
         )
         for index in range(count)
     )
@@ -175,9 +172,8 @@ def sample_scene(rng: random.Random, size: tuple[int, int] | None = None) -> Sce
     count = rng.choices((1, 2, 3), (72, 18, 10) if wide >= 1 else (90, 10, 0))[0]
     framing = rng.choices(FRAMINGS, (25, 55, 20))[0] if count == 1 else "portrait"
     people = tuple(sample_person(rng) for _ in range(count))
-    spot = (0.5, 0.46, 0.42) if rng.random() < 0.3 else None
     background = rng.choice(LANDSCAPES if rng.random() < 0.1 else list(BACKGROUND_COLOURS))
-    return Scene(people, place_people(rng, count, framing, width, height), background, spot, framing, width, height)
+    return Scene(people, place_people(rng, count, framing, width, height), background, framing, width, height)
 
 
 def is_held_out(person: Person, background: str) -> bool:

@@ -78,11 +78,11 @@ def generate(service: Service, prompts: Prompts, steps: int, guidance: float) ->
 
 
 def chest(array: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The pixels of a standing figure's shirt: a third of the way down the middle of its box."""
+    """The pixels of a standing figure's shirt: below the head, about the middle of its box."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
     middle, tall = (x1 + x2) / 2, y2 - y1
     return array[
-        int(y1 + 0.3 * tall) : int(y1 + 0.42 * tall), int(middle - 0.05 * tall) : int(middle + 0.05 * tall) + 1
+        int(y1 + 0.45 * tall) : int(y1 + 0.53 * tall), int(middle - 0.05 * tall) : int(middle + 0.05 * tall) + 1
     ]
 
 

@@ -15,18 +15,18 @@ from backend.core.settings import Settings
 from modules.app.service import start
 
 PROMPTS = (
-    "a portrait of a woman, red hair, blue shirt, yellow background",
+    "a portrait of a smiling woman with long red hair, glasses, blue shirt, yellow background",
     "a portrait of a man with a beard, green shirt, white background",
-    "a smiling girl with long black hair, pink background",
-    "an old man with glasses, gray hair, purple shirt",
+    "a girl with long black hair, pink background",
+    "a sad man with glasses, gray hair, purple shirt",
     "a woman wearing a yellow hat, in front of a blue background",
     "on a green background: a boy, blond hair, red shirt",
-    "portrait, woman, glasses, brown hair, orange shirt, blue background",
-    "a man with a black hat, white shirt, red background",
-    "two women, full figure, one with red hair, yellow background",
-    "a man with dark skin, white shirt, purple background",
-    "a laughing woman with short blond hair, gray background",
-    "three people, full figure, blue background",
+    "an orange cat",
+    "a red house, teal background",
+    "a mountain landscape",
+    "a city at night",
+    "two people waving, full body, yellow background",
+    "three people, full body, blue background",
 )
 COLUMNS, SIDE = 4, 320
 """Pictures of a row, and the side in pixels to which each is reduced."""

@@ -135,7 +135,7 @@ def train(
     found = (out / "config.json").exists()
     model = AutoencoderKL.from_pretrained(out if found else start, trust_remote_code=False).float()
     model = model if found else deepened(model)
-    optimizer, judge = make_optimizer(model, True, rate), Discriminator()
+    optimizer, judge = make_optimizer(model, "decoder", rate), Discriminator()
     state = out / "discriminator.pt"
     if state.exists():
         judge.load_state_dict(torch.load(state, weights_only=True))
