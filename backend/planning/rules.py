@@ -85,8 +85,10 @@ def has_own_memory(device: DeviceMemory) -> bool:
 
 def computes_fp8(device: DeviceMemory, dtype: str) -> bool:
     """Whether the device multiplies in fp8 for a model that computes in ``dtype``: torch's products with a scale for
-    every row give bfloat16 only."""
-    return dtype == "bf16" and device.type == "cuda" and (device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
+    every row give bfloat16 only, in which weights that are stored in fp8 compute too."""
+    if dtype not in ("bf16", "fp8") or device.type != "cuda":
+        return False
+    return (device.capability or (0, 0)) >= FP8_COMPUTE_CAPABILITY
 
 
 def inference_share(device: DeviceMemory, rules: MemoryRules) -> float:

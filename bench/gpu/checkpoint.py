@@ -49,9 +49,9 @@ TINY: Sizes = MappingProxyType(
             "intermediate_size": 64,
             "num_hidden_layers": 1,
             "num_attention_heads": 1,
-            "vocab_size": 512,
+            "vocab_size": 1024,
         },
-        "text_encoder_2": {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 1, "vocab_size": 512},
+        "text_encoder_2": {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 1, "vocab_size": 2048},
     }
 )
 SCHEDULER: Mapping[str, Any] = MappingProxyType(

@@ -34,7 +34,7 @@ def test_the_embedded_model_is_seen_before_it_has_finished(service: Service) -> 
     finished = batch.pictures[0].image.resize(seen[0].size, Image.Resampling.BOX)
     errors = [np.abs(np.asarray(one, float) - np.asarray(finished, float)).mean() for one in seen]
     assert len(seen) == request.num_inference_steps
-    assert errors[-1] < 25 and errors[1] < 0.5 * errors[0]  # the first still has the noise
+    assert errors[-1] < 30 and errors[1] < 0.5 * errors[0]  # the first still has the noise
 
 
 def test_a_straight_line_is_followed_to_its_end() -> None:
