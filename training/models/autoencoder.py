@@ -181,7 +181,7 @@ def train(
                 "step %d, %.0f%% of the time, loss %.4f, held-out PSNR in dB: %s", step, 100 * spent, loss.item(), psnr
             )
             average.save_pretrained(out)
-    if only != "decoder":
+    if only is None:  # a transformer may have learned the other's scale already
         finish(average, pool[:256])
     average.save_pretrained(out)
     (out / "training.json").write_text(json.dumps({"steps": step, "psnr_db": psnr, "minutes": minutes}) + "\n")
