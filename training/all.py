@@ -59,7 +59,7 @@ class Course:
 def train_flux(course: Course) -> None:
     step, parts = course.step, course.work / "parts"
     worded = course.work / "worded"  # text encoders that read every wording
-    vae, transformer = parts / "vae", parts / "transformer"
+    vae, undistilled, transformer = parts / "vae", course.work / "undistilled", parts / "transformer"
     step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
     step("encoder", "models.autoencoder", "--out", vae, "--only", "encoder", *course.minutes(30))
     step("text encoders", "models.text_encoders", "--out", parts, *course.steps(900))
@@ -68,7 +68,9 @@ def train_flux(course: Course) -> None:
         step(f"latents of {subject}", "models.latents", "--autoencoder", vae, *options)
     latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures", "things")]  # these count twice
     inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents, "--other-words", "0.4")
-    step("transformer", "models.transformer", *inputs, "--out", transformer, *course.minutes(350))
+    step("transformer", "models.transformer", *inputs, "--out", undistilled, *course.minutes(310))
+    guidance = ("--undistilled", undistilled, "--out", transformer, *course.minutes(40))
+    step("guidance", "models.guidance", *inputs, *guidance)
     step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(500))
     step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
 

@@ -27,9 +27,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from training.data.subjects import SUBJECTS, draw_subject
+from training.data.drawings import draw_many
+from training.data.subjects import SUBJECTS
 from training.models.muon import Muon
-from training.models.precision import fast_products
+from training.models.precision import best_device, fast_products
 
 logger = logging.getLogger(__name__)
 
@@ -59,32 +60,32 @@ def build(channels: tuple[int, ...]) -> AutoencoderKL:
     )
 
 
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+def to_tensor(pictures: torch.Tensor) -> torch.Tensor:
     """N x H x W x 3 bytes to N x 3 x H x W in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def draw_pool(seed: int, count: int, subject: str = "") -> np.ndarray:
+def draw_pool(seed: int, count: int, subject: str = "") -> torch.Tensor:
     """``count`` square drawings of one subject, or of all as they are in ``SHARES``, as bytes, N x 256 x 256 x 3."""
     rng = random.Random(seed)
     names = [subject or rng.choices(list(SHARES), list(SHARES.values()))[0] for _ in range(count)]
-    return np.stack([np.asarray(draw_subject(SUBJECTS[name][0](rng, (256, 256)))) for name in names])
+    return torch.from_numpy(np.stack(list(draw_many([SUBJECTS[name][0](rng, (256, 256)) for name in names]))))
 
 
-def crops(pool: np.ndarray, count: int, rng: random.Random) -> torch.Tensor:
-    size = pool.shape[1]
-    picked = []
-    for _ in range(count):
-        top, left = rng.randrange(size - CROP + 1), rng.randrange(size - CROP + 1)
-        picked.append(pool[rng.randrange(len(pool)), top : top + CROP, left : left + CROP])
-    return to_tensor(np.stack(picked))
+def crops(pool: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` random squares of ``CROP`` pixels from random pictures, as ``to_tensor`` gives them."""
+    last = pool.shape[1] - CROP + 1
+    picture = torch.randint(len(pool), (count, 1, 1), device=pool.device)
+    top, left = torch.randint(last, (2, count, 1, 1), device=pool.device)
+    along = torch.arange(CROP, device=pool.device)
+    return to_tensor(pool[picture, top + along[:, None], left + along])
 
 
 def add_noise(latents: torch.Tensor, most: float = MOST_NOISE) -> torch.Tensor:
     """A little noise for half of N x 16 x H x W latents, up to ``most`` for the others."""
     spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
-    much = torch.rand(len(latents), 1, 1, 1) * most
-    strength = torch.where(torch.rand(len(latents), 1, 1, 1) < 0.5, LATENT_NOISE, much)
+    much, chance = torch.rand(2, len(latents), 1, 1, 1, device=latents.device)
+    strength = torch.where(chance < 0.5, LATENT_NOISE, most * much)
     return latents + strength * spread * torch.randn_like(latents)
 
 
@@ -93,26 +94,26 @@ def reduced(batch: torch.Tensor, size: float) -> torch.Tensor:
     return functional.interpolate(batch.float(), scale_factor=size, mode="bilinear", antialias=True)
 
 
-def reconstruction_psnr(model: AutoencoderKL, pictures: np.ndarray) -> float:
-    """Mean PSNR in dB of whole pictures through the autoencoder."""
+def reconstruction_psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
+    """Mean PSNR in dB of whole pictures, N x H x W x 3 bytes, through the autoencoder."""
     scores = []
     with torch.inference_mode():
         for start in range(0, len(pictures), 8):
-            batch = to_tensor(pictures[start : start + 8])
+            batch = to_tensor(pictures[start : start + 8].to(model.device))
             decoded = model.decode(model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
             error = ((decoded - batch) / 2).square().mean(dim=(1, 2, 3))
             scores += (-10 * error.log10()).tolist()
     return float(np.mean(scores))
 
 
-def finish(model: AutoencoderKL, pictures: np.ndarray) -> None:
+def finish(model: AutoencoderKL, pictures: torch.Tensor) -> None:
     """Makes the latent distribution a point and writes shift and scale, so that latents have mean 0 and spread 1."""
     with torch.no_grad():
         head = model.encoder.conv_out
         head.weight[16:] = 0
         head.bias[16:] = -30
         latents = torch.cat(
-            [model.encode(to_tensor(pictures[i : i + 8])).latent_dist.mode() for i in range(0, len(pictures), 8)]
+            [model.encode(to_tensor(part.to(model.device))).latent_dist.mode() for part in pictures.split(8)]
         )
     model.register_to_config(
         shift_factor=round(float(latents.mean()), 4), scaling_factor=round(1 / float(latents.std()), 4)
@@ -148,22 +149,25 @@ def train(
     seed: int,
     only: str | None,
     pool_size: int,
+    device: torch.device,
 ) -> None:
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    pool, held_out = draw_pool(seed, pool_size), {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
+    held_out = {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
+    pool = draw_pool(seed, pool_size).to(device)
     model = (
         AutoencoderKL.from_pretrained(out, trust_remote_code=False)
         if (out / "config.json").exists()
         else build(channels)
     )
+    model.to(device)
     optimizer = make_optimizer(model, only, rate)
     average = copy.deepcopy(model).requires_grad_(False)
     begin, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
-        pictures = crops(pool, batch, rng)
-        with fast_products():
+        pictures = crops(pool, batch)
+        with fast_products(device):
             latents = model.encoder(pictures)[:, :16]
             if only != "encoder" and rng.random() < REDUCED_SHARE:
                 size = rng.choice(REDUCED_SIZES)
@@ -197,6 +201,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=4000)
     parser.add_argument("--only", choices=("encoder", "decoder"), help="go on with this one, the other stays as it is")
+    parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
     arguments = parser.parse_args()
     train(
         arguments.out,
@@ -207,6 +212,7 @@ def main() -> None:
         arguments.seed,
         arguments.only,
         arguments.pool,
+        arguments.device,
     )
 
 

@@ -18,7 +18,6 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -113,18 +112,18 @@ def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -
 class Pictures:
     """Endless batches of both kinds."""
 
-    def __init__(self, redrawn: Sequence[Redrawn], pool: Any, seed: int) -> None:
+    def __init__(self, redrawn: Sequence[Redrawn], pool: torch.Tensor, seed: int) -> None:
         self.latents = torch.cat([part.latents for part in redrawn])
         self.pictures = torch.cat([part.pictures for part in redrawn])
         self.pool, self.rng = pool, random.Random(seed)
 
     def clean(self) -> torch.Tensor:
-        return crops(self.pool, CLEAN, self.rng)
+        return crops(self.pool, CLEAN)
 
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and the drawings that they were made from."""
         chosen = [self.rng.randrange(len(self.latents)) for _ in range(PICTURES)]
-        return self.latents[chosen].float(), to_tensor(self.pictures[chosen].numpy())
+        return self.latents[chosen].float(), to_tensor(self.pictures[chosen])
 
 
 def train(

@@ -14,20 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
-from torch.nn import functional
 
 from backend.core.settings import ROOT
 from training.data.drawing import draw_scene
 from training.data.scene import sample_scene
 from training.data.styles import STYLES
-from training.models.autoencoder import to_tensor
-from training.models.latents import Bucket, pack
-from training.models.precision import fast_products
-from training.models.transformer import Batches, TextEncoders, noise_levels, predict
+from training.models.batches import Batches, Pictures, Tokenizers
+from training.models.latents import Bucket, encode
+from training.models.precision import best_device
+from training.models.transformer import TextEncoders, open_transformer, velocity_loss
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +44,28 @@ def styled_bucket(autoencoder: AutoencoderKL, style: str, count: int, rng: rando
         pixels = np.asarray(
             STYLES[style](draw_scene(scene).convert("RGB")).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         )
-        with torch.inference_mode(), fast_products():
-            latents = autoencoder.encode(to_tensor(pixels[None])).latent_dist.mode().float()
-        tokens.append(pack((latents - autoencoder.config.shift_factor) * autoencoder.config.scaling_factor).half())
+        tokens.append(encode(autoencoder, pixels[None]))
     return Bucket(SIDE, SIDE, torch.cat(tokens), list(scenes))
 
 
-def train(folder: Path, style: str, out: Path, minutes: float, count: int, rank: int, batch: int, rate: float) -> None:
+def train(
+    folder: Path,
+    style: str,
+    out: Path,
+    minutes: float,
+    count: int,
+    rank: int,
+    batch: int,
+    rate: float,
+    device: torch.device,
+) -> None:
     torch.manual_seed(0)
     rng = random.Random(0)
-    autoencoder = AutoencoderKL.from_pretrained(folder / "vae", trust_remote_code=False).float()
-    batches = Batches([styled_bucket(autoencoder, style, count, rng)], batch, 0)
-    encoders = TextEncoders(folder)
-    model = FluxTransformer2DModel.from_pretrained(folder / "transformer", trust_remote_code=False).float()
+    autoencoder = AutoencoderKL.from_pretrained(folder / "vae", trust_remote_code=False).float().to(device)
+    buckets = [styled_bucket(autoencoder, style, count, rng)]
+    batches, pictures = iter(Batches(buckets, Tokenizers(folder), batch, 0)), Pictures(buckets, device)
+    encoders = TextEncoders(folder).requires_grad_(False).to(device)
+    model = open_transformer(folder / "transformer").to(device)
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
     weights = [one for one in model.parameters() if one.requires_grad]
@@ -66,11 +74,8 @@ def train(folder: Path, style: str, out: Path, minutes: float, count: int, rank:
     begin, step, shown, spent = time.monotonic(), 0, 0.0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
-        tokens, ids, texts, _ = next(batches)
-        t, noise = noise_levels(len(tokens)), torch.randn_like(tokens)
-        noisy = torch.lerp(tokens, noise, t[:, None, None])
-        velocity = predict(model, noisy, t, encoders(texts), torch.ones(len(tokens)), ids)
-        loss = functional.mse_loss(velocity, noise - tokens)
+        some = next(batches)
+        loss = velocity_loss(model, encoders, *pictures.of(some), some)
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = arguments.out or EMBEDDED / "loras" / f"{arguments.style}.safetensors"
@@ -108,6 +114,7 @@ def main() -> None:
         arguments.rank,
         arguments.batch,
         arguments.rate,
+        arguments.device,
     )
 
 
