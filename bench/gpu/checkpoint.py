@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
@@ -58,6 +61,9 @@ SCHEDULER: Mapping[str, Any] = MappingProxyType(
     {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 )
 
+BLOCK, SHIFTS = 2**24, 2**20
+"""Numbers that a thread writes at a time, and at how many places of the random block it may begin."""
+
 
 def build(component: str, sizes: Mapping[str, Any]) -> nn.Module:
     """The component of FLUX.1-dev, as large as ``sizes`` says."""
@@ -74,28 +80,59 @@ def build(component: str, sizes: Mapping[str, Any]) -> nn.Module:
     return T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False, **sizes))  # type: ignore[no-any-return]
 
 
-def write_checkpoint(folder: Path, sizes: Sizes, device: torch.device) -> int:
-    """Writes what is not there yet, made on ``device`` in bfloat16; returns the bytes of all weights. One component
-    is held at a time."""
+def write_checkpoint(folder: Path, sizes: Sizes) -> int:
+    """Writes what is not there yet, in bfloat16; returns the bytes of all weights. Raises OSError where the file system
+    has no room for them."""
     tokenizers = ROOT / "weights" / "embedded" / "flux"
     for component, arguments in sizes.items():
         target = folder / component
         if target.exists():
             continue
         with torch.device("meta"):
-            module: Any = nn.Module.to(
-                build(component, arguments), torch.bfloat16
-            )  # diffusers' own warns of what random weights have not
-        module.to_empty(device=device)
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                nn.init.uniform_(tensor.data, -0.02, 0.02)
+            module = build(component, arguments)
         part = target.with_name(f".{component}.part")
-        module.save_pretrained(part, max_shard_size="5GB")
+        part.mkdir(parents=True, exist_ok=True)
+        _write_configuration(part, module)
+        name = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+        write_weights(part / f"{name}.safetensors", {name: one.shape for name, one in module.named_parameters()})
         part.rename(target)
-        del module
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(tokenizers / name, folder / name, dirs_exist_ok=True)
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
     return sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+
+
+def _write_configuration(folder: Path, module: Any) -> None:
+    if hasattr(module, "save_config"):  # of diffusers
+        module.save_config(folder)
+    else:
+        module.config.architectures, module.config.dtype = [type(module).__name__], "bfloat16"
+        module.config.save_pretrained(folder)
+
+
+def write_weights(file: Path, shapes: Mapping[str, torch.Size]) -> None:
+    """Random numbers as weights in bfloat16: one safetensors file, filled by several threads from one block."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    count = 0
+    for name, shape in shapes.items():
+        begin, count = count, count + shape.numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [2 * begin, 2 * count]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    if shutil.disk_usage(file.parent).free < 2 * count:  # a mapped file that finds no room ends the process
+        raise OSError(f"no room for {2 * count / 1e9:.0f} GB in {file.parent}")
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        opened.truncate(8 + len(text) + 2 * count)
+    weights = np.memmap(file, np.int16, "r+", offset=8 + len(text), shape=count)
+    block = torch.empty(BLOCK + SHIFTS, dtype=torch.bfloat16).uniform_(-0.02, 0.02).view(torch.int16).numpy()
+
+    def fill(begin: int) -> None:
+        size = min(BLOCK, count - begin)
+        shift = begin // BLOCK * 8191 % SHIFTS  # no two neighbours are alike
+        weights[begin : begin + size] = block[shift : shift + size]
+
+    with ThreadPoolExecutor() as writers:
+        for _ in writers.map(fill, range(0, count, BLOCK)):
+            pass

@@ -15,7 +15,7 @@ from backend.core.settings import Settings
 @dataclass(frozen=True)
 class Ground:
     """What is measured on. ``model`` is the setting; sizes are of one picture; ``caps`` are the cards to be tried,
-    in bytes."""
+    in bytes. ``pictures`` is where a picture is written, if anywhere."""
 
     device: torch.device
     model: str
@@ -23,7 +23,8 @@ class Ground:
     side: int
     steps: int
     caps: tuple[int, ...]
-    runs: int = 3
+    runs: int = 2
+    pictures: Path | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -33,7 +34,8 @@ class Ground:
         dtype = (
             "auto" if self.on_gpu else "float32"
         )  # in which the embedded models' sizes are those of ``caps`` on every machine
-        chosen = {"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False}
+        # rounded weights are not kept: to write them would take longer than to round them again
+        chosen = {"model": self.model, "dtype": dtype, "log_level": "ERROR", "warm_up": False, "quantized_cache_gb": 0}
         return replace(Settings(), **{**chosen, "disabled_extensions": without_libraries(), **changes})
 
 

@@ -1,22 +1,31 @@
 #!/bin/sh
-# bench/gpu/run.sh WHEELS OUT: measures the GPU of a machine that has nothing but Python with torch for CUDA and this
-# checkout. WHEELS is a folder with the wheels of what torch does not bring, OUT a folder for gpu.json. Under 8 minutes.
+# bench/gpu/run.sh WHEELS OUT [ARGUMENTS]: measures the GPU of a machine without a network that has Python with torch
+# for CUDA, and this checkout. WHEELS is a folder with the wheels of what is missing there, OUT a folder for gpu.json,
+# gpu.log and pictures; ARGUMENTS are those of python -m bench.gpu. Under 8 minutes.
 #
-# The wheels, made on a machine with a network for the Python of the other one; together 34 MB, so that they can be
-# carried. The other machine also has NumPy and Pillow. What needs torchvision, spandrel or ultralytics is left out of
-# the service where these are not there.
-#   for name in accelerate annotated-doc annotated-types anyio certifi charset-normalizer click diffusers h11 hf-xet \
-#     httpcore2 httpx2 huggingface-hub idna importlib-metadata lazy-importer markdown-it-py mdurl packaging \
-#     psutil pydantic pydantic-core pygments pyyaml regex requests rich safetensors shellingham tokenizers \
-#     tqdm transformers truststore typer typing-extensions typing-inspection urllib3 zipp; do
+# The weights (34 GB) go to FOLDER; without it to memory where 40 GB of that are free, else into the checkout.
+#
+# The wheels, made on a machine with a network for the Python of the other one; together 11 MB, so that they can be
+# carried. The other machine also has torchvision, transformers, accelerate and what these need. What needs spandrel or
+# ultralytics is left out of the service where these are not there.
+#   for name in annotated-types diffusers importlib-metadata lazy-importer pydantic pydantic-core spandrel \
+#     typing-inspection ultralytics-opencv-headless ultralytics-platform ultralytics-thop; do
 #     grep "^$name==" requirements.txt
 #   done > wheels.txt
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
 #     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d WHEELS -r wheels.txt
 set -eu
-wheels=$1 out=$2
-cd "$(dirname "$0")/../.."
-python3 -m venv --system-site-packages .venv-gpu
-.venv-gpu/bin/python -m pip install --quiet --no-index --no-deps "$wheels"/*.whl
+wheels=$(cd "$1" && pwd) out=$2
+shift 2
 mkdir -p "$out"
-exec .venv-gpu/bin/python -m bench.gpu --seconds "${SECONDS_LEFT:-440}" --out "$out/gpu.json"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/../.."
+python3 -c 'import sys, torch; torch.cuda.is_available() or "--small" in sys.argv or sys.exit("error: torch finds no CUDA device")' "$@"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
+free=$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
+if [ "${free:-0}" -gt 40000000 ]; then memory=/dev/shm/random-flux; else memory=weights/random-flux; fi
+ulimit -c 0
+export PYTHONPATH="$site" PYTHONUNBUFFERED=1 TORCH_LOGS="${TORCH_LOGS-recompiles,perf_hints}"
+python3 -m bench.gpu --seconds "${SECONDS_LEFT:-440}" --folder "${FOLDER:-$memory}" --out "$out/gpu.json" "$@"

@@ -143,7 +143,7 @@ def prepare(folder: Path, steps: int) -> Ground:
     ensure_torchvision_operators()  # before anything imports diffusers
     from bench.gpu.checkpoint import write_checkpoint
 
-    write_checkpoint(folder, SCALED, torch.device("cpu"))
+    write_checkpoint(folder, SCALED)
     settings = settings_of(folder)
     files = find_files(settings)
     spec = files.spec(torch.float32)
