@@ -47,7 +47,7 @@ from bench.gpu.ground import Ground, Row
 
 PROCESSES: Mapping[tuple[str, ...], float] = MappingProxyType(
     {
-        ("steps",): 200,
+        ("steps",): 230,
         ("caps",): 150,
         ("attention", "copies", "picture"): 120,
         ("fallback",): 60,
