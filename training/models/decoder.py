@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import logging
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from training.models.autoencoder import (  # noqa: E402
     reconstruction_psnr,
     to_tensor,
 )
-from training.models.precision import fast_products  # noqa: E402
+from training.models.precision import best_device, fast_products  # noqa: E402
 from training.models.redrawn_latents import Redrawn, load_redrawn  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,8 @@ REDRAWN = 0.5
 """And of all that is said of redrawn latents."""
 ADVERSARIAL_FROM = 0.2
 """The share of the time after which the discriminator joins: before that the new layers would only feed it noise."""
-CLEAN, PICTURES = 4, 2
-"""Crops of 128 x 128 with the encoder's latents, and whole redrawn pictures of 256 x 256, in a step."""
+CROPS = 2
+"""Crops of 128 x 128 with the encoder's latents, beside every redrawn picture of 256 x 256."""
 
 
 def deepened(model: AutoencoderKL) -> AutoencoderKL:
@@ -90,7 +89,7 @@ class Discriminator(nn.Module):
 
 def judge_step(judge: Discriminator, optimizer: torch.optim.Optimizer, drawn: torch.Tensor, made: torch.Tensor) -> None:
     """One step of the discriminator, with the hinge loss."""
-    with fast_products():
+    with fast_products(drawn.device):
         real, fake = judge(drawn)[0].float(), judge(made.detach())[0].float()
     loss = functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
     optimizer.zero_grad()
@@ -100,7 +99,7 @@ def judge_step(judge: Discriminator, optimizer: torch.optim.Optimizer, drawn: to
 
 def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     """The discriminator's verdict on the decoder's pictures, and how far its features are from the drawings'."""
-    with fast_products():
+    with fast_products(drawn.device):
         verdict, features = judge(made)
         with torch.no_grad():
             _, wanted = judge(drawn)
@@ -112,34 +111,42 @@ def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -
 class Pictures:
     """Endless batches of both kinds."""
 
-    def __init__(self, redrawn: Sequence[Redrawn], pool: torch.Tensor, seed: int) -> None:
-        self.latents = torch.cat([part.latents for part in redrawn])
-        self.pictures = torch.cat([part.pictures for part in redrawn])
-        self.pool, self.rng = pool, random.Random(seed)
+    def __init__(self, redrawn: Sequence[Redrawn], pool: torch.Tensor, batch: int, device: torch.device) -> None:
+        self.latents = torch.cat([part.latents for part in redrawn]).to(device)
+        self.pictures = torch.cat([part.pictures for part in redrawn]).to(device)
+        self.pool, self.batch = pool.to(device), batch
 
     def clean(self) -> torch.Tensor:
-        return crops(self.pool, CLEAN)
+        return crops(self.pool, CROPS * self.batch)
 
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and the drawings that they were made from."""
-        chosen = [self.rng.randrange(len(self.latents)) for _ in range(PICTURES)]
+        chosen = torch.randint(len(self.latents), (self.batch,), device=self.latents.device)
         return self.latents[chosen].float(), to_tensor(self.pictures[chosen])
 
 
 def train(
-    start: Path, redrawn: Sequence[Path], out: Path, minutes: float, rate: float, seed: int, pool_size: int
+    start: Path,
+    redrawn: Sequence[Path],
+    out: Path,
+    minutes: float,
+    batch: int,
+    rate: float,
+    seed: int,
+    pool_size: int,
+    device: torch.device,
 ) -> None:
     """Saves the mean of the weights into ``out`` all the time; where ``out`` has one it goes on from there."""
     torch.manual_seed(seed)
     found = (out / "config.json").exists()
     model = AutoencoderKL.from_pretrained(out if found else start, trust_remote_code=False).float()
-    model = model if found else deepened(model)
-    optimizer, judge = make_optimizer(model, "decoder", rate), Discriminator()
+    model = (model if found else deepened(model)).to(device)
+    optimizer, judge = make_optimizer(model, "decoder", rate), Discriminator().to(device)
     state = out / "discriminator.pt"
     if state.exists():
         judge.load_state_dict(torch.load(state, weights_only=True))
     judging = torch.optim.Adam(judge.parameters(), 2e-4, betas=(0.5, 0.9))
-    batches = Pictures([load_redrawn(file) for file in redrawn], draw_pool(seed, pool_size), seed)
+    batches = Pictures([load_redrawn(file) for file in redrawn], draw_pool(seed, pool_size), batch, device)
     held_out = {name: draw_pool(10_001, 24, name) for name in SUBJECTS}
     average = copy.deepcopy(model).requires_grad_(False)
     begin, step, spent = time.monotonic(), 0, 0.0
@@ -147,7 +154,7 @@ def train(
         spent = (time.monotonic() - begin) / (60 * minutes)
         drawn = batches.clean()
         latents, meant = batches.pairs()
-        with fast_products():
+        with fast_products(device):
             with torch.no_grad():
                 own = model.encoder(drawn)[:, :16].float()
             decoded, restored = model.decoder(add_noise(own)), model.decoder(latents)
@@ -176,11 +183,23 @@ def main() -> None:
     parser.add_argument("--redrawn", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--batch", type=int, default=2, help="redrawn pictures in a step")
     parser.add_argument("--rate", type=float, default=0.012)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=3000)
+    parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
     given = parser.parse_args()
-    train(given.start, given.redrawn, given.out, given.minutes, given.rate, given.seed, given.pool)
+    train(
+        given.start,
+        given.redrawn,
+        given.out,
+        given.minutes,
+        given.batch,
+        given.rate,
+        given.seed,
+        given.pool,
+        given.device,
+    )
 
 
 if __name__ == "__main__":

@@ -18,19 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from training.data.subjects import SUBJECTS, any_caption, draw_subject
-from training.models.precision import fast_products
+from training.data.drawings import draw_many
+from training.data.subjects import SUBJECTS, any_caption
+from training.models.precision import best_device, fast_products
 
 logger = logging.getLogger(__name__)
 
 SHARES = {"portraits": 65, "figures": 25, "hands": 10}
 STRENGTHS = (0.1, 0.4)
 STEPS = 20
-TOGETHER = 6
-"""Pictures redrawn at once, at the same strength."""
 
 
 @dataclass
@@ -41,22 +41,23 @@ class Redrawn:
     latents: torch.Tensor
 
 
-def redraw(flux: Path, count: int, seed: int) -> Redrawn:
-    """``count`` drawings of all subjects, redrawn by the model in the folder ``flux``."""
+def redraw(flux: Path, count: int, seed: int, together: int, device: torch.device) -> Redrawn:
+    """``count`` drawings of all subjects, redrawn by the model in the folder ``flux``, so many ``together`` and at the
+    same strength."""
     ensure_torchvision_operators()
     from diffusers import FluxImg2ImgPipeline
 
-    pipeline = FluxImg2ImgPipeline.from_pretrained(flux, trust_remote_code=False).to(torch.float32)
+    pipeline = FluxImg2ImgPipeline.from_pretrained(flux, trust_remote_code=False).to(device, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     words = int(json.loads((flux / "family.json").read_text())["tokens"])
     config, rng, begin = pipeline.vae.config, random.Random(seed), time.monotonic()
     pictures: list[np.ndarray] = []
     latents: list[torch.Tensor] = []
     while len(pictures) < count:
-        names = rng.choices(list(SHARES), list(SHARES.values()), k=TOGETHER)
+        names = rng.choices(list(SHARES), list(SHARES.values()), k=together)
         subjects = [SUBJECTS[name][0](rng, (256, 256)) for name in names]
-        drawings = [draw_subject(subject) for subject in subjects]
-        with torch.inference_mode(), fast_products():
+        drawings = [Image.fromarray(drawing) for drawing in draw_many(subjects)]
+        with torch.inference_mode(), fast_products(device):
             packed = pipeline(
                 prompt=[any_caption(subject, rng, 0.3) for subject in subjects],
                 image=drawings,
@@ -70,9 +71,9 @@ def redraw(flux: Path, count: int, seed: int) -> Redrawn:
                 output_type="latent",
             ).images
         unpacked = pipeline._unpack_latents(packed.float(), 256, 256, pipeline.vae_scale_factor)
-        latents.append((unpacked / config.scaling_factor + config.shift_factor).half())
+        latents.append((unpacked / config.scaling_factor + config.shift_factor).half().cpu())
         pictures += [np.asarray(drawing) for drawing in drawings]
-        if len(pictures) % (20 * TOGETHER) == 0:
+        if len(pictures) % (20 * together) == 0:
             logger.info("%d of %d pictures, %.0f s", len(pictures), count, time.monotonic() - begin)
     return Redrawn(torch.from_numpy(np.stack(pictures)), torch.cat(latents))
 
@@ -91,8 +92,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=5)
-    arguments = parser.parse_args()
-    save_redrawn(redraw(arguments.flux, arguments.count, arguments.seed), arguments.out)
+    parser.add_argument("--together", type=int, default=6, help="pictures redrawn at once, at the same strength")
+    parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
+    given = parser.parse_args()
+    save_redrawn(redraw(given.flux, given.count, given.seed, given.together, given.device), given.out)
 
 
 if __name__ == "__main__":
