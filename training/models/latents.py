@@ -11,6 +11,7 @@ import argparse
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,11 +51,11 @@ def encode(model: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
     return pack((latents - model.config.shift_factor) * model.config.scaling_factor).half().cpu()
 
 
-def encode_bucket(model: AutoencoderKL, scenes: list[Subject], size: Size) -> Bucket:
+def encode_bucket(model: AutoencoderKL, scenes: list[Subject], drawings: Iterator[np.ndarray], size: Size) -> Bucket:
     # on a CPU one at a time: the activations of more fall out of the processor's cache
     together = 1 if model.device.type == "cpu" else 64
-    drawings = draw_many(scenes)
-    tokens = [encode(model, np.stack(list(islice(drawings, together)))) for _ in range(0, len(scenes), together)]
+    mine = islice(drawings, len(scenes))
+    tokens = [encode(model, np.stack(list(islice(mine, together)))) for _ in range(0, len(scenes), together)]
     return Bucket(size[0], size[1], torch.cat(tokens), scenes)
 
 
@@ -62,9 +63,13 @@ def draw_buckets(model: AutoencoderKL, subject: str, count: int, seed: int) -> l
     """``count`` drawings, more than half of them square, the others in all the subject's shapes."""
     rng, begin, buckets = random.Random(seed), time.monotonic(), []
     sample, sizes = SUBJECTS[subject]
+    scenes: list[list[Subject]] = []
     for index, size in enumerate(sizes):
         share = (0.6 if index == 0 else 0.4 / (len(sizes) - 1)) if len(sizes) > 1 else 1.0
-        buckets.append(encode_bucket(model, [sample(rng, size) for _ in range(round(count * share))], size))
+        scenes.append([sample(rng, size) for _ in range(round(count * share))])
+    drawings = draw_many([scene for of_size in scenes for scene in of_size])
+    for size, of_size in zip(sizes, scenes, strict=True):
+        buckets.append(encode_bucket(model, of_size, drawings, size))
         logger.info("%d x %d: %d pictures, %.0f s", *size, len(buckets[-1].scenes), time.monotonic() - begin)
     return buckets
 

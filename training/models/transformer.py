@@ -13,20 +13,18 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.data.vocabulary import MAX_TOKENS
 from training.models.batches import Batch, Batches, Pictures, Tokenizers, read_buckets
 from training.models.descent import descend
 from training.models.muon import Muon
-from training.models.precision import best_device, fast_products
+from training.models.precision import attention_kernels, best_device, fast_products
 from training.models.rewording import make_optimizer as make_encoders_optimizer
 from training.models.text_encoders import open_encoders
 
@@ -61,7 +59,7 @@ class TextEncoders(nn.Module):
         self.clip, self.t5 = clip.eval(), t5.eval()
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with fast_products(ids.device):
+        with fast_products(ids.device), attention_kernels(ids.device):
             return self.t5(ids[0])[0].float(), self.clip(ids[1]).pooler_output.float()
 
     def save(self, out: Path) -> None:
@@ -85,10 +83,7 @@ def predict(
     guidance: torch.Tensor,
     ids: torch.Tensor,
 ) -> torch.Tensor:
-    # on a CPU, at a hundred tokens, plain matrix products are faster backwards than the blockwise kernel, by a third of
-    # the whole pass
-    kernel = sdpa_kernel(SDPBackend.MATH) if noisy.device.type == "cpu" else nullcontext()
-    with fast_products(noisy.device), kernel:
+    with fast_products(noisy.device), attention_kernels(noisy.device):
         output: torch.Tensor = model(
             hidden_states=noisy,
             timestep=t,
