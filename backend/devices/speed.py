@@ -72,7 +72,8 @@ def measure_speed(device: torch.device, dtype: torch.dtype, sizes: Sizes | None 
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.accelerator.empty_host_cache()
+            if hasattr(torch.accelerator, "empty_host_cache"):  # since torch 2.12
+                torch.accelerator.empty_host_cache()
 
 
 def with_measured(memory: DeviceMemory, speed: Speed | None) -> DeviceMemory:
