@@ -17,6 +17,7 @@ from pathlib import Path
 
 from backend.core.settings import ROOT
 from training.data.detector_samples import KINDS
+from training.models.precision import best_device
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ class Course:
     def minutes(self, amount: float) -> tuple[str, str]:
         return "--minutes", str(amount * self.scale)
 
+    def batch(self, on_cpu: int) -> tuple[str, str]:
+        """A GPU takes sixteen times as much at once."""
+        return "--batch", str(on_cpu if best_device().type == "cpu" else 16 * on_cpu)
+
     def steps(self, count: int) -> tuple[str, str]:
         return "--steps", str(round(count * self.scale))
 
@@ -59,20 +64,27 @@ class Course:
 def train_flux(course: Course) -> None:
     step, parts = course.step, course.work / "parts"
     worded = course.work / "worded"  # text encoders that read every wording
+    flux, redrawn = EMBEDDED / "flux", course.work / "redrawn.safetensors"
     vae, undistilled, transformer = parts / "vae", course.work / "undistilled", parts / "transformer"
-    step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60))
-    step("encoder", "models.autoencoder", "--out", vae, "--only", "encoder", *course.minutes(30))
+    step("autoencoder", "models.autoencoder", "--out", vae, *course.minutes(60), *course.batch(8))
+    step("encoder", "models.autoencoder", "--out", vae, "--only", "encoder", *course.minutes(30), *course.batch(8))
     step("text encoders", "models.text_encoders", "--out", parts, *course.steps(900))
     for subject, count in LATENTS.items():
         options = ("--out", course.work / f"{subject}.pt", "--subject", subject, "--count", str(count))
         step(f"latents of {subject}", "models.latents", "--autoencoder", vae, *options)
     latents = [course.work / f"{name}.pt" for name in (*LATENTS, "figures", "things")]  # these count twice
-    inputs: tuple[str | Path, ...] = ("--models", parts, "--latents", *latents, "--other-words", "0.4")
-    step("transformer", "models.transformer", *inputs, "--out", undistilled, *course.minutes(310))
-    guidance = ("--undistilled", undistilled, "--out", transformer, *course.minutes(40))
-    step("guidance", "models.guidance", *inputs, *guidance)
     step("rewording", "models.rewording", "--models", parts, "--out", worded, *course.steps(500))
-    step("package", "package", "--parts", parts, "--encoders", worded, "--out", EMBEDDED / "flux")
+    inputs: tuple[str | Path, ...] = ("--latents", *latents, "--other-words", "0.45", *course.batch(64))
+    learning = ("--models", worded, "--out", undistilled, "--encoders-rate", "0.001", *course.minutes(310))
+    step("transformer", "models.transformer", *inputs, *learning)
+    guidance = ("--models", undistilled, "--undistilled", undistilled, "--out", transformer, *course.minutes(40))
+    step("guidance", "models.guidance", *inputs, *guidance)
+    package = ("--parts", parts, "--encoders", undistilled, "--out", flux)
+    step("package", "package", *package)
+    step("redrawn latents", "models.redrawn_latents", "--flux", flux, "--out", redrawn)
+    decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, *course.minutes(60), *course.batch(2))
+    step("decoder", "models.decoder", *decoder)
+    step("package with that decoder", "package", *package)
 
 
 def train_detectors_on_drawings(course: Course) -> None:

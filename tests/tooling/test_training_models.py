@@ -129,6 +129,8 @@ class TestTransformer:
     def test_the_text_encoders_learn_where_they_are_asked_to(self, latents: Path, tmp_path: Path) -> None:
         train(latents, tmp_path, 0.01)
         assert moved(transformer.TextEncoders(FLUX), transformer.TextEncoders(tmp_path))
+        words = ["a smiling woman, green background", "PORTRAIT, MAN"]
+        assert torch.equal(Tokenizers(tmp_path)(words), Tokenizers(FLUX)(words))
 
     def test_guidance_is_distilled_from_a_frozen_copy(self, latents: Path, tmp_path: Path) -> None:
         start = FLUX / "transformer"

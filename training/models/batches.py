@@ -39,6 +39,10 @@ class Tokenizers:
         ]
         return torch.tensor(ids)
 
+    def save(self, out: Path) -> None:
+        self.clip.save_pretrained(out / "tokenizer")
+        self.t5.save_pretrained(out / "tokenizer_2")
+
 
 class Batch(NamedTuple):
     """Pictures of one size: which bucket they are from and which of its pictures they are, the token ids of N captions,

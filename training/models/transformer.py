@@ -5,7 +5,8 @@ Rectified flow as in Flux: the model sees ``(1 - t) * picture + t * noise`` and 
 are dropped in a tenth of the samples. A share of the batches is what the detail pass draws: faces and hands near by,
 with no more noise than it adds. Guidance comes afterwards, by ``training/models/guidance.py``.
 
-With ``--encoders-rate`` the text encoders learn from the pictures too, and are saved beside the transformer.
+With ``--encoders-rate`` the text encoders learn from the pictures too, and are saved beside the transformer with
+their tokenizers.
 """
 
 from __future__ import annotations
@@ -153,12 +154,13 @@ def train(
 ) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    buckets = read_buckets(latents)
-    batches = Batches(buckets, Tokenizers(models), batch, seed, other_words, details).loaded()
+    buckets, tokenizers = read_buckets(latents), Tokenizers(models)
+    batches = Batches(buckets, tokenizers, batch, seed, other_words, details).loaded()
     pictures, learner = Pictures(buckets, device), open_generator(models, out).to(device)
     optimizers = [make_optimizer(learner.transformer, rate)]
     learner.encoders.requires_grad_(encoders_rate > 0)
     if encoders_rate > 0:
+        tokenizers.save(out)
         optimizers.append(make_encoders_optimizer(learner.encoders.clip, learner.encoders.t5, encoders_rate))
     if (out / "optimizer.pt").exists():
         for optimizer, state in zip(optimizers, torch.load(out / "optimizer.pt", weights_only=True), strict=True):
