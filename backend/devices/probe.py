@@ -42,7 +42,9 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.kind)
+        """With an index on CUDA, because some functions of torch refuse a device without one. It is the first card that
+        CUDA_VISIBLE_DEVICES leaves: torch's current one, which nothing here changes."""
+        return torch.device(self.kind, 0) if self.kind == "cuda" else torch.device(self.kind)
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:

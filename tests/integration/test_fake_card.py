@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from support.fake_card_runs import (
     steps_watched,
 )
 from support.fake_cuda import WRITTEN_FOR, FakeCard
+from support.fake_cuda_driver import NEED_INDEX
 from support.sparse_checkpoints import write_flux, write_klein, write_stable_diffusion, write_z_image
 
 import modules.app.wiring
@@ -73,6 +75,18 @@ def test_the_context_of_the_driver_is_counted_once(held: int) -> None:
     with FakeCard(24, held_bytes=held, context_bytes=500_000_000):
         memory = device_memory(probe_device("cuda", "auto"), None)
     assert memory.held_bytes == pytest.approx(held, abs=50_000_000)
+
+
+def test_a_device_without_an_index_is_refused_where_torch_refuses_it() -> None:
+    """``torch.device("cuda")`` is a card to some functions of torch, and none to others."""
+    real = {name: one for name, one in vars(torch.cuda).items() if inspect.isfunction(one)}
+    with FakeCard(24):
+        faked = {name for name, one in real.items() if getattr(torch.cuda, name) is not one}
+        assert torch.cuda.mem_get_info(torch.device("cuda")) == torch.cuda.mem_get_info()
+        assert torch.cuda.get_per_process_memory_fraction(torch.device("cuda", 0)) == 1
+        with pytest.raises(ValueError, match="with a specified index"):
+            torch.cuda.get_per_process_memory_fraction(torch.device("cuda"))
+    assert {name for name in faked if "_get_device_index(device)" in inspect.getsource(real[name])} == NEED_INDEX
 
 
 MATRIX: Sequence[tuple[str, float, Kind, str]] = [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
+from torch.cuda._utils import _get_device_index
 
 from backend.core.units import GIB
 from backend.devices import cuda_checks
@@ -24,6 +27,8 @@ BUILT_FOR = (13, 0)
 """The version of CUDA."""
 ALREADY_REGISTERED = 712
 """``cudaErrorHostMemoryAlreadyRegistered``."""
+NEED_INDEX = frozenset(("set_device", "set_per_process_memory_fraction", "get_per_process_memory_fraction"))
+"""The functions that refuse ``torch.device("cuda")``, which does not say which card."""
 
 LEFT: dict[int, int] = {}
 """Memory that was pinned when its card ended, by address. Its owners may live until the next card is there."""
@@ -169,7 +174,7 @@ class FakeDriver:
 def installed_driver(driver: FakeDriver) -> Iterator[None]:
     """``torch.cuda`` is this card inside, and what it was before afterwards."""
     with (
-        patch.multiple(torch.cuda, **_properties(driver), **_memory(driver), **_streams(driver)),
+        patch.multiple(torch.cuda, **_as_strict({**_properties(driver), **_memory(driver), **_streams(driver)})),
         patch.object(torch.version, "cuda", ".".join(map(str, BUILT_FOR))),
         patch.object(cuda_checks, "driver_cuda_version", lambda: driver.cuda),
         patch.object(torch.accelerator, "empty_host_cache", lambda: None),
@@ -178,6 +183,30 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
     ):
         yield
     LEFT.update(driver.registered)
+
+
+def _as_strict(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """The functions by name, which now check a ``device`` as torch does: one of another type is refused, and by some
+    one without an index."""
+    return {
+        name: _checks_device(one, name not in NEED_INDEX)
+        if inspect.isfunction(one) and "device" in inspect.signature(one).parameters
+        else one
+        for name, one in functions.items()
+    }
+
+
+def _checks_device(run: Callable[..., Any], optional: bool) -> Callable[..., Any]:
+    signature = inspect.signature(run)
+
+    @wraps(run)
+    def checks(*args: Any, **options: Any) -> Any:
+        device = signature.bind(*args, **options).arguments.get("device")
+        if device is not None:
+            _get_device_index(device, optional)
+        return run(*args, **options)
+
+    return checks
 
 
 def _properties(driver: FakeDriver) -> dict[str, Any]:

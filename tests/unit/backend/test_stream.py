@@ -12,6 +12,7 @@ import torch
 from support.fake_cuda import FakeCard
 from support.fake_cuda_driver import FakeEvent, FakeStream
 
+from backend.devices.probe import probe_device
 from backend.stream import ALIGNMENT, CudaTransfers, PackedTensors, packed, page_aligned
 
 CARD = torch.device("cuda", 0)
@@ -110,6 +111,15 @@ class TestPinning:
         transfers = CudaTransfers(CARD, pin_bytes=10**6)
         assert packed(tensors(), transfers).slab is not None
         assert len(card.driver.registered) == 1 and card.driver.pending_error == 0
+
+
+def test_the_device_that_the_probe_finds_is_one_to_every_function_of_torch(card: FakeCard) -> None:
+    """Some refuse ``torch.device("cuda")``."""
+    transfers = CudaTransfers(probe_device("cuda", "auto").torch_device, pin_bytes=10**6)
+    before = transfers.free_bytes()
+    transfers.upload(packed(tensors(), transfers), transfers.slot(10**6))
+    transfers.synchronize()
+    assert before == card.driver.free_bytes() + card.allocated_bytes
 
 
 class TestSlots:
