@@ -24,6 +24,7 @@ python3 -c 'import sys, torch; torch.cuda.is_available() or "--small" in sys.arg
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
+python3 -m compileall -q -j 0 "$site"  # every measure is a process that imports it
 free=$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
 if [ "${free:-0}" -gt 40000000 ]; then memory=/dev/shm/random-flux; else memory=weights/random-flux; fi
 ulimit -c 0
