@@ -85,7 +85,8 @@ def plan_device(
     when nothing fits."""
     memory = device_memory(device, emulated_bytes)
     if device.kind == "cuda":
-        memory = with_measured(memory, measure_speed(device.torch_device, device.dtype))
+        known = recognized_card(device.name, device.total_bytes) is not None
+        memory = with_measured(memory, measure_speed(device.torch_device, device.dtype), known)
     rules = MemoryRules(weight_precision=weight_precision)
     changeable = SET_UP_EMULATED if emulated_bytes and device.kind != "cuda" else SET_UP
     plan = plan_memory(memory, models, workload, rules, changeable)

@@ -41,25 +41,47 @@ def test_a_device_without_room_is_not_measured(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(speed, "_block", full)
     assert measure_speed(CPU, torch.float32, SMALL) is None
-    assert with_measured(EXPECTED, None) == EXPECTED
+    assert with_measured(EXPECTED, None, known=False) == EXPECTED
 
 
-@pytest.mark.parametrize("share", [0.83, 0.95, 1.0, 1.1, 1.2])
-def test_what_is_near_the_expected_figure_does_not_count(share: float) -> None:
+def measured(bandwidth: float, flops: float) -> Speed:
+    """These shares of the expected figures; one block is faster than a whole transformer."""
+    return Speed(bandwidth * EXPECTED.copy_bandwidth, flops * EXPECTED.flops / speed.SUSTAINED)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("share", [0.83, 0.95, 1.0, 1.1, 1.2, 1.45])
+def test_what_is_near_the_expected_figure_does_not_count(share: float, known: bool) -> None:
     """Two starts on one machine plan alike."""
-    found = Speed(share * EXPECTED.copy_bandwidth, share * EXPECTED.flops)
-    assert with_measured(EXPECTED, found) == EXPECTED
+    assert with_measured(EXPECTED, measured(share, share), known) == EXPECTED
 
 
-def test_a_narrow_slot_and_a_slow_card_count_in_steps(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_a_narrow_slot_and_a_slow_card_count_in_steps(caplog: pytest.LogCaptureFixture, known: bool) -> None:
     caplog.set_level(logging.INFO)
-    found = with_measured(EXPECTED, Speed(EXPECTED.copy_bandwidth / 4.3, EXPECTED.flops / 1.6))
-    again = with_measured(EXPECTED, Speed(EXPECTED.copy_bandwidth / 5.5, EXPECTED.flops / 1.4))
+    found = with_measured(EXPECTED, measured(1 / 4.3, 1 / 1.6), known)
+    again = with_measured(EXPECTED, measured(1 / 5.5, 1 / 1.4), known)
     assert found == again
     assert found.copy_bandwidth < 0.35 * EXPECTED.copy_bandwidth and found.flops == EXPECTED.flops / speed.STEP
     assert "copies from the host: 5.81 GB/s measured, 25 expected" in caplog.text
 
 
+@pytest.mark.parametrize("share", [1.3, 1.6, 2.2, 3.5])
+def test_a_faster_card_never_counts_with_more_than_was_measured(share: float) -> None:
+    """An H200 with 664 TFLOP/s a block was taken for one of 712, where 475 were expected."""
+    found = with_measured(EXPECTED, measured(share, share), known=False)
+    assert share / speed.STEP < found.flops / EXPECTED.flops <= share
+    assert share / speed.STEP < found.copy_bandwidth / EXPECTED.copy_bandwidth <= share
+    assert with_measured(EXPECTED, measured(share, share), known=True) == EXPECTED
+
+
+def test_one_slow_series_of_copies_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones are slow, say beside a process that ends."""
+    taken = iter([1.0, 0.1, 0.001])
+    monkeypatch.setattr(speed, "_seconds", lambda run, device: next(taken))
+    assert measure_speed(CPU, torch.float32, SMALL) == Speed(SMALL.copied / 0.001, SMALL.work / 0.1)
+
+
 @pytest.mark.parametrize("factor", [0.0, 1e-4, 1e4])
 def test_a_figure_that_cannot_be_is_left_out(factor: float) -> None:
-    assert with_measured(EXPECTED, Speed(factor * EXPECTED.copy_bandwidth, factor * EXPECTED.flops)) == EXPECTED
+    assert with_measured(EXPECTED, measured(factor, factor), known=False) == EXPECTED
