@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 ATTENTION_BACKENDS = ("_flash_3", "_native_cudnn", "xformers", "native")
 """diffusers' names of the attention kernels that a CUDA device is tried with: FlashAttention 3 (Hopper, the package
 ``flash_attn_interface``), cuDNN, xformers, and what PyTorch chooses itself (FlashAttention 2 from Ampere on)."""
-ATTENTION_GAIN = 0.97
+ATTENTION_GAIN = 0.9
 """Another kernel than PyTorch's own choice has to be this much faster: less is noise, and a choice that changes from
-start to start would change the last bits of every picture."""
+start to start would change the last bits of every picture. On a busy H200 one kernel took 0.44 to 0.89 ms, another
+0.53 to 1.14 (``bench/results/gpu.md``)."""
 ATTENTION_ERROR = 0.02
 """Relative difference from PyTorch's own kernel that rounding to 16 bits explains; a kernel beyond it computes
 something else."""
@@ -199,6 +200,8 @@ class FluxMemoryOptimizer:
     def _compile_decoder(self, vae: Any) -> None:
         name = COMPILED[-1]
         reason = "for CUDA devices only" if self.device.kind != "cuda" else self._why_not_compiled()
+        if not reason and self.settings.compile != "whole":  # measured on an H200: bench/results/gpu.md
+            reason = "a minute of compiling saves 25 ms a picture; 'compile' 'whole' turns it on"
         if not reason:
             Compilation(lambda failure: self._note_failure(name, failure)).compile(vae.decoder)
         self._note(name, not reason, reason or "the autoencoder's decoder, for all sizes at once")
