@@ -33,10 +33,11 @@ SAID_BESIDE = frozenset(
 # fmt: on
 """Words of a driver's name that do not tell one card from another."""
 BUSES = frozenset(("sxm", "pcie", "nvl"))
-HOPPER, ADA_SMALL, ADA, AMPERE, AMPERE_SMALL, BLACKWELL, OLD = 0.48, 0.74, 0.54, 0.55, 0.66, 0.52, 0.5
+HOPPER, H200, ADA_SMALL, ADA, AMPERE, AMPERE_SMALL, BLACKWELL, OLD = 0.48, 0.57, 0.74, 0.54, 0.55, 0.66, 0.52, 0.5
 """The share of the maker's dense 16-bit rate that compiled FLUX.1 sustains.
 
-Hopper: 4.30 to 4.5 s on an H100. Ada: 25.8 s with nf4 on an RTX 4090, and 23.4 s on an L20, which has a third of the
+Hopper: 4.30 to 4.5 s on an H100, as published; 3.71 s on an H200, measured by this project with torch 2.11
+(``bench/results/gpu.md``). Ada: 25.8 s with nf4 on an RTX 4090, and 23.4 s on an L20, which has a third of the
 rate of an L40S at the same power. The others are assumed: half on the fast cards, two thirds on the slow ones.
 """
 PCIE3, PCIE4_X8, PCIE4, PCIE5_X8, PCIE5 = 12, 13, 25, 25, 50
@@ -150,7 +151,7 @@ CARDS = (
     Card("H100 SXM", 80, (9, 0), 989, HOPPER, PCIE5),
     Card("H100 NVL", 94, (9, 0), 835, HOPPER, PCIE5),
     Card("GH200", 96, (9, 0), 989, HOPPER, PCIE5),
-    Card("H200", 141, (9, 0), 989, HOPPER, PCIE5),
+    Card("H200", 141, (9, 0), 989, H200, PCIE5),
     Card("B200", 180, (10, 0), 2250, HOPPER, PCIE5),
 )
 USUAL = (

@@ -38,11 +38,11 @@ LABELS = MappingProxyType({"text_encoder_2": "T5"})
 """What tables call a component."""
 COSTS_SOURCE = (
     "computed from the layers, as measured on the emulated device (python -m bench.memory.activations), and for "
-    "FLUX.1-dev in line with peaks that the diffusers project published; not yet measured on a GPU by this project"
+    "FLUX.1-dev within 1% of the peaks that this project measured on an H200 (bench/results/gpu.md)"
 )
-# In line: diffusers' pull request 11682 has 22.64 GiB with one component at a time, and 2.41 GiB with one layer at a
-# time. What the allocator reserves can be twice as much (5.1 GB in the diffusers team's post), but it gives that back
-# when needed.
+# Published peaks are in line too: diffusers' pull request 11682 has 22.64 GiB with one component at a time, and 2.41
+# GiB with one layer at a time. What the allocator reserves can be twice as much (5.1 GB in the diffusers team's post),
+# but it gives that back when needed.
 
 
 def flux_spec(source: Source, profile: ModelProfile, dtype: str) -> ModelSpec:

@@ -16,8 +16,8 @@ def test_predictions_are_near_published_speeds(row: Published) -> None:
     assert row.predicted == pytest.approx(row.seconds, rel=0.05 if row.fitted else 0.2)
 
 
-def test_most_rows_are_predictions() -> None:
-    assert sum(not row.fitted for row in PUBLISHED) > len(PUBLISHED) / 2
+def test_half_of_the_rows_are_predictions() -> None:
+    assert sum(not row.fitted for row in PUBLISHED) >= len(PUBLISHED) / 2
 
 
 def test_the_table_in_the_document_is_current() -> None:
