@@ -20,10 +20,11 @@ from PIL import Image, ImageFilter
 from modules.detection.detections import Mask
 from training.data.drawing import draw_scene, face_boxes
 from training.data.figure_drawing import draw_figures, draw_portraits
-from training.data.figures import Figures, sample_figures
+from training.data.figures import SHAPES, Figures, sample_figures
 from training.data.scene import Placement, Scene, sample_scene
 from training.data.shapes import Box
 from training.data.subjects import draw_subject
+from training.data.things import sample_things
 
 SPECK = 4
 """Pixels; a piece of a mask that covers no more is left out of the label."""
@@ -52,8 +53,12 @@ def labelled(label: str, subject: Scene | Figures) -> Sample:
 
 
 def draw_faces(rng: random.Random) -> Sample:
-    """A portrait or figures, and the faces; now and then a face that fills the frame, or nobody."""
-    if rng.random() < 0.3:
+    """A portrait or figures, and the faces; now and then a face that fills the frame, or a thing or an animal, which
+    have none that is a person's."""
+    chance = rng.random()
+    if chance < 0.15:
+        return Sample(draw_subject(sample_things(rng, rng.choice(SHAPES[:5]))), [])
+    if chance < 0.4:
         return labelled("face", sample_figures(rng))
     scene = sample_scene(rng)
     chance = rng.random()

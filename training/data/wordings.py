@@ -203,7 +203,8 @@ def tell(rng: random.Random, scene: Scene) -> Told:
         thing if rng.random() < share else None
         for thing in (None if person.hair_length == "bald" else hair, shirt, background)
     ]
-    framing = scene.framing if rng.random() < 0.4 else ""
+    # untold, it is a portrait: in a close-up a shirt that was asked for may not be seen
+    framing = scene.framing if scene.framing != "portrait" or rng.random() < 0.4 else ""
     return Told(subject, framing, told[0], told[1], told[2], tell_extras(rng, person) if rng.random() < 0.75 else ())
 
 

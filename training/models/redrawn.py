@@ -30,17 +30,19 @@ from modules.diffusion.denoise_request import DenoiseRequest
 from modules.diffusion.monitor import Monitor
 from modules.pipeline.generate import GenerateStage
 from training.data.detector_samples import KINDS, Kind, Sample, labelled, softened, write_dataset
-from training.data.subjects import SUBJECTS, caption
+from training.data.subjects import SUBJECTS, caption, draw_subject
 from training.data.things import Things
 from training.models.detector import ARCHITECTURES, evaluate, export, train
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45)}
+STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45), "things": (0.35, 0.65)}
 """How much is redrawn. Hands, and faces of whole figures, are small: much more, and they would no longer be where
 they are known to be."""
 FIGURES = {"face": 0.5, "hand": 0.9, "person": 0.75}
 """The share of figures among the pictures of a kind; the others are portraits."""
+NOBODY = 0.15
+"""The share of pictures of things and animals, in which nothing is to be found."""
 STEPS = 10
 GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}
 
@@ -48,10 +50,10 @@ GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}
 def redrawn(flux: DiffusionService, kind: Kind, rng: random.Random) -> Sample:
     """A drawing as the generator would have drawn it, and what is to be found in it."""
     name = "figures" if rng.random() < FIGURES[kind.label] else "portraits"
+    name = "things" if rng.random() < NOBODY else name
     sample, sizes = SUBJECTS[name]
     subject = sample(rng, rng.choice(sizes))
-    assert not isinstance(subject, Things)
-    drawn = labelled(kind.label, subject)
+    drawn = Sample(draw_subject(subject), []) if isinstance(subject, Things) else labelled(kind.label, subject)
     drawing = DenoiseRequest(
         prompts=(caption(subject, rng),),
         seeds=(rng.getrandbits(31),),
