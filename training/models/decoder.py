@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 ADVERSARIAL, FEATURES = 0.02, 0.3
 """Weights of the discriminator's verdict and of the distance in its features, beside the reconstruction."""
+CRISPNESS, WINDOW = 5.0, 8
+"""The weight of a difference in gradients, beside the reconstruction, and the pixels of the squares in which they are
+compared."""
 REDRAWN = 0.5
 """And of all that is said of redrawn latents."""
 ADVERSARIAL_FROM = 0.2
@@ -66,6 +69,20 @@ def deepened(model: AutoencoderKL) -> AutoencoderKL:
             if name in missing and ".conv2." in name:
                 parameter.zero_()
     return deeper
+
+
+def gradients(pictures: torch.Tensor) -> torch.Tensor:
+    """Of N x 3 x H x W pictures the root of the mean squared gradient in every square of ``WINDOW`` pixels."""
+    across, down = pictures.diff(dim=-1)[..., :-1, :], pictures.diff(dim=-2)[..., :-1]
+    energy = functional.avg_pool2d(across.square() + down.square(), WINDOW, ceil_mode=True)
+    return (energy + 1e-5).sqrt()
+
+
+def drawn_loss(made: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """How far pictures are from the drawings: in their pixels, and in how crisp they are. Where the place of an edge is
+    uncertain, the pixels alone ask for a soft one."""
+    crispness = (gradients(made) - gradients(drawn)).abs().mean()
+    return reconstruction_loss(made - drawn) + CRISPNESS * crispness
 
 
 class Discriminator(nn.Module):
@@ -159,7 +176,7 @@ def train(
                 own = model.encoder(drawn)[:, :16].float()
             decoded, restored = model.decoder(add_noise(own)), model.decoder(latents)
         restored = restored.float()
-        loss = reconstruction_loss(decoded.float() - drawn) + REDRAWN * reconstruction_loss(restored - meant)
+        loss = drawn_loss(decoded.float(), drawn) + REDRAWN * drawn_loss(restored, meant)
         if state.exists() or spent > ADVERSARIAL_FROM:
             judge_step(judge, judging, meant, restored)
             loss = loss + REDRAWN * judged_loss(judge, meant, restored)
