@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from backend.core.units import format_bytes
-from backend.planning.costs import Placement
+from backend.planning.costs import Placement, waiting_bytes
 from backend.planning.model_specs import Component, ModelSpec
 from backend.planning.plan import MemoryPlan
 
@@ -31,8 +31,7 @@ def plan_as_text(plan: MemoryPlan, models: ModelSpec) -> str:
         f"{name:<16} {size:>9}  {dtype:<12} {kind}"
         for name, size, dtype, kind in [("model", "size", "precision", "placement"), *rows]
     ]
-    moving = {name: p for name, p in plan.placements.items() if p.kind != "resident"}
-    waiting = sum(models.components[name].size(p.dtype) for name, p in moving.items())
+    waiting = sum(waiting_bytes(p, models.components[name]) for name, p in plan.placements.items())
     on_host = "nothing"
     if waiting:
         on_host = f"{format_bytes(waiting)} of models, {format_bytes(plan.pin_bytes)} of them pinned"
