@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -37,26 +38,45 @@ settings.register_profile("thorough", deadline=None, max_examples=20 * settings.
 settings.load_profile("repeatable")
 
 
-class OneServer(LoadFileScheduling):
-    """A worker takes whole files, and one takes all that need the real server, which is started once."""
+SLOW_STARTS = {"server": r"\bserver: Server\b", "compiler": r"\bcompile_cache\b|\btorch\.compile\b"}
+"""What takes long to start, by how a file shows that it needs it."""
+
+
+class OneStart(LoadFileScheduling):
+    """A worker takes whole files, and one takes all that need the same of :data:`SLOW_STARTS`, so that it starts in
+    only one of them."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "server" if needs_server(ROOT / file) else file
+        return slow_start(ROOT / file) or file
 
 
 @cache
-def needs_server(file: Path) -> bool:
-    return re.search(r"\bserver: Server\b", file.read_text()) is not None
+def slow_start(file: Path) -> str | None:
+    text = file.read_text()
+    return next((name for name, pattern in SLOW_STARTS.items() if re.search(pattern, text)), None)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServer | None:
-    return OneServer(config, log) if config.getoption("dist", "no") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneStart | None:
+    return OneStart(config, log) if config.getoption("dist", "no") == "loadfile" else None
+
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+
+
+def keep_freed_memory() -> None:
+    """Pictures take and free the same memory again and again, and to get it from the system takes a sixth of their
+    time. Tests that look at what this process holds do it by ``support/held_memory.py``."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # only glibc has it
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module imports diffusers; the process that only hands out the tests needs no torch."""
     if config.getoption("dist", "no") == "no":
+        keep_freed_memory()
         gc.disable()  # until everything is imported
         from backend.devices.torchvision_ops import ensure_torchvision_operators
 

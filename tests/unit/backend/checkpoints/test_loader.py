@@ -172,6 +172,6 @@ def test_the_loaders_of_the_bench_agree(checkpoint: Path, loader: str) -> None:
 
 def test_loading_holds_the_weights_once(tmp_path: Path) -> None:
     size = write_checkpoint(tmp_path, 2e8)
-    give_back()  # else pieces of memory that is free are filled unseen
+    give_back()  # else memory that is free is filled unseen
     # the blocks of the readers count here, beside a checkpoint that is far smaller than any that needs them
     assert size < work("ours", tmp_path)["peak_bytes"] < 1.1 * size + 4 * BLOCK + 30e6
