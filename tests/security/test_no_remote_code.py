@@ -34,7 +34,7 @@ UNPICKLING = ("pickle.load", "pickle.loads", "torch.load", "np.load", "numpy.loa
 EXEMPT: Mapping[str, str] = {
     "tests/security/test_planted_code.py: AutoTokenizer.from_pretrained": "the control: with trust the code runs",
     "backend/nodes/ray_data.py: pickle.loads": "rows that this process has pickled itself, on their way through Ray",
-    "training/models/transformer.py: torch.load": "latents that the training has written itself",
+    "training/models/batches.py: torch.load": "latents that the training has written itself",
 }
 """Calls that run what they read, and why they may."""
 

@@ -130,7 +130,7 @@ def exact(flux: FluxService) -> np.ndarray:
 )
 def test_all_lead_to_the_same_picture(flux: FluxService, exact: np.ndarray, sampler: str, schedule: str) -> None:
     few, many = (psnr(several(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (3, 24))
-    assert many > few + 2 and many > 19  # those that spend their steps on the last noise come there slowly
+    assert many > few + 2 and many > 18  # those that spend their steps on the last noise come there slowly
 
 
 def test_the_noise_of_every_step_is_the_seeds_own_whatever_else_is_drawn(flux: FluxService) -> None:
