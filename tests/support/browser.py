@@ -30,6 +30,8 @@ FLAGS = [
 ]
 WAIT = 60_000
 """Milliseconds for what takes a second on an idle machine."""
+GROUPS = ("Sampling", "Upscale")
+"""Of inputs, that tests unfold."""
 MISSING = next(
     (
         reason
@@ -80,6 +82,16 @@ def starting_page(folder: Path, *options: str) -> Iterator[WebUi]:
         process.wait(30)
     assert process.returncode == 130, log.read_text()
     assert not list(temporary.iterdir()), "the page leaves files behind when it ends"
+
+
+@contextmanager
+def started_browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @dataclass
@@ -143,3 +155,19 @@ class Tab:
         """The addresses of what the result shows."""
         images = self.page.locator("#pictures img").all()
         return [image.get_attribute("src") for image in images]
+
+
+def unfolded(tab: Tab) -> Tab:
+    """With :data:`GROUPS` unfolded."""
+    for group in GROUPS:
+        tab.unfold(group)
+    return tab
+
+
+def at_rest(tab: Tab) -> Tab:
+    """Set to the least work: few steps, and no upscaling."""
+    tab.show("Text")
+    tab.page.fill("#input-num_outputs input[type=number]", "1")
+    for name, text in (("prompt", ""), ("seed", ""), ("num_inference_steps", "2"), ("scale", "1")):
+        tab.write(name, text)
+    return tab
