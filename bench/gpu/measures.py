@@ -165,8 +165,9 @@ def on_card(ground: Ground, cap: int, weight_precision: str, label: str) -> Iter
 
 
 def picture(ground: Ground) -> Iterator[Row]:
-    """A picture by the embedded models with every stage, eager, and as the defaults compile it and warm it up."""
-    for name, setting in (("eager", "off"), ("compiled", "auto")):
+    """A picture by the embedded models with every stage, eager, and on a GPU as the defaults compile it and warm it
+    up."""
+    for name, setting in (("eager", "off"), ("compiled", "auto"))[: 1 + ground.on_gpu]:
         yield from attempted(ground, "picture", name, partial(whole_picture, ground, name, setting))
 
 

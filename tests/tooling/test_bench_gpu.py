@@ -192,9 +192,8 @@ def test_the_ladder_ends_with_the_picture() -> None:
 def test_the_picture_of_all_stages_can_be_looked_at(tmp_path: Path) -> None:
     rows = list(MEASURES["picture"](replace(GROUND, pictures=tmp_path)))
     assert all("adetailer" in row.note and "upscale" in row.note for row in rows)
-    files = sorted(tmp_path.iterdir())
-    assert [file.stem for file in files] == ["compiled", "eager"]
-    assert all(Image.open(file).width >= 256 for file in files)
+    [file] = tmp_path.iterdir()
+    assert file.stem == "eager" and Image.open(file).width >= 256
 
 
 def test_the_command_prints_a_table_and_writes_json(
