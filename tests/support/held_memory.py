@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from backend.devices.probe import process_memory
+import psutil
+
 from modules.gateway.memory import give_back
 
 
 def held_bytes() -> int:
     """What is in use now. What is free goes back to the system first: else a leak would fill it unseen."""
     give_back()
-    return process_memory()
+    return int(psutil.Process().memory_info().rss)
