@@ -53,9 +53,9 @@ class Course:
     def minutes(self, amount: float) -> tuple[str, str]:
         return "--minutes", str(amount * self.scale)
 
-    def batch(self, on_cpu: int) -> tuple[str, str]:
+    def batch(self, on_cpu: int, option: str = "--batch") -> tuple[str, str]:
         """A GPU takes sixteen times as much at once."""
-        return "--batch", str(on_cpu if best_device().type == "cpu" else 16 * on_cpu)
+        return option, str(on_cpu if best_device().type == "cpu" else 16 * on_cpu)
 
     def steps(self, count: int) -> tuple[str, str]:
         return "--steps", str(round(count * self.scale))
@@ -81,7 +81,8 @@ def train_flux(course: Course) -> None:
     step("guidance", "models.guidance", *inputs, *guidance)
     package = ("--parts", parts, "--encoders", undistilled, "--out", flux)
     step("package", "package", *package)
-    step("redrawn latents", "models.redrawn_latents", "--flux", flux, "--out", redrawn)
+    together = course.batch(6, "--together")
+    step("redrawn latents", "models.redrawn_latents", "--flux", flux, "--out", redrawn, *together)
     decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, *course.minutes(60), *course.batch(2))
     step("decoder", "models.decoder", *decoder)
     step("package with that decoder", "package", *package)

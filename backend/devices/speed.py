@@ -81,7 +81,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype, sizes: Sizes | None 
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            if hasattr(torch.accelerator, "empty_host_cache"):  # since torch 2.12
+            if hasattr(torch.accelerator, "empty_host_cache"):  # torch 2.11 has none
                 torch.accelerator.empty_host_cache()
 
 

@@ -1,11 +1,12 @@
 """Trains a deeper decoder on frozen latents: ``python -m training.models.decoder --start weights/embedded/flux/vae
 --redrawn FILES --out DIR --minutes 90``.
 
-The encoder and so the latents stay what they are, and the transformer with them. The decoder gets one more layer in
-every block, which at first changes nothing. It learns from two kinds of latents: the encoder's, and those of drawings
-that the generator has redrawn (``training/models/redrawn_latents.py``). For the second kind no single answer is right,
-and the mean of all is soft; so a discriminator of patches looks at them beside drawings (PatchGAN: Isola et al. 2017,
-with the hinge loss), and the decoder must come close to the drawing in the discriminator's own features.
+The encoder and so the latents stay what they are, and the transformer with them. Where nothing is in DIR yet, the
+decoder gets one more layer in every block, which at first changes nothing. It learns from two kinds of latents: the
+encoder's, and those of drawings that the generator has redrawn (``training/models/redrawn_latents.py``). For the second
+kind no single answer is right, and the mean of all is soft; so a discriminator of patches looks at them beside drawings
+(PatchGAN: Isola et al. 2017, with the hinge loss), the decoder must come close to the drawing in the discriminator's
+own features, and its edges must be as strong as the drawing's.
 """
 
 from __future__ import annotations

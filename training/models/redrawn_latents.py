@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from backend.devices.torchvision_ops import ensure_torchvision_operators
-from training.data.drawings import draw_many
+from training.data.drawings import as_bytes
 from training.data.subjects import SUBJECTS, any_caption
 from training.models.precision import best_device, fast_products
 
@@ -56,7 +56,7 @@ def redraw(flux: Path, count: int, seed: int, together: int, device: torch.devic
     while len(pictures) < count:
         names = rng.choices(list(SHARES), list(SHARES.values()), k=together)
         subjects = [SUBJECTS[name][0](rng, (256, 256)) for name in names]
-        drawings = [Image.fromarray(drawing) for drawing in draw_many(subjects)]
+        drawings = [Image.fromarray(drawing) for drawing in map(as_bytes, subjects)]
         with torch.inference_mode(), fast_products(device):
             packed = pipeline(
                 prompt=[any_caption(subject, rng, 0.3) for subject in subjects],
