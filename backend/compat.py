@@ -7,11 +7,20 @@ imported when a function is called, so that downloading needs no torch and compu
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import torch
+
+
+def run_exit_functions() -> None:
+    """Calls what was registered with ``atexit``, the last first.
+
+    Python 3.11 to 3.13, ``atexit._run_exitfuncs``: for ``os._exit``, which calls nothing.
+    """
+    atexit._run_exitfuncs()
 
 
 def tensors_in(tree: object) -> list[torch.Tensor]:

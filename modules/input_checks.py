@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -54,15 +55,17 @@ class Installed:
     lora_sources: LoraSources = field(default_factory=LoraSources)
 
     def to_json(self) -> bytes:
-        return _AS_JSON.dump_json(self)
+        return _as_json().dump_json(self)
 
     @classmethod
     def from_json(cls, text: bytes) -> Installed:
         """Raises ``ValueError`` for what :meth:`to_json` has not written."""
-        return _AS_JSON.validate_json(text)
+        return _as_json().validate_json(text)
 
 
-_AS_JSON = TypeAdapter(Installed)
+@cache
+def _as_json() -> TypeAdapter[Installed]:  # only servers write it down
+    return TypeAdapter(Installed)
 
 
 @dataclass(frozen=True)

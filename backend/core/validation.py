@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from backend.core.errors import UserError, nearest
 from backend.core.texts import MAX_SHOWN, bounded, shortened
 
-STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _OUT_OF_RANGE = ("greater_than_equal", "less_than_equal", "finite_number")

@@ -264,9 +264,10 @@ def start(
     scratch = scratch_for_process()  # all that is written while the service lives
     parts = set_up(settings, selection, families, device, scratch, timeline)
     service = _service(schema or InputSchema(), settings, parts, timeline, scratch)
-    if settings.warm_up:
+    thorough = device.kind == "cuda" or parts.optimizer.compiles
+    if settings.warm_up and (thorough or settings.emulate_vram):  # on a plain CPU the first request is as fast without
         with timeline.span("warm_up"):
-            service.warm_up(thorough=device.kind == "cuda" or parts.optimizer.compiles)
+            service.warm_up(thorough)
     _log_set_up(service, settings, parts)
     return service
 

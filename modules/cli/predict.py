@@ -6,6 +6,7 @@ Nothing heavy is imported before the inputs are checked, so that a mistake is re
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import shutil
@@ -144,12 +145,15 @@ def _before_adetailer(saved: Sequence[Path], kept: tuple[int, int] | None) -> li
     return [file for file in saved if file.stem.startswith(BEFORE) and (not kept or file.stem == f"{BEFORE}{kept[0]}")]
 
 
-def _started(options: argparse.Namespace, schema: InputSchema) -> Service:
+def _started(options: argparse.Namespace, schema: InputSchema, inputs: Mapping[str, object]) -> Service:
+    gc.disable()  # nothing that is imported is garbage; start_process enables it again
     from backend.core.settings import load_settings
     from backend.core.units import parse_bytes
     from modules.app.service import start_process
 
-    settings = replace(load_settings(), warm_up=False)  # the one picture would only wait for it
+    settings = replace(load_settings(), warm_up=False)  # the one prediction would only wait for it
+    if not (options.source or inputs.get("prompt_upsampling")):  # nor for a language model that it does not ask for
+        settings = replace(settings, prompt_upsampler="")
     if settings.log_level == "INFO" and not options.verbose:
         settings = replace(settings, log_level="WARNING")
     if options.emulate_vram:
@@ -178,7 +182,7 @@ def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) 
     inputs = Uploads(temporary).copy_in(inputs)
     _check_folders(options)
 
-    service = _started(options, schema)
+    service = _started(options, schema, inputs)
     kept = source.kept(given) if source else None
     if source:
         inputs, notices = source.inputs(inputs, service)

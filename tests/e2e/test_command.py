@@ -102,13 +102,15 @@ def test_it_shows_what_was_found(drawn: Drawn) -> None:
 
 def test_it_counts_from_process_start(drawn: Drawn) -> None:
     """Its phases and the prediction fill the whole time: nothing of the start is hidden. One picture does not wait
-    for a warm-up."""
+    for a warm-up, nor for a language model that it does not ask for."""
     printed = json.loads(drawn.process.stdout)
     phases = {
         name: printed["set_up"][f"{name}.seconds"]
         for name in ("environment", "torch", "imports", "plan", "stages", "models")
     }
     assert phases["environment"] > 0 and phases["torch"] > 0
+    assert "models.transformer.seconds" in printed["set_up"]
+    assert not {"warm_up.seconds", "models.prompt_upsampler.seconds"} & set(printed["set_up"])
     assert 0.8 * drawn.seconds < sum(phases.values()) + sum(
         value for name, value in printed["metrics"].items() if name.count(".") == 1 and "seconds" in name
     )

@@ -3,6 +3,8 @@ the same arguments, and does the same on a small example."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -14,8 +16,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from backend import compat
+from backend.core.settings import ROOT
 
 CONTENT = bytes(range(256)) * 40
+
+
+def test_what_is_to_be_done_at_the_end_can_be_done_at_once_and_is_done_once() -> None:
+    code = """
+import atexit
+from backend import compat
+atexit.register(print, "first registered")
+atexit.register(print, "last registered")
+compat.run_exit_functions()
+print("now the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["last registered", "first registered", "now the end"]
 
 
 def test_tensors_are_found_in_nested_trees() -> None:

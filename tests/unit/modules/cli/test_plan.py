@@ -82,8 +82,8 @@ def test_it_answers_within_a_second(weight_precision: str) -> None:
 def test_it_needs_only_the_standard_library() -> None:
     """``-S`` leaves out the installed packages; what is imported all the same is told on stderr."""
     program = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nfinally: "
-        "print(*sys.modules, file=sys.stderr)"
+        "import atexit, runpy, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     result = run(sys.executable, "-S", "-c", program, *COMMAND)
     imported = {name.partition(".")[0] for name in result.stderr.split()}
