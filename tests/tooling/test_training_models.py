@@ -17,7 +17,7 @@ from training.data.scene import sample_scene
 from training.data.vocabulary import MAX_TOKENS
 from training.models import guidance, transformer
 from training.models.autoencoder import CROP, crops, draw_pool
-from training.models.batches import DETAIL_NOISE, Batches, Tokenizers, is_near
+from training.models.batches import DETAIL_NOISE, Batches, Lessons, Tokenizers, is_near
 from training.models.latents import Bucket, draw_buckets
 from training.models.muon import Muon, orthogonalized
 
@@ -113,7 +113,7 @@ def distance(one: torch.nn.Module, other: torch.nn.Module) -> float:
 
 
 def train(latents: Path, out: Path, encoders_rate: float) -> None:
-    transformer.train(FLUX, [latents], out, A_STEP, 2, 0.02, encoders_rate, 0, False, 0.4, 0.0, CPU)
+    transformer.train(Lessons(FLUX, [latents], 2, 0, 0.4, 0.0, CPU), out, A_STEP, 0.02, encoders_rate, compiled=False)
 
 
 class TestTransformer:
@@ -134,5 +134,5 @@ class TestTransformer:
 
     def test_guidance_is_distilled_from_a_frozen_copy(self, latents: Path, tmp_path: Path) -> None:
         start = FLUX / "transformer"
-        guidance.train(FLUX, [latents], start, tmp_path, A_STEP, 2, 0.02, 0, False, 0.4, 0.0, CPU)
+        guidance.train(Lessons(FLUX, [latents], 2, 0, 0.4, 0.0, CPU), start, tmp_path, A_STEP, 0.02, compiled=False)
         assert moved(transformer.open_transformer(start), transformer.open_transformer(tmp_path))

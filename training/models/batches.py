@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,3 +124,26 @@ class Pictures:
 def read_buckets(files: list[Path]) -> list[Bucket]:
     """The pictures of all files, a bucket a size."""
     return [bucket for file in files for bucket in torch.load(file, weights_only=False)]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the transformer learns from: ``latents`` with captions for the tokenizers in ``models``, so many in a batch.
+
+    Attributes:
+        other_words: The share of captions that are not in the usual form.
+        details: The share of batches as the detail pass draws them.
+    """
+
+    models: Path
+    latents: list[Path]
+    batch: int
+    seed: int
+    other_words: float
+    details: float
+    device: torch.device
+
+    def opened(self) -> tuple[Tokenizers, Pictures, Iterator[Batch]]:
+        buckets, tokenizers = read_buckets(self.latents), Tokenizers(self.models)
+        batches = Batches(buckets, tokenizers, self.batch, self.seed, self.other_words, self.details)
+        return tokenizers, Pictures(buckets, self.device), batches.loaded()

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.models.batches import Batch, Batches, Pictures, Tokenizers, read_buckets
+from training.models.batches import Batch, Lessons
 from training.models.descent import descend
 from training.models.transformer import (
     Generator,
     TextEncoders,
     add_common_arguments,
+    lessons_of,
     make_optimizer,
     noise_levels,
     open_transformer,
@@ -51,27 +52,14 @@ def guidance_loss(
     return functional.mse_loss(predict(model, noisy, t, text, guidance, ids), target)
 
 
-def train(
-    models: Path,
-    latents: list[Path],
-    undistilled: Path,
-    out: Path,
-    minutes: float,
-    batch: int,
-    rate: float,
-    seed: int,
-    compiled: bool,
-    other_words: float,
-    details: float,
-    device: torch.device,
-) -> None:
-    torch.manual_seed(seed)
+def train(lessons: Lessons, undistilled: Path, out: Path, minutes: float, rate: float, compiled: bool) -> None:
+    torch.manual_seed(lessons.seed)
     out.mkdir(parents=True, exist_ok=True)
-    buckets, tokenizers = read_buckets(latents), Tokenizers(models)
-    batches = Batches(buckets, tokenizers, batch, seed, other_words, details).loaded()
-    pictures, no_words = Pictures(buckets, device), tokenizers([""]).to(device)
-    teacher = Generator(open_transformer(undistilled), TextEncoders(models)).requires_grad_(False).eval().to(device)
-    learner = open_transformer(out if (out / "config.json").exists() else undistilled).to(device)
+    tokenizers, pictures, batches = lessons.opened()
+    no_words = tokenizers([""]).to(lessons.device)
+    teacher = Generator(open_transformer(undistilled), TextEncoders(lessons.models)).to(lessons.device)
+    teacher.requires_grad_(False).eval()
+    learner = open_transformer(out if (out / "config.json").exists() else undistilled).to(lessons.device)
     model: nn.Module = learner
     if compiled:
         model = torch.compile(model, dynamic=True)  # type: ignore[assignment]
@@ -90,20 +78,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--rate", type=float, default=0.01)
     given = parser.parse_args()
-    train(
-        given.models,
-        given.latents,
-        given.undistilled,
-        given.out,
-        given.minutes,
-        given.batch,
-        given.rate,
-        given.seed,
-        given.compile,
-        given.other_words,
-        given.details,
-        given.device,
-    )
+    train(lessons_of(given), given.undistilled, given.out, given.minutes, given.rate, given.compile)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from training.data.vocabulary import MAX_TOKENS
-from training.models.batches import Batch, Batches, Pictures, Tokenizers, read_buckets
+from training.models.batches import Batch, Lessons
 from training.models.descent import descend
 from training.models.muon import Muon
 from training.models.precision import attention_kernels, best_device, fast_products
@@ -138,25 +138,11 @@ def save_state(optimizers: list[Muon], file: Path) -> None:
     file.with_suffix(".part").replace(file)
 
 
-def train(
-    models: Path,
-    latents: list[Path],
-    out: Path,
-    minutes: float,
-    batch: int,
-    rate: float,
-    encoders_rate: float,
-    seed: int,
-    compiled: bool,
-    other_words: float,
-    details: float,
-    device: torch.device,
-) -> None:
-    torch.manual_seed(seed)
+def train(lessons: Lessons, out: Path, minutes: float, rate: float, encoders_rate: float, compiled: bool) -> None:
+    torch.manual_seed(lessons.seed)
     out.mkdir(parents=True, exist_ok=True)
-    buckets, tokenizers = read_buckets(latents), Tokenizers(models)
-    batches = Batches(buckets, tokenizers, batch, seed, other_words, details).loaded()
-    pictures, learner = Pictures(buckets, device), open_generator(models, out).to(device)
+    tokenizers, pictures, batches = lessons.opened()
+    learner = open_generator(lessons.models, out).to(lessons.device)
     optimizers = [make_optimizer(learner.transformer, rate)]
     learner.encoders.requires_grad_(encoders_rate > 0)
     if encoders_rate > 0:
@@ -199,6 +185,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
 
 
+def lessons_of(given: argparse.Namespace) -> Lessons:
+    return Lessons(given.models, given.latents, given.batch, given.seed, given.other_words, given.details, given.device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
@@ -206,20 +196,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--encoders-rate", type=float, default=0.0, help="of the text encoders' matrices; 0: they stay")
     given = parser.parse_args()
-    train(
-        given.models,
-        given.latents,
-        given.out,
-        given.minutes,
-        given.batch,
-        given.rate,
-        given.encoders_rate,
-        given.seed,
-        given.compile,
-        given.other_words,
-        given.details,
-        given.device,
-    )
+    train(lessons_of(given), given.out, given.minutes, given.rate, given.encoders_rate, given.compile)
 
 
 if __name__ == "__main__":
