@@ -87,6 +87,15 @@ def load(name: str) -> nn.Module:
     return load_diffusers_module(kind, FOLDER / name, torch.float32)
 
 
+def small_autoencoder() -> AutoencoderKL:
+    """With every kind of block of Flux's, one of each and two that enlarge: all of them are traced in seconds."""
+    channels = (16, 16, 16)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    return AutoencoderKL(
+        block_out_channels=channels, latent_channels=16, norm_num_groups=4, layers_per_block=1, **blocks
+    ).eval()
+
+
 def test_threads_are_those_of_torch(plan: MemoryPlan) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -329,7 +338,7 @@ def test_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monkeypatch: py
     torch._dynamo.reset()
     counters.clear()
     card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
-    vae: Any = load("vae")
+    vae: Any = small_autoencoder()
     made = FluxMemoryOptimizer(card, plan, replace(Settings(), compile="whole"))
     made.improve("vae", vae)
     assert entry(made, "compiled decoding")[0] and made.compiles
