@@ -134,9 +134,9 @@ def _compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compile_cache(_compiled_code: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where torch keeps the code that it generates: one folder for all workers, because it first compiles its own
-    headers there, which takes longer than a block. It takes the processor's vector instructions as they are, where it
-    would first compile a program for each kind of them."""
+    """Where torch keeps the code that it generates: one folder for all workers. Its own headers, which take longer to
+    compile than a block, it keeps elsewhere for the user. It takes the processor's vector instructions as they are,
+    where it would first compile a program for each kind of them."""
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(_compiled_code))
