@@ -88,7 +88,7 @@ def load(name: str) -> nn.Module:
 
 
 def small_autoencoder() -> AutoencoderKL:
-    """With every kind of block of Flux's, one of each and two that enlarge: all of them are traced in seconds."""
+    """With every kind of block of Flux's, one of each and two that upsample: all of them are traced in seconds."""
     channels = (16, 16, 16)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     return AutoencoderKL(
