@@ -83,7 +83,7 @@ def train_flux(course: Course) -> None:
     step("package", "package", *package)
     together = course.batch(6, "--together")
     step("redrawn latents", "models.redrawn_latents", "--flux", flux, "--out", redrawn, *together)
-    decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, *course.minutes(60), *course.batch(2))
+    decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, "--encoder", *course.minutes(100), *course.batch(2))
     step("decoder", "models.decoder", *decoder)
     step("package with that decoder", "package", *package)
 

@@ -176,13 +176,9 @@ class Service:
         with self.runtime.activate():
             return LatentPreview.fitted(self.diffusion.encode_images, self.profile.canvas.native)
 
-    def warm_up(self, thorough: bool = False) -> None:
-        """Generates a picture in a single step, so that memory is reserved before the first request.
-
-        ``thorough``: and whatever else a request may need, so that none has to wait for a kernel or for compiled code.
-        """
-        stages = {stage.name for stage in self.pipeline.stages}
-        requests = thorough_requests(self.profile, stages) if thorough else [first_request(self.profile)]
+    def warm_up(self, requests: Iterable[ImageRequest]) -> None:
+        """Generates pictures that nobody sees. Raises :class:`backend.core.errors.WeightsError` where they show that
+        weights are damaged."""
         with self.runtime.activate():
             for request in requests:
                 self.pipeline.run(request)
@@ -264,10 +260,9 @@ def start(
     scratch = scratch_for_process()  # all that is written while the service lives
     parts = set_up(settings, selection, families, device, scratch, timeline)
     service = _service(schema or InputSchema(), settings, parts, timeline, scratch)
-    thorough = device.kind == "cuda" or parts.optimizer.compiles
-    if settings.warm_up and (thorough or settings.emulate_vram):  # on a plain CPU the first request is as fast without
+    if settings.warm_up:
         with timeline.span("warm_up"):
-            service.warm_up(thorough)
+            service.warm_up(_warm_up_requests(service, settings, device.kind == "cuda" or parts.optimizer.compiles))
     _log_set_up(service, settings, parts)
     return service
 
@@ -302,6 +297,15 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
         loras=lora_store(settings),
         diffusion=assembled.diffusion,
     )
+
+
+def _warm_up_requests(service: Service, settings: Settings, thorough: bool) -> list[ImageRequest]:
+    """``thorough``: whatever a request may need, so that none has to wait for a kernel or for compiled code."""
+    if thorough:
+        return thorough_requests(service.profile, {stage.name for stage in service.pipeline.stages})
+    if settings.emulate_vram:  # the memory is reserved before the first request
+        return [first_request(service.profile, service.profile.native)]
+    return [first_request(service.profile, service.profile.native // 2)]  # it only shows that the models work
 
 
 def _log_set_up(service: Service, settings: Settings, parts: SetUp) -> None:

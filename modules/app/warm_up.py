@@ -13,9 +13,8 @@ from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 
-def first_request(profile: ModelProfile) -> ImageRequest:
-    """One picture of the model's own size in a single step: reserves the memory."""
-    side = profile.native
+def first_request(profile: ModelProfile, side: int) -> ImageRequest:
+    """One square picture in a single step."""
     return ImageRequest(
         prompt="a", width=side, height=side, seed=0, num_inference_steps=1, **needed_pictures(profile, (side, side))
     )
@@ -41,7 +40,7 @@ def thorough_requests(profile: ModelProfile, stages: Collection[str]) -> list[Im
     square: torch.compile would take two sides that are equal by chance for one.
     """
     side, half = profile.native, profile.native // 2
-    single = first_request(profile)
+    single = first_request(profile, side)
     oblong = replace(single, height=side * 3 // 4 // 16 * 16)
     several = replace(
         single,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from backend.core.settings import Settings
+from backend.core.settings import ROOT, Settings
 from modules.app.service import start
 
 PROMPTS = (
@@ -35,7 +35,7 @@ COLUMNS, SIDE = 4, 320
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="weights")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "grid.webp")
     arguments = parser.parse_args()
     service = start(
         replace(Settings(), model="embedded", weights_dir=arguments.weights, log_level="WARNING", warm_up=False)

@@ -7,6 +7,9 @@ encoder's, and those of drawings that the generator has redrawn (``training/mode
 kind no single answer is right, and the mean of all is soft; so a discriminator of patches looks at them beside drawings
 (PatchGAN: Isola et al. 2017, with the hinge loss), the decoder must come close to the drawing in the discriminator's
 own features, and its edges must be as strong as the drawing's.
+
+With ``--encoder`` the encoder learns too. The transformer stays valid, because the redrawn latents, which are its own,
+hold the decoder to what they mean.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from diffusers import AutoencoderKL  # noqa: E402
 
 from training.data.subjects import SUBJECTS  # noqa: E402
 from training.models.autoencoder import (  # noqa: E402
+    MOST_FOR_ENCODER,
+    MOST_NOISE,
     add_noise,
     crops,
     draw_pool,
@@ -46,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 ADVERSARIAL, FEATURES = 0.02, 0.3
 """Weights of the discriminator's verdict and of the distance in its features, beside the reconstruction."""
-CRISPNESS, WINDOW = 5.0, 8
+CRISPNESS, WINDOW = 8.0, 8
 """The weight of a difference in gradients, beside the reconstruction, and the pixels of the squares in which they are
 compared."""
 REDRAWN = 0.5
@@ -153,13 +158,14 @@ def train(
     seed: int,
     pool_size: int,
     device: torch.device,
+    encoder: bool,
 ) -> None:
     """Saves the mean of the weights into ``out`` all the time; where ``out`` has one it goes on from there."""
     torch.manual_seed(seed)
     found = (out / "config.json").exists()
     model = AutoencoderKL.from_pretrained(out if found else start, trust_remote_code=False).float()
     model = (model if found else deepened(model)).to(device)
-    optimizer, judge = make_optimizer(model, "decoder", rate), Discriminator().to(device)
+    optimizer, judge = make_optimizer(model, None if encoder else "decoder", rate), Discriminator().to(device)
     state = out / "discriminator.pt"
     if state.exists():
         judge.load_state_dict(torch.load(state, weights_only=True))
@@ -173,9 +179,10 @@ def train(
         drawn = batches.clean()
         latents, meant = batches.pairs()
         with fast_products(device):
-            with torch.no_grad():
+            with torch.set_grad_enabled(encoder):
                 own = model.encoder(drawn)[:, :16].float()
-            decoded, restored = model.decoder(add_noise(own)), model.decoder(latents)
+            noisy = add_noise(own, MOST_FOR_ENCODER if encoder else MOST_NOISE)
+            decoded, restored = model.decoder(noisy), model.decoder(latents)
         restored = restored.float()
         loss = drawn_loss(decoded.float(), drawn) + REDRAWN * drawn_loss(restored, meant)
         if state.exists() or spent > ADVERSARIAL_FROM:
@@ -206,6 +213,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=3000)
     parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
+    parser.add_argument("--encoder", action="store_true", help="train the encoder as well")
     given = parser.parse_args()
     train(
         given.start,
@@ -217,6 +225,7 @@ def main() -> None:
         given.seed,
         given.pool,
         given.device,
+        given.encoder,
     )
 
 
