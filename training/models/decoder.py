@@ -148,6 +148,14 @@ class Pictures:
         return self.latents[chosen].float(), to_tensor(self.pictures[chosen])
 
 
+def copies(model: AutoencoderKL, drawn: torch.Tensor, encoder: bool) -> torch.Tensor:
+    """Drawings through the autoencoder, with noise on their latents; ``encoder``: it learns from them too."""
+    with torch.set_grad_enabled(encoder):
+        own = model.encoder(drawn)[:, :16].float()
+    copied: torch.Tensor = model.decoder(add_noise(own, MOST_FOR_ENCODER if encoder else MOST_NOISE))
+    return copied.float()
+
+
 def train(
     start: Path,
     redrawn: Sequence[Path],
@@ -179,12 +187,8 @@ def train(
         drawn = batches.clean()
         latents, meant = batches.pairs()
         with fast_products(device):
-            with torch.set_grad_enabled(encoder):
-                own = model.encoder(drawn)[:, :16].float()
-            noisy = add_noise(own, MOST_FOR_ENCODER if encoder else MOST_NOISE)
-            decoded, restored = model.decoder(noisy), model.decoder(latents)
-        restored = restored.float()
-        loss = drawn_loss(decoded.float(), drawn) + REDRAWN * drawn_loss(restored, meant)
+            copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
+        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
         if state.exists() or spent > ADVERSARIAL_FROM:
             judge_step(judge, judging, meant, restored)
             loss = loss + REDRAWN * judged_loss(judge, meant, restored)
