@@ -55,15 +55,16 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
             code = main()
         except SystemExit as end:  # of --help and --version
             code = end.code
-        run_exit_functions()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its end
+        # it is flushed once more below
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = NOT_READ
     if isinstance(code, str):
         print(code, file=sys.stderr)
         code = FAILED
+    run_exit_functions()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
 

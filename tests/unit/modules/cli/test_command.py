@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from backend.core.settings import ROOT
+from modules.cli.command import NOT_READ
 
 
 def ended(body: str) -> tuple[int, str, str]:
@@ -37,6 +38,26 @@ exit_with(main)
 )
 def test_a_command_ends_with_its_code_and_all_that_it_printed(body: str, code: int, output: str, errors: str) -> None:
     assert ended(body) == (code, f"{output}tidied up\nfirst registered\n", errors)
+
+
+def test_a_reader_that_ends_early_is_no_error_and_the_end_is_as_tidy() -> None:
+    code = """
+import atexit, sys
+from modules.cli.command import exit_with
+atexit.register(print, "tidied up", file=sys.stderr)
+def main():
+    for _ in range(100_000): print("a line of a long table")
+    return 0
+exit_with(main)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "tidied up\n"
+        assert process.wait(60) == NOT_READ
 
 
 def test_a_bug_keeps_its_stack_trace() -> None:
