@@ -35,11 +35,14 @@ def scratch_folder() -> Iterator[Path]:
         raise StorageError(
             f"cannot make a temporary folder ({error.strerror or error}); make room, or set TMPDIR to another folder"
         ) from None
+    owner = os.getpid()
     try:
         _sweep(folder.parent)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # a forked child ends the block too: multiprocessing of Python 3.13 drops what its parent registered with atexit
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

@@ -22,7 +22,8 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of the system's heade
 def missing(requirements: Path) -> list[str]:
     """The pins (``name==version``) of a list, and of the lists that it includes, that are not installed.
 
-    A pin without a local version such as ``+cpu`` is met by every build of that version.
+    A pin without a local version such as ``+cpu`` is met by every build of that version. Of the conditions that may
+    follow a pin, ``python_version >= "3.13"`` is known.
     """
     return [pin for pin in _pins(requirements) if not _is_installed(*pin.split("=="))]
 
@@ -60,8 +61,9 @@ def _pins(requirements: Path) -> Iterator[str]:
     for line in requirements.read_text(encoding="utf-8").splitlines():
         if included := re.fullmatch(r"-r\s*(\S+)", line.strip()):
             yield from _pins(requirements.parent / included[1])
-        elif pin := re.match(r"[\w.-]+==[^\s;#]+", line):
-            yield pin[0]
+        elif pin := re.match(r'([\w.-]+==[^\s;#]+)(?:\s*;\s*python_version\s*>=\s*"3\.(\d+)")?', line):
+            if sys.version_info >= (3, int(pin[2] or 0)):
+                yield pin[1]
 
 
 def _is_installed(name: str, wanted: str) -> bool:

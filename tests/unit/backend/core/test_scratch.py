@@ -104,6 +104,25 @@ def test_only_folders_of_this_name_are_deleted_and_no_link_is_followed(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == [kept.name, f"{PREFIX}file", f"{PREFIX}link"]
 
 
+def test_a_forked_child_leaves_the_folder_of_its_parent(tmp_path: Path) -> None:
+    """In a child that multiprocessing forks, Python 3.13 drops what the parent registered for its own end."""
+    code = """
+import atexit, os
+from backend.core.scratch import scratch_for_process
+folder = scratch_for_process()
+child = os.fork()
+if not child:
+    atexit._clear()
+    os._exit(0)
+os.waitpid(child, 0)
+print(folder.is_dir())
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert not list(tmp_path.iterdir()), "and it goes with its own process"
+
+
 def test_folders_made_and_swept_at_once_are_all_there() -> None:
     def use(number: int) -> bool:
         with scratch_folder() as folder:
