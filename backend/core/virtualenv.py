@@ -61,9 +61,10 @@ def _pins(requirements: Path) -> Iterator[str]:
     for line in requirements.read_text(encoding="utf-8").splitlines():
         if included := re.fullmatch(r"-r\s*(\S+)", line.strip()):
             yield from _pins(requirements.parent / included[1])
-        elif pin := re.match(r'([\w.-]+==[^\s;#]+)(?:\s*;\s*python_version\s*>=\s*"3\.(\d+)")?', line):
-            if sys.version_info >= (3, int(pin[2] or 0)):
-                yield pin[1]
+            continue
+        pin = re.match(r'([\w.-]+==[^\s;#]+)(?:\s*;\s*python_version\s*>=\s*"3\.(\d+)")?', line)
+        if pin and sys.version_info >= (3, int(pin[2] or 0)):
+            yield pin[1]
 
 
 def _is_installed(name: str, wanted: str) -> bool:
