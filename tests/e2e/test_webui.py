@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,10 @@ SLOW_MACHINE = 4
 """Times longer that things may take on one that does other things meanwhile."""
 PAUSE = 500
 """Milliseconds that a person needs at least to go on to the next thing."""
-MASK_IS_EMPTY = "document.querySelector('#status').innerText.includes('mask')"
+ANSWERED = (
+    "document.querySelector('#history img') || /is (missing|empty)/.test(document.querySelector('#status').innerText)"
+)
+"""The page has drawn a picture, or says what it lacks."""
 FEWER_FRAMES = "(draw => { requestAnimationFrame = run => setTimeout(() => draw(run), 50) })(requestAnimationFrame)"
 """The editor draws by WebGL at every frame, which takes a core where no GPU does it."""
 INFOTEXT = "a woman in a red shirt\nSteps: 3, Sampler: Euler, Seed: 41, Size: 256x256, Model: other"
@@ -79,11 +83,11 @@ def runs(webui: WebUi) -> list[dict[str, Any]]:
     ]
 
 
-def photograph(folder: Path) -> Path:
+def photograph(folder: Path, name: str = "photograph") -> Path:
     """Coloured noise of 480 x 320 pixels, all of which differ."""
-    pixels = np.random.default_rng(5).integers(0, 256, (320, 480, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "photograph.png")
-    return folder / "photograph.png"
+    pixels, file = np.random.default_rng(5).integers(0, 256, (320, 480, 3), np.uint8), folder / f"{name}.png"
+    Image.fromarray(pixels).save(file)
+    return file
 
 
 def set_long(tab: Tab) -> None:
@@ -184,18 +188,19 @@ def test_what_is_painted_over_is_repainted(other: Any, webui: WebUi, tmp_path: P
     tab.show("Inpaint")
     hint, canvas = tab.page.get_by_text("Upload an image"), tab.page.locator("#editor canvas").first
     hint.wait_for()
-    for _ in range(10):  # the editor is seen before it takes a file
-        tab.page.set_input_files("#editor input[type=file]", photograph(tmp_path))
+    deadline = time.monotonic() + 2 * WAIT / 1000
+    while not tab.page.locator("#history img").count():
+        # the editor is seen before it takes a file (and what it had then, it does not take again), shows the file
+        # before it can be painted on, and that before the page has it
+        assert time.monotonic() < deadline, tab.page.inner_text("#status")
+        if hint.is_visible():
+            tab.page.set_input_files("#editor input[type=file]", photograph(tmp_path, str(time.monotonic())))
         with suppress(TooLate):
             hint.wait_for(state="hidden", timeout=1000)
-            break
-    for _ in range(5):  # and it shows the picture before it can be painted on
-        tab.page.wait_for_timeout(PAUSE)
-        stroke(tab, canvas.bounding_box())
-        tab.generate(PROMPT)
-        tab.page.wait_for_function(f"document.querySelector('#history img') || {MASK_IS_EMPTY}", timeout=2 * WAIT)
-        if tab.page.locator("#history img").count():
-            break
+            tab.page.wait_for_timeout(PAUSE)
+            stroke(tab, canvas.bounding_box())
+            tab.generate(PROMPT)
+            tab.page.wait_for_function(ANSWERED, timeout=10_000)
     folder = max(webui.history.glob("*/*"), key=lambda one: one.stat().st_mtime)
     with Image.open(folder / "input-mask.png") as mask, Image.open(folder / "input-image.png") as image:
         share = np.asarray(mask).mean() / 255
