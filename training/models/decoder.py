@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,15 +52,17 @@ logger = logging.getLogger(__name__)
 
 ADVERSARIAL, FEATURES = 0.02, 0.3
 """Weights of the discriminator's verdict and of the distance in its features, beside the reconstruction."""
-CRISPNESS, WINDOW = 8.0, 8
-"""The weight of a difference in gradients, beside the reconstruction, and the pixels of the squares in which they are
-compared."""
-REDRAWN = 0.5
-"""And of all that is said of redrawn latents."""
+SQUARED, CRISPNESS, ENERGY, WINDOW = 24.0, 4.0, 0.1, 8
+"""Weights beside the reconstruction: of the squared error; of a difference in gradients; of one in the logarithm of a
+whole picture's gradient energy; and the pixels of the squares in which gradients are compared."""
+REDRAWN, REDRAWN_ENERGY = 0.5, 1.1
+"""The weight of all that is said of redrawn latents, and the gradient energy that their pictures shall have, as a share
+of the drawings': a little more, because what the generator makes from nothing is softer than what it redraws."""
 ADVERSARIAL_FROM = 0.2
 """The share of the time after which the discriminator joins: before that the new layers would only feed it noise."""
-CROPS = 2
-"""Crops of 128 x 128 with the encoder's latents, beside every redrawn picture of 256 x 256."""
+CROPS, REDRAWN_SIDE = 3, 10
+"""Crops of 128 x 128 with the encoder's latents beside every redrawn picture, and how many latents along each side of
+that one are decoded: a picture of 160 x 160."""
 
 
 def deepened(model: AutoencoderKL) -> AutoencoderKL:
@@ -84,11 +87,20 @@ def gradients(pictures: torch.Tensor) -> torch.Tensor:
     return (energy + 1e-5).sqrt()
 
 
-def drawn_loss(made: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+def log_energy(pictures: torch.Tensor) -> torch.Tensor:
+    """Of N x 3 x H x W pictures the logarithm of each one's gradient energy."""
+    energy = pictures.diff(dim=-1).square().mean((1, 2, 3)) + pictures.diff(dim=-2).square().mean((1, 2, 3))
+    return (energy + 1e-5).log()
+
+
+def drawn_loss(made: torch.Tensor, drawn: torch.Tensor, wanted: float = 1) -> torch.Tensor:
     """How far pictures are from the drawings: in their pixels, and in how crisp they are. Where the place of an edge is
-    uncertain, the pixels alone ask for a soft one."""
+    uncertain, the pixels alone ask for a soft one; and squares alone for fewer edges than there are, because which
+    square has one is uncertain too. ``wanted`` is the share of the drawings' gradient energy."""
+    error = made - drawn
     crispness = (gradients(made) - gradients(drawn)).abs().mean()
-    return reconstruction_loss(made - drawn) + CRISPNESS * crispness
+    energy = (log_energy(made) - log_energy(drawn) - math.log(wanted)).abs().mean()
+    return reconstruction_loss(error) + SQUARED * error.square().mean() + CRISPNESS * crispness + ENERGY * energy
 
 
 class Discriminator(nn.Module):
@@ -145,7 +157,12 @@ class Pictures:
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and the drawings that they were made from."""
         chosen = torch.randint(len(self.latents), (self.batch,), device=self.latents.device)
-        return self.latents[chosen].float(), to_tensor(self.pictures[chosen])
+        across, side = self.latents.shape[-1], REDRAWN_SIDE
+        scale = self.pictures.shape[1] // across
+        top, left = (int(corner) for corner in torch.randint(across - side + 1, (2,)))
+        latents = self.latents[chosen, :, top : top + side, left : left + side].float()
+        rows, columns = (slice(scale * begin, scale * (begin + side)) for begin in (top, left))
+        return latents, to_tensor(self.pictures[chosen, rows, columns])
 
 
 def copies(model: AutoencoderKL, drawn: torch.Tensor, encoder: bool) -> torch.Tensor:
@@ -188,7 +205,7 @@ def train(
         latents, meant = batches.pairs()
         with fast_products(device):
             copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
-        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
+        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant, REDRAWN_ENERGY)
         if state.exists() or spent > ADVERSARIAL_FROM:
             judge_step(judge, judging, meant, restored)
             loss = loss + REDRAWN * judged_loss(judge, meant, restored)
