@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,9 +54,8 @@ ADVERSARIAL, FEATURES = 0.02, 0.3
 SQUARED, CRISPNESS, ENERGY, WINDOW = 24.0, 4.0, 0.1, 8
 """Weights beside the reconstruction: of the squared error; of a difference in gradients; of one in the logarithm of a
 whole picture's gradient energy; and the pixels of the squares in which gradients are compared."""
-REDRAWN, REDRAWN_ENERGY = 0.5, 1.1
-"""The weight of all that is said of redrawn latents, and the gradient energy that their pictures shall have, as a share
-of the drawings': a little more, because what the generator makes from nothing is softer than what it redraws."""
+REDRAWN = 0.5
+"""The weight of all that is said of redrawn latents."""
 ADVERSARIAL_FROM = 0.2
 """The share of the time after which the discriminator joins: before that the new layers would only feed it noise."""
 CROPS, REDRAWN_SIDE = 3, 10
@@ -93,13 +91,13 @@ def log_energy(pictures: torch.Tensor) -> torch.Tensor:
     return (energy + 1e-5).log()
 
 
-def drawn_loss(made: torch.Tensor, drawn: torch.Tensor, wanted: float = 1) -> torch.Tensor:
+def drawn_loss(made: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """How far pictures are from the drawings: in their pixels, and in how crisp they are. Where the place of an edge is
     uncertain, the pixels alone ask for a soft one; and squares alone for fewer edges than there are, because which
-    square has one is uncertain too. ``wanted`` is the share of the drawings' gradient energy."""
+    square has one is uncertain too."""
     error = made - drawn
     crispness = (gradients(made) - gradients(drawn)).abs().mean()
-    energy = (log_energy(made) - log_energy(drawn) - math.log(wanted)).abs().mean()
+    energy = (log_energy(made) - log_energy(drawn)).abs().mean()
     return reconstruction_loss(error) + SQUARED * error.square().mean() + CRISPNESS * crispness + ENERGY * energy
 
 
@@ -205,7 +203,7 @@ def train(
         latents, meant = batches.pairs()
         with fast_products(device):
             copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
-        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant, REDRAWN_ENERGY)
+        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
         if state.exists() or spent > ADVERSARIAL_FROM:
             judge_step(judge, judging, meant, restored)
             loss = loss + REDRAWN * judged_loss(judge, meant, restored)
