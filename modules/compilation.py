@@ -65,7 +65,7 @@ class Compilation:
             if self.failed or torch.compiler.is_compiling() or graphs and getattr(module, "is_cache_enabled", False):
                 return plain(*args, **kwargs)
             try:
-                return run(*args, **kwargs)
+                return run(*map(_usual_strides, args), **{name: _usual_strides(kwargs[name]) for name in kwargs})
             except Exception as error:
                 if isinstance(error, UserError) or is_out_of_memory(error):
                     raise
@@ -80,6 +80,17 @@ class Compilation:
         reason = f"compiling failed, so it runs as it is: {type(error).__name__}: {lines[0][:200]}"
         logger.debug("compiling failed", exc_info=error)
         self._on_failure(reason)
+
+
+def _usual_strides(value: Any) -> Any:
+    """The same tensor, whose dimensions of one have the strides that torch gives to a new tensor.
+
+    Some blocks return slices of one tensor of text and picture tokens. With one picture they differ from whole tensors
+    only in the stride of that dimension; a graph knows it, and the first block would be compiled for itself.
+    """
+    if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_contiguous():
+        return value.view(-1).view(value.shape)
+    return value
 
 
 def _replayed(compiled: Callable[..., Any]) -> Callable[..., Any]:

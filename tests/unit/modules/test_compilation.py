@@ -82,6 +82,15 @@ class TestSizes:
         assert counters["stats"]["unique_graphs"] == 1
 
     @torch.inference_mode()
+    def test_the_tokens_of_one_picture_may_be_a_slice_of_others(self) -> None:
+        model, plain = Model(), Model()
+        reasons_of(model)
+        tokens = inputs(1, 9)
+        for part in (tokens[:, :5].clone(), tokens[:, :5], tokens[:, 2:]):
+            assert torch.equal(model(part)[0], plain(part)[0])
+        assert counters["stats"]["unique_graphs"] == 1
+
+    @torch.inference_mode()
     def test_the_whole_model_is_one_graph_whose_results_stay_valid(self) -> None:
         model, plain = Model(), Model()
         reasons_of(model, whole=True)
