@@ -44,6 +44,12 @@ class Block(nn.Module):
         return (x + torch.nn.functional.gelu(self.layer(x)),)
 
 
+class JointBlock(Block):
+    def forward(self, text: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        (joint,) = super().forward(torch.cat([text, image], 1))
+        return joint[:, : text.shape[1]], joint[:, text.shape[1] :]
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -82,12 +88,17 @@ class TestSizes:
         assert counters["stats"]["unique_graphs"] == 1
 
     @torch.inference_mode()
-    def test_the_tokens_of_one_picture_may_be_a_slice_of_others(self) -> None:
-        model, plain = Model(), Model()
-        reasons_of(model)
-        tokens = inputs(1, 9)
-        for part in (tokens[:, :5].clone(), tokens[:, :5], tokens[:, 2:]):
-            assert torch.equal(model(part)[0], plain(part)[0])
+    def test_blocks_that_return_slices_of_one_picture_need_one_graph(self) -> None:
+        """As Flux's single blocks: the first one gets whole tensors, the others slices."""
+        blocks = [JointBlock() for _ in range(3)]
+        text, image = plain = inputs(1, 3), inputs(1, 5)
+        for block in blocks:
+            plain = block(*plain)
+        compilation = Compilation(print)
+        for block in blocks:
+            compilation.compile(block)
+            text, image = block(text, image)
+        assert torch.equal(text, plain[0]) and torch.equal(image, plain[1])
         assert counters["stats"]["unique_graphs"] == 1
 
     @torch.inference_mode()
