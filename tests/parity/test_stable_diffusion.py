@@ -245,11 +245,11 @@ def test_it_goes_through_every_stage(service: Service, tmp_path: Path) -> None:
         "denoising_strength": 0.0,
         "hr_upscaler": "Lanczos",
     }
-    drawn, text, record, metrics = predict(service, **asked, hr_scale=1.25, adetailer_args=json.dumps(unit), scale=2.0)
-    assert drawn.size == (640, 640)
+    drawn, text, record, metrics = predict(service, **asked, hr_scale=1, adetailer_args=json.dumps(unit), scale=2.0)
+    assert drawn.size == (512, 512)
     assert {"generate", "hires", "adetailer", "upscale"} <= {name.partition(".")[0] for name in metrics}
     ((left, top, right, bottom),) = record["parameters"]["_adetailer_regions"]
-    plain = predict(service, **asked, hr_scale=1.25, adetailer=False, scale=2.0)[0]
+    plain = predict(service, **asked, hr_scale=1, adetailer=False, scale=2.0)[0]
     changed = np.abs(pixels(drawn) - pixels(plain)).max(axis=2) > 8
     near = np.zeros_like(changed)
     near[max(0, 2 * top - 80) : 2 * bottom + 80, max(0, 2 * left - 80) : 2 * right + 80] = (

@@ -254,8 +254,11 @@ class FakeCard:
         """Counts a copy from the host to the card."""
         size = tensor.numel() * tensor.element_size()
         self.bytes_uploaded += size
-        if not self.driver.is_registered(self.address(tensor), size):
+        if not self.is_pinned(tensor):
             self.pageable_bytes += size
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return self.driver.is_registered(self.address(tensor), tensor.numel() * tensor.element_size())
 
 
 @cache
@@ -310,6 +313,8 @@ class _Operators(TorchDispatchMode):
                 return self.card.run(func, args, options)
             with self:  # in inference mode operators arrive that are made of others
                 return func._op_dk(COMPOSITE, *args, **options)
+        if func is aten.copy_.default and self.card.is_pinned(args[0]):
+            return args[0]  # only a card will read it, and looks at sizes alone
         # memory that the driver gives out pinned is ordinary memory here
         return func(*args, **{name: value for name, value in options.items() if name != "pin_memory"})
 
@@ -327,9 +332,7 @@ class _Functions(TorchFunctionMode):
             torch.nn.functional.scaled_dot_product_attention: _attention,
             torch.Tensor.to: _to,
             torch.Tensor.data_ptr: lambda tensor: card.address(tensor),
-            torch.Tensor.is_pinned: lambda tensor, device=None: card.driver.is_registered(
-                card.address(tensor), tensor.numel() * tensor.element_size()
-            ),
+            torch.Tensor.is_pinned: lambda tensor, device=None: card.is_pinned(tensor),
         }
         self.set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 

@@ -339,8 +339,8 @@ def test_detection_and_upscaling_survive_and_are_counted(
 
     request = ImageRequest(
         prompt=PROMPT,
-        width=256,
-        height=256,
+        width=192,
+        height=192,
         seed=5,
         num_inference_steps=2,
         adetailer=(AdetailerUnit(),),
