@@ -120,10 +120,10 @@ def finish(model: AutoencoderKL, pictures: torch.Tensor) -> None:
     )
 
 
-def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
-    """Absolute error, squared error, and the error of the edges, which keeps lines sharp."""
+def reconstruction_loss(error: torch.Tensor, squared: float = 8.0) -> torch.Tensor:
+    """Absolute error, ``squared`` times the squared error, and the error of the edges, which keeps lines sharp."""
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + 8 * error.square().mean() + 0.5 * edges
+    return error.abs().mean() + squared * error.square().mean() + 0.5 * edges
 
 
 def make_optimizer(model: AutoencoderKL, only: str | None, rate: float) -> Muon:

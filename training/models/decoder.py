@@ -51,9 +51,9 @@ logger = logging.getLogger(__name__)
 
 ADVERSARIAL, FEATURES = 0.02, 0.3
 """Weights of the discriminator's verdict and of the distance in its features, beside the reconstruction."""
-SQUARED, CRISPNESS, ENERGY, WINDOW = 24.0, 4.0, 0.1, 8
-"""Weights beside the reconstruction: of the squared error; of a difference in gradients; of one in the logarithm of a
-whole picture's gradient energy; and the pixels of the squares in which gradients are compared."""
+SQUARED, CRISPNESS, ENERGY, WINDOW = 32.0, 4.0, 0.1, 8
+"""Weights of the squared error in the reconstruction, and beside it of a difference in gradients and of one in the
+logarithm of a whole picture's gradient energy; and the pixels of the squares in which gradients are compared."""
 REDRAWN = 0.5
 """The weight of all that is said of redrawn latents."""
 ADVERSARIAL_FROM = 0.2
@@ -98,7 +98,7 @@ def drawn_loss(made: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     error = made - drawn
     crispness = (gradients(made) - gradients(drawn)).abs().mean()
     energy = (log_energy(made) - log_energy(drawn)).abs().mean()
-    return reconstruction_loss(error) + SQUARED * error.square().mean() + CRISPNESS * crispness + ENERGY * energy
+    return reconstruction_loss(error, SQUARED) + CRISPNESS * crispness + ENERGY * energy
 
 
 class Discriminator(nn.Module):
