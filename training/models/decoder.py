@@ -8,6 +8,9 @@ kind no single answer is right, and the mean of all is soft; so a discriminator 
 (PatchGAN: Isola et al. 2017, with the hinge loss), the decoder must come close to the drawing in the discriminator's
 own features, and its edges must be as strong as the drawing's.
 
+``--generated`` has files of latents that were redrawn at high strengths, where nothing stays in its place. Of them it
+learns only that pictures are as crisp as drawings, and what the discriminator says.
+
 With ``--encoder`` the encoder learns too. The transformer stays valid, because the redrawn latents, which are its own,
 hold the decoder to what they mean.
 """
@@ -45,7 +48,7 @@ from training.models.autoencoder import (  # noqa: E402
     to_tensor,
 )
 from training.models.precision import best_device, fast_products  # noqa: E402
-from training.models.redrawn_latents import Redrawn, load_redrawn  # noqa: E402
+from training.models.redrawn_latents import load_redrawn  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +57,8 @@ ADVERSARIAL, FEATURES = 0.02, 0.3
 SQUARED, CRISPNESS, ENERGY, WINDOW = 32.0, 4.0, 0.1, 8
 """Weights of the squared error in the reconstruction, and beside it of a difference in gradients and of one in the
 logarithm of a whole picture's gradient energy; and the pixels of the squares in which gradients are compared."""
-REDRAWN = 0.5
-"""The weight of all that is said of redrawn latents."""
+REDRAWN, GENERATED_ENERGY = 0.5, 0.3
+"""The weights of all that is said of redrawn latents, and therein of the gradient energy of generated pictures."""
 ADVERSARIAL_FROM = 0.2
 """The share of the time after which the discriminator joins: before that the new layers would only feed it noise."""
 CROPS, REDRAWN_SIDE = 3, 10
@@ -141,19 +144,27 @@ def judged_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -
     return loss
 
 
-class Pictures:
-    """Endless batches of both kinds."""
+def generated_loss(judge: Discriminator, drawn: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """Of pictures that show what others do, but not in the same place: the discriminator's verdict, and how far the
+    mean of their gradient energies is from the drawings'."""
+    with fast_products(drawn.device):
+        verdict = judge(made)[0].float().mean()
+    energy = (log_energy(made).mean() - log_energy(drawn).mean()).abs()
+    loss: torch.Tensor = GENERATED_ENERGY * energy - ADVERSARIAL * verdict
+    return loss
 
-    def __init__(self, redrawn: Sequence[Redrawn], pool: torch.Tensor, batch: int, device: torch.device) -> None:
+
+class Pairs:
+    """Endless batches of redrawn latents, and the drawings that they were made from."""
+
+    def __init__(self, files: Sequence[Path], batch: int, device: torch.device) -> None:
+        redrawn = [load_redrawn(file) for file in files]
         self.latents = torch.cat([part.latents for part in redrawn]).to(device)
         self.pictures = torch.cat([part.pictures for part in redrawn]).to(device)
-        self.pool, self.batch = pool.to(device), batch
+        self.batch = batch
 
-    def clean(self) -> torch.Tensor:
-        return crops(self.pool, CROPS * self.batch)
-
-    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents and the drawings that they were made from."""
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same part of all."""
         chosen = torch.randint(len(self.latents), (self.batch,), device=self.latents.device)
         across, side = self.latents.shape[-1], REDRAWN_SIDE
         scale = self.pictures.shape[1] // across
@@ -174,6 +185,7 @@ def copies(model: AutoencoderKL, drawn: torch.Tensor, encoder: bool) -> torch.Te
 def train(
     start: Path,
     redrawn: Sequence[Path],
+    generated: Sequence[Path],
     out: Path,
     minutes: float,
     batch: int,
@@ -193,20 +205,26 @@ def train(
     if state.exists():
         judge.load_state_dict(torch.load(state, weights_only=True))
     judging = torch.optim.Adam(judge.parameters(), 2e-4, betas=(0.5, 0.9))
-    batches = Pictures([load_redrawn(file) for file in redrawn], draw_pool(seed, pool_size), batch, device)
+    pairs, pool = Pairs(redrawn, batch, device), draw_pool(seed, pool_size).to(device)
+    others = Pairs(generated, batch, device) if generated else None
     held_out = {name: draw_pool(10_001, 24, name) for name in SUBJECTS}
     average = copy.deepcopy(model).requires_grad_(False)
     begin, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
-        drawn = batches.clean()
-        latents, meant = batches.pairs()
+        drawn = crops(pool, CROPS * batch)
+        latents, meant = pairs.take()
         with fast_products(device):
             copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
         loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
         if state.exists() or spent > ADVERSARIAL_FROM:
             judge_step(judge, judging, meant, restored)
             loss = loss + REDRAWN * judged_loss(judge, meant, restored)
+        if others:
+            latents, wanted = others.take()
+            with fast_products(device):
+                made = model.decoder(latents).float()
+            loss = loss + REDRAWN * generated_loss(judge, wanted, made)
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - spent) / 0.5)))
         step += 1
@@ -225,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start", type=Path, required=True, help="the folder of the autoencoder to begin with")
     parser.add_argument("--redrawn", type=Path, nargs="+", required=True)
+    parser.add_argument("--generated", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=2, help="redrawn pictures in a step")
@@ -237,6 +256,7 @@ def main() -> None:
     train(
         given.start,
         given.redrawn,
+        given.generated,
         given.out,
         given.minutes,
         given.batch,

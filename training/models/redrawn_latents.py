@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SHARES = {"portraits": 65, "figures": 25, "hands": 10}
 STRENGTHS = (0.1, 0.4)
+"""From which and up to which; at 0.4 everything stays in its place."""
 STEPS = 20
 
 
@@ -41,9 +42,11 @@ class Redrawn:
     latents: torch.Tensor
 
 
-def redraw(flux: Path, count: int, seed: int, together: int, device: torch.device) -> Redrawn:
+def redraw(
+    flux: Path, count: int, seed: int, together: int, strengths: tuple[float, float], device: torch.device
+) -> Redrawn:
     """``count`` drawings of all subjects, redrawn by the model in the folder ``flux``, so many ``together`` and at the
-    same strength."""
+    same strength between these two."""
     ensure_torchvision_operators()
     from diffusers import FluxImg2ImgPipeline
 
@@ -63,7 +66,7 @@ def redraw(flux: Path, count: int, seed: int, together: int, device: torch.devic
                 image=drawings,
                 width=256,
                 height=256,
-                strength=rng.uniform(*STRENGTHS),
+                strength=rng.uniform(*strengths),
                 num_inference_steps=STEPS,
                 guidance_scale=rng.uniform(2.5, 4.5),
                 max_sequence_length=words,
@@ -93,9 +96,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--together", type=int, default=6, help="pictures redrawn at once, at the same strength")
+    parser.add_argument("--strengths", type=float, nargs=2, default=STRENGTHS, help="from which and up to which")
     parser.add_argument("--device", type=torch.device, default=best_device(), help="the GPU where there is one")
     given = parser.parse_args()
-    save_redrawn(redraw(given.flux, given.count, given.seed, given.together, given.device), given.out)
+    redrawn = redraw(given.flux, given.count, given.seed, given.together, tuple(given.strengths), given.device)
+    save_redrawn(redrawn, given.out)
 
 
 if __name__ == "__main__":
