@@ -94,7 +94,9 @@ def count_faces(found: list[Detections], pictures: list[Image.Image], prompts: P
             print(f"no face: {prompt}")
             continue
         right["face"] += 1
-        right["more than one face"] += len(detections) > 1
+        if len(detections) > 1:
+            right["more than one face"] += 1
+            print(f"{len(detections)} faces, {np.round(detections.confidences, 2)} sure: {prompt}")
         seen = measure(picture, detections.boxes[int(detections.confidences.argmax())])
         right["all"] += all(seen[name] == colour for name, colour in asked.items())
         for name, colour in asked.items():

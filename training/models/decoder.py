@@ -23,6 +23,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -182,6 +183,36 @@ def copies(model: AutoencoderKL, drawn: torch.Tensor, encoder: bool) -> torch.Te
     return copied.float()
 
 
+@dataclass(frozen=True)
+class Material:
+    """Drawings, redrawn pictures and, if any, generated ones, ``batch`` in a step."""
+
+    pool: torch.Tensor
+    pairs: Pairs
+    generated: Pairs | None
+    batch: int
+
+
+def loss_of_step(
+    model: AutoencoderKL, judge: Discriminator, judging: torch.optim.Optimizer | None, shown: Material, encoder: bool
+) -> torch.Tensor:
+    """On new pictures of every kind. The discriminator takes part, and learns, if there is an optimizer for it."""
+    drawn = crops(shown.pool, CROPS * shown.batch)
+    latents, meant = shown.pairs.take()
+    with fast_products(drawn.device):
+        copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
+    loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
+    if judging:
+        judge_step(judge, judging, meant, restored)
+        loss = loss + REDRAWN * judged_loss(judge, meant, restored)
+    if shown.generated:
+        latents, wanted = shown.generated.take()
+        with fast_products(drawn.device):
+            made = model.decoder(latents).float()
+        loss = loss + REDRAWN * generated_loss(judge, wanted, made)
+    return loss
+
+
 def train(
     start: Path,
     redrawn: Sequence[Path],
@@ -205,26 +236,15 @@ def train(
     if state.exists():
         judge.load_state_dict(torch.load(state, weights_only=True))
     judging = torch.optim.Adam(judge.parameters(), 2e-4, betas=(0.5, 0.9))
-    pairs, pool = Pairs(redrawn, batch, device), draw_pool(seed, pool_size).to(device)
-    others = Pairs(generated, batch, device) if generated else None
+    free = Pairs(generated, batch, device) if generated else None
+    shown = Material(draw_pool(seed, pool_size).to(device), Pairs(redrawn, batch, device), free, batch)
     held_out = {name: draw_pool(10_001, 24, name) for name in SUBJECTS}
     average = copy.deepcopy(model).requires_grad_(False)
     begin, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:
         spent = (time.monotonic() - begin) / (60 * minutes)
-        drawn = crops(pool, CROPS * batch)
-        latents, meant = pairs.take()
-        with fast_products(device):
-            copied, restored = copies(model, drawn, encoder), model.decoder(latents).float()
-        loss = drawn_loss(copied, drawn) + REDRAWN * drawn_loss(restored, meant)
-        if state.exists() or spent > ADVERSARIAL_FROM:
-            judge_step(judge, judging, meant, restored)
-            loss = loss + REDRAWN * judged_loss(judge, meant, restored)
-        if others:
-            latents, wanted = others.take()
-            with fast_products(device):
-                made = model.decoder(latents).float()
-            loss = loss + REDRAWN * generated_loss(judge, wanted, made)
+        judges = state.exists() or spent > ADVERSARIAL_FROM
+        loss = loss_of_step(model, judge, judging if judges else None, shown, encoder)
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 50) * max(0.01, min(1.0, (1 - spent) / 0.5)))
         step += 1
