@@ -1,9 +1,9 @@
 """Does the detail pass repair faces? ``python -m bench.quality.repaired_faces [--pictures 12] [--sheet FILE]``.
 
 Drawings of several people, half of them portraits and half whole figures, are redrawn at a strength at which everybody
-stays in place: small faces get as soft as in generated pictures. Every detected face is repainted with the words for
-its person. For every face before and after: the detector's confidence, and its sharpness relative to the drawing (the
-spread of the Laplacian).
+stays in place: small faces get as soft or crooked as in generated pictures. Every detected face is repainted with the
+words for its person. For every face before and after: the detector's confidence, and its sharpness relative to the
+drawing (the spread of the Laplacian).
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start", type=Path, required=True, help="the folder of the autoencoder to begin with")
     parser.add_argument("--redrawn", type=Path, nargs="+", required=True)
-    parser.add_argument("--generated", type=Path, nargs="*", default=[])
+    parser.add_argument("--generated", type=Path, nargs="*", default=[], help="as --redrawn, at high strengths")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=2, help="redrawn pictures in a step")
