@@ -186,4 +186,4 @@ def server_folder() -> Path | None:
     when the prediction has ended, and nothing public names it.
     """
     ids = [value for variable, value in copy_context().items() if variable.name == "_coglet_prediction_id"]
-    return Path("/tmp/coglet/predictions", ids[0]) if ids and re.fullmatch(r"\w[\w-]*", ids[0]) else None
+    return Path("/tmp/coglet/predictions", ids[0]) if ids and re.fullmatch(r"[\w-]+", ids[0]) else None

@@ -18,6 +18,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+from backend.core.cancel_file import canceled_by_file
 from backend.core.cancellation import Cancellation
 from backend.core.files import full_disk_in_one_line
 from backend.core.heartbeat import Heartbeat
@@ -46,7 +47,8 @@ class PredictionQueue:
         """The files of the pictures that the inputs ask for, which are deleted once they have been read.
 
         The files among the inputs are deleted at the end. Raises :class:`backend.core.errors.InputError` for inputs
-        that cannot be honoured. When the task is canceled a waiting prediction ends at once and a running one at its
+        that cannot be honoured. When the task is canceled, by
+        Cog's server or by the gateway's file, a waiting prediction ends at once and a running one at its
         next check; the next one begins only then.
         """
         cancellation, arrived = Cancellation(), time.monotonic()
@@ -70,7 +72,8 @@ class PredictionQueue:
                 directory = Path(tempfile.mkdtemp(dir=self.service.outputs))
             job = self._thread.submit(copy_context().run, compute)
             try:
-                files = await asyncio.wrap_future(job)
+                async with canceled_by_file(server_folder()):
+                    files = await asyncio.wrap_future(job)
             except asyncio.CancelledError:
                 cancellation.cancel()
                 if not job.cancel():  # it has begun

@@ -103,7 +103,7 @@ class Gateway:
         if running and self._supervisor.ready:
             await asyncio.wait(running, timeout=self._options.grace_seconds)
             for prediction in list(self._predictions.running):
-                await self._predictions.cancel(prediction)
+                self._predictions.cancel(prediction)
             await asyncio.wait(running, timeout=CANCEL_SECONDS)
         await self._webhooks.stop(CANCEL_SECONDS)
 
@@ -186,11 +186,11 @@ class Gateway:
         try:
             return await asyncio.shield(prediction.task)
         except asyncio.CancelledError:
-            await self._predictions.cancel(prediction.id)
+            self._predictions.cancel(prediction.id)
             raise
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        found = await self._predictions.cancel(check_id(request.match_info["id"], ("path", "id")))
+        found = self._predictions.cancel(check_id(request.match_info["id"], ("path", "id")))
         return web.json_response({}, status=200 if found else 404)
 
 

@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from backend.core.cancel_file import FILE as CANCELED
 from backend.core.errors import StorageError
 from backend.core.locks import open_locked
 from modules.gateway.refusal import Unavailable
@@ -40,7 +41,7 @@ class PredictionFolders:
                 f"Cog's server needs the folder {self._folder}, which cannot be made or belongs to another user; "
                 "delete it, or start the server as that user"
             ) from None
-        for marker in self._folder.glob(f"*/{OURS}"):
+        for marker in [*self._folder.glob(f"*/{OURS}"), *self._folder.glob(f"*/{CANCELED}")]:
             with suppress(OSError):  # it is locked
                 lock = _lock(marker.parent)
                 shutil.rmtree(marker.parent, ignore_errors=True)
@@ -60,6 +61,12 @@ class PredictionFolders:
             ) from None
         except OSError as error:
             raise Unavailable(503, f"No temporary files can be written ({error.strerror})", RETRY_SECONDS) from None
+
+    def cancel(self, prediction: str) -> None:
+        """Asks the worker to end the prediction. The marker is renamed, for which a full disk has room."""
+        folder = self._folder / prediction
+        with suppress(FileNotFoundError):  # it is canceled already
+            (folder / OURS).rename(folder / CANCELED)
 
     def delete(self, prediction: str) -> None:
         shutil.rmtree(self._folder / prediction, ignore_errors=True)

@@ -94,17 +94,12 @@ class Predictions:
         prediction.task = asyncio.create_task(self._run(envelope.id, json.dumps(body).encode(), headers, address))
         return prediction
 
-    async def cancel(self, prediction: str) -> bool:
+    def cancel(self, prediction: str) -> bool:
         """Whether there is such a prediction; it ends within one step."""
-        while prediction in self.running:  # Cog's server may not have seen it yet
-            try:
-                async with self._session.post(f"{self.url}/predictions/{prediction}/cancel") as answer:
-                    if answer.status == 200:
-                        return True
-            except aiohttp.ClientError:
-                return True  # it ends with the server
-            await asyncio.sleep(0.02)
-        return False
+        if prediction not in self.running:
+            return False
+        self._folders.cancel(prediction)
+        return True
 
     async def state(self, prediction: Running) -> Answer:
         """What Cog's server knows about a running prediction, or its answer."""

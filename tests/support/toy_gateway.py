@@ -13,7 +13,9 @@ from typing import Optional
 from cog import BasePredictor, Input, Path
 from PIL import Image
 
+from backend.core.cancel_file import canceled_by_file
 from backend.core.parent import end_with_parent
+from modules.compat import server_folder
 
 
 class Predictor(BasePredictor):
@@ -31,7 +33,7 @@ class Predictor(BasePredictor):
         seconds: float = Input(default=0.0, ge=0, le=100, description="How long to wait."),
         images: Optional[list[Path]] = Input(default=None, description="What to look at."),  # noqa: UP045, B008
     ) -> list[Path]:
-        async with self.turn:
+        async with canceled_by_file(server_folder()), self.turn:
             if prompt == "die":
                 os._exit(3)
             if prompt == "hang":

@@ -184,7 +184,8 @@ def test_a_detector_that_was_loaded_has_been_adapted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "name"), [("p-1", "p-1"), ("", None), ("../../x", None), (".", None), ("a/b", None), ("a\n", None)]
+    ("prediction", "name"),
+    [("p-1", "p-1"), ("-p", "-p"), ("", None), ("../../x", None), (".", None), ("a/b", None), ("a\n", None)],
 )
 def test_the_folder_of_a_prediction_is_named_by_its_id(prediction: str, name: str | None) -> None:
     """That Cog's server makes it there is seen in ``tests/e2e/test_concurrency.py``."""
