@@ -27,7 +27,7 @@ from backend.core.timeline import Timeline, process_began
 from backend.planning.model_specs import ModelSpec
 from modules.app.environment import set_environment
 from modules.app.lora_files import lora_files
-from modules.app.warm_up import first_request, thorough_requests
+from modules.app.warm_up import warm_up_requests
 from modules.detection.classes import ClassSet
 from modules.diffusion.profile import ModelProfile
 from modules.extension_optimizer import Selection, select
@@ -262,7 +262,9 @@ def start(
     service = _service(schema or InputSchema(), settings, parts, timeline, scratch)
     if settings.warm_up:
         with timeline.span("warm_up"):
-            service.warm_up(_warm_up_requests(service, settings, device.kind == "cuda" or parts.optimizer.compiles))
+            thorough = device.kind == "cuda" or parts.optimizer.compiles
+            enabled = {stage.name for stage in service.pipeline.stages}
+            service.warm_up(warm_up_requests(service.profile, enabled, thorough, bool(settings.emulate_vram)))
     _log_set_up(service, settings, parts)
     return service
 
@@ -297,15 +299,6 @@ def _service(schema: InputSchema, settings: Settings, parts: SetUp, timeline: Ti
         loras=lora_store(settings),
         diffusion=assembled.diffusion,
     )
-
-
-def _warm_up_requests(service: Service, settings: Settings, thorough: bool) -> list[ImageRequest]:
-    """``thorough``: whatever a request may need, so that none has to wait for a kernel or for compiled code."""
-    if thorough:
-        return thorough_requests(service.profile, {stage.name for stage in service.pipeline.stages})
-    if settings.emulate_vram:  # the memory is reserved before the first request
-        return [first_request(service.profile, service.profile.native)]
-    return [first_request(service.profile, service.profile.native // 2)]  # it only shows that the models work
 
 
 def _log_set_up(service: Service, settings: Settings, parts: SetUp) -> None:

@@ -13,6 +13,16 @@ from modules.request.adetailer_unit import AdetailerUnit
 from modules.request.image_request import ImageRequest
 
 
+def warm_up_requests(
+    profile: ModelProfile, stages: Collection[str], thorough: bool, reserves: bool
+) -> list[ImageRequest]:
+    """``thorough``: whatever a request may need of these ``stages``, so that none has to wait for a kernel or for
+    compiled code. ``reserves``: at least a picture of the model's own size, for which the memory was planned."""
+    if thorough:
+        return thorough_requests(profile, stages)
+    return [first_request(profile, profile.native if reserves else profile.native // 2)]
+
+
 def first_request(profile: ModelProfile, side: int) -> ImageRequest:
     """One square picture in a single step."""
     return ImageRequest(

@@ -176,7 +176,8 @@ def persons(service: Service, pictures: list[Image.Image], prompts: Prompts) -> 
 
 
 def things(service: Service, pictures: list[Image.Image], prompts: Prompts) -> dict[str, int]:
-    return count_things(read_classifier().look(pictures), pictures, prompts)
+    with_face = sum(len(found) > 0 for found in detected(service, "face_detector", pictures))
+    return {**count_things(read_classifier().look(pictures), pictures, prompts), "taken for a face": with_face}
 
 
 @dataclass(frozen=True)

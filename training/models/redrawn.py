@@ -36,12 +36,12 @@ from training.models.detector import ARCHITECTURES, evaluate, export, train
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45), "things": (0.35, 0.65)}
+STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45), "things": (0.4, 1.0)}
 """How much is redrawn. Hands, and faces of whole figures, are small: much more, and they would no longer be where
 they are known to be."""
 FIGURES = {"face": 0.5, "hand": 0.9, "person": 0.75}
 """The share of figures among the pictures of a kind; the others are portraits."""
-NOBODY = 0.15
+NOBODY = 0.35
 """The share of pictures of things and animals, in which nothing is to be found."""
 STEPS = 10
 GOING_ON = {"lr0": 0.001, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3}

@@ -24,8 +24,9 @@ from modules.detection.registry import OWN, PUBLISHED, detector_parameters, find
 from modules.detection.service import DetectionService
 from modules.detection.text_encoder import ClassNameEncoder
 from modules.detection.yolo import Detector, load_detector_network, offline_ultralytics
-from training.data.detector_samples import KINDS, draw_faces
+from training.data.detector_samples import KINDS, labelled
 from training.data.drawing import draw_scene
+from training.data.figures import sample_figures
 from training.data.scene import sample_scene
 
 ARCHITECTURES = {
@@ -244,4 +245,6 @@ def test_other_classes_are_encoded_by_the_text_model(with_text_model: Path, pict
 
 def test_a_face_detector_sees_faces_of_figures_too() -> None:
     detectors, _ = cached(Settings(weights_dir="weights"), "face_detector")
-    assert len(detectors.detect([draw_faces(Random(1)).image], 0.3)[0]) > 0
+    drawn = [labelled("face", sample_figures(Random(seed))) for seed in range(5)]
+    found = detectors.detect([picture.image for picture in drawn], 0.3)
+    assert [len(faces) for faces in found] == [len(picture.boxes) for picture in drawn]
