@@ -92,7 +92,7 @@ def photograph(folder: Path, name: str = "photograph") -> Path:
 
 def set_long(tab: Tab) -> None:
     """A prediction that the browser sees running, also on a fast machine."""
-    tab.write("num_inference_steps", "30")
+    tab.write("num_inference_steps", "50")
     tab.page.fill("#input-num_outputs input[type=number]", "2")
 
 
