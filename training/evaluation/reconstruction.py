@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=ROOT / "weights")
     parser.add_argument("--pictures", type=int, default=24, help="of every subject (%(default)s)")
     given = parser.parse_args()
-    model = AutoencoderKL.from_pretrained(given.weights / EMBEDDED / "flux" / "vae").eval()
+    model = AutoencoderKL.from_pretrained(given.weights / EMBEDDED / "flux" / "vae", trust_remote_code=False).eval()
     pools = {subject: draw_pool(SEED, given.pictures, subject) for subject in SUBJECTS}
     pools["all"] = draw_pool(SEED, len(SUBJECTS) * given.pictures)
     print(json.dumps({subject: round(reconstruction_psnr(model, pool), 2) for subject, pool in pools.items()}))

@@ -28,6 +28,7 @@ from backend.stream import HostTransfers
 from modules.app.service import Service
 from modules.flux_memory_optimizer import (
     FluxMemoryOptimizer,
+    clearly_fastest,
     fastest_attention,
     set_attention,
 )
@@ -201,6 +202,18 @@ def test_the_fastest_kernel_is_taken_and_the_others_are_named() -> None:
     best, reason = fastest_attention(("_flash_3", "_native_math", "native"), (1, 2048, 4, 32), CPU, torch.float32)
     assert best == "native" and "_native_math" in reason and " ms" in reason
     assert "_flash_3: Flash Attention 3 backend" in reason  # not installed here
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken"),
+    [
+        ({"native": 1.0, "_native_cudnn": 0.92, "xformers": 0.95}, "native"),
+        ({"native": 1.0, "_native_cudnn": 0.88, "xformers": 0.85}, "xformers"),
+        ({"_native_cudnn": 1.0, "xformers": 1.1}, "_native_cudnn"),
+    ],
+)
+def test_another_kernel_than_pytorchs_choice_has_to_be_a_tenth_faster(seconds: dict[str, float], taken: str) -> None:
+    assert clearly_fastest(seconds) == taken
 
 
 def test_where_no_kernel_can_be_timed_the_usual_one_stays() -> None:
