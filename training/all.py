@@ -83,14 +83,14 @@ def train_flux(course: Course) -> None:
     step("package", "package", *package)
     together = course.batch(6, "--together")
     step("redrawn latents", "models.redrawn_latents", "--flux", flux, "--out", redrawn, *together)
-    decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, "--encoder", *course.minutes(100), *course.batch(2))
-    step("decoder", "models.decoder", *decoder)
+    decoder = ("--start", vae, "--redrawn", redrawn, "--out", vae, *course.batch(2))
+    step("decoder", "models.decoder", *decoder, "--encoder", *course.minutes(100))
     step("package with that decoder", "package", *package)
     generated = course.work / "generated.safetensors"
     high = ("--count", "240", "--strengths", "0.7", "1.0")
     step("generated latents", "models.redrawn_latents", "--flux", flux, "--out", generated, *high, *together)
-    crisp = ("--generated", generated, "--rate", "0.002", "--share", "0.6", *course.minutes(12), *course.batch(2))
-    step("crisp decoder", "models.decoder", *decoder[:6], *crisp)
+    crisp = ("--generated", generated, "--rate", "0.002", "--share", "0.6", *course.minutes(12))
+    step("crisp decoder", "models.decoder", *decoder, *crisp)
     step("package with the crisp decoder", "package", *package)
 
 

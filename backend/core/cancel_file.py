@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.05
 
 @asynccontextmanager
 async def canceled_by_file(folder: Path | None) -> AsyncIterator[None]:
-    """Cancels the task that runs this block as soon as ``FILE`` lies in ``folder``; None is a folder without one."""
+    """Cancels the task that runs this block as soon as ``FILE`` lies in ``folder``; with None nothing cancels it."""
     task = asyncio.current_task()
     if folder is None or task is None:
         yield

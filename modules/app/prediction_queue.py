@@ -47,9 +47,8 @@ class PredictionQueue:
         """The files of the pictures that the inputs ask for, which are deleted once they have been read.
 
         The files among the inputs are deleted at the end. Raises :class:`backend.core.errors.InputError` for inputs
-        that cannot be honoured. When the task is canceled, by
-        Cog's server or by the gateway's file, a waiting prediction ends at once and a running one at its
-        next check; the next one begins only then.
+        that cannot be honoured. When the task is canceled, by Cog's server or by the gateway's file, a waiting
+        prediction ends at once and a running one at its next check; the next one begins only then.
         """
         cancellation, arrived = Cancellation(), time.monotonic()
 

@@ -17,7 +17,8 @@ def warm_up_requests(
     profile: ModelProfile, stages: Collection[str], thorough: bool, reserves: bool
 ) -> list[ImageRequest]:
     """``thorough``: whatever a request may need of these ``stages``, so that none has to wait for a kernel or for
-    compiled code. ``reserves``: at least a picture of the model's own size, for which the memory was planned."""
+    compiled code. ``reserves``: a picture of the model's own size, for which the memory was planned. Else a smaller one
+    shows that the models work."""
     if thorough:
         return thorough_requests(profile, stages)
     return [first_request(profile, profile.native if reserves else profile.native // 2)]

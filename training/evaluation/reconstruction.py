@@ -14,10 +14,7 @@ from diffusers import AutoencoderKL
 
 from backend.core.settings import ROOT
 from backend.weights.resolver import EMBEDDED
-from training.data.subjects import SUBJECTS
-from training.models.autoencoder import draw_pool, reconstruction_psnr
-
-SEED = 10_001
+from training.models.autoencoder import HELD_OUT, draw_pool, held_out_pools, reconstruction_psnr
 
 
 def main() -> None:
@@ -26,8 +23,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24, help="of every subject (%(default)s)")
     given = parser.parse_args()
     model = AutoencoderKL.from_pretrained(given.weights / EMBEDDED / "flux" / "vae", trust_remote_code=False).eval()
-    pools = {subject: draw_pool(SEED, given.pictures, subject) for subject in SUBJECTS}
-    pools["all"] = draw_pool(SEED, len(SUBJECTS) * given.pictures)
+    pools = held_out_pools(0, given.pictures)
+    pools["all"] = draw_pool(HELD_OUT, len(pools) * given.pictures)
     print(json.dumps({subject: round(reconstruction_psnr(model, pool), 2) for subject, pool in pools.items()}))
 
 

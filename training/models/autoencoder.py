@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 CROP = 128
 SHARES = {"portraits": 45, "figures": 30, "hands": 10, "things": 15}
 """How many drawings of a hundred are of which subject."""
+HELD_OUT = 10_001
+"""What is added to the seed for drawings that are only measured."""
 LATENT_NOISE, MOST_NOISE, MOST_FOR_ENCODER = 0.02, 0.6, 0.15
 """Spread of the noise that is added to latents before decoding, as a share of their own spread; the last one where the
 encoder goes on, whose decoder has learned to forgive."""
@@ -70,6 +72,11 @@ def draw_pool(seed: int, count: int, subject: str = "") -> torch.Tensor:
     rng = random.Random(seed)
     names = [subject or rng.choices(list(SHARES), list(SHARES.values()))[0] for _ in range(count)]
     return torch.from_numpy(np.stack(list(draw_many([SUBJECTS[name][0](rng, (256, 256)) for name in names]))))
+
+
+def held_out_pools(seed: int, count: int) -> dict[str, torch.Tensor]:
+    """``count`` drawings of every subject, as :func:`draw_pool` gives them, that training with ``seed`` never sees."""
+    return {name: draw_pool(seed + HELD_OUT, count, name) for name in SUBJECTS}
 
 
 def crops(pool: torch.Tensor, count: int) -> torch.Tensor:
@@ -153,7 +160,7 @@ def train(
 ) -> None:
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    held_out = {name: draw_pool(seed + 10_001, 24, name) for name in SUBJECTS}
+    held_out = held_out_pools(seed, 24)
     pool = draw_pool(seed, pool_size).to(device)
     model = (
         AutoencoderKL.from_pretrained(out, trust_remote_code=False)

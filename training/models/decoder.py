@@ -37,13 +37,13 @@ ensure_torchvision_operators()  # before diffusers is imported
 
 from diffusers import AutoencoderKL  # noqa: E402
 
-from training.data.subjects import SUBJECTS  # noqa: E402
 from training.models.autoencoder import (  # noqa: E402
     MOST_FOR_ENCODER,
     MOST_NOISE,
     add_noise,
     crops,
     draw_pool,
+    held_out_pools,
     make_optimizer,
     reconstruction_loss,
     reconstruction_psnr,
@@ -244,7 +244,7 @@ def train(start: Path, redrawn: Sequence[Path], generated: Sequence[Path], out: 
     judging = torch.optim.Adam(judge.parameters(), 2e-4, betas=(0.5, 0.9))
     free = Pairs(generated, batch, device) if generated else None
     shown = Material(draw_pool(course.seed, course.pool).to(device), Pairs(redrawn, batch, device), free, batch)
-    held_out = {name: draw_pool(10_001, 24, name) for name in SUBJECTS}
+    held_out = held_out_pools(0, 24)
     average, before = (copy.deepcopy(model).requires_grad_(False) for _ in range(2))
     begin, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STRENGTHS = {"portraits": (0.35, 0.65), "figures": (0.25, 0.45), "things": (0.4, 1.0)}
 """How much is redrawn. Hands, and faces of whole figures, are small: much more, and they would no longer be where
-they are known to be."""
+they are known to be. In pictures of things nothing is to be found, so they may change as a whole."""
 FIGURES = {"face": 0.5, "hand": 0.9, "person": 0.75}
 """The share of figures among the pictures of a kind; the others are portraits."""
 NOBODY = 0.35
