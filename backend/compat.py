@@ -23,18 +23,6 @@ def run_exit_functions() -> None:
     atexit._run_exitfuncs()
 
 
-def tensors_in(tree: object) -> list[torch.Tensor]:
-    """All tensors in nested tuples, lists and dicts.
-
-    torch 2.13.0, ``utils._pytree.tree_leaves``: operators are called with such trees, and torch has no public module to
-    walk them.
-    """
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def map_tensors(change: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """The same nested tuples, lists and dicts with every tensor replaced by what ``change`` makes of it.
 

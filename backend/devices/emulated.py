@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +18,17 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backend.compat import storage_id, tensors_in
+from backend.compat import storage_id
 from backend.stream import PackedTensors, Slot, page_aligned
+
+
+def tensors_in(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments or results of an operator, which come one by one and in lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
 
 
 class EmulatedSlot(Slot):
@@ -75,11 +84,13 @@ class EmulatedDevice(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not self._counting:
             return result
-        # a view, and what is changed in place, is no new memory
-        given = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
-        for tensor in tensors_in(result):
-            if storage_id(tensor) not in given:
-                self._note(tensor)
+        made = [tensor for tensor in tensors_in([result]) if storage_id(tensor) not in self._live]
+        if made:
+            # a view, and what is changed in place, is no new memory
+            given = {storage_id(tensor) for tensor in tensors_in((*args, *(kwargs or {}).values()))}
+            for tensor in made:
+                if storage_id(tensor) not in given:
+                    self._note(tensor)
         return result
 
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:

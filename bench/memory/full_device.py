@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backend.compat import tensors_in
 from backend.core.settings import Settings
 from backend.core.timeline import Timeline
+from backend.devices.emulated import tensors_in
 from modules.app.service import Service, start
 from modules.pipeline.base import ImageBatch, Stage, no_progress
 from modules.request.adetailer_unit import AdetailerUnit
@@ -50,7 +50,7 @@ class FullAt(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs))):
+        if any(tensor.is_floating_point() for tensor in tensors_in((*args, *(kwargs or {}).values()))):
             self.calls += 1
             if self.calls == self.index:
                 raise torch.OutOfMemoryError("CUDA out of memory. (injected)")

@@ -240,18 +240,20 @@ def as_planned(
     )
     peak = predicted_peak(memory, spec, workload, plan.placements) - plan.reserve_bytes
     flops = sum(step.work * step.forwards for step in steps)
-    return Planned(flops, moved, peak, max(peak, _ahead_bytes(service, peak)))
+    remembered = workload.cached_prompts * spec.prompt_bytes + workload.lora_bytes
+    return Planned(flops, moved, peak, max(peak, _ahead_bytes(service, peak, remembered)))
 
 
-def _ahead_bytes(service: Service, peak: int) -> int:
+def _ahead_bytes(service: Service, peak: int, remembered: int) -> int:
     """The most that is on the card when models are uploaded ahead: the denoiser, or the autoencoder where it reads
-    pictures, beside text encoders at work, and later the autoencoder beside the denoiser."""
+    pictures, beside text encoders at work and what is ``remembered``, and later the autoencoder beside the
+    denoiser."""
     components, placements = service.spec.components, service.runtime.plan.placements
     passing = {name: passing_bytes(placements[name], component) for name, component in components.items()}
     standing = sum(standing_bytes(placements[name], component) for name, component in components.items())
     reading = sum(passing[name] for name in (*service.profile.encoders, service.profile.denoiser))
     later = passing["vae"] if placements["vae"].kind != "resident" else 0
-    return max(peak + later, standing + reading + service.runtime.plan.step_bytes["text_encoder"])
+    return max(peak + later, standing + reading + service.runtime.plan.step_bytes["text_encoder"] + remembered)
 
 
 def without_workspace(spec: ModelSpec) -> ModelSpec:

@@ -30,7 +30,7 @@ import torch
 from support.fake_cuda_blocks import alike_blocks_run_once
 from support.fake_cuda_driver import BUILT_FOR, FakeDriver, installed_driver
 from support.fake_cuda_operators import BY_NAME, SPECIAL, meta_of
-from support.fake_cuda_results import Results, tensors_of
+from support.fake_cuda_results import Results
 from support.sparse_checkpoints import hollow_files
 from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -39,6 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from backend.compat import storage_id
+from backend.devices.emulated import tensors_in
 
 aten = torch.ops.aten
 CARD, HOST, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
@@ -300,7 +301,7 @@ class _Operators(TorchDispatchMode):
     def _dispatch(self, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         values = (*args, *options.values())
         hollow = number = False
-        for tensor in tensors_of(values):
+        for tensor in tensors_in(values):
             if isinstance(tensor, FakeTensor):
                 hollow = True
             elif tensor.is_meta:

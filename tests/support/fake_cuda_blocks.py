@@ -26,7 +26,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
-from backend.compat import storage_id, tensors_in
+from backend.compat import storage_id
+from backend.devices.emulated import tensors_in
 
 if TYPE_CHECKING:
     from support.fake_cuda import FakeCard

@@ -7,7 +7,7 @@ where in their memory they begin makes no difference, because views are describe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry
 
 from backend.compat import storage_id
+from backend.devices.emulated import tensors_in
 
 if TYPE_CHECKING:
     from support.fake_cuda import FakeCard
@@ -54,7 +55,7 @@ class Results:
         self.card = card
 
     def of(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        given = list(tensors_of((*args, *kwargs.values())))
+        given = list(tensors_in((*args, *kwargs.values())))
         key = (func, looks(args), *((name, looks(value)) for name, value in kwargs.items()))
         known = self._known.get(key)
         if known is None:
@@ -70,7 +71,7 @@ class Results:
         with card.mode:
             result = func(*args, **kwargs)
         card.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()  # torch swaps no tensor that is in it
-        outputs = list(tensors_of([result]))
+        outputs = list(tensors_in([result]))
         for tensor in outputs:
             card.note(tensor)
         packet, flops = func.overloadpacket, 0
@@ -102,15 +103,6 @@ def _describe(tensor: FakeTensor, given: Sequence[torch.Tensor]) -> _Made:
                 break
     form = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.fake_device
     return _Made(source, same, offset, *form)
-
-
-def tensors_of(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among arguments of an operator."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_of(value)
 
 
 def looks(value: Any) -> Any:

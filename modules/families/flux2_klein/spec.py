@@ -21,10 +21,12 @@ from modules.families.parts import Part
 from modules.families.qwen3 import encode_cost, encoder_component
 from modules.families.source import Source
 
-TRANSFORMER_VECTORS = 23.75
+TRANSFORMER_VECTORS = 21.1
 """Vectors of the transformer's width for a token, in a block that has attention and feed-forward side by side."""
 ROTATION_BYTES = 16
 """And for each number of a head, sine and cosine of the token's position in float32, twice."""
+LATENT_BYTES = 16
+"""And for each channel of the latents, the sampler's float32, four times."""
 COSTS_SOURCE = (
     "computed from the layers, as measured on the emulated device (python -m bench.memory.activations); not yet "
     "measured on a GPU by this project"
@@ -110,9 +112,13 @@ def prompt_bytes(tokens: int, width: int, dtype: str) -> int:
 def denoise_cost(shapes: Mapping[str, Shape], blocks: int, passes: int, dtype: str) -> Cost:
     """The transformer (x: text and image tokens). Its forwards follow each other, so they share memory. Beside the
     linear layers each block attends from every token to every token."""
-    width, (head,) = shapes["x_embedder.weight"][0], shapes["transformer_blocks.0.attn.norm_q.weight"]
+    (width, channels), (head,) = shapes["x_embedder.weight"], shapes["transformer_blocks.0.attn.norm_q.weight"]
     return Cost(
-        Curve(linear=TRANSFORMER_VECTORS * width * BYTES_PER_PARAMETER[dtype] + ROTATION_BYTES * head),
+        Curve(
+            linear=TRANSFORMER_VECTORS * width * BYTES_PER_PARAMETER[dtype]
+            + ROTATION_BYTES * head
+            + LATENT_BYTES * channels
+        ),
         Curve(linear=passes * 2 * token_parameters(shapes), square=passes * 4 * width * blocks),
     )
 
@@ -140,7 +146,7 @@ KLEIN_4B = ModelSpec(
     costs=MappingProxyType(
         {
             "encode": Cost(Curve(linear=90.1e3), Curve(linear=5.45e9, square=442_368)),
-            "denoise": Cost(Curve(linear=148e3), Curve(linear=6.134e9, square=307_200)),
+            "denoise": Cost(Curve(linear=134e3), Curve(linear=6.134e9, square=307_200)),
             **PUBLISHED_AUTOENCODER,
         }
     ),

@@ -34,12 +34,6 @@ print("now the end")
     assert done.stdout.splitlines() == ["last registered", "first registered", "now the end"]
 
 
-def test_tensors_are_found_in_nested_trees() -> None:
-    a, b, c = torch.zeros(3, 2)
-    found = compat.tensors_in(((a, 1, None), {"x": [b, "text"], "y": {"z": c}}))
-    assert [id(tensor) for tensor in found] == [id(a), id(b), id(c)]
-
-
 def test_tensors_are_replaced_in_nested_trees() -> None:
     a, b = torch.zeros(2, 2)
     assert compat.map_tensors(torch.Tensor.tolist, ((a, 1), {"x": [b, None]})) == (([0, 0], 1), {"x": [[0, 0], None]})
