@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -204,9 +204,10 @@ class CudaTransfers:
         self._device = device
         self._pin_left = pin_bytes
         self._stream = torch.cuda.Stream(device)
+        self._driver = torch.cuda.cudart()
         self._slabs: dict[int, torch.Tensor] = {}
         """By address; registered memory must not be freed."""
-        weakref.finalize(self, unregister, self._slabs)  # also at the end of the process
+        weakref.finalize(self, unregister, self._driver, self._slabs)  # also at the end of the process
 
     def pin(self, size: int) -> torch.Tensor | None:
         slab = page_aligned(size)
@@ -226,7 +227,7 @@ class CudaTransfers:
 
     def _register(self, slab: torch.Tensor) -> int:
         """Registers memory with the driver; returns CUDA's error code, which is no longer pending then."""
-        code = int(torch.cuda.cudart().cudaHostRegister(slab.data_ptr(), slab.nbytes, 0))
+        code = int(self._driver.cudaHostRegister(slab.data_ptr(), slab.nbytes, 0))
         if code:
             try:
                 self._touch_device()
@@ -241,7 +242,7 @@ class CudaTransfers:
     def unpin(self, slab: torch.Tensor) -> None:
         self._stream.synchronize()
         address = slab.data_ptr()
-        unregister({address: self._slabs.pop(address)})
+        unregister(self._driver, {address: self._slabs.pop(address)})
         self._pin_left += slab.nbytes
 
     def slot(self, size: int) -> Slot:
@@ -284,8 +285,8 @@ class CudaTransfers:
         return min(free + reserved, allowed) - allocated
 
 
-def unregister(slabs: dict[int, torch.Tensor]) -> None:
-    """Ends the driver's hold on memory, and ours."""
+def unregister(driver: Any, slabs: dict[int, torch.Tensor]) -> None:
+    """Ends the hold on memory of CUDA's runtime library ``driver``, and ours."""
     for address in list(slabs):
-        torch.cuda.cudart().cudaHostUnregister(address)
+        driver.cudaHostUnregister(address)
         del slabs[address]

@@ -30,9 +30,6 @@ ALREADY_REGISTERED = 712
 NEED_INDEX = frozenset(("set_device", "set_per_process_memory_fraction", "get_per_process_memory_fraction"))
 """The functions that refuse ``torch.device("cuda")``, which does not say which card."""
 
-LEFT: dict[int, int] = {}
-"""Memory that was pinned when its card ended, by address. Its owners may live until the next card is there."""
-
 
 class FakeStream:
     """A queue of work on the card. ``clock`` has of every stream how much of its work is known to be done before what
@@ -154,7 +151,7 @@ class FakeDriver:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        if self.registered.pop(address, None) is None and not LEFT.pop(address, 0):
+        if self.registered.pop(address, None) is None:
             self.pending_error = 713
             return 713
         return 0
@@ -182,7 +179,6 @@ def installed_driver(driver: FakeDriver) -> Iterator[None]:
         host_of(driver.host_bytes),
     ):
         yield
-    LEFT.update(driver.registered)
 
 
 def _as_strict(functions: Mapping[str, Any]) -> dict[str, Any]:

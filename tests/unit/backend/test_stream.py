@@ -84,6 +84,16 @@ class TestPinning:
         gc.collect()
         assert not card.driver.registered and len(groups) == 3
 
+    def test_that_needs_no_torch_that_still_finds_the_driver(self) -> None:
+        """At the end of a process parts of torch are gone before the finalizers run."""
+        with FakeCard(24) as card:
+            transfers = CudaTransfers(CARD, pin_bytes=10**6)
+            packed(tensors(), transfers)
+        assert card.driver.registered
+        del transfers
+        gc.collect()
+        assert not card.driver.registered
+
     def test_where_pinning_fails_the_error_is_cleared_and_told_once_and_copies_are_pageable(
         self, card: FakeCard, caplog: pytest.LogCaptureFixture
     ) -> None:
