@@ -31,7 +31,7 @@ from bench.gpu.timing import attempted
 
 CPU = torch.device("cpu")
 GROUND = Ground(
-    CPU, "embedded", ROOT / "weights" / "embedded" / "flux", 128, 1, (160_000_000, 80_000_000, 20_000_000), runs=1
+    CPU, "embedded", ROOT / "weights" / "embedded" / "flux", 64, 1, (160_000_000, 80_000_000, 20_000_000), runs=1
 )
 
 
