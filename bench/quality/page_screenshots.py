@@ -78,6 +78,7 @@ def predictions(shots: Screenshots) -> None:
         shots.draw(prompt, seed)
     shots.write("prompt", PORTRAIT)
     shots.write("seed", "14")
+    shots.page.fill("#input-num_outputs input[type=number]", "4")  # one may be there before the browser shows anything
     shots.page.click("#generate")
     shots.page.wait_for_selector("#preview img")
     shots.take("webui-running")
@@ -85,6 +86,7 @@ def predictions(shots: Screenshots) -> None:
     shots.page.set_viewport_size(TALL)
     shots.take("webui")
     shots.page.set_viewport_size(DESK)
+    shots.page.fill("#input-num_outputs input[type=number]", "1")
     shots.draw(COUPLE, 4)
     for title, name in (("Detail pass", "details"), ("Time and memory", "time")):
         shots.tab(title)

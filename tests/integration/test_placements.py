@@ -56,7 +56,6 @@ def test_rounded_every_placement_gives_nearly_the_same_picture(runs: dict[Kind, 
         assert np.array_equal(run.picture, rounded["resident"].picture), kind
     error = float(np.square(exact - rounded["resident"].picture).mean())
     psnr = 10 * np.log10(255**2 / error)
-    print(f"{rounded['resident'].dtype}: {psnr:.1f} dB")  # the figures of docs/memory.md
     assert error > 0 and psnr > (18 if rounded["resident"].dtype == "nf4" else 27)
 
 
