@@ -6,11 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from diffusers import Flux2Transformer2DModel
 from support.model_specs import KNOWN
 from support.small_flux2 import write_klein as write_small
 from support.sparse_checkpoints import write_klein
 from support.specs import assert_alike
 
+from backend.devices.emulated import EmulatedDevice
 from backend.offload.placements import block_modules
 from backend.planning.model_specs import PicturesRead
 from modules.families.flux2_klein import FLUX2_KLEIN
@@ -33,6 +35,27 @@ def test_the_counted_blocks_are_those_that_are_streamed(tmp_path: Path) -> None:
         module = FLUX2_KLEIN.load(source, name, torch.float32)
         blocks = tuple(sum(p.numel() for p in block.parameters()) for block in block_modules(module))
         assert blocks == counted.blocks and sum(p.numel() for p in module.parameters()) == counted.parameters, name
+
+
+def test_the_real_transformer_takes_as_much_memory_as_the_plan_counts(tmp_path: Path) -> None:
+    """As wide as the published one, on tensors without data; what the sampler holds comes on top."""
+    tokens, words = 4096, 512
+    with torch.device("meta"):
+        transformer = Flux2Transformer2DModel(
+            num_layers=1, num_single_layers=1, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+        ).to(torch.bfloat16)
+        given = {
+            "hidden_states": torch.zeros(1, tokens, 128, dtype=torch.bfloat16),
+            "encoder_hidden_states": torch.zeros(1, words, 7680, dtype=torch.bfloat16),
+            "timestep": torch.zeros(1),
+            "img_ids": torch.zeros(1, tokens, 4),
+            "txt_ids": torch.zeros(1, words, 4),
+        }
+    device = EmulatedDevice(10**12, counts_meta=True)
+    with torch.inference_mode(), device:
+        transformer(**given)
+    planned = FLUX2_KLEIN.spec(Source(write_klein(tmp_path / "klein")), "bf16").costs["denoise"].memory(tokens + words)
+    assert 0.97 * planned < device.peak_bytes < planned
 
 
 def test_the_base_model_takes_two_forwards_a_step(tmp_path: Path) -> None:
