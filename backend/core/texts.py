@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 MAX_TEXT = 20_000
@@ -25,6 +26,11 @@ def bounded(text: str, most: int = MAX_TEXT) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace")
     return text
+
+
+def says_something(text: str) -> bool:
+    """Whether anything of it can be seen: more than spaces, marks of direction and characters without width."""
+    return any(unicodedata.category(one)[0] not in "ZC" for one in text)
 
 
 def shortened(text: str, most: int = MAX_SHOWN) -> str:

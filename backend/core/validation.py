@@ -103,7 +103,7 @@ def from_text(kind: type[T], text: str) -> T:
     """A ``bool``, ``int`` or ``float`` from text, such as an environment variable's. Raises ValueError with what it
     must be."""
     try:
-        return TypeAdapter(kind).validate_python(text)
+        return TypeAdapter(kind).validate_python(text.strip())
     except ValidationError as error:
         raise ValueError(_problem(error.errors()[0], {}, text)) from None
 

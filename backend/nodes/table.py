@@ -72,7 +72,7 @@ def read_table(path: Path, schema: InputSchema, check: Check | None = None) -> l
     """
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records}
     if path.suffix.lower() not in readers:
-        raise InputError("table", f"must be a .csv or .jsonl file, not '{path.name}'")
+        raise InputError("table", f"must be a .csv, .tsv or .jsonl file, not '{path.name}'")
     try:
         text = read_limited(path, MAX_TABLE).decode("utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError as error:
@@ -107,9 +107,14 @@ def _csv_records(text: str, schema: InputSchema) -> list[_Record]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True, delimiter=separator)
     try:
         _check_columns(reader.fieldnames or (), schema)
-        return [_csv_record(_with_points(cells, schema, separator), schema) for cells in reader]
+        return [_csv_record(_with_points(cells, schema, separator), schema) for cells in reader if _is_filled(cells)]
     except csv.Error as error:
         raise InputError("table", f"is not valid CSV in line {reader.line_num}: {error}") from None
+
+
+def _is_filled(cells: Mapping[str, Any]) -> bool:
+    """Whether any cell has a text; spreadsheets save what lies below a table as lines of separators."""
+    return any(text if isinstance(text, str | None) else any(text) for text in cells.values())
 
 
 def _with_points(cells: Mapping[str, Any], schema: InputSchema, separator: str) -> Mapping[str, Any]:
@@ -125,10 +130,13 @@ def _csv_record(cells: Mapping[str, Any], schema: InputSchema) -> _Record:
     if "" in cells:
         return _Record(own, "has more cells than there are columns; put text that has the separator in quotes")
     given = {name: text for name, text in cells.items() if text and name != ID}
-    try:
-        return _Record(own | schema.parse(one for name, text in given.items() for one in _as_texts(name, text, schema)))
-    except InputError as error:
-        return _Record(own, str(error))
+    values, problem = dict(own), ""
+    for name, text in given.items():
+        try:
+            values |= schema.parse(_as_texts(name, text, schema))
+        except InputError as error:
+            problem = problem or str(error)
+    return _Record(values, problem)
 
 
 def _as_texts(name: str, text: str, schema: InputSchema) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
-from backend.core.texts import MAX_TEXT
+from backend.core.texts import MAX_TEXT, says_something
 
 if TYPE_CHECKING:
     from modules.app.service import Service
@@ -144,7 +144,7 @@ def check_texts(inputs: Mapping[str, Any]) -> None:
     models are."""
     from modules.request.adetailer_args import units_from_json
 
-    if not str(inputs["prompt"]).strip():
+    if not says_something(str(inputs["prompt"])):
         raise InputError("prompt", "is empty; say in words what the picture should show")
     for name in ("adetailer_args", "adetailer_args_hands"):
         if str(inputs[name]).strip():

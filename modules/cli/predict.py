@@ -18,8 +18,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from backend.api.input_schema import InputSchema
+from backend.core.errors import InputError, UserError
 from backend.core.files import atomic_files
-from backend.core.timeline_export import write_timeline
+from backend.core.timeline_export import SUFFIXES, write_timeline
 from modules.cli.command import CommandParser, check_folder, exit_with, run_in_scratch
 from modules.cli.given_inputs import PictureSource, with_files_read, with_prompt_named
 from modules.output.summary import summary
@@ -157,7 +158,10 @@ def _started(options: argparse.Namespace, schema: InputSchema, inputs: Mapping[s
     if settings.log_level == "INFO" and not options.verbose:
         settings = replace(settings, log_level="WARNING")
     if options.emulate_vram:
-        parse_bytes(options.emulate_vram)
+        try:
+            parse_bytes(options.emulate_vram)
+        except UserError as error:
+            raise InputError("--emulate-vram", str(error)) from None
         settings = replace(settings, emulate_vram=options.emulate_vram)
     print("loading the models", file=sys.stderr)
     return start_process(settings, served=False, schema=schema)
@@ -170,6 +174,8 @@ def _check_folders(options: argparse.Namespace) -> None:
     for option, file in (("--timeline", options.timeline), ("--startup", options.startup)):
         if file:
             check_folder(option, file.parent)
+            if file.suffix.lower() not in SUFFIXES:
+                raise InputError(option, f"'{file.name}' must end in {' or '.join(SUFFIXES)}")
 
 
 def _predict(options: argparse.Namespace, schema: InputSchema, temporary: Path) -> int:

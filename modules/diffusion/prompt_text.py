@@ -17,7 +17,7 @@ LISTED = 300
 
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_MARKUP = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\bBREAK\b")
+_MARKUP = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\(\([^()]*\)\)|\[[^\[\]]*\]|\\[()\[\]]|\bBREAK\b")
 
 
 def without_networks(prompt: str) -> str:
@@ -41,7 +41,8 @@ def network_notes(name: str, prompt: str) -> list[str]:
 
 
 def plain_words_notes(name: str, prompt: str, label: str) -> list[str]:
-    """A line for a weight or ``BREAK`` in a prompt of a family that reads them as plain words."""
+    """A line for the WebUI's markup in a prompt of a family that reads it as plain words: weights, brackets,
+    ``BREAK``."""
     found = _MARKUP.search(prompt)
     return [f"{name}: {label} reads '{shortened(found[0])}' as plain words, it knows no weights"] if found else []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -217,7 +218,9 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _responds_async(request: web.Request) -> bool:
-    return any(part.strip() == "respond-async" for part in request.headers.get("Prefer", "").split(","))
+    """By RFC 7240: names of any case, which may have parameters, in one header or several."""
+    preferences = ",".join(request.headers.getall("Prefer", [])).split(",")
+    return any(re.split("[;=]", one)[0].strip().lower() == "respond-async" for one in preferences)
 
 
 def _response(answer: Answer) -> web.Response:

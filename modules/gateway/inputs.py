@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.api.input_schema import InputSchema
 from backend.core.errors import InputError
 from modules.gateway.fetcher import Fetcher
-from modules.gateway.pictures import PREFIX, decode, encode
+from modules.gateway.pictures import decode, encode, is_data_url
 
 if TYPE_CHECKING:
     from modules.input_checks import InputChecks
@@ -59,9 +59,9 @@ class InputValidator:
         self._schema.validate({**inputs, **pictures})
 
     async def _content(self, name: str, url: str) -> bytes:
-        if url.startswith(PREFIX):
+        if is_data_url(url):
             return await asyncio.to_thread(decode, name, url)
-        if url.startswith(("http://", "https://")):
+        if url[:8].lower().startswith(("http://", "https://")):
             return await self._fetcher.fetch(name, url)
         raise InputError(name, "must be sent as a data: URL, or be the http(s) address of a picture")
 

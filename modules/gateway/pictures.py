@@ -9,20 +9,30 @@ from urllib.parse import unquote_to_bytes
 from backend.core.errors import InputError
 
 PREFIX = "data:"
+BASE64 = ";base64"
+SPACE = bytes(range(33))
+"""In base64 it means nothing; ``base64`` breaks its lines."""
 
 
 def decode(field: str, url: str) -> bytes:
-    """The content of a ``data:`` URL. Raises :class:`InputError`."""
+    """The content of a ``data:`` URL, read as browsers do: line breaks and missing ``=`` in the base64 do no harm.
+    Raises :class:`InputError`."""
     head, comma, data = url[len(PREFIX) :].partition(",")
     if not comma or not data:
         raise InputError(field, "is a data: URL without data")
-    content = unquote_to_bytes(data) if "%" in data or not head.endswith(";base64") else data.encode()
-    if not head.endswith(";base64"):
+    is_base64 = head.lower().endswith(BASE64)
+    content = unquote_to_bytes(data) if "%" in data or not is_base64 else data.encode()
+    if not is_base64:
         return content
+    content = content.translate(None, SPACE).rstrip(b"=")
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise InputError(field, "is a data: URL that is not valid base64") from None
+        raise InputError(field, "is a data: URL that is not valid base64 (A-Z, a-z, 0-9, + and /)") from None
+
+
+def is_data_url(text: str) -> bool:
+    return text[: len(PREFIX)].lower() == PREFIX
 
 
 def encode(content: bytes) -> str:

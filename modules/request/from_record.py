@@ -8,10 +8,9 @@ from typing import Any
 
 from modules.request.adetailer_args import PREFIX
 from modules.request.adetailer_unit import FACES
-from modules.request.image_request import MAX_SEED
+from modules.request.image_request import HIRES_INPUTS, MAX_SEED
 from modules.request.infotext import Filled
 from modules.request.loras import EXTRA, MAIN
-from modules.request.parser import HIRES_INPUTS
 from modules.request.sizes import CUSTOM
 
 PICTURES = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, get_args
 
 from PIL import Image
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from backend.core.texts import says_something
 from backend.core.validation import STRICT, Text, WholeNumber
 from modules.diffusion.canvas import MAX_ASPECT_RATIO, MAX_SQUEEZE
 from modules.diffusion.sampler_names import SAMPLERS, SCHEDULES, Sampler, Schedule
@@ -71,6 +73,19 @@ class Hires:
         return self.tiles == "on" or SEPARATOR in self.prompt
 
 
+HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "scale": "hr_scale",
+        "steps": "hr_steps",
+        "upscaler": "hr_upscaler",
+        "strength": "denoising_strength",
+        "prompt": "hr_prompt",
+        "tiles": "hr_tiles",
+    }
+)
+"""The input of every field of :class:`Hires`."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class ImageRequest:
     """Everything that decides what the pictures look like. ``width`` and ``height`` are those of the first pass, in
@@ -129,7 +144,7 @@ class ImageRequest:
     @field_validator("prompt")
     @classmethod
     def _says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
+        if not says_something(prompt):
             raise ValueError("is empty; say in words what the picture should show")
         return prompt
 

@@ -32,6 +32,7 @@ from modules.request.image_file import (
 from modules.request.image_modes import to_mask, to_original, to_rgb, transparency
 from modules.request.original import Original
 from modules.request.tiff_pages import is_misread, show_picture
+from modules.request.uploads import MAX_BYTES, TOO_LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 HEIC = "pillow_heif"
 """The package that reads HEIC, where it is installed."""
 MAX_PIXELS = 40_000_000
-MAX_BYTES = 128 * 2**20
 MAX_MISSING = 0.1
 """The share of its rows that a file which ends early may lack."""
 
@@ -98,9 +98,10 @@ def read_transparency(path: Path, field: str) -> Image.Image:
 def _read(path: Path, field: str, convert: Convert[Result]) -> Result:
     """What ``convert`` makes of the picture, its ICC profile and its orientation."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(field, f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller")
-        content = path.read_bytes()
+        with path.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)  # a device may have no end
+        if len(content) > MAX_BYTES:
+            raise InputError(field, TOO_LARGE)
         if is_heic(content):
             return _read_heic(content, field, convert)
         file = relevant_parts(content)
@@ -112,7 +113,7 @@ def _read(path: Path, field: str, convert: Convert[Result]) -> Result:
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except FileNotFoundError:
-        raise InputError(field, "there is no such file") from None
+        raise InputError(field, f"there is no file '{path.name}'") from None
     except _UNREADABLE:
         raise InputError(field, f"is not an image that can be read; give one of {', '.join(IMAGE_FORMATS)}") from None
 

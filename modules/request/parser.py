@@ -22,22 +22,12 @@ from modules.lora.files.sources import LOCAL_ONLY, LoraSources
 from modules.request.adetailer_args import MAX_UNITS, units_from_json
 from modules.request.adetailer_unit import FACES, HANDS, MAIN_PROMPT, OWN_MASK, SEPARATOR, AdetailerUnit, longest_prompt
 from modules.request.defaults import STUDIO, Defaults
-from modules.request.image_request import MAX_SEED, Hires, ImageRequest
+from modules.request.image_request import HIRES_INPUTS, MAX_SEED, Hires, ImageRequest
 from modules.request.loras import loras_of
 from modules.request.pictures import check_pictures, read_pictures
 from modules.request.sizes import check_finished_size, check_mask, check_units_at_size, choose_size
+from modules.request.without_effect import latent_notices, without_effect
 
-HIRES_INPUTS: Mapping[str, str] = MappingProxyType(
-    {
-        "scale": "hr_scale",
-        "steps": "hr_steps",
-        "upscaler": "hr_upscaler",
-        "strength": "denoising_strength",
-        "prompt": "hr_prompt",
-        "tiles": "hr_tiles",
-    }
-)
-"""The input of every field of :class:`Hires`."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -150,9 +140,9 @@ def build_request(
     ``restores_faces`` what is installed, ``left_out`` why other files cannot be used, by name; ``defaults`` what is
     meant by None; ``lora_sources`` where a LoRA may come from. Raises :class:`InputError` for what cannot be honoured.
     """
-    inputs = defaults.filled(inputs, profile)
+    given, inputs = inputs, defaults.filled(inputs, profile)
     _refuse_unsupported(inputs, profile)
-    notices = _variant_notices(inputs["model"], profile)
+    notices = [*_variant_notices(inputs["model"], profile), *without_effect(given, inputs, profile, defaults)]
     if inputs["go_fast"] and not profile.inputs.go_fast:
         inputs["go_fast"] = False
         notices.append(f"go_fast: has no effect, {profile.inputs.no_go_fast}")
@@ -169,6 +159,7 @@ def build_request(
     seeds = {"seed": seed, "prompt_upsampling_seed": seed}
     fields |= {name: value for name, value in seeds.items() if inputs[name] is None}
     fields["hires"] = _hires(inputs) if inputs["enable_hr"] else None
+    notices += latent_notices(fields["hires"])
     units = adetailer_units(inputs, profile, detectors, restores_faces, left_out)
     if not profile.inputs.negative_prompt and any(unit.negative_prompt for unit in units):
         units = tuple(replace(unit, negative_prompt="") for unit in units)
@@ -178,12 +169,17 @@ def build_request(
     request = validated(ImageRequest, fields, InputError)
     check_finished_size(request, profile.canvas)
     check_units_at_size(request)
+    _check_masks(request)
+    return request
+
+
+def _check_masks(request: ImageRequest) -> None:
+    """Raises :class:`InputError` for a mask that has another shape than the picture, or is for nothing."""
     for field, mask in (("mask", request.mask), ("ad_mask", request.ad_mask)):
         if mask:
             check_mask(mask, request.picture_size, field)
-    if request.ad_mask and not units:
+    if request.ad_mask and not request.adetailer:
         raise InputError("ad_mask", "is for the detail pass, which is off; turn adetailer on, or leave it out")
-    return request
 
 
 def _size(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import tempfile
 import threading
 import time
@@ -20,6 +19,10 @@ SWEEP_SECONDS = 3.0
 """A file that no request owns at two looks so far apart, and that nobody writes, is deleted."""
 STALLED_SECONDS = 10.0
 """Without a byte, after which Cog's server gives a download up."""
+MAX_BYTES = 128 * 2**20
+"""Of one file."""
+CHUNK = 2**20
+TOO_LARGE = f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller"
 
 
 def files_in(value: object) -> list[Path]:
@@ -68,9 +71,10 @@ class Uploads:
         return file.is_file() and file.resolve().parent == self.folder.resolve()
 
     def copy_in(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with every file, which the caller may name anywhere, replaced by a copy in this folder.
+        """The inputs with every file, which the caller may name anywhere and which may be a pipe, replaced by a copy in
+        this folder.
 
-        Raises :class:`InputError` for a file that cannot be read.
+        Raises :class:`InputError` for a file that cannot be read, or is larger than :data:`MAX_BYTES`.
         """
         return {field: self._copied(field, value) for field, value in inputs.items()}
 
@@ -86,8 +90,11 @@ class Uploads:
 
     def _copy(self, field: str, file: Path, copy: Path) -> Path:
         try:
-            with full_disk_in_one_line():
-                shutil.copyfile(file, copy)
+            with full_disk_in_one_line(), file.open("rb") as source, copy.open("wb") as target:
+                for chunk in iter(lambda: source.read(CHUNK), b""):
+                    if target.tell() + len(chunk) > MAX_BYTES:  # a device may have no end
+                        raise InputError(field, TOO_LARGE)
+                    target.write(chunk)
         except OSError as error:
             raise InputError(field, f"cannot read '{file}': {error.strerror}") from None
         return copy

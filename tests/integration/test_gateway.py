@@ -223,6 +223,19 @@ def test_a_client_that_goes_away_cancels_its_prediction(shared: Toy) -> None:
     shared.until(lambda: shared.health()["predictions"]["running"] == 0, 5)
 
 
+@pytest.mark.parametrize("prefer", ["Respond-Async", "wait=60, respond-async", "respond-async; x=1"])
+def test_a_client_that_prefers_not_to_wait_does_not(shared: Toy, prefer: str) -> None:
+    answer = requests.post(
+        f"{shared.url}/predictions",
+        json={"id": "soon", "input": {"prompt": "wait", "seconds": 50}},
+        headers={"Prefer": prefer},
+        timeout=10,
+    )
+    assert answer.status_code == 202
+    shared.cancel("soon")
+    shared.until(lambda: shared.health()["predictions"]["running"] == 0)
+
+
 def test_a_put_that_is_sent_again_shows_the_state_and_begins_nothing(shared: Toy) -> None:
     shared.begin(50.0, "again")
     answer = requests.put(

@@ -79,7 +79,7 @@ class LoraSources:
         short = {one.rpartition("/")[2]: one for one in names}
         hint = nearest(wanted, names) or nearest(wanted, short)
         others = "" if hint or not names else f"; there are {', '.join(list(names)[:5])}" + ", ..." * (len(names) > 5)
-        return f"'{shown(name)}' is not in weights/{FOLDER}{hint or others}"
+        return f"'{shown(name)}' is not in weights/{FOLDER}{hint or others}; put its file there, or leave it out"
 
 
 LOCAL_ONLY = LoraSources()

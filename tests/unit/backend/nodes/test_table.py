@@ -70,6 +70,22 @@ def test_tables_have_these_endings(name: str, tmp_path: Path) -> None:
     assert table(tmp_path, "id\tprompt\n1\tx\n", name)[0].inputs["prompt"] == "x"
 
 
+def test_lines_without_text_are_no_rows(tmp_path: Path) -> None:
+    """Spreadsheets save what lies below a table as lines of separators."""
+    rows = table(tmp_path, "id,prompt,scale\na,x,1\n,,\n\nb,y,1\n,,,,\n")
+    assert [(row.id, row.problem) for row in rows] == [("a", ""), ("b", "")]
+
+
+def test_a_row_with_a_wrong_cell_keeps_the_others(tmp_path: Path) -> None:
+    (row,) = table(tmp_path, "id,prompt,seed,num_inference_steps\na,x,7,many\n")
+    assert row.problem.startswith("num_inference_steps: ") and row.inputs == {"prompt": "x", "seed": 7}
+
+
+def test_spaces_around_a_value_mean_nothing(tmp_path: Path) -> None:
+    (row,) = table(tmp_path, "prompt,adetailer,num_inference_steps,scale\nx, off , 2 ,1 \n")
+    assert not row.problem and row.inputs["adetailer"] is False and row.inputs["num_inference_steps"] == 2
+
+
 ODD_IDS = ["a b/c", "../../x", "ä", "日本", ".", "con.", "x" * 900, 'a"b', "a\u202eb", " spaces ", "a\nb"]
 
 
@@ -92,7 +108,7 @@ def test_an_id_has_a_limit_and_is_there_once() -> None:
 @pytest.mark.parametrize(
     ("cells", "problem"),
     [
-        ("image=missing.png", "image: there is no such file"),
+        ("image=missing.png", "image: there is no file 'missing.png'"),
         ("image=text.png", "image: is not an image"),
         ('adetailer_args={"ad_x": 1}', "adetailer_args: unknown argument 'ad_x'"),
         ("adetailer_args_hands=[[", "adetailer_args_hands: is not valid JSON"),

@@ -79,7 +79,7 @@ def test_of_sixteen_rows_with_three_broken_ones_13_are_drawn_and_three_reported(
     failed = {name: entry["error"] for name, entry in told.items() if entry["status"] == "failed"}
     assert tuple(sorted(failed)) == BROKEN
     assert failed["row-05"] == "num_inference_steps: must be from 1 to 50, not 99"
-    assert failed["row-08"] == "image: there is no such file"
+    assert failed["row-08"] == "image: there is no file 'missing.png'"
     assert failed["row-13"].startswith("width: must be a multiple of 32")
 
 
@@ -147,7 +147,7 @@ def test_without_resume_a_folder_that_holds_a_table_is_left_alone(made: Path, co
         ),
         ("table.csv", "prompt\n", "table: has no rows"),
         ("table.csv", 'prompt\n"a\n', "table: is not valid CSV in line 1: unexpected end of data"),
-        ("table.txt", "prompt\na\n", "table: must be a .csv or .jsonl file, not 'table.txt'"),
+        ("table.txt", "prompt\na\n", "table: must be a .csv, .tsv or .jsonl file, not 'table.txt'"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused_before_the_first_picture(

@@ -90,11 +90,12 @@ def test_names_of_files_are_no_words_and_those_without_effect_are_told() -> None
     assert without_networks("<lora:" * 4_000) == "<lora:" * 4_000
 
 
-def test_weights_are_told_once_where_they_are_plain_words() -> None:
+def test_markup_is_told_once_where_they_are_plain_words() -> None:
     assert plain_words_notes("prompt", "a (red:1.3) (hat:1.2)", "Flux") == [
         "prompt: Flux reads '(red:1.3)' as plain words, it knows no weights"
     ]
-    assert plain_words_notes("prompt", "a BREAK b", "Flux")
+    for markup in ("BREAK", "((hat))", "[hat]", "[[hat]]", "[cat:dog:0.5]", "[a|b]", r"\(hat\)"):
+        assert plain_words_notes("prompt", f"a {markup} b", "Flux"), markup
     assert plain_words_notes("prompt", "a clock at 10:30 (in the morning), breaking", "Flux") == []
 
 

@@ -20,6 +20,9 @@ BASE64 = base64.b64encode(CONTENT).decode()
         f"data:image/png;base64,{BASE64}",
         f"data:;base64,{BASE64}",
         f"data:image/png;name=x.png;base64,{BASE64.replace('+', '%2B').replace('=', '%3D')}",
+        f"DATA:image/png;BASE64,{BASE64}",
+        f"data:image/png;base64, {base64.encodebytes(CONTENT).decode()}",
+        f"data:image/png;base64,{BASE64.rstrip('=')}",
         "data:image/png," + "".join(f"%{byte:02x}" for byte in CONTENT),
     ],
 )
@@ -28,7 +31,7 @@ def test_all_ways_to_write_one_are_read(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["data:", "data:x", "data:,", "data:;base64,", "data:;base64,!", "data:;base64,YQ", "data:;base64,é"]
+    "url", ["data:", "data:x", "data:,", "data:;base64,", "data:;base64,!", "data:;base64,Y", "data:;base64,é"]
 )
 def test_others_are_refused_by_name(url: str) -> None:
     with pytest.raises(InputError, match="^image: "):

@@ -216,7 +216,7 @@ class TestRefusals:
     def test_what_is_no_image_is_refused_without_its_path_or_content(self, tmp_path: Path) -> None:
         message = refused(tmp_path, b"root:x:0:0")
         assert f"give one of {', '.join(IMAGE_FORMATS)}" in message and "root" not in message
-        with pytest.raises(InputError, match="image: there is no such file"):
+        with pytest.raises(InputError, match="image: there is no file 'none.png'"):
             read_image(tmp_path / "none.png", "image")
 
     @pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "JPEG2000", "PDF", "EPS", "PCX"])

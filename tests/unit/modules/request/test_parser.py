@@ -32,6 +32,7 @@ def test_seed_0_is_a_seed_and_no_seed_is_a_random_one() -> None:
     ("changes", "field", "message"),
     [
         ({"prompt": "  "}, "prompt", "is empty"),
+        ({"prompt": "\u200b\u2060 \u202e"}, "prompt", "is empty"),
         ({"num_outputs": 5}, "num_outputs", "from 1 to 4"),
         ({"num_inference_steps": 0}, "num_inference_steps", "from 1 to 50"),
         ({"guidance_scale": -1}, "guidance_scale", "from 0 to 10"),

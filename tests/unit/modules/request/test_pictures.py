@@ -117,7 +117,7 @@ def test_too_many_references_are_refused(photo: Path) -> None:
 def test_a_reference_that_cannot_be_read_is_named_by_its_number(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert refusal(LOOKS, images=[photo, tmp_path / "text.png"]).startswith("images: file 2: is not an image")
-    assert refusal(LOOKS, images=[tmp_path / "none.png"]) == "images: file 1: there is no such file"
+    assert refusal(LOOKS, images=[tmp_path / "none.png"]) == "images: file 1: there is no file 'none.png'"
 
 
 @pytest.mark.parametrize(

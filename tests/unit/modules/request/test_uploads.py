@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +62,17 @@ def test_a_file_that_the_user_names_is_copied(uploads: Uploads, tmp_path: Path) 
     listed = uploads.copy_in({"images": [tmp_path / "other.jpg", tmp_path / "photo.png"]})["images"]
     assert listed == [uploads.folder / "images-1.jpg", uploads.folder / "images-2.png"]
     assert [file.read_bytes() for file in listed] == [b"other", b"photo"]
+
+
+def test_a_pipe_is_read_and_a_file_without_end_is_refused(uploads: Uploads, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"photo",))
+    writer.start()
+    assert uploads.copy_in({"image": pipe})["image"].read_bytes() == b"photo"
+    writer.join()
+    with pytest.raises(InputError, match="^image: is a file of more than 128 MiB; save it smaller$"):
+        uploads.copy_in({"image": Path("/dev/zero")})
 
 
 def test_the_files_of_a_request_are_deleted_when_it_ends_and_no_others(uploads: Uploads) -> None:
