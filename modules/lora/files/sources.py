@@ -78,8 +78,8 @@ class LoraSources:
             return f"'{shown(name)}' is the name of several files; give one with its folder: {', '.join(same[:5])}"
         short = {one.rpartition("/")[2]: one for one in names}
         hint = nearest(wanted, names) or nearest(wanted, short)
-        others = "" if hint or not names else f"; there are {', '.join(list(names)[:5])}" + ", ..." * (len(names) > 5)
-        return f"'{shown(name)}' is not in weights/{FOLDER}{hint or others}; put its file there, or leave it out"
+        others = f"; there are {', '.join(list(names)[:5])}" + ", ..." * (len(names) > 5) if names else ""
+        return f"'{shown(name)}' is not in weights/{FOLDER}{hint or f'{others}; put its file there'}"
 
 
 LOCAL_ONLY = LoraSources()

@@ -16,7 +16,6 @@ from backend.core.cancellation import Canceled, Cancellation
 from modules.lora.files.store import Fetch, LoraStore, Tokens
 
 INK, VERSION = lora_bytes(1), "a" * 64
-REMEDY = "; put its file there, or leave it out"
 CDN = "civitai-delivery-worker-prod.0af1.r2.cloudflarestorage.com"
 
 
@@ -56,8 +55,8 @@ def test_a_changed_file_is_another_one(store: LoraStore, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("inc", "lora_weights: 'inc' is not in weights/loras (did you mean 'ink'?)" + REMEDY),
-        ("zzzzzz", "lora_weights: 'zzzzzz' is not in weights/loras; there are a/oil, b/oil, ink" + REMEDY),
+        ("inc", "lora_weights: 'inc' is not in weights/loras (did you mean 'ink'?)"),
+        ("zzzzzz", "lora_weights: 'zzzzzz' is not in weights/loras; there are a/oil, b/oil, ink; put its file there"),
         ("oil", "lora_weights: 'oil' is the name of several files; give one with its folder: a/oil, b/oil"),
     ],
 )
