@@ -1,15 +1,22 @@
-"""What ``python -m bench.gpu`` measures on, and a row of its table. Imports nothing heavy but torch."""
+"""What ``python -m bench.gpu`` measures on, and a row of its table."""
 
 from __future__ import annotations
 
-import importlib.util
+import logging
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from backend.core.scratch import scratch_for_process
 from backend.core.settings import Settings
+from modules.detection.yolo import offline_ultralytics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,22 @@ class Ground:
 
 
 def without_libraries() -> tuple[str, ...]:
-    """The stages whose libraries are not installed, as on a machine to which only what is measured was carried."""
+    """The stages whose libraries cannot be imported, as on a machine to which only what is measured was carried."""
     needed = {"adetailer": "ultralytics", "face_enhance": "ultralytics", "upscale": "spandrel", "hires": "spandrel"}
-    return tuple(stage for stage, library in needed.items() if importlib.util.find_spec(library) is None)
+    return tuple(stage for stage, library in needed.items() if not can_be_imported(library))
+
+
+@cache
+def can_be_imported(library: str) -> bool:
+    """Whether it is there with all that it needs."""
+    if "ultralytics" not in sys.modules:
+        offline_ultralytics(scratch_for_process() / "ultralytics")
+    try:
+        import_module(library)
+    except ImportError as error:
+        logger.warning("%s is left out: %s", library, error)
+        return False
+    return True
 
 
 @dataclass(frozen=True)

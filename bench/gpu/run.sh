@@ -7,8 +7,8 @@
 #
 # The wheels, made on a machine with a network for the Python of the other one; together 11 MB, so that they can be
 # carried. The other machine also has torchvision, transformers, accelerate and what these need. What needs spandrel or
-# ultralytics is left out of the service where these are not there.
-#   for name in annotated-types diffusers importlib-metadata lazy-importer pydantic pydantic-core spandrel \
+# ultralytics is left out of the service where these cannot be imported: ultralytics needs cv2, which is not carried.
+#   for name in annotated-types diffusers einops importlib-metadata lazy-importer pydantic pydantic-core spandrel \
 #     typing-inspection ultralytics-opencv-headless ultralytics-platform ultralytics-thop; do
 #     grep "^$name==" requirements.txt
 #   done > wheels.txt

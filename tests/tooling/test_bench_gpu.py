@@ -25,7 +25,7 @@ from backend.core.settings import ROOT
 from bench.gpu.__main__ import main
 from bench.gpu.checkpoint import BLOCK, FLUX_DEV, TINY, build, write_checkpoint, write_weights
 from bench.gpu.denoising import GRAPHS, TECHNIQUES
-from bench.gpu.ground import Ground, Row
+from bench.gpu.ground import Ground, Row, can_be_imported, without_libraries
 from bench.gpu.measures import MEASURES, caps, fallback
 from bench.gpu.timing import attempted
 
@@ -86,7 +86,7 @@ def test_the_carried_wheels_are_pinned_and_with_what_a_machine_for_torch_has_all
     (listed,) = re.findall(r"for name in (.*?); do", script, re.DOTALL)
     carried = set(re.findall(r"[a-z][a-z0-9-]*", listed))
     there = requirements_of("torch", "torchvision", "transformers", "accelerate", "requests") | {"zipp"}
-    assert requirements_of("diffusers", "pydantic") <= carried | there
+    assert requirements_of("diffusers", "pydantic", "spandrel") <= carried | there
     pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert carried <= pinned
 
@@ -124,6 +124,14 @@ def test_every_attention_kernel_has_a_row_or_the_reason_why_it_has_no_figure() -
     assert {row.name for row in rows} == {"_native_math", "native"}
     assert all(row.value > 0 or math.isnan(row.value) and row.note for row in rows)
     assert [row.note for row in rows].count("the fastest") == 1
+
+
+def test_stages_whose_libraries_lack_something_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking.py").write_text("import none_such")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not can_be_imported("lacking") and not can_be_imported("none_such")
+    assert can_be_imported("spandrel") and can_be_imported("ultralytics")
+    assert without_libraries() == ()
 
 
 def test_every_technique_has_a_row_on_a_gpu() -> None:
