@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ROW, LEFT, WIDTH, RIGHT = 22, 230, 900, 90
 """Pixels of the chart: height of a row, width of the names, of the bars, and of the last label."""
 SUFFIXES = (".png", ".json")
+"""Of the files that :func:`write_timeline` writes."""
 COLOURS = ("#3b6fb6", "#6fa8dc", "#9fc5e8", "#cfe2f3")
 """Of the bars, by depth."""
 

@@ -100,8 +100,8 @@ def _first_problem(
 
 
 def from_text(kind: type[T], text: str) -> T:
-    """A ``bool``, ``int`` or ``float`` from text, such as an environment variable's. Raises ValueError with what it
-    must be."""
+    """A ``bool``, ``int`` or ``float`` from text, such as an environment variable's; spaces around it mean nothing.
+    Raises ValueError with what it must be."""
     try:
         return TypeAdapter(kind).validate_python(text.strip())
     except ValidationError as error:

@@ -11,7 +11,7 @@ from backend.core.errors import InputError
 PREFIX = "data:"
 BASE64 = ";base64"
 SPACE = bytes(range(33))
-"""In base64 it means nothing; ``base64`` breaks its lines."""
+"""Spaces, line breaks and control characters: in base64 they mean nothing, and the command ``base64`` breaks lines."""
 
 
 def decode(field: str, url: str) -> bytes:
@@ -32,6 +32,7 @@ def decode(field: str, url: str) -> bytes:
 
 
 def is_data_url(text: str) -> bool:
+    """Whether it begins as one; the scheme may be written in capitals."""
     return text[: len(PREFIX)].lower() == PREFIX
 
 

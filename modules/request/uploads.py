@@ -22,6 +22,7 @@ STALLED_SECONDS = 10.0
 MAX_BYTES = 128 * 2**20
 """Of one file."""
 CHUNK = 2**20
+"""Bytes that are copied at once."""
 TOO_LARGE = f"is a file of more than {MAX_BYTES // 2**20} MiB; save it smaller"
 
 

@@ -19,26 +19,27 @@ def without_effect(
 ) -> list[str]:
     """The notices of a request. ``given`` has None where an input was left out, ``filled`` what is meant by that. A
     value that is the default is not told, because many clients send all of them."""
-    hires, padding = Hires(), ImageRequest.__dataclass_fields__["inpaint_only_masked_padding"].default
-    scaled = filled["scale"] > 1 or (filled["enable_hr"] and filled["hr_upscaler"] == hires.upscaler)
+    upscaled = filled["scale"] > 1 or (filled["enable_hr"] and filled["hr_upscaler"] == "ESRGAN")
     masked = filled["mask"] or filled["outpaint"]
+    # by the input that nothing reads: what it needs, and its values that ask for nothing
     unread: dict[str, tuple[str, tuple[object, ...]]] = {}
-    """By input, what it needs, and its values that mean nothing."""
     if not filled["enable_hr"]:
-        unread |= {name: ("enable_hr", (getattr(hires, field),)) for field, name in HIRES_INPUTS.items()}
+        usual = Hires()
+        unread |= {name: ("enable_hr", (getattr(usual, field),)) for field, name in HIRES_INPUTS.items()}
     if not filled["adetailer"]:
         unread |= dict.fromkeys(DETAIL_INPUTS, ("adetailer", ("",)))
     if not filled["image"]:
         unread["prompt_strength"] = "image", (None, profile.strength)
     if not masked:
         unread["inpaint_only_masked"] = "mask", (None, defaults.inpaint_only_masked)
-        unread["inpaint_only_masked_padding"] = "mask", (padding,)
+        unread["inpaint_only_masked_padding"] = "mask", (ImageRequest.inpaint_only_masked_padding,)
     if not filled["prompt_upsampling"]:
         unread["prompt_upsampling_seed"] = "prompt_upsampling", (None,)
-    if not scaled:
+    if not upscaled:
         unread["upscaler"] = "a scale above 1", ("",)
-    told = [name for name, (_, usual) in unread.items() if given[name] not in usual]
-    return [f"{name}: has no effect without {unread[name][0]}" for name in told]
+    return [
+        f"{name}: has no effect without {needed}" for name, (needed, idle) in unread.items() if given[name] not in idle
+    ]
 
 
 def latent_notices(hires: Hires | None) -> list[str]:
