@@ -72,7 +72,7 @@ SCALED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "num_attention_heads": 1,
             "vocab_size": 1024,
         },
-        "text_encoder_2": {"d_model": 128, "d_ff": 640, "num_layers": 24, "num_heads": 2, "vocab_size": 1024},
+        "text_encoder_2": {"d_model": 128, "d_ff": 640, "num_layers": 24, "num_heads": 2, "vocab_size": 1088},
     }
 )
 """FLUX.1-dev, 24 times narrower."""
