@@ -54,7 +54,9 @@ def set_execution_device(pipeline: Any, device: torch.device) -> None:
     pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": device})
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Attention of N x tokens x heads x head size with the kernel that is active in diffusers.
 
     diffusers 0.42.1, ``models.attention_dispatch.dispatch_attention_fn``: kernels can be chosen by public functions,
@@ -62,7 +64,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     """
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-    output: torch.Tensor = dispatch_attention_fn(query, key, value)
+    output: torch.Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask)
     return output
 
 

@@ -27,6 +27,7 @@ from backend.offload.quantized_linear import Fp8ComputeLinear
 from backend.planning.rules import FP8_COMPUTE_CAPABILITY
 from modules.compat import attend
 from modules.compilation import Compilation, why_no_compiler
+from modules.diffusion.rotary_attention import rotate_as_complex
 from modules.diffusion.rotary_cache import CachedRotaryEmbedding
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class FluxMemoryOptimizer:
             self._note_products(module)
             self._choose_attention(module)
             self._cache_rotary_embedding(module)
+            self._rotate_as_complex(module)
             self._compile_transformer(module)
         elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
@@ -164,6 +166,15 @@ class FluxMemoryOptimizer:
         else:
             transformer.pos_embed = CachedRotaryEmbedding(embedding)
             self._note(name, True, "computed once for all steps of a picture")
+
+    def _rotate_as_complex(self, transformer: Any) -> None:
+        name = "complex rotations"
+        if self.device.kind == "cuda":
+            self._note(name, False, "compiled blocks rotate in one kernel as it is")
+        elif rotate_as_complex(transformer):
+            self._note(name, True, "queries and keys are rotated in one operation each")
+        else:
+            self._note(name, False, "the transformer's attention does not rotate by tables of sines")
 
     def _order_channels_last(self, name: str, module: nn.Module) -> None:
         if self.device.kind == "cuda" and any(isinstance(part, nn.GroupNorm) for part in module.modules()):

@@ -65,7 +65,7 @@ def test_diffusers_attends_with_the_kernel_that_is_active() -> None:
     from diffusers import attention_backend
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-    assert_takes(dispatch_attention_fn, "diffusers", "query", "key", "value")
+    assert_takes(dispatch_attention_fn, "diffusers", "query", "key", "value", "attn_mask")
     query, key, value = torch.randn(3, 1, 5, 2, 8, generator=torch.Generator().manual_seed(0))
     heads_first = (one.transpose(1, 2) for one in (query, key, value))
     expected = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)

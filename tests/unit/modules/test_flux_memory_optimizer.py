@@ -78,6 +78,7 @@ def test_on_a_cpu_every_technique_is_listed_once_with_a_reason(plan: MemoryPlan)
         "threads",
         "block cache",
         "cached rotary embedding",
+        "complex rotations",
         "channels last: vae",
         "channels last: upscaler",
     }
