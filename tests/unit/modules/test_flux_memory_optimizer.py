@@ -26,15 +26,11 @@ from backend.offload.quantized_linear import FORMATS, quantize
 from backend.planning.costs import Kind
 from backend.stream import HostTransfers
 from modules.app.service import Service
-from modules.flux_memory_optimizer import (
-    FluxMemoryOptimizer,
-    clearly_fastest,
-    fastest_attention,
-    set_attention,
-)
+from modules.flux_memory_optimizer import FluxMemoryOptimizer, clearly_fastest, fastest_attention, set_attention
 
 FOLDER = ROOT / "weights" / "embedded" / "flux"
 CPU = torch.device("cpu")
+CARD = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -140,8 +136,7 @@ def test_the_precision_is_told_with_its_reason(
 
 def test_making_an_optimizer_sets_nothing_in_the_process(plan: MemoryPlan) -> None:
     before = torch.get_float32_matmul_precision()
-    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
-    made = FluxMemoryOptimizer(card, plan, Settings())
+    made = FluxMemoryOptimizer(CARD, plan, Settings())
     assert torch.get_float32_matmul_precision() == before == "highest"
     assert "TensorFloat-32" not in made.table()
 
@@ -165,6 +160,13 @@ def test_on_cuda_only_what_keeps_the_layout_computes_channels_last(plan: MemoryP
     assert not entry(made, "channels last: vae")[0] and entry(made, "channels last: upscaler")[0]
     assert all(p.is_contiguous() for p in vae.parameters())
     assert next(upscaler.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_on_a_cpu_queries_and_keys_are_rotated_as_complex_numbers(plan: MemoryPlan, transformer: nn.Module) -> None:
+    made = optimizer(plan)
+    made.improve("transformer", transformer)
+    assert entry(made, "complex rotations")[0]
+    assert "aten::view_as_complex" in operators(lambda: forward(transformer))
 
 
 def test_the_autoencoder_computes_channels_last(plan: MemoryPlan) -> None:
@@ -341,8 +343,7 @@ def test_the_whole_transformer_is_one_graph_only_where_its_weights_stay(
 
 @pytest.mark.parametrize("compile", ["auto", "on"])
 def test_a_set_up_does_not_take_a_minute_for_a_decoder_that_is_hardly_faster(plan: MemoryPlan, compile: str) -> None:
-    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
-    made = FluxMemoryOptimizer(card, plan, replace(Settings(), compile=compile))
+    made = FluxMemoryOptimizer(CARD, plan, replace(Settings(), compile=compile))
     made.improve("vae", load("vae"))
     assert "saves 25 ms" in entry(made, "compiled decoding")[1] and not made.compiles
 
@@ -351,9 +352,8 @@ def test_the_decoder_is_compiled_for_all_sizes(plan: MemoryPlan, monkeypatch: py
     compile_with("eager", monkeypatch)
     torch._dynamo.reset()
     counters.clear()
-    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
     vae: Any = small_autoencoder()
-    made = FluxMemoryOptimizer(card, plan, replace(Settings(), compile="whole"))
+    made = FluxMemoryOptimizer(CARD, plan, replace(Settings(), compile="whole"))
     made.improve("vae", vae)
     assert entry(made, "compiled decoding")[0] and made.compiles
     with torch.inference_mode():
@@ -387,8 +387,7 @@ def test_without_a_compiler_nothing_is_tried(
     plan: MemoryPlan, transformer: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compile: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    card = Device("cuda", "a card", 80 * 2**30, 80 * 2**30, (9, 0), torch.bfloat16)
-    made = FluxMemoryOptimizer(card, plan, replace(Settings(), compile=compile))
+    made = FluxMemoryOptimizer(CARD, plan, replace(Settings(), compile=compile))
     made.improve("vae", load("vae"))
     assert "install gcc" in entry(made, "compiled decoding")[1] and not made.compiles
 

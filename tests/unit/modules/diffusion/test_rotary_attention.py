@@ -110,7 +110,7 @@ def test_compiled_code_is_that_of_diffusers(
         return graph.forward
 
     torch._dynamo.reset()
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in (transformer.transformer_blocks[0], transformer.single_transformer_blocks[0]):
         block.compile(backend=trace, fullgraph=True)
     torch.testing.assert_close(step(transformer), plain, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
