@@ -54,7 +54,7 @@ def asked(service: DiffusionService, **changes: Any) -> DenoiseRequest:
     given: dict[str, Any] = {
         "prompts": ("a red fox",) * 2,
         "seeds": (3, 4),
-        "steps": 4,
+        "steps": 3,
         "guidance": 3.5,
         "images": (image,) * 2,
         "strength": 0.6,
