@@ -2,9 +2,12 @@
 
     python -m bench.robustness.same_pixels --against REV [--json FILE]
     python -m bench.robustness.same_pixels --against-folder DIR          a checkout with an environment of its own
+    python -m bench.robustness.same_pixels --against REV --its-models -i scale=1
 
 Both sides run ``scripts/predict``, so that everything behind it may change. They use float32 on the CPU with their own
-embedded models, and tiny random SDXL and SD 1.5 models. Exit code 1 if any pixel differs.
+embedded models, or both with those of the other commit (``--its-models``), because they may have been trained anew
+since; and tiny random SDXL and SD 1.5 models. ``-i`` is an input of all requests that do not set it themselves. Exit
+code 1 if any pixel differs.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +75,12 @@ def make_requests(scratch: Path) -> list[Request]:
     ]
 
 
-def draw(request: Request, checkout: Path, folder: Path) -> tuple[list[np.ndarray], float]:
-    """The pictures that a checkout draws, and the seconds of the whole command. Ends the program when it draws none."""
+def draw(request: Request, checkout: Path, models: Path, folder: Path) -> tuple[list[np.ndarray], float]:
+    """The pictures that a checkout draws with the embedded models of ``models``, and the seconds of the whole command.
+    Ends the program when it draws none."""
     weights = folder / "weights"  # without what was downloaded: only one side may have it
     weights.mkdir(parents=True)
-    (weights / "embedded").symlink_to(checkout / "weights" / "embedded")
+    (weights / "embedded").symlink_to(models / "weights" / "embedded")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
     environment |= {"FLUX_DTYPE": "float32", "FLUX_DEVICE": "cpu", "FLUX_LOG_LEVEL": "WARNING"}
     environment |= {"FLUX_MODEL": request.model, "FLUX_WEIGHTS_DIR": str(weights)}
@@ -90,10 +94,10 @@ def draw(request: Request, checkout: Path, folder: Path) -> tuple[list[np.ndarra
     return [np.asarray(Image.open(folder / file)).astype(int) for file in json.loads(process.stdout)["files"]], seconds
 
 
-def compare(request: Request, there: Path, scratch: Path) -> dict[str, object]:
+def compare(request: Request, there: Path, models: Path, scratch: Path) -> dict[str, object]:
     """A row of the table; its difference is the largest of 255, or "sizes" where number or sizes of pictures differ."""
-    ours, seconds_here = draw(request, ROOT, scratch / "here" / request.name)
-    theirs, seconds_there = draw(request, there, scratch / "there" / request.name)
+    ours, seconds_here = draw(request, ROOT, models, scratch / "here" / request.name)
+    theirs, seconds_there = draw(request, there, there, scratch / "there" / request.name)
     alike = [picture.shape for picture in ours] == [picture.shape for picture in theirs]
     difference = max(int(np.abs(a - b).max()) for a, b in zip(ours, theirs)) if alike else "sizes"
     seconds = {"seconds_here": seconds_here, "seconds_there": seconds_there}
@@ -119,6 +123,8 @@ def main() -> None:
     other = parser.add_mutually_exclusive_group(required=True)
     other.add_argument("--against", metavar="REV", help="a commit, which is checked out for the time of the comparison")
     other.add_argument("--against-folder", type=Path, metavar="DIR", help="a checkout that can draw")
+    parser.add_argument("--its-models", action="store_true", help="both draw with the other's embedded models")
+    parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="of all requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     options = parser.parse_args()
     disable_progress_bar()
@@ -127,8 +133,12 @@ def main() -> None:
         scratch, folder = Path(temporary), options.against_folder
         with nullcontext(folder.resolve()) if folder else checked_out(options.against, scratch / "checkout") as there:
             print(line.format("request", "pictures", "difference", "seconds here", "there"))
+            models = there if options.its_models else ROOT
             for request in make_requests(scratch):
-                rows.append(compare(request, there, scratch))
+                asked = replace(
+                    request, inputs={**dict(pair.split("=", 1) for pair in options.inputs), **request.inputs}
+                )
+                rows.append(compare(asked, there, models, scratch))
                 print(line.format(*rows[-1].values()), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
