@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from support import original_names
 from support.model_pictures import SIDE, drawn, found_model, service_of
 from support.original_flux import original_layout
+from support.slow import sampled
 
 from backend.core.errors import WeightsError
 from backend.core.settings import ROOT
@@ -185,7 +186,7 @@ def write(target: Path, folder: Path, family: str, form: Form) -> tuple[Path, Pa
     return target / (form.model or form.file), target if form.base == "described" else folder
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(("family", "name"), sampled(CASES, 4))
 def test_a_form_gives_the_picture_of_its_weights(
     tmp_path: Path, folders: dict[str, Path], pictures: dict[str, np.ndarray], family: str, name: str
 ) -> None:

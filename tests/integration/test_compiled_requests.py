@@ -43,6 +43,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_compiles_nothing(compiled: Service, name: str) -> None:
     before = counters["stats"]["unique_graphs"]

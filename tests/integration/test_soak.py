@@ -15,6 +15,7 @@ def scratch(service: Service) -> Path:
     return service.outputs.parent
 
 
+@pytest.mark.slow
 def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tmp_path: Path) -> None:
     requests = mixed_requests(16, tmp_path, seed=1)
     seen = soak(service, requests, scratch, every=0)
@@ -24,6 +25,7 @@ def test_mixed_requests_leave_nothing_behind(service: Service, scratch: Path, tm
     assert seen.threads[-1] <= seen.threads[len(seen.threads) // 2]
 
 
+@pytest.mark.slow
 def test_a_picture_after_many_others_is_that_of_a_fresh_process(
     service: Service, scratch: Path, tmp_path: Path
 ) -> None:
@@ -32,6 +34,7 @@ def test_a_picture_after_many_others_is_that_of_a_fresh_process(
     assert seen.compared == 1 and seen.different == []
 
 
+@pytest.mark.slow
 def test_a_leak_is_noticed(service: Service, scratch: Path, tmp_path: Path) -> None:
     requests = [request for request in mixed_requests(60, tmp_path) if request.outcome == "refused"] * 4
     assert not any("host memory rose" in fault for fault in soak(service, requests, scratch, every=0).faults())

@@ -38,6 +38,7 @@ from spandrel.architectures.SPAN import SPAN
 from spandrel.architectures.SwiftSRGAN import SwiftSRGAN
 from spandrel.architectures.Swin2SR import Swin2SR
 from spandrel.architectures.SwinIR import SwinIR
+from support.slow import sampled
 from support.upscaling import UNTILED, largest_difference, picture
 from torch import nn
 
@@ -101,7 +102,7 @@ def load(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[U
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", sampled(ARCHITECTURES, 4))
 def test_in_16_bits_a_picture_of_odd_size_becomes_what_spandrels_own_call_makes_of_it(
     tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
@@ -115,7 +116,7 @@ def test_in_16_bits_a_picture_of_odd_size_becomes_what_spandrels_own_call_makes_
     assert (upscaled.clamp(0, 1) - theirs(pixels.clone())).abs().max() <= 1 / 255
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", sampled(ARCHITECTURES, 4))
 def test_pictures_are_upscaled_as_in_one_plain_pass_borders_included_and_in_tiles_without_seams(
     tmp_path: Path, name: str
 ) -> None:

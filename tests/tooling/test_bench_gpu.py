@@ -182,6 +182,7 @@ def test_ours_is_measured_beside_stock_diffusers(measured: Callable[[str], list[
         assert any("ours" in one for one in names) and any("stock" in one for one in names)
 
 
+@pytest.mark.slow
 def test_cards_of_other_sizes_show_what_was_predicted() -> None:
     rows = {row.name: row for row in caps(GROUND, "bf16")}
     for card in ("0.16 GB", "0.08 GB"):
@@ -192,11 +193,13 @@ def test_cards_of_other_sizes_show_what_was_predicted() -> None:
     assert rows["0.02 GB, bf16: bytes missing"].value > 0
 
 
+@pytest.mark.slow
 def test_the_ladder_ends_with_the_picture() -> None:
     [row] = fallback(replace(GROUND, caps=(120_000_000, 20_000_000)), outputs=1, scale=1)
     assert row.value == 1
 
 
+@pytest.mark.slow
 def test_the_picture_of_all_stages_can_be_looked_at(tmp_path: Path) -> None:
     rows = list(MEASURES["picture"](replace(GROUND, pictures=tmp_path)))
     assert all("adetailer" in row.note and "upscale" in row.note for row in rows)
@@ -204,6 +207,7 @@ def test_the_picture_of_all_stages_can_be_looked_at(tmp_path: Path) -> None:
     assert file.stem == "eager" and Image.open(file).width >= 256
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from support.local_hub import TOKEN, LocalHub, manifest_files, sha256
+from support.slow import sampled
 
 from backend.core.settings import ROOT
 from backend.weights.catalog import read_manifest
@@ -169,6 +170,7 @@ def config_with(file: str, *parts: str) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", [Z_IMAGE], indirect=True)
 def test_the_model_of_another_image_needs_no_token(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,7 +197,7 @@ def test_a_build_with_a_file_of_another_kind_fails_loudly(
 
 
 @pytest.mark.parametrize("hub", [KLEIN], indirect=True)
-@pytest.mark.parametrize("fault", ["wrong bytes", "missing"])
+@pytest.mark.parametrize("fault", sampled(["wrong bytes", "missing"], 2))
 def test_a_download_that_goes_wrong_ends_the_build(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:

@@ -166,8 +166,10 @@ json.dump({
 
 @pytest.mark.parametrize(
     "disabled",
-    [("adetailer", "safety_check", "prompt_upsampler"), ("upscale", "hires", "face_enhance")],
-    ids="+".join,
+    [
+        pytest.param(("adetailer", "safety_check", "prompt_upsampler"), id="stages and language model"),
+        pytest.param(("upscale", "hires", "face_enhance"), id="upscaling", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_disabled_is_neither_imported_nor_planned_nor_read(disabled: tuple[str, ...]) -> None:
     """In a process of its own, which starts and makes a picture with default inputs."""

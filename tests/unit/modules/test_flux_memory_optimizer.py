@@ -247,6 +247,7 @@ def compile_with(backend: str | Callable[..., Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "compile", lambda run, dynamic, mode: compiler(run, dynamic=dynamic, backend=backend))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
     plan: MemoryPlan, fresh_compiler: Path
 ) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import PROMPT
+from support.slow import sampled
 
 from backend.core.timeline import Timeline
 from modules.app.service import Service
@@ -123,10 +124,13 @@ def exact(flux: FluxService) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("sampler", "schedule"),
-    [
-        *((EULER, schedule) for schedule in SCHEDULES),
-        *((sampler, SCHEDULES[0]) for sampler in SOLVERS if "SDE" not in sampler),
-    ],
+    sampled(
+        [
+            *((EULER, schedule) for schedule in SCHEDULES),
+            *((sampler, SCHEDULES[0]) for sampler in SOLVERS if "SDE" not in sampler),
+        ],
+        3,
+    ),
 )
 def test_all_lead_to_the_same_picture(flux: FluxService, exact: np.ndarray, sampler: str, schedule: str) -> None:
     few, many = (psnr(several(flux, sampler=sampler, schedule=schedule, steps=steps), exact) for steps in (3, 24))

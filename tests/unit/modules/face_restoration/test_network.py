@@ -114,6 +114,7 @@ def test_only_the_face_changes_and_fades_into_the_picture(box: tuple[int, int, i
         assert np.abs(after - before)[top, max(left, 0) : left + side].max() <= 2, "the square's edge is not to be seen"
 
 
+@pytest.mark.slow
 def test_end_to_end(service: Service, tmp_path: Path) -> None:
     metrics: dict[str, float] = {}
     files = service.predict({**PICTURE, "scale": 1.0, "adetailer": False, "face_enhance": True}, metrics.__setitem__)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.requests_data import DETECTORS, EMBEDDED, INPUTS
 
+from modules.pipeline.adetailer import AdetailerStage
+from modules.pipeline.hires import HiresStage
 from modules.request.defaults import DEFAULTS
 from modules.request.parser import build_request
 
@@ -44,6 +46,11 @@ def test_an_input_without_what_it_needs_is_told(needed: str, unread: dict[str, A
     assert notices(**plain) == ()
     for name, value in unread.items():
         assert notices(**plain, **{name: value}) == (f"{name}: has no effect without {needed}",)
+
+
+def test_every_input_of_the_two_stages_is_tried() -> None:
+    assert set(HiresStage.inputs) == {"enable_hr", *HIRES}
+    assert set(AdetailerStage.inputs) == {"adetailer", "ad_mask", *DETAIL}  # without the stage ad_mask is refused
 
 
 @pytest.mark.parametrize("profile", ["studio", "hosted"])
