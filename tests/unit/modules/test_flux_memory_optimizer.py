@@ -248,9 +248,7 @@ def compile_with(backend: str | Callable[..., Any], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_from_code_that_the_next_start_finds(
-    plan: MemoryPlan, fresh_compiler: Path
-) -> None:
+def test_the_next_start_finds_the_compiled_code_which_computes_the_same(plan: MemoryPlan, fresh_compiler: Path) -> None:
     right = forward(small_transformer(double_blocks=0))  # one kind of block is compiled in half of the time
     for start in range(2):
         transformer = small_transformer(double_blocks=0)
