@@ -12,6 +12,7 @@ import torch
 from support.emulated_runs import emulated_pipeline
 from support.people import portraits
 from support.pictures import PROMPT
+from support.slow import sampled
 from support.small_flux2 import write_klein
 from support.small_z_image import write_z_image
 
@@ -43,7 +44,7 @@ REPAINTED = ImageRequest(
 """Nothing but a face changes, which random weights would not draw."""
 
 
-@pytest.fixture(scope="module", params=[write_klein, write_z_image], ids=["flux2-klein", "z-image"])
+@pytest.fixture(scope="module", params=sampled([write_klein, write_z_image], 2), ids=["flux2-klein", "z-image"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small random weights of a family."""
     written: Path = request.param(tmp_path_factory.mktemp(request.param.__name__))

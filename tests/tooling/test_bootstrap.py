@@ -21,6 +21,7 @@ from zipfile import ZipFile
 
 import pytest
 from support.background import serve_in_background
+from support.slow import sampled
 
 from backend.core.settings import ROOT
 
@@ -319,7 +320,9 @@ def test_two_at_once_do_not_collide(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("begun", "whole_group"),
-    [(".venv", False), (".venv.new", True), (".venv.new", False), (".venv*/lib/*/site-packages/tiny-2.0*", True)],
+    sampled(
+        [(".venv", False), (".venv.new", True), (".venv.new", False), (".venv*/lib/*/site-packages/tiny-2.0*", True)], 3
+    ),
     ids=["at once", "early, with pip", "early, alone", "late, with pip"],
 )
 def test_killed_at_any_moment_the_environment_works_and_the_next_one_finishes(
