@@ -90,8 +90,8 @@ class FluxMemoryOptimizer:
             self._note_products(module)
             self._choose_attention(module)
             self._cache_rotary_embedding(module)
-            self._rotate_as_complex(module)
             self._compile_transformer(module)
+            self._rotate_as_complex(module)
         elif name in ("vae", "unet", *self.upscalers):
             self._order_channels_last(name, module)
             if name == "vae":
@@ -169,8 +169,10 @@ class FluxMemoryOptimizer:
 
     def _rotate_as_complex(self, transformer: Any) -> None:
         name = "complex rotations"
-        if self.device.kind == "cuda":
+        if self.compiles:
             self._note(name, False, "compiled blocks rotate in one kernel as it is")
+        elif self.device.kind == "cuda":
+            self._note(name, False, "not measured on a CUDA device")
         elif rotate_as_complex(transformer):
             self._note(name, True, "queries and keys are rotated in one operation each")
         else:

@@ -127,6 +127,9 @@ def main() -> None:
     parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="of all requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     options = parser.parse_args()
+    if wrong := [one for one in options.inputs if "=" not in one]:
+        parser.error(f"-i {wrong[0]}: give NAME=VALUE")
+    inputs = dict(one.split("=", 1) for one in options.inputs)
     disable_progress_bar()
     line, rows = "{:<26} {:>8} {:>10} {:>12} {:>6}", []
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,9 +138,7 @@ def main() -> None:
             print(line.format("request", "pictures", "difference", "seconds here", "there"))
             models = there if options.its_models else ROOT
             for request in make_requests(scratch):
-                asked = replace(
-                    request, inputs={**dict(pair.split("=", 1) for pair in options.inputs), **request.inputs}
-                )
+                asked = replace(request, inputs={**inputs, **request.inputs})
                 rows.append(compare(asked, there, models, scratch))
                 print(line.format(*rows[-1].values()), flush=True)
     if options.json:

@@ -2,7 +2,7 @@
 
 diffusers rotates each pair of numbers by a table of cosines and one of sines, in several operations that each write a
 whole tensor. One multiplication of complex numbers does the same (Su et al., "RoFormer", 2021, section 3.2.1). It is
-for a CPU: for a CUDA device the blocks are compiled, which makes one kernel of them. Compiled code is diffusers' own.
+for a CPU without compiled blocks: compiling makes one kernel of the operations, so compiled code is diffusers' own.
 """
 
 from __future__ import annotations
@@ -44,11 +44,15 @@ def by_head(attn: Any, numbers: torch.Tensor) -> torch.Tensor:
     return split
 
 
-class JointAttention:
-    """In the place of ``own``, a ``FluxAttnProcessor`` or ``Flux2AttnProcessor``. It takes and returns the same."""
+class ComplexAttention:
+    """In the place of diffusers' ``own`` processor. It takes and returns the same."""
 
     def __init__(self, own: Any, rotations: Rotations) -> None:
         self.own, self.rotations = own, rotations
+
+
+class JointAttention(ComplexAttention):
+    """For ``FluxAttnProcessor`` and ``Flux2AttnProcessor``."""
 
     def __call__(
         self,
@@ -79,11 +83,8 @@ class JointAttention:
         return dropout(linear(attended[:, text:].contiguous())), attn.to_add_out(attended[:, :text].contiguous())
 
 
-class ParallelAttention:
-    """In the place of ``own``, a ``Flux2ParallelSelfAttnProcessor``. It takes and returns the same."""
-
-    def __init__(self, own: Any, rotations: Rotations) -> None:
-        self.own, self.rotations = own, rotations
+class ParallelAttention(ComplexAttention):
+    """For ``Flux2ParallelSelfAttnProcessor``."""
 
     def __call__(
         self,

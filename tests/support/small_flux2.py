@@ -19,11 +19,9 @@ INDEX = {
 }
 
 
-def write_klein(folder: Path, distilled: bool = True) -> Path:
-    """The distilled model, or the base model."""
-    write_qwen3(folder)
+def small_flux2_transformer() -> Flux2Transformer2DModel:
     torch.manual_seed(2)
-    transformer = Flux2Transformer2DModel(
+    return Flux2Transformer2DModel(
         in_channels=16,
         num_layers=2,
         num_single_layers=3,
@@ -34,7 +32,12 @@ def write_klein(folder: Path, distilled: bool = True) -> Path:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
-    transformer.save_pretrained(folder / "transformer")
+
+
+def write_klein(folder: Path, distilled: bool = True) -> Path:
+    """The distilled model, or the base model."""
+    write_qwen3(folder)
+    small_flux2_transformer().save_pretrained(folder / "transformer")
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

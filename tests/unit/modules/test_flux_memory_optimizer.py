@@ -375,7 +375,7 @@ def test_what_cannot_be_compiled_is_reported_and_runs_as_it_is(
     right = forward(transformer)
     made = optimizer(plan, compile="on", compile_cache=str(fresh_compiler))
     made.improve("transformer", transformer)
-    assert made.compiles
+    assert made.compiles and not entry(made, "complex rotations")[0]
     assert torch.equal(forward(transformer), right)
     assert not made.compiles and "compiling failed, so it runs as it is" in entry(made, "compiled blocks")[1]
     assert len([record for record in caplog.records if record.name == "modules.flux_memory_optimizer"]) == 1

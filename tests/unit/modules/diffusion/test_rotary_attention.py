@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxPosEmbed
 from support.small_flux import forward, small_transformer
+from support.small_flux2 import small_flux2_transformer
+from support.small_qwen3 import WIDTH
 from torch import nn
 
 from modules.diffusion.rotary_attention import JointAttention, ParallelAttention, Rotations, rotate, rotate_as_complex
@@ -25,19 +27,7 @@ def tables(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def small_flux2() -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        timestep_guidance_channels=32,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    )
-    return model.eval().requires_grad_(False)
+    return small_flux2_transformer().eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def forward_flux2(transformer: nn.Module) -> torch.Tensor:
@@ -46,7 +36,7 @@ def forward_flux2(transformer: nn.Module) -> torch.Tensor:
     with torch.inference_mode():
         output: torch.Tensor = transformer(
             hidden_states=torch.randn(2, 16, 16, generator=generator),
-            encoder_hidden_states=torch.randn(2, 8, 24, generator=generator),
+            encoder_hidden_states=torch.randn(2, 8, 3 * WIDTH, generator=generator),
             timestep=torch.tensor([0.5, 0.5]),
             txt_ids=torch.tensor([[0, 0, 0, index] for index in range(8)]),
             img_ids=torch.tensor([[0, index // 4, index % 4, 0] for index in range(16)]),
@@ -142,18 +132,12 @@ def test_processors_of_somebody_else_stay() -> None:
 
 
 def test_threads_with_other_positions_get_their_own() -> None:
-    rotations, wrong = Rotations(), list[int]()
+    rotations = Rotations()
 
-    def work(tokens: int) -> None:
+    def right(tokens: int) -> bool:
         cosines, sines = tables(tokens)
         expected = torch.complex(cosines[:, ::2], sines[:, ::2])[None, :, None]
-        for _ in range(500):
-            if not torch.equal(rotations.of(cosines, sines), expected):
-                wrong.append(tokens)
+        return all(torch.equal(rotations.of(cosines, sines), expected) for _ in range(500))
 
-    threads = [threading.Thread(target=work, args=(tokens,)) for tokens in (5, 6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(right, (5, 6))) == [True, True]
